@@ -1,0 +1,47 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .treatAllWarnings(as: .error),
+    // `RawSpan` slices that outlive one expression need lifetime annotations, still behind a flag.
+    .enableExperimentalFeature("Lifetimes"),
+]
+
+let package = Package(
+    name: "swimg",
+    products: [
+        .executable(name: "swimg", targets: ["swimg"]),
+        .library(
+            name: "ImageConvert",
+            targets: ["ImageConvert", "ImageFormats", "ImageStorage", "DiskImage"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
+    ],
+    targets: [
+        .executableTarget(
+            name: "swimg",
+            dependencies: [
+                "ImageConvert", "ImageFormats", "ImageStorage", "DiskImage", "CSystem",
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "ImageConvert",
+            dependencies: ["ImageFormats", "ImageStorage", "DiskImage"],
+            swiftSettings: strict),
+        .target(
+            name: "ImageFormats",
+            dependencies: ["ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate"],
+            swiftSettings: strict),
+        .target(
+            name: "ImageStorage", dependencies: ["DiskImage", "CSystem"], swiftSettings: strict),
+        .target(name: "DiskImage", swiftSettings: strict),
+        .target(name: "CSystem"),
+        .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
+        .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+        .systemLibrary(
+            name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
+    ]
+)
