@@ -1,0 +1,23 @@
+/// What one range of a guest disk holds, as far as metadata can tell.
+///
+/// An extent is a hint that may be wrong in the harmless direction only: what is called `.data`
+/// may turn out to be zeros when read, what is called `.zero` reads as zeros.
+public struct Extent: Sendable, Equatable {
+    public enum Content: Sendable, Equatable {
+        /// Bytes that have to be read to be known.
+        case data
+        /// Reads as zeros.
+        case zero
+        /// Not allocated in this layer: the backing file below decides (zeros where there is none).
+        case backing
+    }
+
+    /// Guest offsets in bytes; never empty.
+    public var range: Range<Int64>
+    public var content: Content
+
+    public init(range: Range<Int64>, content: Content) {
+        self.range = range
+        self.content = content
+    }
+}

@@ -1,0 +1,53 @@
+/// Everything that can go wrong with an image, in words a person can act on.
+///
+/// `description` is one line: file, operation, place and reason.
+public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
+    public enum Kind: Sendable, Equatable {
+        /// The system refused an operation; `errno` says why.
+        case system(errno: Int32)
+        /// The bytes of the image contradict its format.
+        case corrupt
+        /// A valid image or request that this version cannot serve.
+        case unsupported
+        /// A request that makes no sense.
+        case invalid
+    }
+
+    public let kind: Kind
+    /// The file the error is about; nil where no file is to blame.
+    public let path: String?
+    /// What happened, without the file name.
+    public let message: String
+
+    public init(_ kind: Kind, path: String? = nil, _ message: String) {
+        self.kind = kind
+        self.path = path
+        self.message = message
+    }
+
+    public static func corrupt(_ path: String, _ message: String) -> ImageError {
+        ImageError(.corrupt, path: path, message)
+    }
+
+    public static func unsupported(_ path: String, _ message: String) -> ImageError {
+        ImageError(.unsupported, path: path, message)
+    }
+
+    public static func invalid(_ message: String) -> ImageError {
+        ImageError(.invalid, message)
+    }
+
+    public var description: String {
+        Self.printable(path.map { "\($0): \(message)" } ?? message)
+    }
+
+    /// Image files carry names and feature strings chosen by strangers, and this text goes to a
+    /// terminal: control characters (and with them escape sequences and line breaks) become `?`.
+    private static func printable(_ text: String) -> String {
+        String(
+            String.UnicodeScalarView(
+                text.unicodeScalars.map { scalar in
+                    scalar.properties.generalCategory == .control ? "?" : scalar
+                }))
+    }
+}
