@@ -1,0 +1,26 @@
+import CSystem
+
+/// qemu's cache modes, as `-t` and `-T` name them.
+public enum CacheMode: String, Sendable, CaseIterable {
+    /// Past the page cache; success means the disk has it.
+    case none
+    /// Every write reaches stable storage before it counts as done.
+    case writethrough
+    /// Through the page cache; success means the disk has it.
+    case writeback
+    /// Past the page cache, and every write reaches stable storage before it counts as done.
+    case directsync
+    /// Through the page cache, and nobody waits for the disk, as with `cp`.
+    case unsafe
+
+    var isDirect: Bool { self == .none || self == .directsync }
+
+    var isSynchronous: Bool { self == .writethrough || self == .directsync }
+
+    /// Whether a flush has to reach the disk.
+    var flushes: Bool { self != .unsafe }
+
+    var openFlags: Int32 {
+        (isDirect ? csystem_O_DIRECT : 0) | (isSynchronous ? csystem_O_DSYNC : 0)
+    }
+}

@@ -1,0 +1,99 @@
+import CSystem
+import DiskImage
+import Glibc
+
+// O_DIRECT wants offset, length and memory aligned. Callers need not know.
+//
+// A page is either written directly or through the page cache, never both: the kernel drops the
+// cached pages that a direct write covers, and a cached page that is only partly covered would bring
+// stale neighbours back when it is written out. So direct writes are cut at page boundaries and the
+// unaligned ends go through a second, buffered descriptor.
+extension FileStorage {
+    private static let pageSize: Int64 = 4096
+
+    /// - Returns: how many bytes were there to read.
+    func readDirect(
+        into buffer: UnsafeMutableRawBufferPointer, at offset: Int64
+    ) throws(ImageError) -> Int {
+        let end = offset + Int64(buffer.count)
+        if Self.isAligned(UnsafeRawBufferPointer(buffer), at: offset) {
+            return try Syscall.read(descriptor, name, into: buffer, at: offset)
+        }
+        let start = offset.roundedDown(to: Self.pageSize)
+        let bounce = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: Int(end.roundedUp(to: Self.pageSize) - start), alignment: IOBuffer.alignment)
+        defer { bounce.deallocate() }
+        let done = try Syscall.read(descriptor, name, into: bounce, at: start)
+        let skipped = Int(offset - start)
+        let count = max(0, min(buffer.count, done - skipped))
+        if count > 0 {
+            buffer.copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: bounce[skipped..<skipped + count]))
+        }
+        return count
+    }
+
+    func writeDirect(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {
+        let end = offset + Int64(bytes.count)
+        let alignedStart = offset.roundedUp(to: Self.pageSize)
+        let alignedEnd = end.roundedDown(to: Self.pageSize)
+        guard alignedStart < alignedEnd else { return try writeBuffered(bytes, at: offset) }
+        let head = Int(alignedStart - offset)
+        let tail = Int(alignedEnd - offset)
+        if head > 0 {
+            try writeBuffered(UnsafeRawBufferPointer(rebasing: bytes[..<head]), at: offset)
+        }
+        try writeAligned(UnsafeRawBufferPointer(rebasing: bytes[head..<tail]), at: alignedStart)
+        if tail < bytes.count {
+            try writeBuffered(UnsafeRawBufferPointer(rebasing: bytes[tail...]), at: alignedEnd)
+        }
+    }
+
+    /// Offset and length are aligned; the memory may not be.
+    private func writeAligned(
+        _ bytes: UnsafeRawBufferPointer, at offset: Int64
+    ) throws(ImageError) {
+        if Self.isAligned(bytes, at: offset) {
+            return try Syscall.write(descriptor, name, bytes, at: offset)
+        }
+        let bounce = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: bytes.count, alignment: IOBuffer.alignment)
+        defer { bounce.deallocate() }
+        bounce.copyMemory(from: bytes)
+        try Syscall.write(descriptor, name, UnsafeRawBufferPointer(bounce), at: offset)
+    }
+
+    private func writeBuffered(
+        _ bytes: UnsafeRawBufferPointer, at offset: Int64
+    ) throws(ImageError) {
+        try Syscall.write(try bufferedWriter(), name, bytes, at: offset)
+    }
+
+    private func bufferedWriter() throws(ImageError) -> Int32 {
+        try bufferedDescriptor.withLock { known throws(ImageError) -> Int32 in
+            if let known { return known }
+            // By descriptor, not by name: a staged file has none.
+            let opened: Int32
+            do throws(ImageError) {
+                opened = try Syscall.open(
+                    "/proc/self/fd/\(descriptor)", flags: O_WRONLY | cacheMode.bufferedOpenFlags)
+            } catch {
+                throw ImageError(
+                    error.kind, path: name,
+                    "cannot write unaligned bytes past O_DIRECT: \(error.message)")
+            }
+            known = opened
+            return opened
+        }
+    }
+
+    private static func isAligned(_ bytes: UnsafeRawBufferPointer, at offset: Int64) -> Bool {
+        offset % pageSize == 0 && Int64(bytes.count) % pageSize == 0
+            && Int(bitPattern: bytes.baseAddress) % IOBuffer.alignment == 0
+    }
+}
+
+extension CacheMode {
+    /// The same promise of durability, through the page cache.
+    fileprivate var bufferedOpenFlags: Int32 { isSynchronous ? csystem_O_DSYNC : 0 }
+}

@@ -1,0 +1,87 @@
+import CSystem
+import DiskImage
+import Glibc
+
+/// The ways to make a range read as zeros without sending zeros.
+struct ZeroMeans: OptionSet {
+    let rawValue: Int
+    static let punchHole = ZeroMeans(rawValue: 1)
+    static let zeroRange = ZeroMeans(rawValue: 2)
+    static let punchThenAllocate = ZeroMeans(rawValue: 4)
+    static let discard = ZeroMeans(rawValue: 8)
+    static let deviceZeroOut = ZeroMeans(rawValue: 16)
+}
+
+// The ladder: the cheapest means first, what failed once is not tried again on this file.
+extension FileStorage {
+    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
+        guard !range.isEmpty else { return }
+        // A device takes whole sectors only; 4 KiB is a multiple of every sector size in use.
+        let unit: Int64 = traits.isDevice ? 4096 : 1
+        let start = range.lowerBound.roundedUp(to: unit)
+        let end = range.upperBound.roundedDown(to: unit)
+        guard start < end, zeroByMeans(start..<end, mayUnmap: mayUnmap) else {
+            return try writeZeros(range)
+        }
+        try writeZeros(range.lowerBound..<start)
+        try writeZeros(end..<range.upperBound)
+    }
+
+    private func zeroByMeans(_ range: Range<Int64>, mayUnmap: Bool) -> Bool {
+        for means in ladder(mayUnmap: mayUnmap) {
+            if refusedZeroing.withLock({ $0.contains(means) }) { continue }
+            if zero(range, by: means) { return true }
+            refusedZeroing.withLock { _ = $0.insert(means) }
+        }
+        return false
+    }
+
+    private func ladder(mayUnmap: Bool) -> [ZeroMeans] {
+        switch (traits.isDevice, mayUnmap) {
+        // On a device the kernel takes PUNCH_HOLE only if the range will read as zeros, unlike
+        // BLKDISCARD, which old kernels alone can vouch for.
+        case (true, true): [.punchHole, .discard, .zeroRange, .deviceZeroOut]
+        case (true, false): [.zeroRange, .deviceZeroOut]
+        case (false, true): [.punchHole, .zeroRange]
+        case (false, false): [.zeroRange, .punchThenAllocate]
+        }
+    }
+
+    private func zero(_ range: Range<Int64>, by means: ZeroMeans) -> Bool {
+        let length = Int64(range.count)
+        func allocate(_ mode: Int32) -> Bool {
+            Syscall.retry { csystem_fallocate(descriptor, mode, range.lowerBound, length) } != nil
+        }
+        let keepSize = csystem_FALLOC_FL_KEEP_SIZE
+        switch means {
+        case .punchHole: return allocate(csystem_FALLOC_FL_PUNCH_HOLE | keepSize)
+        case .zeroRange: return allocate(csystem_FALLOC_FL_ZERO_RANGE | keepSize)
+        case .punchThenAllocate:
+            return allocate(csystem_FALLOC_FL_PUNCH_HOLE | keepSize) && allocate(keepSize)
+        case .discard:
+            return csystem_device_discard_zeroes(descriptor) != 0
+                && csystem_device_discard(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
+        case .deviceZeroOut:
+            return csystem_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
+        default: return false
+        }
+    }
+
+    private func writeZeros(_ range: Range<Int64>) throws(ImageError) {
+        guard !range.isEmpty else { return }
+        let pieceSize: Int64 = 1 << 20
+        let zeros = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: Int(min(pieceSize, Int64(range.count))), alignment: IOBuffer.alignment)
+        defer { zeros.deallocate() }
+        zeros.initializeMemory(as: UInt8.self, repeating: 0)
+        var offset = range.lowerBound
+        while offset < range.upperBound {
+            // Cut at multiples of the piece size: direct writes stay aligned behind an odd start.
+            let end = min(
+                range.upperBound, (offset + 1).roundedUp(to: pieceSize))
+            try writeNow(
+                UnsafeRawBufferPointer(rebasing: zeros[..<Int(end - offset)]), at: offset)
+            offset = end
+        }
+    }
+}

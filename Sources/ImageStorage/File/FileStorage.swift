@@ -1,0 +1,229 @@
+import CSystem
+import DiskImage
+import Glibc
+import Synchronization
+
+/// A regular file or a block device.
+public final class FileStorage: Storage {
+    public let name: String
+    public let traits: StorageTraits
+    /// Which file this is, whatever its names are: device and inode (for a device node: the device).
+    public let identity: FileIdentity
+
+    let descriptor: Int32
+    let cacheMode: CacheMode
+    private let knownSize: Atomic<Int64>
+    /// What the file system refused once is not asked for again.
+    let refusedZeroing = Mutex<ZeroMeans>([])
+    /// The unaligned ends of direct writes go through here; opened when first needed.
+    let bufferedDescriptor = Mutex<Int32?>(nil)
+    /// The last answer of SEEK_DATA and SEEK_HOLE: sources ask for neighbours.
+    private let lastExtent = Mutex<Extent?>(nil)
+
+    /// Opens an existing file or block device for reading.
+    ///
+    /// - Parameter shareForced: read it even if somebody else writes to it (`-U`).
+    /// - Throws: `ImageError` if it is neither, cannot be read, or is in use.
+    public static func openSource(
+        _ path: String, cacheMode: CacheMode = .writeback, shareForced: Bool = false
+    ) throws(ImageError) -> FileStorage {
+        // O_NONBLOCK: a FIFO under this name must be refused, not waited for.
+        let storage = try open(
+            path, flags: O_RDONLY | O_NONBLOCK | (cacheMode.isDirect ? csystem_O_DIRECT : 0),
+            cacheMode: cacheMode, readsAsZero: false)
+        if !shareForced {
+            try ImageLock.acquire(storage.descriptor, path, forWriting: false)
+        }
+        return storage
+    }
+
+    /// Opens an existing file or block device for writing in place.
+    public static func openExistingTarget(
+        _ path: String, cacheMode: CacheMode
+    ) throws(ImageError) -> FileStorage {
+        let storage = try open(
+            path, flags: O_RDWR | O_NONBLOCK | cacheMode.openFlags, cacheMode: cacheMode,
+            readsAsZero: false)
+        try ImageLock.acquire(storage.descriptor, path, forWriting: true)
+        return storage
+    }
+
+    private static func open(
+        _ path: String, flags: Int32, cacheMode: CacheMode, readsAsZero: Bool
+    ) throws(ImageError) -> FileStorage {
+        do {
+            let descriptor = try Syscall.open(path, flags: flags)
+            return try FileStorage(
+                adopting: descriptor, name: path, cacheMode: cacheMode, readsAsZero: readsAsZero)
+        } catch {
+            guard cacheMode.isDirect, error.kind == .system(errno: EINVAL) else { throw error }
+            throw ImageError(
+                error.kind, path: path, "cannot open: the file system does not support O_DIRECT")
+        }
+    }
+
+    /// Takes over an open descriptor, and closes it when it is no longer needed or this fails.
+    init(
+        adopting descriptor: Int32, name: String, cacheMode: CacheMode, readsAsZero: Bool
+    ) throws(ImageError) {
+        let status: stat
+        let size: Int64
+        do {
+            status = try Syscall.status(descriptor, name)
+            size = try Self.size(descriptor, name, status)
+        } catch {
+            Glibc.close(descriptor)
+            throw error
+        }
+        let isDevice = status.st_mode & S_IFMT == S_IFBLK
+        self.descriptor = descriptor
+        self.name = name
+        self.cacheMode = cacheMode
+        identity = FileIdentity(status)
+        knownSize = Atomic(size)
+        traits = StorageTraits(
+            isDevice: isDevice, readsAsZero: readsAsZero,
+            hasHoles: !isDevice && Int64(status.st_blocks) * 512 < size)
+    }
+
+    deinit {
+        Glibc.close(descriptor)
+        bufferedDescriptor.withLock { if let other = $0 { _ = Glibc.close(other) } }
+    }
+
+    private static func size(
+        _ descriptor: Int32, _ path: String, _ status: stat
+    ) throws(ImageError) -> Int64 {
+        switch status.st_mode & S_IFMT {
+        case S_IFREG: return Int64(status.st_size)
+        case S_IFBLK:
+            var bytes: UInt64 = 0
+            guard csystem_device_size(descriptor, &bytes) == 0, let size = Int64(exactly: bytes)
+            else { throw Syscall.failure(path, "cannot get the size of the device") }
+            return size
+        case S_IFDIR: throw Syscall.failure(path, "cannot open", errno: EISDIR)
+        default:
+            throw .unsupported(path, "cannot open: neither a regular file nor a block device")
+        }
+    }
+
+    public var size: Int64 { knownSize.load(ordering: .relaxed) }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let count = buffer.byteCount
+        guard count > 0 else { return }
+        let done = try buffer.withUnsafeMutableBytes { pointer throws(ImageError) -> Int in
+            cacheMode.isDirect
+                ? try readDirect(into: pointer, at: offset)
+                : try Syscall.read(descriptor, name, into: pointer, at: offset)
+        }
+        guard done == count else {
+            throw ImageError.beyondEnd(self, offset + Int64(done)..<offset + Int64(count))
+        }
+    }
+
+    public func write(_ bytes: RawSpan, at offset: Int64) async throws {
+        try bytes.withUnsafeBytes { pointer throws(ImageError) in
+            try writeNow(pointer, at: offset)
+        }
+    }
+
+    func writeNow(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {
+        if cacheMode.isDirect {
+            try writeDirect(bytes, at: offset)
+        } else {
+            try Syscall.write(descriptor, name, bytes, at: offset)
+        }
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        if let last = lastExtent.withLock({ $0 }), last.range.contains(offset) {
+            return Extent(
+                range: offset..<min(last.range.upperBound, limit), content: last.content)
+        }
+        let found = seekExtent(at: offset)
+        lastExtent.withLock { $0 = found }
+        return Extent(range: offset..<min(found.range.upperBound, limit), content: found.content)
+    }
+
+    /// What SEEK_DATA and SEEK_HOLE say. Everything is data where they say nothing: on devices, on
+    /// file systems without them, and on any error (reading will meet it again and tell).
+    private func seekExtent(at offset: Int64) -> Extent {
+        let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
+        guard traits.hasHoles else { return everything }
+        guard let data = seek(to: csystem_SEEK_DATA, from: offset) else {
+            // ENXIO: no data from here to the end.
+            return errno == ENXIO ? Extent(range: everything.range, content: .zero) : everything
+        }
+        if data > offset { return Extent(range: offset..<data, content: .zero) }
+        guard let hole = seek(to: csystem_SEEK_HOLE, from: offset),
+            hole > offset
+        else { return everything }
+        return Extent(range: offset..<hole, content: .data)
+    }
+
+    private func seek(to what: Int32, from offset: Int64) -> Int64? {
+        Syscall.retry { lseek(descriptor, off_t(offset), what) }.map(Int64.init)
+    }
+
+    public func truncate(to size: Int64) async throws {
+        if traits.isDevice {
+            guard size <= self.size else {
+                throw ImageError(
+                    .system(errno: ENOSPC), path: name,
+                    "the device is too small: \(self.size) bytes, needed are \(size): "
+                        + String(cString: strerror(ENOSPC)))
+            }
+            return
+        }
+        guard Syscall.retry({ ftruncate(descriptor, off_t(size)) }) != nil else {
+            throw Syscall.failure(name, "cannot set the size to \(size) bytes")
+        }
+        knownSize.store(size, ordering: .relaxed)
+    }
+
+    public func requireSpace(_ bytes: Int64) throws {
+        guard !traits.isDevice else { return }
+        var space = statvfs()
+        guard fstatvfs(descriptor, &space) == 0 else { return }
+        let (free, overflow) = Int64(space.f_bavail).multipliedReportingOverflow(
+            by: Int64(space.f_frsize))
+        guard !overflow, free < bytes else { return }
+        throw ImageError(
+            .system(errno: ENOSPC), path: name,
+            "needs \(bytes) bytes, the file system has \(free): "
+                + String(cString: strerror(ENOSPC)))
+    }
+
+    public func flush() async throws {
+        guard cacheMode.flushes else { return }
+        // One call serves both descriptors: it is the same inode.
+        guard Syscall.retry({ fdatasync(descriptor) }) != nil else {
+            throw Syscall.failure(name, "cannot flush")
+        }
+    }
+}
+
+/// Which file something is, whatever name it was opened by.
+public struct FileIdentity: Hashable, Sendable {
+    private let device: UInt64
+    private let inode: UInt64
+
+    init(_ status: stat) {
+        if status.st_mode & S_IFMT == S_IFBLK {
+            // Several nodes can stand for one device.
+            device = UInt64.max
+            inode = UInt64(status.st_rdev)
+        } else {
+            device = UInt64(status.st_dev)
+            inode = UInt64(status.st_ino)
+        }
+    }
+
+    /// The identity of the file a path leads to, through symbolic links; nil if there is none.
+    public init?(path: String) {
+        var status = stat()
+        guard stat(path, &status) == 0 else { return nil }
+        self.init(status)
+    }
+}

@@ -1,0 +1,87 @@
+import CSystem
+import DiskImage
+import Glibc
+
+/// System calls as Swift: a negative result becomes an `ImageError` that names file, operation and
+/// reason, an interrupted call is made again, a short one goes on. The wording lives here only.
+enum Syscall {
+    /// Makes the call again as long as a signal interrupts it.
+    ///
+    /// - Returns: what the call returned, or nil with `errno` set if that was negative.
+    @inline(__always)
+    static func retry<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T? {
+        while true {
+            let result = call()
+            if result >= 0 { return result }
+            if errno != EINTR { return nil }
+        }
+    }
+
+    static func failure(
+        _ path: String, _ operation: String, errno code: Int32 = errno
+    ) -> ImageError {
+        ImageError(
+            .system(errno: code), path: path, "\(operation): \(String(cString: strerror(code)))")
+    }
+
+    static func open(
+        _ path: String, flags: Int32, mode: UInt32 = 0, operation: String = "cannot open"
+    ) throws(ImageError) -> Int32 {
+        guard let descriptor = retry({ csystem_open(path, flags | O_CLOEXEC, mode) }) else {
+            throw failure(path, operation)
+        }
+        return descriptor
+    }
+
+    static func status(_ descriptor: Int32, _ path: String) throws(ImageError) -> stat {
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else { throw failure(path, "cannot look at it") }
+        return status
+    }
+
+    /// Reads until the buffer is full or the file ends.
+    ///
+    /// - Returns: how many bytes were read.
+    static func read(
+        _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
+        at offset: Int64
+    ) throws(ImageError) -> Int {
+        var done = 0
+        while done < buffer.count {
+            let count = retry {
+                pread(
+                    descriptor, buffer.baseAddress.map { $0 + done }, buffer.count - done,
+                    off_t(offset) + done)
+            }
+            guard let count else {
+                throw failure(
+                    path,
+                    "cannot read \(buffer.count - done) bytes at offset \(offset + Int64(done))"
+                )
+            }
+            if count == 0 { break }
+            done += count
+        }
+        return done
+    }
+
+    static func write(
+        _ descriptor: Int32, _ path: String, _ bytes: UnsafeRawBufferPointer, at offset: Int64
+    ) throws(ImageError) {
+        var done = 0
+        while done < bytes.count {
+            let count = retry {
+                pwrite(
+                    descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done,
+                    off_t(offset) + done)
+            }
+            guard let count, count > 0 else {
+                throw failure(
+                    path,
+                    "cannot write \(bytes.count - done) bytes at offset \(offset + Int64(done))",
+                    errno: count == 0 ? ENOSPC : errno)
+            }
+            done += count
+        }
+    }
+}

@@ -1,0 +1,61 @@
+import DiskImage
+
+/// What a conversion has to know about the place where bytes live.
+public struct StorageTraits: Sendable, Equatable {
+    /// A device: of fixed size, never new, never truncated.
+    public var isDevice: Bool
+    /// Bytes that were never written read as zeros.
+    public var readsAsZero: Bool
+    /// Some of its ranges take no space, so that `extent` can tell more than "data".
+    public var hasHoles: Bool
+
+    public init(isDevice: Bool = false, readsAsZero: Bool = false, hasHoles: Bool = false) {
+        self.isDevice = isDevice
+        self.readsAsZero = readsAsZero
+        self.hasHoles = hasHoles
+    }
+}
+
+/// Bytes at offsets: a file, a block device, an export of a server. qemu calls this a protocol.
+///
+/// Calls may come from many tasks at once. Everything throws `ImageError`.
+public protocol Storage: Sendable {
+    /// What people call it: a path, a URI. It opens every error message.
+    var name: String { get }
+    /// In bytes, when it was opened or last truncated.
+    var size: Int64 { get }
+    var traits: StorageTraits { get }
+
+    /// Fills the whole buffer. Throws where the range reaches beyond the end.
+    func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
+
+    /// Writes all the bytes; a file grows as needed, a device does not.
+    func write(_ bytes: RawSpan, at offset: Int64) async throws
+
+    /// Makes a range within the size read as zeros by the cheapest means there is.
+    ///
+    /// - Parameter mayUnmap: the range need not stay allocated.
+    func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws
+
+    /// Whether data or a hole (`.zero`) begins at `offset`, and how far it reaches, up to `limit`.
+    func extent(at offset: Int64, limit: Int64) async throws -> Extent
+
+    /// Sets the size. On a device: throws if it is smaller than that, and does nothing otherwise.
+    func truncate(to size: Int64) async throws
+
+    /// Throws at once if `bytes` more certainly cannot be stored here.
+    func requireSpace(_ bytes: Int64) throws
+
+    /// Returns when everything written is on stable storage (as far as the cache mode promises).
+    func flush() async throws
+}
+
+/// A piece of bytes of an image that lies beyond its end: the image was cut short.
+extension ImageError {
+    public static func beyondEnd(_ storage: some Storage, _ range: Range<Int64>) -> ImageError {
+        .corrupt(
+            storage.name,
+            "cannot read \(range.count) bytes at offset \(range.lowerBound): "
+                + "the file ends at \(storage.size)")
+    }
+}
