@@ -1,0 +1,61 @@
+import DiskImage
+
+/// An image and all that lies below it, as the guest sees them together.
+public struct LayeredSource: ImageSource {
+    /// From the image itself down to its base; never empty.
+    private let layers: [any ImageSource]
+
+    public init(layers: [any ImageSource]) {
+        precondition(!layers.isEmpty)
+        self.layers = layers
+    }
+
+    public var virtualSize: Int64 { layers[0].virtualSize }
+    public var readGranularity: Int64 { layers.map(\.readGranularity).max() ?? 1 }
+
+    /// Never says `.backing`: what no layer holds is zero.
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        let found = try await find(at: offset, limit: limit)
+        return Extent(range: found.range, content: found.layer == nil ? .zero : .data)
+    }
+
+    /// Looks downwards for the first layer that knows what it has at `offset`.
+    ///
+    /// - Returns: the layer that holds data there, nil for zeros.
+    private func find(
+        at offset: Int64, limit: Int64
+    ) async throws -> (range: Range<Int64>, layer: Int?) {
+        var limit = limit
+        for (index, layer) in layers.enumerated() {
+            // A backing file may be shorter than what lies on it: zeros follow.
+            guard offset < layer.virtualSize else { break }
+            let extent = try await layer.extent(
+                at: offset, limit: min(limit, layer.virtualSize))
+            limit = extent.range.upperBound
+            switch extent.content {
+            case .data: return (extent.range, index)
+            case .zero: return (extent.range, nil)
+            case .backing: continue
+            }
+        }
+        return (offset..<limit, nil)
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        if layers.count == 1 { return try await layers[0].read(into: &buffer, at: offset) }
+        let end = offset + Int64(buffer.byteCount)
+        var position = offset
+        while position < end {
+            let found = try await find(at: position, limit: end)
+            let place =
+                Int(found.range.lowerBound - offset)..<Int(found.range.upperBound - offset)
+            if let layer = found.layer {
+                var part = buffer.slice(place)
+                try await layers[layer].read(into: &part, at: position)
+            } else {
+                buffer.zeroFill(place)
+            }
+            position = found.range.upperBound
+        }
+    }
+}

@@ -1,0 +1,120 @@
+import CDeflate
+import CZlib
+import CZstd
+
+/// Unpacks compressed clusters. Used by one task at a time.
+final class Qcow2Decompressor: @unchecked Sendable {
+    enum Failure: Error, CustomStringConvertible {
+        case damaged
+        case tooShort
+        case tooLong
+
+        var description: String {
+            switch self {
+            case .damaged: "the compressed data is damaged or cut short"
+            case .tooShort: "it holds less than a cluster"
+            case .tooLong: "it holds more than a cluster"
+            }
+        }
+    }
+
+    private let method: Qcow2Compression
+    private var deflate: OpaquePointer?
+    private var zstd: OpaquePointer?
+
+    init(_ method: Qcow2Compression) {
+        self.method = method
+        switch method {
+        case .zlib: deflate = libdeflate_alloc_decompressor()
+        case .zstd: zstd = ZSTD_createDCtx()
+        }
+    }
+
+    deinit {
+        libdeflate_free_decompressor(deflate)
+        ZSTD_freeDCtx(zstd)
+    }
+
+    /// Fills `cluster` from a stream, behind which foreign bytes may follow.
+    func decompress(_ stream: RawSpan, into cluster: inout MutableRawSpan) throws(Failure) {
+        try stream.withUnsafeBytes { input throws(Failure) in
+            try cluster.withUnsafeMutableBytes { output throws(Failure) in
+                switch method {
+                case .zlib: try inflate(input, output)
+                case .zstd: try unzstd(input, output)
+                }
+            }
+        }
+    }
+
+    /// libdeflate is twice as fast as zlib but wants a stream that yields a cluster exactly; zlib is
+    /// the judge of every other one.
+    private func inflate(
+        _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
+    ) throws(Failure) {
+        var produced = 0
+        let result = libdeflate_deflate_decompress(
+            deflate, input.baseAddress, input.count, output.baseAddress, output.count, &produced)
+        if result == LIBDEFLATE_SUCCESS, produced == output.count { return }
+        try inflateByZlib(input, output)
+    }
+
+    /// qemu accepts a stream that yields more than a cluster, and so must we. One that ends before
+    /// its end mark was cut, even if it fills the cluster: nothing says that these are its bytes.
+    private func inflateByZlib(
+        _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
+    ) throws(Failure) {
+        var stream = z_stream()
+        guard
+            inflateInit2_(&stream, -15, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK
+        else { throw .damaged }
+        defer { inflateEnd(&stream) }
+        // zlib's interface is older than `const`: it only reads what next_in points to.
+        stream.next_in = UnsafeMutablePointer(
+            mutating: input.baseAddress?.assumingMemoryBound(to: Bytef.self))
+        stream.avail_in = uInt(input.count)
+        stream.next_out = output.baseAddress?.assumingMemoryBound(to: Bytef.self)
+        stream.avail_out = uInt(output.count)
+        var status = CZlib.inflate(&stream, Z_FINISH)
+        guard stream.avail_out == 0 else {
+            throw status == Z_STREAM_END ? .tooShort : .damaged
+        }
+        if status == Z_STREAM_END { return }
+        // Full before the end mark: either more bytes or the mark must follow.
+        var extra: Bytef = 0
+        status = withUnsafeMutablePointer(to: &extra) { extra in
+            stream.next_out = extra
+            stream.avail_out = 1
+            return CZlib.inflate(&stream, Z_SYNC_FLUSH)
+        }
+        guard status == Z_STREAM_END || status == Z_OK && stream.avail_out == 0 else {
+            throw .damaged
+        }
+    }
+
+    /// A stream may be several frames; together they must yield a cluster, no more and no less.
+    private func unzstd(
+        _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
+    ) throws(Failure) {
+        // The usual case, one frame and no streaming buffers.
+        let frame = ZSTD_findFrameCompressedSize(input.baseAddress, input.count)
+        if ZSTD_isError(frame) == 0 {
+            let produced = ZSTD_decompressDCtx(
+                zstd, output.baseAddress, output.count, input.baseAddress, frame)
+            if produced == output.count { return }
+        }
+        var source = ZSTD_inBuffer(src: input.baseAddress, size: input.count, pos: 0)
+        var sink = ZSTD_outBuffer(dst: output.baseAddress, size: output.count, pos: 0)
+        ZSTD_DCtx_reset(zstd, ZSTD_reset_session_only)
+        var pending = 1
+        while sink.pos < sink.size {
+            let before = (source.pos, sink.pos)
+            pending = ZSTD_decompressStream(zstd, &sink, &source)
+            guard ZSTD_isError(pending) == 0 else { throw .damaged }
+            guard before != (source.pos, sink.pos) else {
+                throw pending == 0 ? .tooShort : .damaged
+            }
+        }
+        guard pending == 0 else { throw .tooLong }
+    }
+}

@@ -1,0 +1,71 @@
+import DiskImage
+
+/// A byte offset that knows what it counts in: guest and host offsets never mix by accident.
+struct Offset<Space>: Hashable, Comparable, Sendable {
+    var bytes: Int64
+
+    init(_ bytes: Int64) { self.bytes = bytes }
+
+    static func < (left: Self, right: Self) -> Bool { left.bytes < right.bytes }
+    static func + (left: Self, right: Int64) -> Self { Self(left.bytes + right) }
+    static func - (left: Self, right: Self) -> Int64 { left.bytes - right.bytes }
+}
+
+enum GuestSpace {}
+enum HostSpace {}
+
+/// An offset on the guest disk.
+typealias GuestOffset = Offset<GuestSpace>
+/// An offset in the image file.
+typealias HostOffset = Offset<HostSpace>
+
+/// How a qcow2 image cuts its disk into clusters and its tables into entries.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, sections "Header" and "Cluster mapping".
+public struct Qcow2Geometry: Sendable, Equatable {
+    public static let allowedClusterBits = 9...21
+    /// Clusters are cut in 32 in images with extended L2 entries.
+    static let subclustersPerCluster: Int64 = 32
+
+    public let clusterBits: Int
+    public let hasExtendedL2: Bool
+    /// Of the guest disk, in bytes.
+    public let virtualSize: Int64
+
+    public init(clusterBits: Int, hasExtendedL2: Bool = false, virtualSize: Int64) {
+        self.clusterBits = clusterBits
+        self.hasExtendedL2 = hasExtendedL2
+        self.virtualSize = virtualSize
+    }
+
+    public var clusterSize: Int64 { 1 << Int64(clusterBits) }
+
+    /// 64-bit words in one L2 entry.
+    var wordsPerL2Entry: Int64 { hasExtendedL2 ? 2 : 1 }
+
+    var l2Entries: Int64 { clusterSize / 8 / wordsPerL2Entry }
+
+    /// How much of the guest disk one L2 table maps, in bytes.
+    var l2Coverage: Int64 { l2Entries * clusterSize }
+
+    /// How many L1 entries the disk needs.
+    var l1Entries: Int64 { virtualSize.dividedUp(by: l2Coverage) }
+
+    /// The smallest piece of disk with a state of its own, in bytes.
+    var subclusterSize: Int64 {
+        hasExtendedL2 ? clusterSize / Self.subclustersPerCluster : clusterSize
+    }
+
+    /// The width of the host offset in the L2 entry of a compressed cluster, in bits.
+    var compressedOffsetBits: Int64 { 62 - (Int64(clusterBits) - 8) }
+}
+
+/// The bits of L1 and L2 entries.
+enum Qcow2Entry {
+    /// The cluster's refcount is one.
+    static let copied: UInt64 = 1 << 63
+    static let compressed: UInt64 = 1 << 62
+    /// Reads as zeros (version 3, standard clusters).
+    static let zero: UInt64 = 1
+    static let offsetMask: UInt64 = 0x00ff_ffff_ffff_fe00
+}

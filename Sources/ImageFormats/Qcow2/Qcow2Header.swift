@@ -1,0 +1,59 @@
+import DiskImage
+import ImageStorage
+
+/// The first cluster of a qcow2 image: header, extensions, backing file name.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, sections "Header" and "Header extensions".
+public struct Qcow2Header: Sendable, Equatable {
+    static let magic: UInt32 = 0x5146_49fb  // "QFI\xfb"
+    static let version2Length = 72
+    static let version3Length = 104
+    /// Version 3 with the compression type, padded to a multiple of 8.
+    static let extendedLength = 112
+    /// What qemu accepts: an L1 table of 32 MiB.
+    static let maximumL1Entries: Int64 = (32 << 20) / 8
+    static let maximumBackingNameLength = 1023
+
+    enum IncompatibleFeature {
+        static let dirty: UInt64 = 1 << 0
+        static let corrupt: UInt64 = 1 << 1
+        static let externalDataFile: UInt64 = 1 << 2
+        static let compressionType: UInt64 = 1 << 3
+        static let extendedL2: UInt64 = 1 << 4
+        static let known = dirty | corrupt | externalDataFile | compressionType | extendedL2
+    }
+
+    enum ExtensionType {
+        static let end: UInt32 = 0
+        static let backingFormat: UInt32 = 0xe279_2aca
+        static let featureNames: UInt32 = 0x6803_f857
+    }
+
+    public var version: Int
+    public var geometry: Qcow2Geometry
+    public var compression: Qcow2Compression
+    /// As written in the image: relative names count from the image's folder.
+    public var backingFile: String?
+    public var backingFormat: String?
+    var l1Offset: HostOffset
+    var l1Entries: Int64
+    var refcountTableOffset: HostOffset
+    var refcountTableClusters: Int64
+
+    /// Reads and checks the header of an image.
+    ///
+    /// - Throws: `ImageError` for anything that is no qcow2 image, is damaged, or cannot be served.
+    static func read(from storage: any Storage) async throws -> Qcow2Header {
+        let fixedLength = Int(min(storage.size, Int64(extendedLength)))
+        var fixed = IOBuffer(byteCount: fixedLength)
+        var bytes = fixed.mutableBytes
+        try await storage.read(into: &bytes, at: 0)
+        var parser = Qcow2HeaderParser(name: storage.name)
+        let clusterSize = try parser.parseFixedPart(fixed.bytes)
+
+        var cluster = IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
+        bytes = cluster.mutableBytes
+        try await storage.read(into: &bytes, at: 0)
+        return try parser.parse(cluster.bytes)
+    }
+}

@@ -1,0 +1,192 @@
+import DiskImage
+
+/// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
+struct Qcow2HeaderParser {
+    let name: String
+    private var version = 0
+    private var clusterBits = 0
+    private var headerLength = Qcow2Header.version2Length
+
+    init(name: String) { self.name = name }
+
+    /// Looks at what decides how much there is to read.
+    ///
+    /// - Returns: the cluster size in bytes.
+    mutating func parseFixedPart(_ bytes: RawSpan) throws(ImageError) -> Int64 {
+        guard bytes.byteCount >= Qcow2Header.version2Length,
+            bytes.bigEndian(at: 0, as: UInt32.self) == Qcow2Header.magic
+        else { throw .corrupt(name, "is not a qcow2 image") }
+        version = Int(bytes.bigEndian(at: 4, as: UInt32.self))
+        guard version == 2 || version == 3 else {
+            throw .unsupported(name, "qcow2 version \(version) is not supported")
+        }
+        clusterBits = Int(bytes.bigEndian(at: 20, as: UInt32.self))
+        guard Qcow2Geometry.allowedClusterBits.contains(clusterBits) else {
+            throw .corrupt(name, "cluster size of 2^\(clusterBits) bytes is not allowed")
+        }
+        if version == 3 {
+            guard bytes.byteCount >= Qcow2Header.version3Length else {
+                throw .corrupt(name, "the header is cut short")
+            }
+            headerLength = Int(bytes.bigEndian(at: 100, as: UInt32.self))
+            guard headerLength >= Qcow2Header.version3Length, headerLength % 8 == 0,
+                headerLength <= 1 << clusterBits
+            else { throw .corrupt(name, "header length of \(headerLength) bytes is not allowed") }
+        }
+        return 1 << Int64(clusterBits)
+    }
+
+    /// - Parameter bytes: the first cluster, or less of it if the file ends before.
+    func parse(_ bytes: RawSpan) throws(ImageError) -> Qcow2Header {
+        guard bytes.byteCount >= headerLength else {
+            throw .corrupt(name, "the header is cut short")
+        }
+        let extensions = try parseExtensions(bytes)
+        let features =
+            version == 3 ? bytes.bigEndian(at: 72, as: UInt64.self) : 0
+        try checkFeatures(features, names: extensions.featureNames)
+        try checkEncryption(bytes.bigEndian(at: 32, as: UInt32.self))
+        if version == 3 {
+            let refcountOrder = bytes.bigEndian(at: 96, as: UInt32.self)
+            guard refcountOrder <= 6 else {
+                throw .corrupt(name, "refcounts of 2^\(refcountOrder) bits are not allowed")
+            }
+        }
+        let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0
+        guard !hasExtendedL2 || clusterBits >= 14 else {
+            throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more")
+        }
+        guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
+            virtualSize <= Int64.max - (1 << 62)
+        else { throw .corrupt(name, "the virtual size is too large") }
+        let geometry = Qcow2Geometry(
+            clusterBits: clusterBits, hasExtendedL2: hasExtendedL2, virtualSize: virtualSize)
+        let l1 = try parseL1(bytes, geometry)
+        return Qcow2Header(
+            version: version, geometry: geometry,
+            compression: try parseCompression(bytes, features),
+            backingFile: try parseBackingName(bytes), backingFormat: extensions.backingFormat,
+            l1Offset: l1.offset, l1Entries: l1.entries,
+            refcountTableOffset: HostOffset(
+                Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))),
+            refcountTableClusters: Int64(bytes.bigEndian(at: 56, as: UInt32.self)))
+    }
+
+    private func checkFeatures(_ features: UInt64, names: [Int: String]) throws(ImageError) {
+        let unknown = features & ~Qcow2Header.IncompatibleFeature.known
+        if unknown != 0 {
+            let list = (0..<64).filter { unknown & (1 << UInt64($0)) != 0 }
+                .map { names[$0].map { "'\($0)'" } ?? "bit \($0)" }
+            throw .unsupported(
+                name, "unsupported qcow2 feature(s): \(list.joined(separator: ", "))")
+        }
+        if features & Qcow2Header.IncompatibleFeature.externalDataFile != 0 {
+            throw .unsupported(name, "external data files are not supported")
+        }
+    }
+
+    private func checkEncryption(_ method: UInt32) throws(ImageError) {
+        guard method != 0 else { return }
+        throw .unsupported(name, "encrypted images are not supported (method \(method))")
+    }
+
+    private func parseCompression(
+        _ bytes: RawSpan, _ features: UInt64
+    ) throws(ImageError) -> Qcow2Compression {
+        let number =
+            version == 3 && headerLength > Qcow2Header.version3Length
+            ? bytes.unsafeLoad(fromByteOffset: Qcow2Header.version3Length, as: UInt8.self) : 0
+        let isFlagged = features & Qcow2Header.IncompatibleFeature.compressionType != 0
+        guard let type = Qcow2Compression(headerNumber: number) else {
+            throw .unsupported(name, "compression type \(number) is not supported")
+        }
+        guard isFlagged == (type != .zlib) else {
+            throw .corrupt(
+                name, "the compression type (\(type)) contradicts the incompatible feature bits")
+        }
+        return type
+    }
+
+    private func parseL1(
+        _ bytes: RawSpan, _ geometry: Qcow2Geometry
+    ) throws(ImageError) -> (offset: HostOffset, entries: Int64) {
+        let entries = Int64(bytes.bigEndian(at: 36, as: UInt32.self))
+        guard entries <= Qcow2Header.maximumL1Entries else {
+            throw .corrupt(name, "the L1 table is too large: \(entries) entries")
+        }
+        guard entries >= geometry.l1Entries else {
+            throw .corrupt(
+                name,
+                "the L1 table is too small: \(entries) entries, the virtual size needs "
+                    + "\(geometry.l1Entries)")
+        }
+        guard let offset = Int64(exactly: bytes.bigEndian(at: 40, as: UInt64.self)),
+            offset % geometry.clusterSize == 0, offset <= Int64.max - entries * 8
+        else { throw .corrupt(name, "the offset of the L1 table is invalid") }
+        return (HostOffset(offset), entries)
+    }
+
+    private func parseBackingName(_ bytes: RawSpan) throws(ImageError) -> String? {
+        let offset = bytes.bigEndian(at: 8, as: UInt64.self)
+        let length = Int(bytes.bigEndian(at: 16, as: UInt32.self))
+        guard offset != 0, length != 0 else { return nil }
+        guard length <= Qcow2Header.maximumBackingNameLength else {
+            throw .corrupt(name, "the backing file name is too long: \(length) bytes")
+        }
+        guard length <= bytes.byteCount, offset >= UInt64(headerLength),
+            offset <= UInt64(bytes.byteCount - length)
+        else {
+            throw .corrupt(name, "the backing file name lies outside the first cluster")
+        }
+        return text(bytes, Int(offset)..<Int(offset) + length)
+    }
+
+    private struct Extensions {
+        var backingFormat: String?
+        var featureNames: [Int: String] = [:]
+    }
+
+    private func parseExtensions(_ bytes: RawSpan) throws(ImageError) -> Extensions {
+        var found = Extensions()
+        let backingOffset = bytes.bigEndian(at: 8, as: UInt64.self)
+        let end =
+            backingOffset == 0 ? bytes.byteCount : Int(min(backingOffset, UInt64(bytes.byteCount)))
+        var position = headerLength
+        while position + 8 <= end {
+            let type = bytes.bigEndian(at: position, as: UInt32.self)
+            let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
+            if type == Qcow2Header.ExtensionType.end { break }
+            position += 8
+            guard length <= end - position else {
+                throw .corrupt(name, "a header extension reaches beyond the header")
+            }
+            switch type {
+            case Qcow2Header.ExtensionType.backingFormat:
+                found.backingFormat = text(bytes, position..<position + length)
+            case Qcow2Header.ExtensionType.featureNames:
+                found.featureNames = incompatibleNames(bytes, position..<position + length)
+            default: break  // The spec: unknown extensions are to be ignored.
+            }
+            position += length.roundedUp(to: 8)
+        }
+        return found
+    }
+
+    /// The feature name table: entries of kind (1 byte, 0 = incompatible), bit (1 byte), name (46).
+    private func incompatibleNames(_ bytes: RawSpan, _ range: Range<Int>) -> [Int: String] {
+        var names: [Int: String] = [:]
+        for start in stride(from: range.lowerBound, through: range.upperBound - 48, by: 48)
+        where bytes.unsafeLoad(fromByteOffset: start, as: UInt8.self) == 0 {
+            let bit = Int(bytes.unsafeLoad(fromByteOffset: start + 1, as: UInt8.self))
+            names[bit] = text(bytes, start + 2..<start + 48)
+        }
+        return names
+    }
+
+    /// Text up to the first NUL byte.
+    private func text(_ bytes: RawSpan, _ range: Range<Int>) -> String {
+        bytes.extracting(range).withUnsafeBytes {
+            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
+        }
+    }
+}

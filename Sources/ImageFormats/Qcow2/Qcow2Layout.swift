@@ -1,0 +1,253 @@
+import DiskImage
+
+/// Decides where everything of a new image goes. Pure: answers with what to write, writes nothing.
+///
+/// Host clusters are handed out one after the other, in guest order:
+///
+///     header | refcount block 0 | L2, data, data, … | refcount block 1 | … | L1 | refcount table
+///
+/// A refcount block is the first cluster of the range that it counts; an L2 table stands before
+/// the first data that it maps. So each table is complete once the next one begins, and is handed out
+/// to be written then: memory holds one of each, whatever the size of the image. L1 and refcount table
+/// come last, when their contents and sizes are known.
+struct Qcow2Layout {
+    static let refcountBits: Int64 = 16
+    /// What qemu accepts: a refcount table of 8 MiB.
+    private static let maximumRefcountTable: Int64 = 8 << 20
+
+    private let geometry: Qcow2Geometry
+    private let clusterSize: Int64
+    /// How many clusters one refcount block counts.
+    private let clustersPerBlock: Int64
+
+    private var nextCluster: Int64
+    private var l1: [UInt64]
+    private var refcountTable: [UInt64]
+    private var refcounts: [UInt16]
+    private var openL2: (index: Int64, host: HostOffset, entries: [UInt64])?
+    /// Behind the last compressed cluster, where the next one goes if it fits.
+    private var compressedEnd: HostOffset?
+
+    init(_ geometry: Qcow2Geometry) {
+        self.geometry = geometry
+        clusterSize = geometry.clusterSize
+        clustersPerBlock = geometry.clusterSize * 8 / Self.refcountBits
+        l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
+        // The header is cluster 0, its refcount block cluster 1.
+        refcounts = Array(repeating: 0, count: Int(clustersPerBlock))
+        refcounts[0] = 1
+        refcounts[1] = 1
+        refcountTable = [UInt64(clusterSize)]
+        nextCluster = 2
+    }
+
+    /// Finds a place for each piece, in guest order, and completes the tables that lie behind it.
+    mutating func place(_ pieces: [EncodedPiece]) -> Placement {
+        var placement = Placement()
+        for piece in pieces {
+            let start = piece.guestRange.lowerBound
+            switch piece.form {
+            case .zero: placeZeros(piece.guestRange, &placement)
+            case .plain(let positions):
+                let length = Int(clusterSize)
+                for first in stride(
+                    from: positions.lowerBound, to: positions.upperBound, by: length)
+                {
+                    let guest = GuestOffset(start + Int64(first - positions.lowerBound))
+                    placePlain(at: guest, first..<first + length, &placement)
+                }
+            case .compressed(let positions):
+                placeCompressed(at: GuestOffset(start), positions, &placement)
+            }
+        }
+        return placement
+    }
+
+    private mutating func placeZeros(_ range: Range<Int64>, _ placement: inout Placement) {
+        for guest in stride(
+            from: range.lowerBound, to: range.upperBound, by: Int64.Stride(clusterSize))
+        {
+            setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
+        }
+    }
+
+    private mutating func placePlain(
+        at guest: GuestOffset, _ positions: Range<Int>, _ placement: inout Placement
+    ) {
+        openTable(for: guest, &placement)
+        let host = allocateCluster(&placement)
+        setEntry(guest, UInt64(host.bytes) | Qcow2Entry.copied, &placement)
+        placement.append(.plain(positions), at: host.bytes)
+    }
+
+    private mutating func placeCompressed(
+        at guest: GuestOffset, _ positions: Range<Int>, _ placement: inout Placement
+    ) {
+        openTable(for: guest, &placement)
+        let host = allocateBytes(Int64(positions.count), &placement)
+        let lastSector = (host.bytes + Int64(positions.count) - 1) / 512
+        let furtherSectors = UInt64(lastSector - host.bytes / 512)
+        setEntry(
+            guest,
+            Qcow2Entry.compressed | furtherSectors << UInt64(geometry.compressedOffsetBits)
+                | UInt64(host.bytes), &placement)
+        placement.append(.compressed(positions), at: host.bytes)
+    }
+
+    // MARK: Tables
+
+    private mutating func setEntry(
+        _ guest: GuestOffset, _ entry: UInt64, _ placement: inout Placement
+    ) {
+        openTable(for: guest, &placement)
+        let index = Int(guest.bytes % geometry.l2Coverage / clusterSize)
+        openL2?.entries[index] = entry.bigEndian
+    }
+
+    private mutating func openTable(for guest: GuestOffset, _ placement: inout Placement) {
+        let index = guest.bytes / geometry.l2Coverage
+        if openL2?.index == index { return }
+        closeL2(&placement)
+        let host = allocateCluster(&placement)
+        l1[Int(index)] = (UInt64(host.bytes) | Qcow2Entry.copied).bigEndian
+        openL2 = (index, host, Array(repeating: 0, count: Int(geometry.l2Entries)))
+    }
+
+    private mutating func closeL2(_ placement: inout Placement) {
+        guard let done = openL2 else { return }
+        placement.append(.metadata(Self.bytes(done.entries)), at: done.host.bytes)
+        openL2 = nil
+    }
+
+    // MARK: Allocation
+
+    private mutating func allocateCluster(_ placement: inout Placement) -> HostOffset {
+        if nextCluster % clustersPerBlock == 0 { openRefcountBlock(&placement) }
+        let cluster = nextCluster
+        refcounts[Int(cluster % clustersPerBlock)] = 1
+        nextCluster += 1
+        return HostOffset(cluster * clusterSize)
+    }
+
+    private mutating func openRefcountBlock(_ placement: inout Placement) {
+        closeRefcountBlock(&placement)
+        refcountTable.append(UInt64(nextCluster * clusterSize))
+        refcounts = Array(repeating: 0, count: Int(clustersPerBlock))
+        refcounts[0] = 1
+        nextCluster += 1
+        // A stream added to a cluster of the range before would have to be counted there.
+        compressedEnd = nil
+    }
+
+    private func closeRefcountBlock(_ placement: inout Placement) {
+        guard let host = refcountTable.last else { return }
+        placement.append(.metadata(Self.bytes(refcounts.map(\.bigEndian))), at: Int64(host))
+    }
+
+    /// Finds room for a compressed cluster as qemu does: behind the last one, also over the edge of
+    /// its host cluster if the next one is free, and else in a new one.
+    private mutating func allocateBytes(
+        _ count: Int64, _ placement: inout Placement
+    ) -> HostOffset {
+        if let end = compressedEnd {
+            let edge = end.bytes.roundedUp(to: clusterSize)
+            let shared = Int(end.bytes / clusterSize % clustersPerBlock)
+            if refcounts[shared] < .max {
+                if edge - end.bytes >= count {
+                    refcounts[shared] += 1
+                    return setCompressedEnd(behind: end, count)
+                }
+                if nextCluster * clusterSize == edge, nextCluster % clustersPerBlock != 0 {
+                    refcounts[shared] += 1
+                    _ = allocateCluster(&placement)
+                    return setCompressedEnd(behind: end, count)
+                }
+            }
+        }
+        return setCompressedEnd(behind: allocateCluster(&placement), count)
+    }
+
+    private mutating func setCompressedEnd(
+        behind start: HostOffset, _ count: Int64
+    ) -> HostOffset {
+        let end = start + count
+        compressedEnd = end.bytes % clusterSize == 0 ? nil : end
+        return start
+    }
+
+    // MARK: The end
+
+    struct Ending {
+        var placement: Placement
+        var l1Offset: HostOffset
+        var refcountTableOffset: HostOffset
+        var refcountTableClusters: Int64
+        /// The size of the file in bytes.
+        var end: HostOffset
+    }
+
+    /// Places what is still open, then L1 table, refcount table and the blocks that count these.
+    ///
+    /// - Throws: `ImageError` if the image has grown beyond what a refcount table can count.
+    mutating func finish() throws(ImageError) -> Ending {
+        var placement = Placement()
+        closeL2(&placement)
+        let start = nextCluster
+        let l1Clusters = (Int64(l1.count) * 8).dividedUp(by: clusterSize)
+        let blocksBefore = Int64(refcountTable.count)
+        // The table counts the clusters that it takes itself: grow it until it fits.
+        var blocks = blocksBefore
+        var tableClusters: Int64 = 1
+        var end = start
+        while true {
+            end = start + l1Clusters + tableClusters + (blocks - blocksBefore)
+            let neededBlocks = end.dividedUp(by: clustersPerBlock)
+            let neededClusters = (neededBlocks * 8).dividedUp(by: clusterSize)
+            if neededBlocks <= blocks, neededClusters <= tableClusters { break }
+            blocks = max(blocks, neededBlocks)
+            tableClusters = max(tableClusters, neededClusters)
+        }
+        guard tableClusters * clusterSize <= Self.maximumRefcountTable else {
+            throw .invalid("the image grows too large for clusters of \(clusterSize) bytes")
+        }
+        let l1Offset = HostOffset(start * clusterSize)
+        let tableOffset = l1Offset + l1Clusters * clusterSize
+        placeTail(start..<end, blocksAt: tableOffset + tableClusters * clusterSize, &placement)
+        placement.append(.metadata(padded(l1, l1Clusters)), at: l1Offset.bytes)
+        placement.append(
+            .metadata(padded(refcountTable.map(\.bigEndian), tableClusters)),
+            at: tableOffset.bytes)
+        return Ending(
+            placement: placement, l1Offset: l1Offset, refcountTableOffset: tableOffset,
+            refcountTableClusters: tableClusters, end: HostOffset(end * clusterSize))
+    }
+
+    /// Counts the clusters of the tail, in the open block and in as many new ones as it takes.
+    private mutating func placeTail(
+        _ clusters: Range<Int64>, blocksAt firstBlock: HostOffset, _ placement: inout Placement
+    ) {
+        var nextBlock = firstBlock
+        for cluster in clusters {
+            let index = Int(cluster % clustersPerBlock)
+            if index == 0 {
+                closeRefcountBlock(&placement)
+                refcountTable.append(UInt64(nextBlock.bytes))
+                refcounts = Array(repeating: 0, count: Int(clustersPerBlock))
+                nextBlock = nextBlock + clusterSize
+            }
+            refcounts[index] = 1
+        }
+        closeRefcountBlock(&placement)
+    }
+
+    private func padded(_ table: [UInt64], _ clusters: Int64) -> [UInt8] {
+        var bytes = Self.bytes(table)
+        bytes.append(
+            contentsOf: repeatElement(0, count: Int(clusters * clusterSize) - bytes.count))
+        return bytes
+    }
+
+    private static func bytes<T: FixedWidthInteger>(_ table: [T]) -> [UInt8] {
+        table.withUnsafeBytes { Array($0) }
+    }
+}

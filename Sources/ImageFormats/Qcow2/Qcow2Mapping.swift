@@ -1,0 +1,140 @@
+import DiskImage
+
+/// Where the guest's bytes of one cluster or subcluster are.
+enum Qcow2Mapping: Sendable, Equatable {
+    /// Not in this image: the backing file decides.
+    case unallocated
+    case zero
+    /// As they are, from this host offset on.
+    case standard(HostOffset)
+    /// One compressed stream.
+    case compressed(Qcow2CompressedCluster)
+}
+
+/// What the L2 entry of a compressed cluster says.
+struct Qcow2CompressedCluster: Sendable, Equatable {
+    var host: HostOffset
+    /// The stream ends within this many bytes: the entry counts whole 512-byte sectors, so the last
+    /// stream of a file may have fewer.
+    var maximumLength: Int64
+}
+
+/// A stretch of guest disk with one mapping; a standard one is contiguous in the host, too.
+struct Qcow2Run: Sendable, Equatable {
+    var range: Range<Int64>
+    var mapping: Qcow2Mapping
+}
+
+/// Reads L2 entries. Pure.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, sections "L2 table entry" and "Extended L2 entries".
+struct Qcow2EntryDecoder: Sendable {
+    let name: String
+    let version: Int
+    let geometry: Qcow2Geometry
+
+    /// The longest run from `offset` on that these entries tell of.
+    ///
+    /// - Parameters:
+    ///   - words: consecutive L2 entries (two words each if extended), not empty.
+    ///   - wordsStart: the guest offset that the first entry maps.
+    ///   - offset: where the run begins, within what the entries map.
+    ///   - limit: where it ends at the latest.
+    func run(
+        in words: [UInt64], startingAt wordsStart: Int64, from offset: Int64, limit: Int64
+    ) throws(ImageError) -> Qcow2Run {
+        let step = geometry.subclusterSize
+        let first = try mapping(words, wordsStart, offset)
+        let end = min(
+            limit,
+            wordsStart + Int64(words.count) / geometry.wordsPerL2Entry * geometry.clusterSize)
+        var position = (offset + 1).roundedUp(to: step)
+        while position < end {
+            let next = try mapping(words, wordsStart, position)
+            guard Self.continues(first, by: position - offset, with: next) else { break }
+            position += step
+        }
+        return Qcow2Run(range: offset..<min(position, end), mapping: first)
+    }
+
+    private static func continues(
+        _ first: Qcow2Mapping, by distance: Int64, with next: Qcow2Mapping
+    ) -> Bool {
+        switch (first, next) {
+        case (.unallocated, .unallocated), (.zero, .zero): true
+        case (.standard(let start), .standard(let host)): host == start + distance
+        // All subclusters of one compressed cluster share its stream.
+        case (.compressed(let start), .compressed(let same)): start == same
+        default: false
+        }
+    }
+
+    private func mapping(
+        _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
+    ) throws(ImageError) -> Qcow2Mapping {
+        let index = Int((offset - wordsStart) / geometry.clusterSize * geometry.wordsPerL2Entry)
+        let entry = words[index]
+        let inCluster = offset % geometry.clusterSize
+        if entry & Qcow2Entry.compressed != 0 {
+            guard !geometry.hasExtendedL2 || words[index + 1] == 0 else {
+                throw corrupt(offset, "a compressed cluster has subclusters")
+            }
+            return .compressed(compressedCluster(entry))
+        }
+        if geometry.hasExtendedL2 {
+            return try subclusterMapping(entry, bitmap: words[index + 1], offset, inCluster)
+        }
+        let reserved = ~(Qcow2Entry.copied | Qcow2Entry.offsetMask | Qcow2Entry.zero)
+        guard entry & reserved == 0 else { throw corrupt(offset, "reserved bits are set") }
+        if entry & Qcow2Entry.zero != 0 {
+            guard version >= 3 else { throw corrupt(offset, "zero flag in a version 2 image") }
+            _ = try hostOffset(entry, offset)
+            return .zero
+        }
+        guard let host = try hostOffset(entry, offset) else { return .unallocated }
+        return .standard(host + inCluster)
+    }
+
+    /// Bits 0 to 31 of the bitmap: allocated; 32 to 63: reads as zeros. Not both.
+    private func subclusterMapping(
+        _ entry: UInt64, bitmap: UInt64, _ offset: Int64, _ inCluster: Int64
+    ) throws(ImageError) -> Qcow2Mapping {
+        let reserved = ~(Qcow2Entry.copied | Qcow2Entry.offsetMask)
+        guard entry & reserved == 0 else { throw corrupt(offset, "reserved bits are set") }
+        let bit = UInt64(inCluster / geometry.subclusterSize)
+        let isAllocated = bitmap & (1 << bit) != 0
+        let isZero = bitmap & (1 << (bit + 32)) != 0
+        let host = try hostOffset(entry, offset)
+        switch (isAllocated, isZero) {
+        case (true, true): throw corrupt(offset, "a subcluster is both allocated and zero")
+        case (false, true): return .zero
+        case (false, false): return .unallocated
+        case (true, false):
+            guard let host else { throw corrupt(offset, "an allocated subcluster has no cluster") }
+            return .standard(host + inCluster)
+        }
+    }
+
+    /// nil where the entry names no host cluster.
+    private func hostOffset(
+        _ entry: UInt64, _ guestOffset: Int64
+    ) throws(ImageError) -> HostOffset? {
+        let bytes = Int64(entry & Qcow2Entry.offsetMask)
+        guard bytes % geometry.clusterSize == 0 else {
+            throw corrupt(guestOffset, "host offset \(bytes) is not a multiple of the cluster size")
+        }
+        return bytes == 0 ? nil : HostOffset(bytes)
+    }
+
+    private func compressedCluster(_ entry: UInt64) -> Qcow2CompressedCluster {
+        let offsetBits = UInt64(geometry.compressedOffsetBits)
+        let host = Int64(entry & ((1 << offsetBits) - 1))
+        let furtherSectors = Int64((entry & (Qcow2Entry.compressed - 1)) >> offsetBits)
+        return Qcow2CompressedCluster(
+            host: HostOffset(host), maximumLength: (furtherSectors + 1) * 512 - host % 512)
+    }
+
+    private func corrupt(_ guestOffset: Int64, _ reason: String) -> ImageError {
+        .corrupt(name, "bad L2 entry for guest offset \(guestOffset): \(reason)")
+    }
+}

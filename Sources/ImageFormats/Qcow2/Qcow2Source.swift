@@ -1,0 +1,187 @@
+import DiskImage
+import ImageStorage
+
+/// One qcow2 image as a guest disk, without what lies below it.
+///
+/// `extent` says `.backing` for what the image leaves to its backing file; `read` gives zeros there.
+public struct Qcow2Source: ImageSource {
+    public let header: Qcow2Header
+    private let storage: any Storage
+    private let tables: Qcow2Tables
+    private let decompressors: ResourcePool<Qcow2Decompressor>
+
+    /// Opens an image: reads the header and the L1 table.
+    ///
+    /// - Throws: `ImageError` for damaged, cut, encrypted and otherwise unreadable images.
+    public init(_ storage: any Storage) async throws {
+        self.storage = storage
+        let header = try await Qcow2Header.read(from: storage)
+        self.header = header
+        tables = try await Qcow2Tables(storage: storage, header: header)
+        decompressors = ResourcePool { Qcow2Decompressor(header.compression) }
+    }
+
+    public var virtualSize: Int64 { header.geometry.virtualSize }
+    public var readGranularity: Int64 { header.geometry.clusterSize }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        var extent = try await shortExtent(at: offset, limit: limit)
+        while extent.range.upperBound < limit {
+            let next = try await shortExtent(at: extent.range.upperBound, limit: limit)
+            guard next.content == extent.content else { break }
+            extent.range = offset..<next.range.upperBound
+        }
+        return extent
+    }
+
+    private func shortExtent(at offset: Int64, limit: Int64) async throws -> Extent {
+        let run = try await tables.run(at: offset, limit: limit)
+        switch run.mapping {
+        case .unallocated: return Extent(range: run.range, content: .backing)
+        case .zero: return Extent(range: run.range, content: .zero)
+        case .compressed: return Extent(range: run.range, content: .data)
+        case .standard(let host): return try await standardExtent(run.range, host)
+        }
+    }
+
+    /// A cluster can be allocated and yet be a hole of the file, or lie beyond its end: preallocated.
+    private func standardExtent(_ range: Range<Int64>, _ host: HostOffset) async throws -> Extent {
+        guard host.bytes < storage.size else { return Extent(range: range, content: .zero) }
+        guard storage.traits.hasHoles else { return Extent(range: range, content: .data) }
+        let limit = min(host.bytes + Int64(range.count), storage.size)
+        let below = try await storage.extent(at: host.bytes, limit: limit)
+        return Extent(
+            range: range.lowerBound..<range.lowerBound + Int64(below.range.count),
+            content: below.content)
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let end = offset + Int64(buffer.byteCount)
+        var position = offset
+        while position < end {
+            let run = try await tables.run(at: position, limit: end)
+            let place = Int(run.range.lowerBound - offset)..<Int(run.range.upperBound - offset)
+            switch run.mapping {
+            case .unallocated, .zero: buffer.zeroFill(place)
+            case .standard(let host):
+                var part = buffer.slice(place)
+                try await readStandard(into: &part, at: host)
+            case .compressed(let cluster):
+                let batch = try await compressedBatch(from: run, cluster, limit: end)
+                try await readCompressed(batch, into: &buffer, bufferStart: offset)
+                position = batch.range.upperBound
+                continue
+            }
+            position = run.range.upperBound
+        }
+    }
+
+    /// What lies beyond the end of the file reads as zeros: qemu extends files lazily.
+    private func readStandard(into buffer: inout MutableRawSpan, at host: HostOffset) async throws {
+        let available = Int(max(0, min(Int64(buffer.byteCount), storage.size - host.bytes)))
+        if available > 0 {
+            var part = buffer.slice(0..<available)
+            try await storage.read(into: &part, at: host.bytes)
+        }
+        buffer.zeroFill(available..<buffer.byteCount)
+    }
+}
+
+// Compressed clusters: neighbours in the host are read by one call.
+extension Qcow2Source {
+    private struct Batch {
+        /// On the guest disk, in bytes.
+        var range: Range<Int64>
+        /// What to read of the file.
+        var host: Range<Int64>
+        /// Each cluster with the part of it that is wanted.
+        var clusters: [(wanted: Range<Int64>, cluster: Qcow2CompressedCluster)]
+    }
+
+    /// Larger batches save nothing more and cost memory, in bytes.
+    private static var maximumBatch: Int64 { 1 << 20 }
+
+    private func compressedBatch(
+        from run: Qcow2Run, _ cluster: Qcow2CompressedCluster, limit: Int64
+    ) async throws -> Batch {
+        var batch = Batch(
+            range: run.range, host: try hostRange(cluster), clusters: [(run.range, cluster)])
+        while batch.range.upperBound < limit {
+            let next = try await tables.run(at: batch.range.upperBound, limit: limit)
+            guard case .compressed(let cluster) = next.mapping else { break }
+            let host = try hostRange(cluster)
+            // Streams share sectors, so the counted ends of neighbours overlap.
+            guard host.lowerBound >= batch.host.lowerBound,
+                host.lowerBound <= batch.host.upperBound,
+                host.upperBound - batch.host.lowerBound <= Self.maximumBatch
+            else { break }
+            batch.host = batch.host.lowerBound..<max(batch.host.upperBound, host.upperBound)
+            batch.range = batch.range.lowerBound..<next.range.upperBound
+            batch.clusters.append((next.range, cluster))
+        }
+        return batch
+    }
+
+    /// Where a stream may lie, cut at the end of the file: the last one may end there.
+    private func hostRange(_ cluster: Qcow2CompressedCluster) throws(ImageError) -> Range<Int64> {
+        let start = cluster.host.bytes
+        guard start < storage.size else {
+            throw .corrupt(
+                storage.name,
+                "a compressed cluster at offset \(start) lies beyond the end of the file "
+                    + "(\(storage.size) bytes): the image is cut short or damaged")
+        }
+        return start..<min(start + cluster.maximumLength, storage.size)
+    }
+
+    private func readCompressed(
+        _ batch: Batch, into buffer: inout MutableRawSpan, bufferStart: Int64
+    ) async throws {
+        var input = IOBuffer(byteCount: batch.host.count)
+        var inputSpan = input.mutableBytes
+        try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
+
+        let decompressor = decompressors.take()
+        defer { decompressors.giveBack(decompressor) }
+        for (wanted, cluster) in batch.clusters {
+            let host = try hostRange(cluster)
+            let stream = input.bytes.extracting(
+                Int(
+                    host.lowerBound - batch.host.lowerBound)..<Int(
+                        host.upperBound - batch.host.lowerBound))
+            let place =
+                Int(wanted.lowerBound - bufferStart)..<Int(wanted.upperBound - bufferStart)
+            do {
+                try decompress(
+                    stream, with: decompressor, wanted: wanted, into: &buffer, place: place)
+            } catch {
+                throw ImageError.corrupt(
+                    storage.name,
+                    "cannot decompress the cluster of guest offset "
+                        + "\(wanted.lowerBound.roundedDown(to: readGranularity)) at offset "
+                        + "\(cluster.host.bytes): \(error)")
+            }
+        }
+    }
+
+    private func decompress(
+        _ stream: RawSpan, with decompressor: Qcow2Decompressor, wanted: Range<Int64>,
+        into buffer: inout MutableRawSpan, place: Range<Int>
+    ) throws(Qcow2Decompressor.Failure) {
+        let clusterSize = Int(readGranularity)
+        if wanted.count == clusterSize {
+            var part = buffer.slice(place)
+            return try decompressor.decompress(stream, into: &part)
+        }
+        // Only a part of the cluster is wanted, or the disk ends within it.
+        var whole = IOBuffer(byteCount: clusterSize)
+        var span = whole.mutableBytes
+        try decompressor.decompress(stream, into: &span)
+        let skipped = Int(wanted.lowerBound % readGranularity)
+        let source = whole.bytes.extracting(skipped..<skipped + wanted.count)
+        var part = buffer.slice(place)
+        part.withUnsafeMutableBytes { destination in
+            source.withUnsafeBytes { destination.copyMemory(from: $0) }
+        }
+    }
+}

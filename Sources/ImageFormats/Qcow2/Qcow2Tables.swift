@@ -1,0 +1,140 @@
+import DiskImage
+import ImageStorage
+import Synchronization
+
+/// The L1 and L2 tables of an image being read: from guest offset to mapping.
+///
+/// L2 tables are read in slices and kept in a small cache, so memory does not grow with the image.
+/// No lock is held while a slice is read; two tasks may read the same one, which harms nobody.
+final class Qcow2Tables: Sendable {
+    /// Of an L2 table, in bytes: a large read for small clusters' tables, a part of a large one's.
+    private static let sliceSize: Int64 = 64 << 10
+    /// What the cache may hold, in bytes: for each worker its slice, and some.
+    private static let cacheSize = 1 << 20
+
+    private let storage: any Storage
+    private let geometry: Qcow2Geometry
+    private let decoder: Qcow2EntryDecoder
+    private let l1: [UInt64]
+    private let sliceBytes: Int64
+    private let cache: Mutex<SliceCache>
+
+    /// Reads the L1 table.
+    init(storage: any Storage, header: Qcow2Header) async throws {
+        self.storage = storage
+        geometry = header.geometry
+        decoder = Qcow2EntryDecoder(
+            name: storage.name, version: header.version, geometry: header.geometry)
+        sliceBytes = min(Self.sliceSize, header.geometry.clusterSize)
+        cache = Mutex(SliceCache(capacity: max(4, Self.cacheSize / Int(sliceBytes))))
+        l1 = try await Self.readTable(
+            storage, at: header.l1Offset, bytes: header.geometry.l1Entries * 8, "L1 table")
+    }
+
+    /// What the disk holds from `offset` on, in one piece, up to `limit`.
+    func run(at offset: Int64, limit: Int64) async throws -> Qcow2Run {
+        let table = offset / geometry.l2Coverage
+        let entry = l1[Int(table)]
+        guard let l2Offset = try l2Offset(entry, offset) else {
+            return Qcow2Run(range: offset..<endOfUnallocated(table, limit), mapping: .unallocated)
+        }
+        let sliceCoverage = sliceBytes / 8 / geometry.wordsPerL2Entry * geometry.clusterSize
+        let slice = offset % geometry.l2Coverage / sliceCoverage
+        let words = try await self.slice(at: l2Offset + slice * sliceBytes)
+        return try decoder.run(
+            in: words, startingAt: table * geometry.l2Coverage + slice * sliceCoverage,
+            from: offset, limit: limit)
+    }
+
+    /// Skips L1 entries without a table: a terabyte of nothing takes no time.
+    private func endOfUnallocated(_ table: Int64, _ limit: Int64) -> Int64 {
+        var next = table + 1
+        while next < l1.count, next * geometry.l2Coverage < limit,
+            l1[Int(next)] & Qcow2Entry.offsetMask == 0
+        {
+            next += 1
+        }
+        return next >= l1.count ? limit : min(limit, next * geometry.l2Coverage)
+    }
+
+    private func l2Offset(
+        _ entry: UInt64, _ guestOffset: Int64
+    ) throws(ImageError) -> HostOffset? {
+        guard entry & ~(Qcow2Entry.copied | Qcow2Entry.offsetMask) == 0 else {
+            throw .corrupt(
+                storage.name,
+                "bad L1 entry for guest offset \(guestOffset): reserved bits are set")
+        }
+        let offset = Int64(entry & Qcow2Entry.offsetMask)
+        guard offset % geometry.clusterSize == 0 else {
+            throw .corrupt(
+                storage.name,
+                "bad L1 entry for guest offset \(guestOffset): offset \(offset) is not a multiple "
+                    + "of the cluster size")
+        }
+        return offset == 0 ? nil : HostOffset(offset)
+    }
+
+    private func slice(at offset: HostOffset) async throws -> [UInt64] {
+        if let known = cache.withLock({ $0.find(offset) }) { return known }
+        let words = try await Self.readTable(storage, at: offset, bytes: sliceBytes, "L2 table")
+        cache.withLock { $0.insert(words, at: offset) }
+        return words
+    }
+
+    private static func readTable(
+        _ storage: any Storage, at offset: HostOffset, bytes: Int64, _ what: String
+    ) async throws -> [UInt64] {
+        guard offset.bytes <= storage.size, bytes <= storage.size - offset.bytes else {
+            throw ImageError.corrupt(
+                storage.name,
+                "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
+                    + "(\(storage.size) bytes): the image is cut short or damaged")
+        }
+        var buffer = IOBuffer(byteCount: Int(bytes))
+        var span = buffer.mutableBytes
+        try await storage.read(into: &span, at: offset.bytes)
+        let raw = buffer.bytes
+        return [UInt64](unsafeUninitializedCapacity: Int(bytes) / 8) { words, count in
+            for index in words.indices {
+                words.initializeElement(
+                    at: index, to: raw.bigEndian(at: index * 8, as: UInt64.self))
+            }
+            count = words.count
+        }
+    }
+}
+
+/// Slices by host offset; the ones used longest ago go first.
+private struct SliceCache {
+    private struct Item {
+        var words: [UInt64]
+        var lastUse: UInt64
+    }
+
+    private let capacity: Int
+    private var items: [HostOffset: Item] = [:]
+    private var clock: UInt64 = 0
+
+    init(capacity: Int) { self.capacity = capacity }
+
+    mutating func find(_ offset: HostOffset) -> [UInt64]? {
+        clock += 1
+        guard let position = items.index(forKey: offset) else { return nil }
+        items.values[position].lastUse = clock
+        return items.values[position].words
+    }
+
+    mutating func insert(_ words: [UInt64], at offset: HostOffset) {
+        if items.count >= capacity { evict() }
+        clock += 1
+        items[offset] = Item(words: words, lastUse: clock)
+    }
+
+    /// Drops the older half at once, so that looking for the oldest costs little per insertion.
+    private mutating func evict() {
+        let uses = items.values.map(\.lastUse).sorted()
+        let median = uses[uses.count / 2]
+        items = items.filter { $0.value.lastUse >= median }
+    }
+}

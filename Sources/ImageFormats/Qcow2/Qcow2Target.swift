@@ -1,0 +1,133 @@
+import DiskImage
+import ImageStorage
+import Synchronization
+
+/// A qcow2 image being written: clusters as they come, tables when complete, the header last.
+public final class Qcow2Target: ImageTarget {
+    public let traits: TargetTraits
+    public let compresses: Bool
+    private let storage: any Storage
+    private let geometry: Qcow2Geometry
+    private let options: Qcow2Options
+    private let keepsZeros: Bool
+    private let layout: Mutex<Qcow2Layout>
+    private let compressors: ResourcePool<Qcow2Compressor>
+
+    /// Prepares an image on empty storage.
+    ///
+    /// - Parameters:
+    ///   - virtualSize: of the guest disk, in bytes.
+    ///   - compress: store clusters compressed where that makes them smaller.
+    ///   - minSparse: 0 stores zeros like data; otherwise a cluster of zeros is not stored.
+    /// - Throws: `ImageError` for options that contradict each other or the size.
+    public init(
+        storage: any Storage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
+        minSparse: Int
+    ) throws(ImageError) {
+        let geometry = try options.geometry(virtualSize: virtualSize)
+        self.storage = storage
+        self.geometry = geometry
+        self.options = options
+        compresses = compress
+        keepsZeros = minSparse == 0
+        layout = Mutex(Qcow2Layout(geometry))
+        compressors = ResourcePool { Qcow2Compressor(options.compression) }
+        traits = TargetTraits(
+            granularity: geometry.clusterSize, readsAsZeroFrom: options.backing?.virtualSize ?? 0,
+            hasBacking: options.backing != nil, canWriteZeroes: options.version >= 3,
+            placesInOrder: true)
+        // Names that do not fit should be known before the work.
+        _ = try header(nil).serialized()
+    }
+
+    /// Makes a device stop looking like the image it may hold. On an empty file: nothing to do.
+    public func invalidateOldHeader() async throws {
+        guard storage.traits.isDevice else { return }
+        let zeros = IOBuffer.zeros(byteCount: Int(min(geometry.clusterSize, storage.size)))
+        try await storage.write(zeros.bytes, at: 0)
+    }
+
+    public func encode(
+        _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
+        into encoded: inout MutableRawSpan, used: inout Int
+    ) throws -> [EncodedPiece] {
+        let clusterSize = Int(geometry.clusterSize)
+        let compressor = compresses ? compressors.take() : nil
+        defer { if let compressor { compressors.giveBack(compressor) } }
+        var pieces: [EncodedPiece] = []
+        // What the last cluster has beyond the end of the disk is zero in the buffer.
+        for start in stride(from: positions.lowerBound, to: positions.upperBound, by: clusterSize) {
+            let cluster = start..<start + clusterSize
+            let guest = guestOffset + Int64(start - positions.lowerBound)
+            let form = form(
+                of: cluster, at: guest, in: data, compressor, into: &encoded, used: &used)
+            Self.append(form, guest..<guest + geometry.clusterSize, to: &pieces)
+        }
+        return pieces
+    }
+
+    private func form(
+        of cluster: Range<Int>, at guest: Int64, in data: RawSpan, _ compressor: Qcow2Compressor?,
+        into encoded: inout MutableRawSpan, used: inout Int
+    ) -> EncodedPiece.Form {
+        let canBeZero = traits.canWriteZeroes || guest >= traits.readsAsZeroFrom
+        if !keepsZeros, canBeZero, ZeroScan.isZero(data, cluster) { return .zero }
+        guard let compressor else { return .plain(cluster) }
+        // A stream as long as the cluster would save nothing; the format asks for shorter ones.
+        var room = encoded.slice(used..<used + cluster.count - 1)
+        guard let length = compressor.compress(data.extracting(cluster), into: &room) else {
+            return .plain(cluster)
+        }
+        let positions = used..<used + length
+        used += length
+        return .compressed(positions)
+    }
+
+    /// Joins neighbours; a compressed cluster stays alone, for it gets an entry of its own.
+    private static func append(
+        _ form: EncodedPiece.Form, _ guestRange: Range<Int64>, to pieces: inout [EncodedPiece]
+    ) {
+        guard let last = pieces.last else {
+            return pieces.append(EncodedPiece(guestRange: guestRange, form: form))
+        }
+        let joined = last.guestRange.lowerBound..<guestRange.upperBound
+        switch (last.form, form) {
+        case (.zero, .zero):
+            pieces[pieces.count - 1] = EncodedPiece(guestRange: joined, form: .zero)
+        case (.plain(let before), .plain(let next)):
+            pieces[pieces.count - 1] = EncodedPiece(
+                guestRange: joined, form: .plain(before.lowerBound..<next.upperBound))
+        default: pieces.append(EncodedPiece(guestRange: guestRange, form: form))
+        }
+    }
+
+    public func place(_ pieces: [EncodedPiece]) throws -> Placement {
+        let needed = pieces.filter {
+            $0.form != .zero || $0.guestRange.lowerBound < traits.readsAsZeroFrom
+        }
+        return layout.withLock { $0.place(needed) }
+    }
+
+    public func write(_ placement: Placement, data: RawSpan, encoded: RawSpan) async throws {
+        try await storage.write(placement, data: data, encoded: encoded)
+    }
+
+    public func finish() async throws {
+        let ending = try layout.withLock { layout throws(ImageError) in try layout.finish() }
+        try await storage.write(ending.placement, data: RawSpan(), encoded: RawSpan())
+        try await storage.truncate(to: ending.end.bytes)
+        // Whoever finds a header may rely on all that it leads to.
+        try await storage.flush()
+        let header = try header(ending).serialized()
+        try await storage.write(header, at: 0)
+    }
+
+    private func header(_ ending: Qcow2Layout.Ending?) -> Qcow2Header {
+        Qcow2Header(
+            version: options.version, geometry: geometry, compression: options.compression,
+            backingFile: options.backing?.file, backingFormat: options.backing?.format,
+            l1Offset: ending?.l1Offset ?? HostOffset(0), l1Entries: geometry.l1Entries,
+            refcountTableOffset: ending?.refcountTableOffset ?? HostOffset(0),
+            refcountTableClusters: ending?.refcountTableClusters ?? 0)
+    }
+}

@@ -1,0 +1,20 @@
+import DiskImage
+import ImageStorage
+
+/// A raw image: the guest disk is what the storage holds, byte for byte.
+public struct RawSource: ImageSource {
+    private let storage: any Storage
+
+    public init(_ storage: any Storage) { self.storage = storage }
+
+    public var virtualSize: Int64 { storage.size }
+    public var readGranularity: Int64 { 1 }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        try await storage.extent(at: offset, limit: limit)
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        try await storage.read(into: &buffer, at: offset)
+    }
+}

@@ -1,0 +1,66 @@
+import DiskImage
+import ImageStorage
+
+/// A raw image being written: guest offsets are host offsets, so nothing has to be placed in order.
+public struct RawTarget: ImageTarget {
+    /// Zeros are looked for in units of this size, as qemu-img does: the block size of nearly every
+    /// file system, so that what is left out takes no space.
+    private static let scanUnit = 4096
+
+    public let traits: TargetTraits
+    public var compresses: Bool { false }
+    private let storage: any Storage
+    private let minSparse: Int
+
+    /// - Parameters:
+    ///   - minSparse: runs of zeros of at least this many bytes are left out; 0 writes everything.
+    ///   - readsAsZero: what is not written reads as zeros.
+    public init(storage: any Storage, minSparse: Int, readsAsZero: Bool) {
+        self.storage = storage
+        self.minSparse = minSparse
+        traits = TargetTraits(
+            granularity: Int64(Self.scanUnit), readsAsZeroFrom: readsAsZero ? 0 : .max,
+            placesInOrder: false)
+    }
+
+    public func encode(
+        _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
+        into encoded: inout MutableRawSpan, used: inout Int
+    ) -> [EncodedPiece] {
+        func guestRange(_ run: Range<Int>) -> Range<Int64> {
+            let start = guestOffset + Int64(run.lowerBound - positions.lowerBound)
+            return start..<start + Int64(run.count)
+        }
+        guard minSparse > 0 else {
+            return [EncodedPiece(guestRange: guestRange(positions), form: .plain(positions))]
+        }
+        var pieces: [EncodedPiece] = []
+        ZeroScan.forEachRun(
+            in: data, positions, unit: min(Self.scanUnit, minSparse), minimum: minSparse
+        ) { run, isZero in
+            pieces.append(
+                EncodedPiece(guestRange: guestRange(run), form: isZero ? .zero : .plain(run)))
+        }
+        return pieces
+    }
+
+    public func place(_ pieces: [EncodedPiece]) -> Placement {
+        var placement = Placement()
+        for piece in pieces {
+            let offset = piece.guestRange.lowerBound
+            switch piece.form {
+            case .zero where offset >= traits.readsAsZeroFrom: break
+            case .zero: placement.append(.zeros(Int64(piece.guestRange.count)), at: offset)
+            case .plain(let positions): placement.append(.plain(positions), at: offset)
+            case .compressed: preconditionFailure("a raw image holds no compressed clusters")
+            }
+        }
+        return placement
+    }
+
+    public func write(_ placement: Placement, data: RawSpan, encoded: RawSpan) async throws {
+        try await storage.write(placement, data: data, encoded: encoded)
+    }
+
+    public func finish() async throws {}
+}
