@@ -1,0 +1,133 @@
+import DiskImage
+import ImageFormats
+import ImageStorage
+
+/// One `swimg convert`: what to read, what to write, and how.
+///
+/// ```swift
+/// var conversion = Conversion(sources: ["disk.qcow2"], target: "disk.raw")
+/// conversion.targetFormat = .raw
+/// try await conversion.run()
+/// ```
+public struct Conversion: Sendable {
+    /// Paths; several guest disks are joined to one.
+    public var sources: [String]
+    public var target: String
+    /// nil finds it out from the first bytes of each source.
+    public var sourceFormat: ImageFormat?
+    public var targetFormat = ImageFormat.raw
+    public var options = CreationOptions()
+    public var workers = 8
+    /// Writes happen in guest order; false is `-W`.
+    public var writesInOrder = true
+    public var compress = false
+    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything.
+    public var minSparse: Int64 = 4096
+    /// Write into an existing target (`-n`).
+    public var skipsCreation = false
+    /// What the existing target holds reads as zeros.
+    public var targetIsZero = false
+    public var sourceCacheMode = CacheMode.writeback
+    public var targetCacheMode = CacheMode.unsafe
+    /// Read images that somebody else writes to (`-U`).
+    public var shareForced = false
+    /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
+    public var backingFile: String?
+    public var backingFormat: String?
+    /// Told how far the conversion is, in bytes of the guest disk, from any task.
+    public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
+
+    public static let workerRange = 1...64
+    public static let largestMinSparse: Int64 = 16 << 20
+
+    public init(sources: [String], target: String) {
+        self.sources = sources
+        self.target = target
+    }
+
+    /// Converts. The target appears under its name when it is whole, and not at all otherwise.
+    ///
+    /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
+    public func run() async throws {
+        let parameters = try checkedParameters()
+        let opener = ImageOpener(cacheMode: sourceCacheMode, shareForced: shareForced)
+        var opened: [OpenedImage] = []
+        for path in sources {
+            opened.append(try await opener.open(path, format: sourceFormat))
+        }
+        let content = try ConcatenatedSource(opened.map(\.source))
+        let backing = try await openBacking(parameters, opener)
+        let files = Set((opened + (backing.map { [$0.image] } ?? [])).flatMap(\.files))
+
+        let file =
+            skipsCreation
+            ? try TargetFile.openExisting(target, cacheMode: targetCacheMode, protecting: files)
+            : try TargetFile.create(target, cacheMode: targetCacheMode, protecting: files)
+        do {
+            let job = TargetJob(
+                conversion: self, parameters: parameters, content: content,
+                topLayer: opened[0].topLayer, backing: backing?.options)
+            try await job.write(to: file.storage)
+            try await file.commit()
+        } catch {
+            file.abandon()
+            throw error
+        }
+    }
+
+    /// Finds what contradicts itself before anything is opened.
+    private func checkedParameters() throws(ImageError) -> ImageParameters {
+        guard !sources.isEmpty else { throw .invalid("a source is needed") }
+        guard Self.workerRange.contains(workers) else {
+            throw .invalid("the number of workers (-m) must be between 1 and 64")
+        }
+        guard minSparse % 512 == 0, (0...Self.largestMinSparse).contains(minSparse) else {
+            throw .invalid(
+                "the buffer size for sparse output (-S) must be a multiple of 512 up to 16777216")
+        }
+        if skipsCreation, !options.isEmpty {
+            throw .invalid("-o has no effect when skipping image creation (-n)")
+        }
+        if targetIsZero, !skipsCreation { throw .invalid("--target-is-zero needs -n") }
+        if compress, targetFormat == .raw {
+            throw .invalid("compression is not supported for format 'raw'")
+        }
+        var parameters = try ImageParameters(options, for: targetFormat)
+        parameters.backingFile = backingFile ?? parameters.backingFile
+        parameters.backingFormat = backingFormat ?? parameters.backingFormat
+        if parameters.backingFile != nil {
+            if targetFormat == .raw {
+                throw .invalid("a backing file is not supported for format 'raw'")
+            }
+            if skipsCreation {
+                throw .invalid("a backing file (-B) has no effect when skipping creation (-n)")
+            }
+            if sources.count > 1 {
+                throw .invalid("a backing file cannot be used with several sources")
+            }
+            if parameters.backingFormat == nil {
+                throw .invalid("the use of a backing file needs its format (-F)")
+            }
+        }
+        return parameters
+    }
+
+    /// The backing file has to be looked at: behind its end the target reads as zeros.
+    private func openBacking(
+        _ parameters: ImageParameters, _ opener: ImageOpener
+    ) async throws -> (image: OpenedImage, options: Qcow2Options.Backing)? {
+        guard let name = parameters.backingFile, let formatName = parameters.backingFormat else {
+            return nil
+        }
+        guard let format = ImageFormat(rawValue: formatName) else {
+            throw ImageError.invalid("unknown backing format '\(formatName)'")
+        }
+        let path = try ImageOpener.backingPath(name, namedBy: target)
+        let image = try await opener.open(path, format: format)
+        return (
+            image,
+            Qcow2Options.Backing(
+                file: name, format: formatName, virtualSize: image.source.virtualSize)
+        )
+    }
+}

@@ -1,0 +1,174 @@
+import DiskImage
+
+/// A piece of guest disk on its way through the pipeline.
+public struct Chunk: Sendable, Equatable {
+    public struct Segment: Sendable, Equatable {
+        /// Guest offsets in bytes.
+        public var range: Range<Int64>
+        /// `.copy` or `.zero`; what is skipped has no segment.
+        public var action: CopyAction
+
+        public init(range: Range<Int64>, action: CopyAction) {
+            self.range = range
+            self.action = action
+        }
+    }
+
+    /// Its turn: 0, 1, 2, … in guest order, without gaps.
+    public var sequence: Int
+    /// Where the data buffer begins on the guest disk, in bytes: what is copied lies behind it, within
+    /// one cell of the grid.
+    public var start: Int64
+    /// Front to back, at least one.
+    public var segments: [Segment]
+    /// How far the disk has been looked at when this chunk is done, in bytes.
+    public var end: Int64
+}
+
+/// Walks over the source and says what there is to do, chunk by chunk.
+///
+/// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a fixed
+/// grid; zeros may reach over many cells of it.
+public actor ExtentIterator {
+    /// Zeros per chunk, in bytes: what a storage without fast zeros still writes in a moment.
+    private static let longestZeroes: Int64 = 64 << 20
+    /// How far to look for the end of an extent, in bytes. Walking tables far ahead would keep all
+    /// workers waiting for the first chunk.
+    private static let lookAhead: Int64 = 1 << 30
+
+    private let source: any ImageSource
+    private let policy: CopyPolicy
+    private let granularity: Int64
+    private let chunkSize: Int64
+    private let end: Int64
+
+    private var position: Int64 = 0
+    private var sequence = 0
+    /// The extent that `position` lies in.
+    private var current: Extent?
+    private var isWalking = false
+    private var callers: [CheckedContinuation<Void, Never>] = []
+
+    /// - Parameters:
+    ///   - source: asked for extents only.
+    ///   - granularity: actions change only at its multiples, in bytes.
+    ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
+    public init(
+        source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64
+    ) {
+        precondition(chunkSize % granularity == 0)
+        self.source = source
+        self.policy = policy
+        self.granularity = granularity
+        self.chunkSize = chunkSize
+        end = source.virtualSize
+    }
+
+    /// The next chunk with something to do, nil at the end of the disk.
+    public func next() async throws -> Chunk? {
+        await enter()
+        defer { leave() }
+        try Task.checkCancellation()
+        return try await findNext()
+    }
+
+    // While one caller waits for the source, the actor lets the next one in; with both half-way
+    // through the walk, chunks would come out of order. So callers queue. Whoever is in always leaves,
+    // and a cancelled caller gets its turn to find that out.
+
+    private func enter() async {
+        guard isWalking else {
+            isWalking = true
+            return
+        }
+        await withCheckedContinuation { callers.append($0) }
+    }
+
+    private func leave() {
+        if callers.isEmpty {
+            isWalking = false
+        } else {
+            callers.removeFirst().resume()
+        }
+    }
+
+    private func findNext() async throws -> Chunk? {
+        var segments: [Chunk.Segment] = []
+        while position < end {
+            let (range, action) = try await nextStep()
+            if action != .skip {
+                Self.append(Chunk.Segment(range: range, action: action), to: &segments)
+            }
+            position = range.upperBound
+            if !segments.isEmpty, position % chunkSize == 0 || position == end { break }
+        }
+        guard !segments.isEmpty else { return nil }
+        defer { sequence += 1 }
+        // Only zeros at the front reach over several cells: what is copied lies in the last one.
+        return Chunk(
+            sequence: sequence, start: (position - 1).roundedDown(to: chunkSize),
+            segments: segments, end: position)
+    }
+
+    private static func append(_ next: Chunk.Segment, to segments: inout [Chunk.Segment]) {
+        if let last = segments.last, last.action == next.action,
+            last.range.upperBound == next.range.lowerBound
+        {
+            segments[segments.count - 1].range = last.range.lowerBound..<next.range.upperBound
+        } else {
+            segments.append(next)
+        }
+    }
+
+    /// A range from `position` on with one action, which stays within the chunk's cell unless it starts
+    /// one with nothing but zeros or nothing at all.
+    private func nextStep() async throws -> (range: Range<Int64>, action: CopyAction) {
+        let extent = try await extent(at: position)
+        let unitEnd = min(end, (position + 1).roundedUp(to: granularity))
+        let action = policy.action(for: extent.content, at: position)
+        guard extent.range.upperBound >= unitEnd else {
+            return (position..<unitEnd, try await mixedAction(upTo: unitEnd))
+        }
+        let last = extent.range.upperBound
+        let runEnd = last == end ? end : last.roundedDown(to: granularity)
+        var limit = (position + 1).roundedUp(to: chunkSize)
+        if position % chunkSize == 0 {
+            switch action {
+            case .copy: break
+            case .zero: limit = position + Self.longestZeroes.roundedUp(to: chunkSize)
+            case .skip: limit = end
+            }
+        }
+        // Where the target begins to read as zeros, what is to be done with zeros changes; the unit
+        // that straddles this offset is treated as its first byte demands.
+        let change = policy.target.readsAsZeroFrom
+        if position < change, change < min(runEnd, limit) {
+            limit = max(change.roundedDown(to: granularity), unitEnd)
+        }
+        return (position..<min(runEnd, limit), action)
+    }
+
+    /// What to do with a unit that several extents share.
+    private func mixedAction(upTo unitEnd: Int64) async throws -> CopyAction {
+        var offset = position
+        var common: CopyAction?
+        while offset < unitEnd {
+            let extent = try await extent(at: offset)
+            let action = policy.action(for: extent.content, at: position)
+            if action == .copy || common ?? action != action { return .copy }
+            common = action
+            offset = extent.range.upperBound
+        }
+        return common ?? .copy
+    }
+
+    private func extent(at offset: Int64) async throws -> Extent {
+        if let current, current.range.contains(offset) {
+            return Extent(range: offset..<current.range.upperBound, content: current.content)
+        }
+        let found = try await source.extent(at: offset, limit: min(end, offset + Self.lookAhead))
+        precondition(found.range.lowerBound == offset && !found.range.isEmpty)
+        current = found
+        return found
+    }
+}

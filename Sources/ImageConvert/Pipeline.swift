@@ -1,0 +1,96 @@
+import DiskImage
+import ImageStorage
+import Synchronization
+
+/// The engine: copies a guest disk from a source to a target in three stages.
+///
+///     ExtentIterator ──chunk──▶ ReadStage ──pieces──▶ WriteStage
+///     one, walks the source     `workers` at once,    places in guest order,
+///     and cuts it into chunks   each with a buffer    writes in order or not
+///
+/// Each of the `workers` takes a chunk through all three stages before it takes the next: that
+/// bounds the chunks in flight, and with them the memory, by the number of workers.
+public struct Pipeline: Sendable {
+    /// Large enough that the steps between system calls do not count, small enough that a chunk is
+    /// still in the core's cache when it is scanned and written, in bytes.
+    public static let smallestChunk: Int64 = 256 << 10
+
+    public var workers: Int
+    /// Writes happen in guest order; false is `-W`.
+    public var writesInOrder: Bool
+    /// Zeros are stored like data (`-S 0`).
+    public var storesZeros: Bool
+    /// Told how many bytes of the guest disk are done, now and then, from any task.
+    public var onProgress: (@Sendable (_ done: Int64) -> Void)?
+
+    public init(
+        workers: Int = 8, writesInOrder: Bool = true, storesZeros: Bool = false,
+        onProgress: (@Sendable (_ done: Int64) -> Void)? = nil
+    ) {
+        self.workers = workers
+        self.writesInOrder = writesInOrder
+        self.storesZeros = storesZeros
+        self.onProgress = onProgress
+    }
+
+    /// Copies all of the source; the target is whole when this returns.
+    ///
+    /// - Parameter extents: whose extents decide what is copied. For a target with a backing file that
+    ///   is the source's top layer alone, otherwise the source itself.
+    /// - Throws: the first error of any stage, or `CancellationError`; the target is worthless then.
+    public func copy(
+        from source: any ImageSource, extents: any ImageSource, to target: any ImageTarget
+    ) async throws {
+        let granularity = target.traits.granularity
+        let chunkSize = max(Self.smallestChunk, granularity, source.readGranularity)
+        let iterator = ExtentIterator(
+            source: extents,
+            policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
+            granularity: granularity, chunkSize: chunkSize)
+        let reading = ReadStage(source: source, target: target, chunkSize: chunkSize)
+        let writing = WriteStage(target: target, isOrdered: writesInOrder)
+        let progress = ProgressMark(onProgress)
+
+        try await withTaskExecutorPreference(IOExecutor.shared) {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for _ in 0..<workers {
+                    group.addTask {
+                        var data = IOBuffer(byteCount: reading.dataSize)
+                        var encoded = IOBuffer(byteCount: reading.encodedSize)
+                        while let chunk = try await iterator.next() {
+                            let pieces = try await reading.prepare(
+                                chunk, data: &data, encoded: &encoded)
+                            try await writing.write(
+                                pieces, of: chunk, data: data.bytes, encoded: encoded.bytes)
+                            progress.reach(chunk.end)
+                        }
+                    }
+                }
+                // The first error leaves the group, which cancels and awaits the other workers;
+                // `waitForAll` would wait for them without cancelling.
+                for try await _ in group {}
+            }
+            try Task.checkCancellation()
+            try await target.finish()
+        }
+        progress.reach(source.virtualSize)
+    }
+}
+
+/// How far the workers have come, all together: never backwards.
+private final class ProgressMark: Sendable {
+    private let done = Mutex<Int64>(0)
+    private let report: (@Sendable (Int64) -> Void)?
+
+    init(_ report: (@Sendable (Int64) -> Void)?) { self.report = report }
+
+    func reach(_ offset: Int64) {
+        guard let report else { return }
+        // Under the lock: a report must not overtake a later one.
+        done.withLock {
+            guard offset > $0 else { return }
+            $0 = offset
+            report(offset)
+        }
+    }
+}

@@ -1,0 +1,51 @@
+import DiskImage
+import ImageStorage
+
+/// The second stage: fetches a chunk and brings it into the form in which it will be stored.
+///
+/// All CPU work on a chunk happens here, in parallel: decompressing, looking for zeros, compressing.
+struct ReadStage: Sendable {
+    let source: any ImageSource
+    let target: any ImageTarget
+    let chunkSize: Int64
+
+    /// What a worker needs for the chunk as the guest sees it, in bytes.
+    var dataSize: Int { Int(chunkSize) }
+
+    /// What it needs for the chunk's compressed clusters, in bytes.
+    var encodedSize: Int { target.compresses ? Int(chunkSize) : 0 }
+
+    /// - Returns: the chunk in the form in which it will be stored; its bytes are in the buffers.
+    func prepare(
+        _ chunk: Chunk, data: inout IOBuffer, encoded: inout IOBuffer
+    ) async throws -> [EncodedPiece] {
+        var pieces: [EncodedPiece] = []
+        var used = 0
+        for segment in chunk.segments {
+            switch segment.action {
+            case .skip: break
+            case .zero: pieces.append(EncodedPiece(guestRange: segment.range, form: .zero))
+            case .copy:
+                let start = Int(segment.range.lowerBound - chunk.start)
+                let positions = start..<start + segment.range.count
+                try await fetch(segment.range, to: positions, in: &data)
+                var room = encoded.mutableBytes
+                pieces += try target.encode(
+                    data.bytes, positions: positions, at: segment.range.lowerBound,
+                    into: &room, used: &used)
+            }
+        }
+        return pieces
+    }
+
+    /// Reads guest bytes; behind the end of the disk zeros fill the target's last unit.
+    private func fetch(
+        _ range: Range<Int64>, to positions: Range<Int>, in data: inout IOBuffer
+    ) async throws {
+        var all = data.mutableBytes
+        let padded = positions.upperBound.roundedUp(to: Int(target.traits.granularity))
+        all.zeroFill(positions.upperBound..<min(padded, all.byteCount))
+        var part = all.slice(positions)
+        try await source.read(into: &part, at: range.lowerBound)
+    }
+}
