@@ -1,0 +1,61 @@
+import DiskImage
+
+/// Brings qemu-img's command lines into the form that the argument parser reads.
+///
+/// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed there.
+/// The parser knows none of the joined forms together, so they are taken apart first.
+enum CommandLineWords {
+    private static let flags: Set<Character> = ["c", "n", "p", "q", "U", "W", "h"]
+    private static let valued: Set<Character> = ["f", "O", "m", "S", "o", "t", "T", "B", "F"]
+    /// What qemu-img's `convert` can do and this one cannot yet.
+    private static let missingShort: Set<Character> = ["C", "l", "r", "s"]
+    private static let missingLong: Set<String> = [
+        "bitmaps", "image-opts", "object", "salvage", "skip-broken-bitmaps", "target-image-opts",
+    ]
+
+    static func normalized(_ words: [String]) throws(ImageError) -> [String] {
+        guard words.first == "convert" else { return words }
+        var result: [String] = ["convert"]
+        var rest = words.dropFirst()
+        while let word = rest.popFirst() {
+            if word == "--" { return result + [word] + rest }
+            if word.hasPrefix("--") {
+                try checkLong(word)
+                result.append(word)
+            } else if word.hasPrefix("-"), word.count > 1 {
+                try takeApart(word.dropFirst(), &rest, &result)
+            } else {
+                result.append(word)
+            }
+        }
+        return result
+    }
+
+    private static func takeApart(
+        _ letters: Substring, _ rest: inout ArraySlice<String>, _ result: inout [String]
+    ) throws(ImageError) {
+        var letters = letters
+        while let letter = letters.popFirst() {
+            if missingShort.contains(letter) { throw missing("-\(letter)") }
+            result.append("-\(letter)")
+            if flags.contains(letter) { continue }
+            // An unknown letter is the parser's to refuse.
+            guard valued.contains(letter) else { continue }
+            if !letters.isEmpty {
+                result.append(String(letters))
+            } else if let value = rest.popFirst() {
+                result.append(value)
+            }
+            return
+        }
+    }
+
+    private static func checkLong(_ word: String) throws(ImageError) {
+        let name = word.dropFirst(2).prefix { $0 != "=" }
+        if missingLong.contains(String(name)) { throw missing("--\(name)") }
+    }
+
+    private static func missing(_ option: String) -> ImageError {
+        .invalid("option '\(option)' is not supported yet")
+    }
+}

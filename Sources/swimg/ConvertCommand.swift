@@ -1,0 +1,152 @@
+import ArgumentParser
+import DiskImage
+import ImageConvert
+import ImageFormats
+import ImageStorage
+
+struct ConvertCommand: SignalledCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "convert",
+        abstract: "Convert a disk image to another format.",
+        discussion: """
+            Several sources are joined to one target. The target appears under its name when it is \
+            whole; an existing one is untouched until then.
+
+            Example: swimg convert -f qcow2 -O raw -m 8 -W disk.qcow2 disk.raw
+            """)
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the sources (default: found out).", valueName: "format"))
+    var sourceFormat: String?
+
+    @Option(
+        name: .customShort("O"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the target: raw or qcow2.", valueName: "format"))
+    var targetFormat = "raw"
+
+    @Option(
+        name: .customShort("m"), parsing: .unconditional,
+        help: ArgumentHelp("How many parts are worked on at once, 1 to 64.", valueName: "number"))
+    var workers = "8"
+
+    @Flag(name: .customShort("W"), help: "Write parts as they come, not in the disk's order.")
+    var unordered = false
+
+    @Option(
+        name: .customShort("S"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "Shortest run of zeros to leave out, a multiple of 512 (k, M, G); 0 writes everything.",
+            valueName: "size"))
+    var minSparse = "4k"
+
+    @Flag(name: .customShort("c"), help: "Compress the target (qcow2).")
+    var compress = false
+
+    @Option(
+        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp(
+            """
+            Options of the new image, as key=value,…: size; for qcow2 also compat (1.1, 0.10), \
+            cluster_size, compression_type (zlib, zstd), backing_file, backing_fmt.
+            """, valueName: "options"))
+    var options: [String] = []
+
+    @Flag(name: .customShort("n"), help: "Write into an existing target.")
+    var skipCreation = false
+
+    @Flag(
+        name: .customLong("target-is-zero"), help: "The existing target reads as zeros (with -n).")
+    var targetIsZero = false
+
+    @Flag(name: .customShort("p"), help: "Show progress.")
+    var progress = false
+
+    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    var quiet = false
+
+    @Option(
+        name: .customShort("t"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "Cache mode of the target: none, writethrough, writeback, directsync, unsafe.",
+            valueName: "mode"))
+    var targetCache = "unsafe"
+
+    @Option(
+        name: .customShort("T"), parsing: .unconditional,
+        help: ArgumentHelp("Cache mode of the sources.", valueName: "mode"))
+    var sourceCache = "writeback"
+
+    @Option(
+        name: .customShort("B"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "The target lies on this file and leaves out what that provides.", valueName: "file"))
+    var backingFile: String?
+
+    @Option(
+        name: .customShort("F"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the backing file.", valueName: "format"))
+    var backingFormat: String?
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Read images that another process writes to.")
+    var forceShare = false
+
+    @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
+    var files: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        let printer = quiet ? nil : ProgressPrinter(isShown: progress)
+        var conversion = try makeConversion()
+        if let printer {
+            conversion.onProgress = { done, total in printer.update(done: done, total: total) }
+        }
+        try await signals.interrupting(onStatus: { printer?.printStatus() }) { [conversion] in
+            try await conversion.run()
+        }
+        printer?.finish()
+    }
+
+    private func makeConversion() throws(ImageError) -> Conversion {
+        guard files.count >= 2, let target = files.last else {
+            throw .invalid("a source and a target are needed")
+        }
+        var conversion = Conversion(sources: files.dropLast(), target: target)
+        conversion.sourceFormat = try sourceFormat.map(format)
+        conversion.targetFormat = try format(targetFormat)
+        guard let number = Int(workers), Conversion.workerRange.contains(number) else {
+            throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
+        }
+        conversion.workers = number
+        conversion.writesInOrder = !unordered
+        guard let size = parseByteSize(minSparse) else {
+            throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")
+        }
+        conversion.minSparse = size
+        conversion.compress = compress
+        for text in options { try conversion.options.add(text) }
+        conversion.skipsCreation = skipCreation
+        conversion.targetIsZero = targetIsZero
+        conversion.targetCacheMode = try cacheMode(targetCache)
+        conversion.sourceCacheMode = try cacheMode(sourceCache)
+        conversion.shareForced = forceShare
+        conversion.backingFile = backingFile
+        conversion.backingFormat = backingFormat
+        return conversion
+    }
+
+    private func format(_ name: String) throws(ImageError) -> ImageFormat {
+        guard let format = ImageFormat(rawValue: name) else {
+            throw .invalid("unknown format '\(name)'")
+        }
+        return format
+    }
+
+    private func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
+        guard let mode = CacheMode(rawValue: name) else {
+            throw .invalid("invalid cache mode '\(name)'")
+        }
+        return mode
+    }
+}

@@ -1,0 +1,65 @@
+import ArgumentParser
+import CSystem
+import DiskImage
+import Glibc
+
+/// The program: reads the command line, runs the command, turns errors into one line and a number.
+@main
+enum Main {
+    static func main() async {
+        csystem_limit_malloc_arenas()
+        let signals = Signals()
+        do {
+            let arguments = try CommandLineWords.normalized(
+                Array(CommandLine.arguments.dropFirst()))
+            let command = try Swimg.parseAsRoot(arguments)
+            if let command = command as? any SignalledCommand {
+                try await command.run(signals)
+            } else {
+                var command = command
+                try command.run()
+            }
+        } catch let error as ImageError {
+            fail(error.description)
+        } catch let error as Interruption {
+            exit(128 + error.signal)
+        } catch {
+            if Swimg.exitCode(for: error) == .success {
+                Output.print(Swimg.message(for: error) + "\n")
+                return
+            }
+            fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
+        }
+    }
+
+    /// Every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
+    private static func fail(_ message: String) -> Never {
+        Output.printError("swimg: \(message)\n")
+        exit(1)
+    }
+
+    private static func oneLine(_ message: String) -> String {
+        let line = message.split(separator: "\n").first.map(String.init) ?? message
+        return line.hasPrefix("Error: ") ? String(line.dropFirst("Error: ".count)) : line
+    }
+}
+
+/// A signal that ended a command.
+struct Interruption: Error {
+    let signal: Int32
+}
+
+/// A command that works for a while and has to end cleanly when a signal comes.
+protocol SignalledCommand: ParsableCommand {
+    func run(_ signals: Signals) async throws
+}
+
+struct Swimg: ParsableCommand {
+    static let version = "0.1.0"
+
+    static let configuration = CommandConfiguration(
+        commandName: "swimg",
+        abstract: "Converts disk images, as qemu-img does, and faster.",
+        version: "swimg version \(version)",
+        subcommands: [ConvertCommand.self])
+}
