@@ -43,5 +43,19 @@ let package = Package(
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(
             name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
+        // Guest disks and storage in memory, for tests.
+        .target(
+            name: "MemoryImages", dependencies: ["DiskImage", "ImageStorage"],
+            path: "Tests/MemoryImages", swiftSettings: strict),
+        .testTarget(name: "DiskImageTests", dependencies: ["DiskImage"], swiftSettings: strict),
+        .testTarget(
+            name: "ImageStorageTests", dependencies: ["ImageStorage", "CSystem"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ImageConvertTests", dependencies: ["ImageConvert", "MemoryImages"],
+            swiftSettings: strict),
     ]
 )

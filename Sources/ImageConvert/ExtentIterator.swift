@@ -32,6 +32,8 @@ public struct Chunk: Sendable, Equatable {
 public actor ExtentIterator {
     /// Zeros per chunk, in bytes: what a storage without fast zeros still writes in a moment.
     private static let longestZeroes: Int64 = 64 << 20
+    /// Where zeros and what is skipped alternate for long.
+    private static let mostSegments = 64
     /// How far to look for the end of an extent, in bytes. Walking tables far ahead would keep all
     /// workers waiting for the first chunk.
     private static let lookAhead: Int64 = 1 << 30
@@ -100,7 +102,7 @@ public actor ExtentIterator {
                 Self.append(Chunk.Segment(range: range, action: action), to: &segments)
             }
             position = range.upperBound
-            if !segments.isEmpty, position % chunkSize == 0 || position == end { break }
+            if position % chunkSize == 0, isFull(segments) { break }
         }
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
@@ -108,6 +110,14 @@ public actor ExtentIterator {
         return Chunk(
             sequence: sequence, start: (position - 1).roundedDown(to: chunkSize),
             segments: segments, end: position)
+    }
+
+    /// At the end of a cell: whether it is enough for a chunk. Zeros alone may go on.
+    private func isFull(_ segments: [Chunk.Segment]) -> Bool {
+        guard let first = segments.first, let last = segments.last else { return false }
+        return segments.contains { $0.action == .copy }
+            || last.range.upperBound - first.range.lowerBound >= Self.longestZeroes
+            || segments.count >= Self.mostSegments
     }
 
     private static func append(_ next: Chunk.Segment, to segments: inout [Chunk.Segment]) {

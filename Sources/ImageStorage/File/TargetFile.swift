@@ -54,8 +54,7 @@ public final class TargetFile: Sendable {
                 storage: staged.storage, place: staged.place, path: path, replaced: nil)
         }
         if protected.contains(FileIdentity(status)) {
-            throw ImageError(
-                .invalid, path: givenPath, "is the source, or a file that the source reads")
+            throw isSource(givenPath)
         }
         let existing = try FileStorage.openExistingTarget(path, cacheMode: cacheMode)
         if TargetPath.canBeReplaced(path, status),
@@ -75,11 +74,16 @@ public final class TargetFile: Sendable {
     public static func openExisting(
         _ path: String, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = []
     ) throws(ImageError) -> TargetFile {
-        let storage = try FileStorage.openExistingTarget(path, cacheMode: cacheMode)
-        if protected.contains(storage.identity) {
-            throw ImageError(.invalid, path: path, "is the source, or a file that the source reads")
+        // Before it is opened: the source's lock would only tell that it is in use.
+        if let identity = FileIdentity(path: path), protected.contains(identity) {
+            throw isSource(path)
         }
+        let storage = try FileStorage.openExistingTarget(path, cacheMode: cacheMode)
         return TargetFile(storage: storage, place: .inPlace, path: path, replaced: nil)
+    }
+
+    private static func isSource(_ path: String) -> ImageError {
+        ImageError(.invalid, path: path, "is the source, or a file that the source reads")
     }
 
     /// Starts an existing file anew, in place.
