@@ -1,0 +1,121 @@
+import DiskImage
+import ImageConvert
+import MemoryImages
+import Testing
+
+@Suite struct ExtentIteratorTests {
+    /// Chunks as text: `start:` and each segment as c or z with its range in blocks.
+    private func chunks(
+        _ sketch: String, blockSize: Int64 = 4, target: TargetTraits, storesZeros: Bool = false,
+        granularity: Int64 = 4, chunkSize: Int64 = 16
+    ) async throws -> String {
+        let iterator = ExtentIterator(
+            source: SketchSource(sketch, blockSize: blockSize),
+            policy: CopyPolicy(target: target, storesZeros: storesZeros),
+            granularity: granularity, chunkSize: chunkSize)
+        var result: [String] = []
+        while let chunk = try await iterator.next() {
+            #expect(chunk.sequence == result.count)
+            let segments = chunk.segments.map { segment in
+                for bound in [segment.range.lowerBound, segment.range.upperBound] {
+                    #expect(bound % granularity == 0)
+                }
+                if segment.action == .copy {
+                    #expect(segment.range.lowerBound >= chunk.start)
+                    #expect(segment.range.upperBound <= chunk.start + chunkSize)
+                }
+                let name = segment.action == .copy ? "c" : "z"
+                return "\(name)\(segment.range.lowerBound)-\(segment.range.upperBound)"
+            }
+            result.append(segments.joined(separator: ","))
+        }
+        return result.joined(separator: " ")
+    }
+
+    private static func traits(zeroFrom: Int64, backing: Bool = false) -> TargetTraits {
+        TargetTraits(
+            granularity: 4, readsAsZeroFrom: zeroFrom, hasBacking: backing, placesInOrder: true)
+    }
+
+    @Test(arguments: [
+        // one cell of 4 blocks, joined
+        ("AAAA", "c0-16"), ("AAAAAA", "c0-16 c16-24"),
+        // holes inside a cell cut it into segments
+        ("A0BA", "c0-4,c8-16"), ("A-BA", "c0-4,c8-16"),
+        // cells of zeros only have no chunk
+        ("A0000000000B", "c0-4 c44-48"), ("00000000", ""), ("", ""),
+    ])
+    func skipsZerosOnAFreshTarget(sketch: String, expected: String) async throws {
+        #expect(try await chunks(sketch, target: Self.traits(zeroFrom: 0)) == expected)
+    }
+
+    @Test(arguments: [
+        ("A0BA", "c0-4,z4-8,c8-16"), ("0000000000AA", "z0-40,c40-48"),
+        ("A00000000000000B", "c0-4,z4-16 z16-60,c60-64"),
+    ])
+    func zeroesWhatDoesNotReadAsZero(sketch: String, expected: String) async throws {
+        #expect(try await chunks(sketch, target: Self.traits(zeroFrom: .max)) == expected)
+    }
+
+    @Test func joinsLongZeros() async throws {
+        // One extent of 256 MiB of zeros comes in pieces of 64 MiB, not of a cell.
+        let result = try await chunks(
+            "0", blockSize: 256 << 20, target: Self.traits(zeroFrom: .max), chunkSize: 1 << 20)
+        #expect(result.split(separator: " ").count == 4)
+    }
+
+    @Test(arguments: [
+        // granularity of two blocks: a unit with any data is copied whole
+        ("A000", "c0-8"), ("0A0000AA", "c0-8 c24-32"), ("0000", ""),
+    ])
+    func keepsToTheGranularity(sketch: String, expected: String) async throws {
+        let traits = TargetTraits(granularity: 8, readsAsZeroFrom: 0, placesInOrder: true)
+        #expect(try await chunks(sketch, target: traits, granularity: 8) == expected)
+    }
+
+    @Test func readsWholeUnitsAboveABackingFile() async throws {
+        // In units of two blocks: all backing is left out, a mixture is read, zeros are zeroed where
+        // the backing file (4 blocks) reaches and left out behind it.
+        let traits = TargetTraits(
+            granularity: 8, readsAsZeroFrom: 16, hasBacking: true, placesInOrder: true)
+        #expect(try await chunks("--A-00-0", target: traits, granularity: 8) == "c8-16")
+        #expect(try await chunks("00-0--A-", target: traits, granularity: 8) == "z0-8,c8-16 c24-32")
+    }
+
+    @Test func storesZerosWhenTold() async throws {
+        let target = Self.traits(zeroFrom: 0)
+        #expect(try await chunks("A00B", target: target, storesZeros: true) == "c0-16")
+    }
+
+    @Test func endsWithinAUnit() async throws {
+        let iterator = ExtentIterator(
+            source: SketchSource("AAAAA", blockSize: 1),
+            policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
+            granularity: 4, chunkSize: 4)
+        #expect(try await iterator.next()?.segments.map(\.range) == [0..<4])
+        #expect(try await iterator.next()?.segments.map(\.range) == [4..<5])
+        #expect(try await iterator.next() == nil)
+    }
+
+    /// Many callers, and a source that lets others in between: each chunk once, numbered in order.
+    @Test func servesManyCallersInOrder() async throws {
+        let iterator = ExtentIterator(
+            source: SketchSource(String(repeating: "A0", count: 500), blockSize: 4, pause: true),
+            policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
+            granularity: 4, chunkSize: 4)
+        let all = try await withThrowingTaskGroup(of: [Chunk].self) { group in
+            for _ in 0..<8 {
+                group.addTask {
+                    var mine: [Chunk] = []
+                    while let chunk = try await iterator.next() { mine.append(chunk) }
+                    #expect(mine.map(\.start) == mine.map(\.start).sorted())
+                    return mine
+                }
+            }
+            return try await group.reduce(into: []) { $0 += $1 }
+        }
+        let sorted = all.sorted { $0.sequence < $1.sequence }
+        #expect(sorted.map(\.sequence) == Array(0..<500))
+        #expect(sorted.map(\.start) == (0..<500).map { Int64($0) * 8 })
+    }
+}

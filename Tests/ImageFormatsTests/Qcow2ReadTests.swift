@@ -1,0 +1,164 @@
+import DiskImage
+import ImageStorage
+import MemoryImages
+import Testing
+
+@testable import ImageFormats
+
+@Suite struct Qcow2ReadTests {
+    private func decoder(
+        version: Int = 3, extended: Bool = false, clusterBits: Int = 16
+    ) -> Qcow2EntryDecoder {
+        Qcow2EntryDecoder(
+            name: "test", version: version,
+            geometry: Qcow2Geometry(
+                clusterBits: clusterBits, hasExtendedL2: extended, virtualSize: 1 << 40))
+    }
+
+    @Test func joinsWhatLiesTogether() throws {
+        let size: Int64 = 65536
+        let words: [UInt64] = [
+            5 << 16 | 1 << 63, 6 << 16 | 1 << 63, 8 << 16, 0, 0, 1, 9 << 16 | 1,
+        ]
+        let decoder = decoder()
+        func run(_ offset: Int64, limit: Int64 = 1 << 30) throws -> Qcow2Run {
+            try decoder.run(in: words, startingAt: 0, from: offset, limit: limit)
+        }
+        #expect(
+            try run(100)
+                == Qcow2Run(
+                    range: 100..<2 * size, mapping: .standard(HostOffset(5 * size + 100))))
+        #expect(try run(100, limit: 200).range == 100..<200)
+        #expect(
+            try run(2 * size)
+                == Qcow2Run(range: 2 * size..<3 * size, mapping: .standard(HostOffset(8 * size))))
+        #expect(
+            try run(3 * size)
+                == Qcow2Run(range: 3 * size..<5 * size, mapping: .unallocated))
+        #expect(
+            try run(5 * size + 1)
+                == Qcow2Run(range: 5 * size + 1..<7 * size, mapping: .zero))
+    }
+
+    @Test func readsSubclusters() throws {
+        // Cluster of 64 KiB, subclusters of 2 KiB: 0 allocated, 1 zero, 2 and 3 nothing, 4 allocated.
+        let words: [UInt64] = [7 << 16, 0b10001 | 0b10 << 32]
+        let decoder = decoder(extended: true)
+        func mapping(_ offset: Int64) throws -> Qcow2Run {
+            try decoder.run(in: words, startingAt: 0, from: offset, limit: 1 << 16)
+        }
+        #expect(
+            try mapping(0) == Qcow2Run(range: 0..<2048, mapping: .standard(HostOffset(7 << 16))))
+        #expect(try mapping(2048) == Qcow2Run(range: 2048..<4096, mapping: .zero))
+        #expect(try mapping(4096) == Qcow2Run(range: 4096..<8192, mapping: .unallocated))
+        #expect(
+            try mapping(8192)
+                == Qcow2Run(
+                    range: 8192..<10240, mapping: .standard(HostOffset(7 << 16 + 8192))))
+    }
+
+    @Test func readsCompressedEntries() throws {
+        // 54 bits of offset for 64 KiB clusters; 3 further sectors.
+        let entry: UInt64 = 1 << 62 | 3 << 54 | 0x12345
+        let run = try decoder().run(in: [entry], startingAt: 0, from: 0, limit: 1 << 16)
+        #expect(
+            run.mapping
+                == .compressed(
+                    Qcow2CompressedCluster(
+                        host: HostOffset(0x12345), maximumLength: 4 * 512 - 0x145)))
+    }
+
+    @Test func refusesDamagedEntries() {
+        func refuses(_ decoder: Qcow2EntryDecoder, _ words: [UInt64]) {
+            #expect(throws: ImageError.self) {
+                _ = try decoder.run(in: words, startingAt: 0, from: 0, limit: 1 << 14)
+            }
+        }
+        refuses(decoder(), [5 << 16 | 512])  // not aligned
+        refuses(decoder(), [5 << 16 | 1 << 60])  // reserved
+        refuses(decoder(), [5 << 16 | 2])
+        refuses(decoder(version: 2), [1])  // zero flag before version 3
+        refuses(decoder(extended: true), [5 << 16, 1 | 1 << 32])  // allocated and zero
+        refuses(decoder(extended: true), [0, 1])  // allocated nowhere
+        refuses(decoder(extended: true), [1 << 62 | 5 << 16, 1])  // compressed with subclusters
+        refuses(decoder(extended: true), [5 << 16 | 1, 1])  // zero flag in an extended entry
+    }
+
+    /// Damaged headers and tables are refused or read; they never trap, hang or eat memory.
+    @Test func survivesAnyDamage() async throws {
+        let storage = MemoryStorage()
+        var options = Qcow2Options()
+        options.clusterSize = 512
+        options.backing = Qcow2Options.Backing(file: "base", format: "raw", virtualSize: 0)
+        let target = try Qcow2Target(
+            storage: storage, virtualSize: 64 << 10, options: options, compress: false, minSparse: 0
+        )
+        var data = IOBuffer(byteCount: 64 << 10)
+        var span = data.mutableBytes
+        span.zeroFill()
+        var room = MutableRawSpan()
+        var used = 0
+        let pieces = try target.encode(
+            data.bytes, positions: 0..<64 << 10, at: 0, into: &room, used: &used)
+        try await target.write(try target.place(pieces), data: data.bytes, encoded: RawSpan())
+        try await target.finish()
+        let good = storage.bytes
+        var random = SplitMix(seed: 2)
+        for round in 0..<4000 {
+            var bytes = good
+            for _ in 0...Int(random.next() % 3) {
+                // Mostly the header; sometimes anything, or the file's end.
+                let reach = round % 2 == 0 ? 160 : bytes.count
+                let position = Int(random.next() % UInt64(reach))
+                let values: [UInt8] = [
+                    0, 1, 0x7f, 0x80, 0xff, UInt8(truncatingIfNeeded: random.next()),
+                ]
+                bytes[position] = values[Int(random.next() % 6)]
+                if round % 7 == 0 {
+                    bytes.removeLast(Int(random.next() % UInt64(bytes.count - 200)))
+                }
+                if bytes.count < 300 { break }
+            }
+            do {
+                let source = try await Qcow2Source(MemoryStorage(bytes))
+                guard source.virtualSize > 0 else { continue }
+                var buffer = IOBuffer(byteCount: Int(min(source.virtualSize, 64 << 10)))
+                var span = buffer.mutableBytes
+                _ = try await source.extent(at: 0, limit: source.virtualSize)
+                try await source.read(into: &span, at: 0)
+            } catch is ImageError {
+                continue
+            }
+        }
+    }
+
+    @Test func layersShowThrough() async throws {
+        let top = SketchSource("A-0-", blockSize: 4)
+        let middle = SketchSource("BB-", blockSize: 4)
+        let base = SketchSource("CCCC", blockSize: 4)
+        let source = LayeredSource(layers: [top, middle, base])
+        let bytes = try await readAll(source)
+        // Behind the end of the middle layer there is nothing, whatever lies below it.
+        #expect(String(decoding: bytes, as: UTF8.self) == "AAAABBBB\0\0\0\0\0\0\0\0")
+        var contents: [Extent.Content] = []
+        for block in 0..<Int64(4) {
+            contents.append(try await source.extent(at: block * 4, limit: 16).content)
+        }
+        #expect(contents == [.data, .data, .zero, .zero])
+    }
+
+    @Test func joinsPaddedSources() async throws {
+        let source = try ConcatenatedSource([
+            SketchSource("A", blockSize: 1), SketchSource("B", blockSize: 512),
+            SketchSource("", blockSize: 1), SketchSource("C", blockSize: 513),
+        ])
+        #expect(source.virtualSize == 512 + 512 + 1024)
+        let bytes = try await readAll(source)
+        #expect(bytes[0] == 65 && bytes[1..<512].allSatisfy { $0 == 0 })
+        #expect(bytes[512..<1024].allSatisfy { $0 == 66 })
+        #expect(bytes[1024..<1537].allSatisfy { $0 == 67 })
+        #expect(bytes[1537...].allSatisfy { $0 == 0 })
+        let padding = try await source.extent(at: 1, limit: 2048)
+        #expect(padding == Extent(range: 1..<512, content: .zero))
+    }
+}

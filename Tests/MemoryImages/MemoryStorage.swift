@@ -1,0 +1,102 @@
+import DiskImage
+import ImageStorage
+import Synchronization
+
+/// Storage in memory that remembers what was asked of it and can be told to fail.
+public final class MemoryStorage: Storage {
+    public enum Operation: Sendable, Equatable {
+        case read(Range<Int64>)
+        case write(Range<Int64>)
+        case zero(Range<Int64>)
+        case truncate(Int64)
+        case flush
+    }
+
+    private struct State {
+        var bytes: [UInt8]
+        var operations: [Operation] = []
+        var failsAt: Int?
+    }
+
+    public let name: String
+    public let traits: StorageTraits
+    private let state: Mutex<State>
+
+    public init(
+        _ bytes: [UInt8] = [], name: String = "memory",
+        traits: StorageTraits = StorageTraits(readsAsZero: true)
+    ) {
+        self.name = name
+        self.traits = traits
+        state = Mutex(State(bytes: bytes))
+    }
+
+    public var bytes: [UInt8] { state.withLock { $0.bytes } }
+    public var operations: [Operation] { state.withLock { $0.operations } }
+    public var size: Int64 { state.withLock { Int64($0.bytes.count) } }
+
+    /// The operation with this number (0 is the next one) fails with ENOSPC.
+    public func fail(at number: Int) {
+        state.withLock { $0.failsAt = $0.operations.count + number }
+    }
+
+    public static let failure = ImageError(.system(errno: 28), path: "memory", "told to fail")
+
+    private func perform<T>(
+        _ operation: Operation, _ body: (inout [UInt8]) throws -> T
+    ) throws -> T {
+        try state.withLock { state in
+            defer { state.operations.append(operation) }
+            if state.operations.count == state.failsAt { throw Self.failure }
+            return try body(&state.bytes)
+        }
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let range = offset..<offset + Int64(buffer.byteCount)
+        let found = try perform(.read(range)) { bytes in
+            guard range.upperBound <= bytes.count else {
+                throw ImageError.beyondEnd(self, range)
+            }
+            return Array(bytes[Int(range.lowerBound)..<Int(range.upperBound)])
+        }
+        buffer.withUnsafeMutableBytes { $0.copyBytes(from: found) }
+    }
+
+    public func write(_ source: RawSpan, at offset: Int64) async throws {
+        let new = source.withUnsafeBytes { Array($0) }
+        let range = Int(offset)..<Int(offset) + new.count
+        try perform(.write(offset..<offset + Int64(new.count))) { bytes in
+            Self.grow(&bytes, to: range.upperBound)
+            bytes.replaceSubrange(range, with: new)
+        }
+    }
+
+    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
+        try perform(.zero(range)) { bytes in
+            Self.grow(&bytes, to: Int(range.upperBound))
+            bytes.replaceSubrange(
+                Int(range.lowerBound)..<Int(range.upperBound),
+                with: repeatElement(0, count: range.count))
+        }
+    }
+
+    private static func grow(_ bytes: inout [UInt8], to size: Int) {
+        if bytes.count < size { bytes += repeatElement(0, count: size - bytes.count) }
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        Extent(range: offset..<limit, content: .data)
+    }
+
+    public func truncate(to size: Int64) async throws {
+        try perform(.truncate(size)) { bytes in
+            Self.grow(&bytes, to: Int(size))
+            bytes.removeLast(bytes.count - Int(size))
+        }
+    }
+
+    public func requireSpace(_ bytes: Int64) throws {}
+
+    public func flush() async throws { try perform(.flush) { _ in } }
+}

@@ -1,0 +1,80 @@
+import DiskImage
+import ImageStorage
+import Synchronization
+
+/// A guest disk drawn as text, one character a block: `A`…`Z` data, `0` zeros, `-` left to the backing
+/// file, `o` data that is all zeros.
+public final class SketchSource: ImageSource {
+    public let readGranularity: Int64 = 1
+    private let sketch: [Character]
+    private let blockSize: Int64
+    /// Asked for extents or bytes beyond this offset, it fails.
+    private let failsFrom: Int64
+    private let readers = Mutex((now: 0, most: 0))
+    private let pause: Bool
+
+    public init(
+        _ sketch: String, blockSize: Int64, failsFrom: Int64 = .max, pause: Bool = false
+    ) {
+        self.sketch = Array(sketch)
+        self.blockSize = blockSize
+        self.failsFrom = failsFrom
+        self.pause = pause
+    }
+
+    public var virtualSize: Int64 { Int64(sketch.count) * blockSize }
+
+    /// How many reads ran at the same time at most.
+    public var mostReaders: Int { readers.withLock { $0.most } }
+
+    /// What the guest reads, `-` as zeros.
+    public var bytes: [UInt8] {
+        sketch.flatMap { repeatElement(Self.byte($0), count: Int(blockSize)) }
+    }
+
+    private static func byte(_ character: Character) -> UInt8 {
+        character.isUppercase ? character.asciiValue ?? 0 : 0
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        if pause { await Task.yield() }
+        if offset >= failsFrom { throw MemoryStorage.failure }
+        // One block an extent: the reader of extents has to join them.
+        let block = offset / blockSize
+        let content: Extent.Content =
+            switch sketch[Int(block)] {
+            case "0": .zero
+            case "-": .backing
+            default: .data
+            }
+        return Extent(range: offset..<min(limit, (block + 1) * blockSize), content: content)
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        readers.withLock {
+            $0.now += 1
+            $0.most = max($0.most, $0.now)
+        }
+        defer { readers.withLock { $0.now -= 1 } }
+        if pause { for _ in 0..<Int.random(in: 0...5) { await Task.yield() } }
+        if offset + Int64(buffer.byteCount) > failsFrom { throw MemoryStorage.failure }
+        var position = 0
+        while position < buffer.byteCount {
+            let block = (offset + Int64(position)) / blockSize
+            let end = min(buffer.byteCount, Int((block + 1) * blockSize - offset))
+            var part = buffer.slice(position..<end)
+            part.withUnsafeMutableBytes {
+                _ = $0.initializeMemory(as: UInt8.self, repeating: Self.byte(sketch[Int(block)]))
+            }
+            position = end
+        }
+    }
+}
+
+/// All of a guest disk.
+public func readAll(_ source: some ImageSource) async throws -> [UInt8] {
+    var buffer = IOBuffer(byteCount: Int(source.virtualSize))
+    var span = buffer.mutableBytes
+    if source.virtualSize > 0 { try await source.read(into: &span, at: 0) }
+    return buffer.bytes.withUnsafeBytes { Array($0) }
+}
