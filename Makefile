@@ -1,0 +1,51 @@
+# swimg: see README.md. Every target installs what it needs first (Debian; as root or with sudo).
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+BUILD := .build
+# Tests see internals, which changes how everything is compiled: they get a folder of their own.
+TEST_BUILD := .build-test
+TEST_FLAGS := -c release -Xswiftc -enable-testing --scratch-path $(TEST_BUILD)
+
+.PHONY: all setup setup-test build demo test sanitize bench install fmt lint clean
+
+all: build
+
+setup:
+	@Scripts/setup.sh build
+
+setup-test:
+	@Scripts/setup.sh test
+
+build: setup
+	swift build -c release --product swimg --scratch-path $(BUILD)
+
+# The main job on a real disk image, judged by qemu-img.
+demo: setup-test build
+	@Scripts/demo.sh $(BUILD)/release/swimg
+
+test: setup-test
+	swift build $(TEST_FLAGS) --build-tests
+	swift test $(TEST_FLAGS) --skip-build
+
+# The unit tests once more, looking for races and for memory errors.
+sanitize: setup-test
+	swift test --sanitize=thread --scratch-path .build-tsan --filter '(DiskImage|ImageStorage|ImageFormats|ImageConvert)Tests'
+	swift test --sanitize=address --scratch-path .build-asan --filter '(DiskImage|ImageStorage|ImageFormats|ImageConvert)Tests'
+
+bench: setup-test build
+	@Scripts/bench.sh $(BUILD)/release/swimg
+
+# One file that needs no Swift on the machine it runs on.
+install: setup
+	swift build -c release --product swimg --static-swift-stdlib --scratch-path .build-install
+	install -D -m 755 .build-install/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
+
+fmt:
+	swift format --in-place --recursive Package.swift Sources Tests
+
+lint:
+	swift format lint --strict --recursive Package.swift Sources Tests
+
+clean:
+	rm -rf .build .build-test .build-tsan .build-asan .build-install demo

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building (or also testing) needs and that are not there yet.
+# Usage: setup.sh build|test
+set -euo pipefail
+
+packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev)
+if [ "${1:-build}" = test ]; then
+    # The judges, and what the tests make their images and file systems with.
+    packages+=(qemu-utils nbdkit e2fsprogs xfsprogs util-linux attr acl strace python3 coreutils)
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+    state=$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true)
+    [ "${state:0:2}" = ii ] || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo)
+    echo "installing: ${missing[*]}"
+    "${as_root[@]}" apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive \
+        "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+fi
+command -v swift >/dev/null || { echo "Swift 6.3 or newer is needed: https://swift.org/install" >&2; exit 1; }
