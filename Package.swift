@@ -57,5 +57,12 @@ let package = Package(
         .testTarget(
             name: "ImageConvertTests", dependencies: ["ImageConvert", "MemoryImages"],
             swiftSettings: strict),
+        // End to end, on the built program.
+        .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: strict),
+        .testTarget(
+            name: "IntegrationTests", dependencies: ["swimg", "TestSupport"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "OracleTests", dependencies: ["swimg", "TestSupport"], swiftSettings: strict),
     ]
 )

@@ -6,6 +6,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <malloc.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -69,3 +70,21 @@ int csystem_is_mount_root(const char *path) {
 }
 
 void csystem_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
+
+static volatile sig_atomic_t signal_pipe = -1;
+
+static void forward_signal(int signal_number) {
+    int saved = errno;
+    unsigned char byte = (unsigned char)signal_number;
+    // A full pipe holds more signals than anyone waits for.
+    ssize_t ignored = write(signal_pipe, &byte, 1);
+    (void)ignored;
+    errno = saved;
+}
+
+int csystem_forward_signal(int signal_number, int pipe_fd) {
+    signal_pipe = pipe_fd;
+    struct sigaction action = {.sa_handler = forward_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    return sigaction(signal_number, &action, NULL);
+}

@@ -95,6 +95,9 @@ public struct Conversion: Sendable {
         var parameters = try ImageParameters(options, for: targetFormat)
         parameters.backingFile = backingFile ?? parameters.backingFile
         parameters.backingFormat = backingFormat ?? parameters.backingFormat
+        if parameters.backingFile == nil, parameters.backingFormat != nil {
+            throw .invalid("a backing format (-F) needs a backing file (-B)")
+        }
         if parameters.backingFile != nil {
             if targetFormat == .raw {
                 throw .invalid("a backing file is not supported for format 'raw'")

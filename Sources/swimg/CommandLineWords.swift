@@ -14,6 +14,7 @@ enum CommandLineWords {
     ]
 
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
+        if words == ["-V"] { return ["--version"] }
         guard words.first == "convert" else { return words }
         var result: [String] = ["convert"]
         var rest = words.dropFirst()

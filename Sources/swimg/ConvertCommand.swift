@@ -102,9 +102,9 @@ struct ConvertCommand: SignalledCommand {
         if let printer {
             conversion.onProgress = { done, total in printer.update(done: done, total: total) }
         }
-        try await signals.interrupting(onStatus: { printer?.printStatus() }) { [conversion] in
-            try await conversion.run()
-        }
+        try await signals.interrupting(
+            { [conversion] in try await conversion.run() },
+            onStatus: { printer?.printStatus() })
         printer?.finish()
     }
 

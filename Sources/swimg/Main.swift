@@ -34,7 +34,7 @@ enum Main {
 
     /// Every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
     private static func fail(_ message: String) -> Never {
-        Output.printError("swimg: \(message)\n")
+        Output.printError("\(ProgramName.called): \(message)\n")
         exit(1)
     }
 
@@ -60,6 +60,21 @@ struct Swimg: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "swimg",
         abstract: "Converts disk images, as qemu-img does, and faster.",
-        version: "swimg version \(version)",
+        version: ProgramName.versionLine,
         subcommands: [ConvertCommand.self])
+
+    func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
+}
+
+/// What the program was called as. Through a link named qemu-img it answers as one: callers look for
+/// that name in messages, and for a version that they know in `--version`.
+enum ProgramName {
+    static let called: String = isQemuImg ? "qemu-img" : "swimg"
+
+    static let versionLine: String =
+        isQemuImg
+        ? "qemu-img version 7.2.0 (swimg \(Swimg.version))" : "swimg version \(Swimg.version)"
+
+    private static let isQemuImg =
+        CommandLine.arguments.first?.split(separator: "/").last == "qemu-img"
 }

@@ -53,8 +53,9 @@ final class ProgressPrinter: Sendable {
         }
     }
 
-    /// One line to stderr, for SIGUSR1.
+    /// One line to stderr, for SIGUSR1; who sees the progress anyway gets no second one.
     func printStatus() {
+        guard !isShown else { return }
         let (done, total) = state.withLock { ($0.done, $0.total) }
         Output.printError("    (\(Self.percent(Self.hundredths(done, total)))/100%)\n")
     }

@@ -1,10 +1,11 @@
-import DiskImage
+import CSystem
 import Glibc
 
 /// The signals that a long command answers to, as a stream of numbers.
 ///
-/// They are blocked in every thread and fetched by one of their own, so no handler ever runs in the
-/// middle of something. Make this before any other thread starts.
+/// A handler sends each through a pipe, and a thread of its own reads that. Blocking them in all threads
+/// and waiting for them in one would be simpler, but the main thread of an asynchronous program waits in
+/// `sigsuspend` with nothing blocked.
 struct Signals: Sendable {
     private let numbers: AsyncStream<Int32>
 
@@ -12,15 +13,15 @@ struct Signals: Sendable {
         // Both come back as errors of the write that met them.
         signal(SIGPIPE, SIG_IGN)
         signal(SIGXFSZ, SIG_IGN)
-        var set = sigset_t()
-        sigemptyset(&set)
-        for number in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] where !Self.isIgnored(number) {
-            sigaddset(&set, number)
-        }
-        pthread_sigmask(SIG_BLOCK, &set, nil)
         let (stream, continuation) = AsyncStream.makeStream(of: Int32.self)
         numbers = stream
-        Self.startThread(waitingFor: set) { continuation.yield($0) }
+        var ends: [Int32] = [-1, -1]
+        guard pipe(&ends) == 0 else { return }
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+        guard Self.startThread(reading: ends[0], { continuation.yield($0) }) else { return }
+        for number in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] where !Self.isIgnored(number) {
+            _ = csystem_forward_signal(number, ends[1])
+        }
     }
 
     /// Whoever started us with a signal ignored (nohup) wants it so.
@@ -31,38 +32,46 @@ struct Signals: Sendable {
             == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
-    private final class Waiter {
-        var set: sigset_t
+    private final class Reader {
+        let descriptor: Int32
         let report: @Sendable (Int32) -> Void
 
-        init(_ set: sigset_t, _ report: @escaping @Sendable (Int32) -> Void) {
-            self.set = set
+        init(_ descriptor: Int32, _ report: @escaping @Sendable (Int32) -> Void) {
+            self.descriptor = descriptor
             self.report = report
+        }
+
+        func run() {
+            while true {
+                var byte: UInt8 = 0
+                let count = read(descriptor, &byte, 1)
+                if count == 1 {
+                    report(Int32(byte))
+                } else if count == 0 || errno != EINTR {
+                    return
+                }
+            }
         }
     }
 
     private static func startThread(
-        waitingFor set: sigset_t, _ report: @escaping @Sendable (Int32) -> Void
-    ) {
-        let waiter = Unmanaged.passRetained(Waiter(set, report))
+        reading descriptor: Int32, _ report: @escaping @Sendable (Int32) -> Void
+    ) -> Bool {
+        let reader = Unmanaged.passRetained(Reader(descriptor, report))
         var thread = pthread_t()
         let status = pthread_create(
             &thread, nil,
             { context in
                 guard let context else { return nil }
-                let waiter = Unmanaged<Waiter>.fromOpaque(context).takeRetainedValue()
-                var number: Int32 = 0
-                while sigwait(&waiter.set, &number) == 0 { waiter.report(number) }
+                Unmanaged<Reader>.fromOpaque(context).takeRetainedValue().run()
                 return nil
-            }, waiter.toOpaque())
-        // Without the thread signals would be lost: let them do what they do by default.
-        if status == 0 {
-            pthread_detach(thread)
-        } else {
-            waiter.release()
-            var set = set
-            pthread_sigmask(SIG_UNBLOCK, &set, nil)
+            }, reader.toOpaque())
+        guard status == 0 else {
+            reader.release()
+            return false
         }
+        pthread_detach(thread)
+        return true
     }
 
     /// Runs a body, and cancels it when a signal asks for an end.
@@ -70,8 +79,8 @@ struct Signals: Sendable {
     /// - Parameter onStatus: called at SIGUSR1.
     /// - Throws: `Interruption` after such a signal, once the body has cleaned up; what the body throws.
     func interrupting(
-        onStatus: @escaping @Sendable () -> Void,
-        _ body: @escaping @Sendable () async throws -> Void
+        _ body: @escaping @Sendable () async throws -> Void,
+        onStatus: @escaping @Sendable () -> Void
     ) async throws {
         try await withThrowingTaskGroup(of: Int32?.self) { group in
             group.addTask {
