@@ -55,18 +55,29 @@ public struct Conversion: Sendable {
         for path in sources {
             opened.append(try await opener.open(path, format: sourceFormat))
         }
-        let content = try ConcatenatedSource(opened.map(\.source))
+        var content = try ConcatenatedSource(opened.map(\.source))
         let backing = try await openBacking(parameters, opener)
-        let files = Set((opened + (backing.map { [$0.image] } ?? [])).flatMap(\.files))
+        var files = (opened + (backing.map { [$0.image] } ?? [])).flatMap(\.files)
+        var existing: ExistingQcow2?
+        var keepsOld = false
+        if skipsCreation, targetFormat == .qcow2 {
+            let image = try await ExistingQcow2.open(target, opener)
+            keepsOld = image.isNeeded(with: content)
+            content = try image.content(content, path: target)
+            files += image.filesBelow
+            existing = image
+        }
 
         let file =
-            skipsCreation
-            ? try TargetFile.openExisting(target, cacheMode: targetCacheMode, protecting: files)
-            : try TargetFile.create(target, cacheMode: targetCacheMode, protecting: files)
+            skipsCreation && existing == nil
+            ? try TargetFile.openExisting(
+                target, cacheMode: targetCacheMode, protecting: Set(files))
+            : try TargetFile.create(
+                target, cacheMode: targetCacheMode, protecting: Set(files), keepsOld: keepsOld)
         do {
             let job = TargetJob(
                 conversion: self, parameters: parameters, content: content,
-                topLayer: opened[0].topLayer, backing: backing?.options)
+                topLayer: opened[0].topLayer, backing: backing?.options, existing: existing)
             try await job.write(to: file.storage)
             try await file.commit()
         } catch {

@@ -14,6 +14,8 @@ public struct Pipeline: Sendable {
     /// Large enough that the steps between system calls do not count, small enough that a chunk is
     /// still in the core's cache when it is scanned and written, in bytes.
     public static let smallestChunk: Int64 = 256 << 10
+    /// Compressing a cluster takes so long that larger chunks would only cost memory, in bytes.
+    public static let smallestCompressedChunk: Int64 = 64 << 10
 
     public var workers: Int
     /// Writes happen in guest order; false is `-W`.
@@ -42,7 +44,8 @@ public struct Pipeline: Sendable {
         from source: any ImageSource, extents: any ImageSource, to target: any ImageTarget
     ) async throws {
         let granularity = target.traits.granularity
-        let chunkSize = max(Self.smallestChunk, granularity, source.readGranularity)
+        let smallest = target.compresses ? Self.smallestCompressedChunk : Self.smallestChunk
+        let chunkSize = max(smallest, granularity, source.readGranularity)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),

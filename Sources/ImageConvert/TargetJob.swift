@@ -10,6 +10,8 @@ struct TargetJob {
     /// Of the first source: what it does not hold itself, a target with a backing file need not either.
     let topLayer: any ImageSource
     let backing: Qcow2Options.Backing?
+    /// The image whose properties the target is to have.
+    let existing: ExistingQcow2?
 
     func write(to storage: FileStorage) async throws {
         let size = try virtualSize()
@@ -63,12 +65,8 @@ struct TargetJob {
                 storage: storage, minSparse: Int(conversion.minSparse),
                 readsAsZero: isFresh || conversion.targetIsZero)
         case .qcow2:
-            if conversion.skipsCreation {
-                throw ImageError.unsupported(
-                    storage.name, "writing into an existing qcow2 image (-n) is not supported yet")
-            }
-            var options = parameters.qcow2
-            options.backing = backing
+            var options = existing?.options ?? parameters.qcow2
+            options.backing = backing ?? options.backing
             let target = try Qcow2Target(
                 storage: storage, virtualSize: size, options: options,
                 compress: conversion.compress, minSparse: Int(conversion.minSparse))

@@ -9,6 +9,8 @@ public struct OpenedImage: Sendable {
     /// The image without what lies below: its `extent` says `.backing` where it leaves the answer to
     /// that.
     public let topLayer: any ImageSource
+    /// What lies below the image, as one guest disk; nil if nothing does.
+    public let backing: (any ImageSource)?
     /// The files behind it, the image itself first.
     public let files: [FileIdentity]
 }
@@ -66,6 +68,7 @@ public struct ImageOpener: Sendable {
         }
         return OpenedImage(
             format: topFormat, source: LayeredSource(layers: layers), topLayer: layers[0],
+            backing: layers.count > 1 ? LayeredSource(layers: Array(layers.dropFirst())) : nil,
             files: files)
     }
 

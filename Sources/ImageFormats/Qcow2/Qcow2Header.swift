@@ -39,6 +39,23 @@ public struct Qcow2Header: Sendable, Equatable {
     var l1Entries: Int64
     var refcountTableOffset: HostOffset
     var refcountTableClusters: Int64
+    /// What an image can hold besides its guest disk: a copy of the disk does not have it.
+    var extras = Extras()
+
+    struct Extras: Sendable, Equatable {
+        var refcountBits = 16
+        var snapshots: UInt32 = 0
+        var autoclearFeatures: UInt64 = 0
+    }
+
+    /// Why an image written anew with the same options would not be the same image; nil if it would.
+    public var reasonNotToRebuild: String? {
+        if geometry.hasExtendedL2 { return "extended L2 entries" }
+        if extras.snapshots > 0 { return "internal snapshots" }
+        if extras.autoclearFeatures != 0 { return "bitmaps" }
+        if extras.refcountBits != 16 { return "refcounts of \(extras.refcountBits) bits" }
+        return nil
+    }
 
     /// Reads and checks the header of an image.
     ///

@@ -46,11 +46,15 @@ struct Qcow2HeaderParser {
             version == 3 ? bytes.bigEndian(at: 72, as: UInt64.self) : 0
         try checkFeatures(features, names: extensions.featureNames)
         try checkEncryption(bytes.bigEndian(at: 32, as: UInt32.self))
+        var extras = Qcow2Header.Extras()
+        extras.snapshots = bytes.bigEndian(at: 60, as: UInt32.self)
         if version == 3 {
             let refcountOrder = bytes.bigEndian(at: 96, as: UInt32.self)
             guard refcountOrder <= 6 else {
                 throw .corrupt(name, "refcounts of 2^\(refcountOrder) bits are not allowed")
             }
+            extras.refcountBits = 1 << Int(refcountOrder)
+            extras.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
         }
         let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0
         guard !hasExtendedL2 || clusterBits >= 14 else {
@@ -69,7 +73,8 @@ struct Qcow2HeaderParser {
             l1Offset: l1.offset, l1Entries: l1.entries,
             refcountTableOffset: HostOffset(
                 Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))),
-            refcountTableClusters: Int64(bytes.bigEndian(at: 56, as: UInt32.self)))
+            refcountTableClusters: Int64(bytes.bigEndian(at: 56, as: UInt32.self)),
+            extras: extras)
     }
 
     private func checkFeatures(_ features: UInt64, names: [Int: String]) throws(ImageError) {

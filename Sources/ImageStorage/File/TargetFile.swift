@@ -41,9 +41,12 @@ public final class TargetFile: Sendable {
 
     /// Prepares to create a target, or to replace what stands under its name.
     ///
-    /// - Parameter protected: files that must not be overwritten: the source and all below it.
+    /// - Parameters:
+    ///   - protected: files that must not be overwritten: the source and all below it.
+    ///   - keepsOld: what stands under the name is read until `commit`, so writing in place is no way.
     public static func create(
-        _ givenPath: String, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = []
+        _ givenPath: String, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = [],
+        keepsOld: Bool = false
     ) throws(ImageError) -> TargetFile {
         let path = try TargetPath.behindLinks(givenPath)
         var status = stat()
@@ -63,6 +66,11 @@ public final class TargetFile: Sendable {
         {
             return TargetFile(
                 storage: staged.storage, place: staged.place, path: path, replaced: existing)
+        }
+        if keepsOld {
+            throw .unsupported(
+                givenPath,
+                "cannot keep the old content beside the new one: it can only be written in place")
         }
         if existing.traits.isDevice {
             return TargetFile(storage: existing, place: .inPlace, path: path, replaced: nil)
