@@ -18,7 +18,7 @@ setup-test:
 	@Scripts/setup.sh test
 
 build: setup
-	swift build -c release --product swimg --scratch-path $(BUILD)
+	swift build -c release --product swimg --static-swift-stdlib --scratch-path $(BUILD)
 
 # The main job on a real disk image, judged by qemu-img.
 demo: setup-test build
@@ -34,12 +34,11 @@ sanitize: setup-test
 	swift test --sanitize=address --scratch-path .build-asan --filter '(DiskImage|ImageStorage|ImageFormats|ImageConvert)Tests'
 
 bench: setup-test build
-	@Scripts/bench.sh $(BUILD)/release/swimg
+	@python3 Benchmarks/convert.py $(BUILD)/release/swimg
 
 # One file that needs no Swift on the machine it runs on.
-install: setup
-	swift build -c release --product swimg --static-swift-stdlib --scratch-path .build-install
-	install -D -m 755 .build-install/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
+install: build
+	install -D -m 755 $(BUILD)/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
 
 fmt:
 	swift format --in-place --recursive Package.swift Sources Tests
@@ -48,4 +47,4 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Tests
 
 clean:
-	rm -rf .build .build-test .build-tsan .build-asan .build-install demo
+	rm -rf .build .build-test .build-tsan .build-asan demo

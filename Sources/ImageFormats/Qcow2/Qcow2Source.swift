@@ -98,8 +98,8 @@ extension Qcow2Source {
         var clusters: [(wanted: Range<Int64>, cluster: Qcow2CompressedCluster)]
     }
 
-    /// Larger batches save nothing more and cost memory, in bytes.
-    private static var maximumBatch: Int64 { 1 << 20 }
+    /// Larger batches save nothing more and cost every worker memory, in bytes.
+    private static var maximumBatch: Int64 { 64 << 10 }
 
     private func compressedBatch(
         from run: Qcow2Run, _ cluster: Qcow2CompressedCluster, limit: Int64
@@ -137,12 +137,13 @@ extension Qcow2Source {
     private func readCompressed(
         _ batch: Batch, into buffer: inout MutableRawSpan, bufferStart: Int64
     ) async throws {
-        var input = IOBuffer(byteCount: batch.host.count)
-        var inputSpan = input.mutableBytes
-        try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
-
         let decompressor = decompressors.take()
         defer { decompressors.giveBack(decompressor) }
+        var input = decompressor.takeBuffer(byteCount: batch.host.count)
+        var all = input.mutableBytes
+        var inputSpan = all.slice(0..<batch.host.count)
+        try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
+
         for (wanted, cluster) in batch.clusters {
             let host = try hostRange(cluster)
             let stream = input.bytes.extracting(
@@ -162,6 +163,7 @@ extension Qcow2Source {
                         + "\(cluster.host.bytes): \(error)")
             }
         }
+        decompressor.giveBack(input)
     }
 
     private func decompress(
