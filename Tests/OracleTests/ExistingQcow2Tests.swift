@@ -1,0 +1,117 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// `-n` into a qcow2 image that is already there: it keeps its options and its tail.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct ExistingQcow2Tests {
+    private func convert(_ name: String, _ mode: String, _ rest: String...) throws -> Outcome {
+        let source = try SourceGallery.named(name)
+        return try Swimg.convert(
+            mode.words + ["-n", "-f", source.format] + rest.dropLast()
+                + [source.path, rest.last ?? ""])
+    }
+
+    static let qcow2Options = [
+        "", "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M",
+        "lazy_refcounts=on", "compression_type=zstd", "preallocation=metadata",
+        "preallocation=falloc,cluster_size=4k", "compat=0.10,cluster_size=2M",
+    ]
+
+    @Test(arguments: qcow2Options, ["", "-W", "-m 1 -S 64k", "-t none"])
+    func freshQcow2(_ options: String, _ mode: String) throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try create(target, options)
+        let before = try Qcow2Fields(target)
+        let outcome = try convert("chain-deep", mode, "-O", "qcow2", target)
+        try judge(outcome, target, "qcow2", against: SourceGallery.reference)
+        let after = try Qcow2Fields(target)
+        #expect(after.version == before.version && after.clusterBits == before.clusterBits)
+        #expect(after.compressionType == before.compressionType)
+    }
+
+    /// Old data under the source's zeros may not show through.
+    @Test(arguments: qcow2Options, ["", "-W -m 3"])
+    func filledQcow2(_ options: String, _ mode: String) throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try create(target, options)
+        try Qemu.io("qcow2", target, ["write -P 0xaa 0 1200k"])
+        let outcome = try convert("zeros-written", mode, "-O", "qcow2", target)
+        try judge(outcome, target, "qcow2", against: SourceGallery.reference)
+    }
+
+    /// What swimg cannot write is refused by name before anything is touched (qemu-img does these).
+    @Test(arguments: [
+        ("refcount_bits=1", "refcount"), ("refcount_bits=64", "refcount"),
+        ("extended_l2=on", "extended"), ("extended_l2=on,cluster_size=16k", "extended"),
+    ])
+    func otherPropertiesAreRefusedUntouched(_ options: String, _ says: String) throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try create(target, options)
+        try Qemu.io("qcow2", target, ["write -P 0xaa 0 100k"])
+        try expectRefusedUntouched(target, says)
+        #expect(folder.names == ["target"])
+    }
+
+    @Test func snapshotsAreNotLost() throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try create(target, "")
+        try Qemu.io("qcow2", target, ["write -P 0xaa 0 1200k"])
+        try Qemu.img("snapshot", "-c", "old", target)
+        try expectRefusedUntouched(target, "snapshot")
+    }
+
+    @Test func bitmapsAreNotLostInSilence() throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try create(target, "")
+        try Qemu.img("bitmap", "--add", target, "since-backup")
+        try expectRefusedUntouched(target, "bitmap")
+    }
+
+    @Test func smallerQcow2IsRefusedUntouched() throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try Qemu.img("create", "-q", "-f", "qcow2", target, "1M")
+        try expectRefusedUntouched(target, "smaller")
+    }
+
+    @Test func rawTargetIsNotTakenForQcow2() throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try writeFilled(target, byte: 0xaa, count: 2 << 20)
+        try expectRefusedUntouched(target, "qcow2")
+    }
+
+    private func expectRefusedUntouched(_ target: String, _ says: String) throws {
+        let before = try contents(target)
+        for mode in ["", "-W", "-t none"] {
+            let outcome = try convert("chain-deep", mode, "-O", "qcow2", target)
+            #expect(outcome.status == 1 && outcome.errorText.contains(says), "\(outcome)")
+            #expect(try mismatch(contents(target), before) == nil, "\(outcome)")
+        }
+    }
+
+    @Test(arguments: ["", "-W"])
+    func tailOfALargerQcow2Stays(_ mode: String) throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try Qemu.img("create", "-q", "-f", "qcow2", target, "2M")
+        try Qemu.io("qcow2", target, ["write -P 0xaa 0 2M"])
+        let outcome = try convert("v3-4k", mode, "-O", "qcow2", target)
+        let expected =
+            SourceGallery.content
+            + [UInt8](repeating: 0xaa, count: (2 << 20) - SourceGallery.content.count)
+        try judge(outcome, target, "qcow2", against: folder.write("expected", expected))
+    }
+
+    private func create(_ target: String, _ options: String) throws {
+        let words = options.isEmpty ? [] : ["-o", options]
+        try require(
+            "qemu-img",
+            ["create", "-q", "-f", "qcow2"] + words + [target, "\(SourceGallery.content.count)"])
+    }
+}

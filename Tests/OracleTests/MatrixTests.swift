@@ -1,0 +1,175 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// A format to write, with its options.
+struct TargetFormat: Sendable, CustomStringConvertible {
+    let line: String
+
+    var format: String { line.contains("qcow2") ? "qcow2" : "raw" }
+    var options: [String] { line.words }
+    var description: String { line }
+
+    static let plain = [
+        "-O raw", "-O qcow2", "-O qcow2 -o compat=0.10", "-O qcow2 -o compat=0.10,cluster_size=512",
+        "-O qcow2 -o compat=0.10,cluster_size=4k", "-O qcow2 -o compat=0.10,cluster_size=2M",
+        "-O qcow2 -o cluster_size=512", "-O qcow2 -o cluster_size=1k",
+        "-O qcow2 -o cluster_size=4k",
+        "-O qcow2 -o cluster_size=2M",
+    ].map(TargetFormat.init(line:))
+
+    static let compressed = [
+        "-c -O qcow2", "-c -O qcow2 -o compat=0.10", "-c -O qcow2 -o cluster_size=512",
+        "-c -O qcow2 -o cluster_size=4k", "-c -O qcow2 -o cluster_size=2M",
+        "-c -O qcow2 -o compression_type=zstd",
+        "-c -O qcow2 -o compression_type=zstd,cluster_size=4k",
+        "-c -O qcow2 -o compression_type=zstd,cluster_size=2M",
+    ].map(TargetFormat.init(line:))
+
+    static let all = plain + compressed
+}
+
+/// qemu-img makes the source, swimg converts, qemu-img judges.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct MatrixTests {
+    static let modes = [
+        "", "-m 1", "-m 3", "-m 8 -W", "-W", "-S 0", "-S 512", "-S 64k", "-S 1M", "-m 1 -W -S 0",
+        "-m 3 -W -S 512", "-m 8 -S 4k",
+    ]
+
+    struct Pair: Sendable, CustomStringConvertible {
+        let source: String
+        let target: TargetFormat
+        let mode: String
+
+        var description: String { "\(source) to \(target) \(mode)" }
+    }
+
+    /// Every source with every target; the modes go round, so that each meets each.
+    static let pairs: [Pair] = SourceGallery.names.enumerated().flatMap { row, source in
+        TargetFormat.all.enumerated().map { column, target in
+            Pair(source: source, target: target, mode: modes[(row * 7 + column) % modes.count])
+        }
+    }
+
+    /// Every target with every mode, from one raw and one qcow2 source.
+    static let allModes: [Pair] = ["raw-sparse", "extended-16k"].flatMap { source in
+        TargetFormat.all.flatMap { target in
+            modes.map { Pair(source: source, target: target, mode: $0) }
+        }
+    }
+
+    @Test(arguments: pairs)
+    func everySourceToEveryTarget(_ pair: Pair) throws {
+        try convertAndJudge(pair)
+    }
+
+    @Test(arguments: allModes)
+    func everyTargetInEveryMode(_ pair: Pair) throws {
+        try convertAndJudge(pair)
+    }
+
+    private func convertAndJudge(_ pair: Pair) throws {
+        let folder = try TempFolder()
+        let source = try SourceGallery.named(pair.source)
+        let target = folder.path("target")
+        let words = pair.mode.words
+        let outcome = try Swimg.convert(
+            words + ["-f", source.format] + pair.target.options + [source.path, target])
+        try judge(outcome, target, pair.target.format, against: SourceGallery.reference)
+        #expect(folder.names == ["target"], "\(outcome)")
+        // And what swimg wrote, swimg reads.
+        let back = try Swimg.convert(
+            "-f", pair.target.format, "-O", "raw", target, folder.path("back"))
+        #expect(back.isSuccess, "\(outcome)\n\(back)")
+        #expect(
+            try mismatch(contents(folder.path("back")), SourceGallery.content) == nil,
+            "\(outcome)\n\(back)")
+    }
+
+    /// The gallery is only worth something if qemu-img finds all of it to be the same disk.
+    @Test(arguments: SourceGallery.names)
+    func galleryHoldsOneDisk(_ name: String) throws {
+        let image = try SourceGallery.named(name)
+        let difference = try Qemu.difference(
+            image.path, image.format, SourceGallery.reference, "raw")
+        #expect(difference == nil)
+    }
+
+    static let sizes = [0, 1, 511, 512, 513, 4095, 4097, 65535, 65536, 65537, 1_048_577, 2_096_640]
+
+    @Test(arguments: sizes, ["-O raw", "-O qcow2", "-O qcow2 -o cluster_size=512", "-c -O qcow2"])
+    func oddSizes(_ size: Int, _ target: String) throws {
+        let folder = try TempFolder()
+        let source = folder.path("source")
+        try Data(SourceGallery.content + SourceGallery.content).prefix(size)
+            .write(to: URL(fileURLWithPath: source))
+        let format = TargetFormat(line: target)
+        for mode in [["-m", "1"], ["-W"], ["-S", "0"]] {
+            let outcome = try Swimg.convert(
+                mode + ["-f", "raw"] + format.options + [source, folder.path("target")])
+            try judge(outcome, folder.path("target"), format.format, against: source)
+            if format.format == "raw" {
+                let bytes = try contents(folder.path("target"))
+                #expect(bytes.count == (size + 511) / 512 * 512, "\(outcome)")
+            }
+            let back = try Swimg.convert(
+                "-f", format.format, folder.path("target"), folder.path("back"))
+            #expect(back.isSuccess, "\(outcome)\n\(back)")
+            let bytes = try contents(folder.path("back"))
+            #expect(
+                try mismatch(bytes.prefix(size), contents(source)) == nil, "\(outcome)\n\(back)")
+            #expect(bytes.dropFirst(size).allSatisfy { $0 == 0 } && bytes.count % 512 == 0)
+        }
+    }
+
+    /// Exactly the bytes of qemu-img's own raw target.
+    @Test(arguments: SourceGallery.names)
+    func rawTargetsAreQemusByteForByte(_ name: String) throws {
+        let folder = try TempFolder()
+        let source = try SourceGallery.named(name)
+        try Qemu.img(
+            "convert", "-f", source.format, "-O", "raw", source.path, folder.path("qemu.raw"))
+        for mode in [["-m", "1"], ["-m", "8", "-W"]] {
+            let outcome = try Swimg.convert(
+                mode + ["-f", source.format, "-O", "raw", source.path, folder.path("own.raw")])
+            #expect(outcome.isSuccess, "\(outcome)")
+            let (own, theirs) = (folder.path("own.raw"), folder.path("qemu.raw"))
+            #expect(try mismatch(contents(own), contents(theirs)) == nil, "\(outcome)")
+        }
+    }
+
+    /// A terabyte with a few clusters in it: neither time nor memory may follow the virtual size.
+    @Test func hugeAndNearlyEmpty() throws {
+        let folder = try TempFolder()
+        try Qemu.img("create", "-q", "-f", "qcow2", folder.path("source"), "2T")
+        try Qemu.io(
+            "qcow2", folder.path("source"),
+            ["write -P 7 0 64k", "write -P 8 1T 4k", "write -P 9 2199023190016 64k"])
+        for options in [["-O", "qcow2"], ["-O", "raw"], ["-c", "-O", "qcow2", "-m", "1"]] {
+            let outcome = try Swimg.convert(
+                options + ["-f", "qcow2", folder.path("source"), folder.path("target")], timeout: 60
+            )
+            let format = options.contains("raw") ? "raw" : "qcow2"
+            try judge(
+                outcome, folder.path("target"), format, against: folder.path("source"), "qcow2")
+            let allocated = try #require(FileStatus(folder.path("target"))).allocated
+            #expect(allocated < 64 << 20, "\(outcome)")
+        }
+    }
+}
+
+/// The three questions: did it succeed in silence, is the content the same, is the image sound.
+func judge(
+    _ outcome: Outcome, _ target: String, _ format: String, against reference: String,
+    _ referenceFormat: String = "raw", at location: SourceLocation = #_sourceLocation
+) throws {
+    #expect(
+        outcome.isSuccess && outcome.errors.isEmpty && outcome.output.isEmpty, "\(outcome)",
+        sourceLocation: location)
+    let difference = try Qemu.difference(target, format, reference, referenceFormat)
+    #expect(difference == nil, "\(outcome)", sourceLocation: location)
+    if format == "qcow2" {
+        let damage = try Qemu.damage(target)
+        #expect(damage == nil, "\(outcome)", sourceLocation: location)
+    }
+}

@@ -1,0 +1,74 @@
+import Foundation
+import Glibc
+
+/// A loop device over a file, detached when the last user is gone.
+public final class LoopDevice: Sendable {
+    public let path: String
+    private let folder: TempFolder?
+
+    public static let isUsable: Bool = {
+        guard isRoot, hasProgram("losetup") else { return false }
+        return (try? LoopDevice(size: 1 << 20, sectorSize: 512, fill: 0)) != nil
+    }()
+
+    /// A device of `size` bytes which all are `fill`.
+    public convenience init(size: Int, sectorSize: Int, fill: UInt8) throws {
+        let folder = try TempFolder()
+        try writeFilled(folder.path("disk"), byte: fill, count: size)
+        try self.init(over: folder.path("disk"), sectorSize: sectorSize, folder: folder)
+    }
+
+    public init(over file: String, sectorSize: Int, folder: TempFolder? = nil) throws {
+        self.folder = folder
+        var attempt = 0
+        while true {
+            // Other tests look for a free device too: finding and taking it is not one step.
+            let outcome = try run(
+                "losetup", ["--find", "--show", "--sector-size", "\(sectorSize)", file])
+            if outcome.isSuccess {
+                path = outcome.outputText.trimmingCharacters(in: .whitespacesAndNewlines)
+                return
+            }
+            attempt += 1
+            guard attempt < 20 else { throw CommandError(description: outcome.description) }
+            usleep(50_000)
+        }
+    }
+
+    deinit { _ = try? run("losetup", ["--detach", path]) }
+}
+
+/// A file system that is mounted for one test.
+public final class MountedFolder: Sendable {
+    public let path: String
+    private let folder: TempFolder
+    private let device: LoopDevice?
+
+    public static let isUsable: Bool = {
+        guard isRoot, hasProgram("mount") else { return false }
+        return (try? MountedFolder(tmpfs: 1 << 20)) != nil
+    }()
+
+    public init(tmpfs size: Int) throws {
+        folder = try TempFolder()
+        device = nil
+        path = try folder.makeFolder("mnt")
+        try require("mount", ["-t", "tmpfs", "-o", "size=\(size)", "swimg-test", path])
+    }
+
+    /// `make` is a mkfs command such as `["mkfs.ext4", "-q"]`.
+    public init(make: [String], size: Int, sectorSize: Int) throws {
+        folder = try TempFolder()
+        let disk = folder.path("disk")
+        try newFile(disk).truncate(atOffset: UInt64(size))
+        let loop = try LoopDevice(over: disk, sectorSize: sectorSize)
+        device = loop
+        path = try folder.makeFolder("mnt")
+        try require(make[0], make.dropFirst() + [loop.path])
+        try require("mount", [loop.path, path])
+    }
+
+    public func path(_ name: String) -> String { "\(path)/\(name)" }
+
+    deinit { _ = try? run("umount", [path]) }
+}

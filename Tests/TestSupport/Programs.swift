@@ -1,0 +1,104 @@
+import Foundation
+import Glibc
+
+/// The program under test. `SWIMG` in the environment names another one: since swimg stands in for
+/// qemu-img, `SWIMG=/usr/bin/qemu-img swift test` checks the tests themselves.
+public enum Swimg {
+    public static let path: String = {
+        if let chosen = ProcessInfo.processInfo.environment["SWIMG"] { return chosen }
+        // The test bundle lies beside the products of the same build.
+        var places = [CommandLine.arguments[0]]
+        if let own = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe") {
+            places.insert(own, at: 0)
+        }
+        places += CommandLine.arguments.filter { $0.hasSuffix(".xctest") }
+        for place in places {
+            let folder = URL(fileURLWithPath: place).deletingLastPathComponent()
+            let program = folder.appendingPathComponent("swimg").path
+            if access(program, X_OK) == 0 { return program }
+        }
+        fatalError("no swimg beside the tests (\(places)): build it, or set SWIMG")
+    }()
+
+    /// Error lines begin with the name the program was called by.
+    public static let prefix = URL(fileURLWithPath: path).lastPathComponent + ": "
+
+    @discardableResult
+    public static func convert(
+        _ arguments: String..., in folder: String? = nil, timeout: Double = 60
+    ) throws -> Outcome {
+        try convert(arguments, in: folder, timeout: timeout)
+    }
+
+    @discardableResult
+    public static func convert(
+        _ arguments: [String], in folder: String? = nil, timeout: Double = 60
+    ) throws -> Outcome {
+        try run(path, ["convert"] + arguments, in: folder, timeout: timeout)
+    }
+
+    public static func start(_ arguments: [String]) throws -> RunningProcess {
+        try RunningProcess(path, ["convert"] + arguments)
+    }
+}
+
+public enum Qemu {
+    public static let isInstalled = hasProgram("qemu-img") && hasProgram("qemu-io")
+
+    @discardableResult
+    public static func img(_ arguments: String..., in folder: String? = nil) throws -> String {
+        try require("qemu-img", arguments, in: folder)
+    }
+
+    /// Runs `qemu-io` commands such as `write -P 7 64k 4k` on an image, in one process.
+    public static func io(_ format: String, _ path: String, _ commands: [String]) throws {
+        guard !commands.isEmpty else { return }
+        let output = try require(
+            "qemu-io", ["-f", format] + commands.flatMap { ["-c", $0] } + [path])
+        // Some failures of a command leave qemu-io's exit status at 0.
+        if output.contains("failed") || output.contains("rror") {
+            throw CommandError(description: "qemu-io \(commands): \(output)")
+        }
+    }
+
+    /// `qemu-img compare`: nil if the guest contents are the same, else what it said.
+    public static func difference(
+        _ one: String, _ format: String, _ other: String, _ otherFormat: String
+    ) throws -> String? {
+        let outcome = try run("qemu-img", ["compare", "-f", format, "-F", otherFormat, one, other])
+        return outcome.isSuccess ? nil : outcome.description
+    }
+
+    /// `qemu-img check`: nil if there is neither an error nor a leak, else what it said.
+    public static func damage(_ path: String) throws -> String? {
+        let outcome = try run("qemu-img", ["check", "-f", "qcow2", path])
+        return outcome.isSuccess ? nil : outcome.description
+    }
+
+    /// `qemu-img map`, as (start, length, depth, zero, data) entries.
+    public static func map(_ path: String, _ format: String) throws -> [MapEntry] {
+        let text = try img("map", "--output=json", "-f", format, path)
+        return try JSONDecoder().decode([MapEntry].self, from: Data(text.utf8))
+    }
+
+    public struct MapEntry: Decodable, Sendable {
+        public let start: Int64
+        public let length: Int64
+        public let depth: Int
+        public let zero: Bool
+        public let data: Bool
+    }
+}
+
+public let isRoot = geteuid() == 0
+
+public func hasProgram(_ name: String) -> Bool {
+    let folders = (ProcessInfo.processInfo.environment["PATH"] ?? "/usr/bin").split(separator: ":")
+    return (folders + ["/usr/sbin", "/sbin"]).contains { access("\($0)/\(name)", X_OK) == 0 }
+}
+
+/// Whether strace is there and may attach: containers often forbid it.
+public let canTraceSystemCalls: Bool = {
+    guard hasProgram("strace") else { return false }
+    return (try? run("strace", ["-f", "-o", "/dev/null", "true"]).isSuccess) ?? false
+}()

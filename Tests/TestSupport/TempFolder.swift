@@ -1,0 +1,124 @@
+import Foundation
+import Glibc
+
+/// A folder of its own for one test, removed with everything in it when the last user is gone.
+public final class TempFolder: Sendable {
+    public let path: String
+
+    public init(under parent: String? = nil) throws {
+        let parent = parent ?? ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
+        var template = Array("\(parent)/swimg-test-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else {
+            throw CommandError(
+                description: "mkdtemp in \(parent): \(String(cString: strerror(errno)))")
+        }
+        path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
+    }
+
+    deinit {
+        try? FileManager.default.removeItem(atPath: path)
+    }
+
+    public func path(_ name: String) -> String { "\(path)/\(name)" }
+
+    public func write(_ name: String, _ bytes: [UInt8]) throws -> String {
+        try Data(bytes).write(to: URL(fileURLWithPath: path(name)))
+        return path(name)
+    }
+
+    public func makeFolder(_ name: String) throws -> String {
+        try FileManager.default.createDirectory(
+            atPath: path(name), withIntermediateDirectories: true)
+        return path(name)
+    }
+
+    /// The names in the folder, sorted: what a test expects to find there and nothing else.
+    public var names: [String] { Self.names(in: path) }
+
+    public static func names(in folder: String) -> [String] {
+        ((try? FileManager.default.contentsOfDirectory(atPath: folder)) ?? []).sorted()
+    }
+}
+
+/// `stat` of what a path leads to, as far as the tests look at it.
+public struct FileStatus: Equatable, Sendable {
+    public let inode: UInt64
+    public let mode: UInt32
+    public let owner: UInt32
+    public let group: UInt32
+    public let size: Int64
+    /// Bytes that the file takes on its file system.
+    public let allocated: Int64
+
+    public init?(_ path: String, followLinks: Bool = true) {
+        var status = stat()
+        guard (followLinks ? stat(path, &status) : lstat(path, &status)) == 0 else { return nil }
+        inode = UInt64(status.st_ino)
+        mode = status.st_mode
+        owner = status.st_uid
+        group = status.st_gid
+        size = Int64(status.st_size)
+        // A file that was just written may not have its blocks yet (delayed allocation).
+        allocated = Int64(status.st_blocks) * 512
+    }
+}
+
+/// Makes an empty file, open for writing.
+public func newFile(_ path: String) throws -> FileHandle {
+    let descriptor = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+    guard descriptor >= 0 else {
+        throw CommandError(description: "\(path): \(String(cString: strerror(errno)))")
+    }
+    return FileHandle(fileDescriptor: descriptor, closeOnDealloc: true)
+}
+
+public func contents(_ path: String) throws -> Data {
+    try Data(contentsOf: URL(fileURLWithPath: path))
+}
+
+/// Bytes `offset ..< offset + count` of a file or a device.
+public func contents(_ path: String, at offset: Int64, count: Int) throws -> [UInt8] {
+    let descriptor = open(path, O_RDONLY | O_CLOEXEC)
+    guard descriptor >= 0 else {
+        throw CommandError(description: "\(path): \(String(cString: strerror(errno)))")
+    }
+    defer { close(descriptor) }
+    var bytes = [UInt8](repeating: 0, count: count)
+    var done = 0
+    while done < count {
+        let got = bytes.withUnsafeMutableBytes {
+            pread(descriptor, $0.baseAddress! + done, count - done, off_t(offset) + off_t(done))
+        }
+        guard got > 0 else {
+            throw CommandError(description: "\(path): short read at \(offset + Int64(done))")
+        }
+        done += got
+    }
+    return bytes
+}
+
+/// Where two byte strings part; nil if they are the same.
+///
+/// Tests compare this with nil rather than the bytes with each other: for collections that differ
+/// Swift Testing works out an edit script, which takes hours for a megabyte.
+public func mismatch(_ one: some ContiguousBytes, _ other: some ContiguousBytes) -> String? {
+    one.withUnsafeBytes { one in
+        other.withUnsafeBytes { other in
+            let shared = min(one.count, other.count)
+            let lengths = "\(one.count) and \(other.count) bytes"
+            let same = one.baseAddress.flatMap { one in
+                other.baseAddress.map { other in memcmp(one, other, shared) == 0 }
+            }
+            if shared == 0 || same == true {
+                return one.count == other.count ? nil : "\(lengths), the same as far as both go"
+            }
+            let first = (0..<shared).first { one[$0] != other[$0] } ?? 0
+            return "\(lengths), which differ first at offset \(first)"
+        }
+    }
+}
+
+/// SHA-256, in hexadecimal, by coreutils.
+public func sha256(_ path: String) throws -> String {
+    String(try require("sha256sum", ["--", path]).drop { $0 == "\\" }.prefix(64))
+}
