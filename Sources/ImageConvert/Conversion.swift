@@ -55,35 +55,50 @@ public struct Conversion: Sendable {
         for path in sources {
             opened.append(try await opener.open(path, format: sourceFormat))
         }
-        var content = try ConcatenatedSource(opened.map(\.source))
-        let backing = try await openBacking(parameters, opener)
-        var files = (opened + (backing.map { [$0.image] } ?? [])).flatMap(\.files)
-        var existing: ExistingQcow2?
+        var input = try input(opened, parameters)
+        var files = opened.flatMap(\.files)
+        var created = parameters.qcow2
         var keepsOld = false
         if skipsCreation, targetFormat == .qcow2 {
-            let image = try await ExistingQcow2.open(target, opener)
-            keepsOld = image.isNeeded(with: content)
-            content = try image.content(content, path: target)
-            files += image.filesBelow
-            existing = image
+            let existing = try await ExistingQcow2.open(target, opener)
+            let leavesBacking = parameters.backingFile != nil
+            keepsOld = existing.isNeeded(under: input, leavesBacking: leavesBacking)
+            input = try existing.under(input, leavesBacking: leavesBacking, path: target)
+            created = existing.options
+            files += existing.filesBelow
+        } else if let backing = try await openBacking(parameters, opener) {
+            created.backing = backing.options
+            files += backing.image.files
         }
 
         let file =
-            skipsCreation && existing == nil
+            skipsCreation && targetFormat == .raw
             ? try TargetFile.openExisting(
                 target, cacheMode: targetCacheMode, protecting: Set(files))
             : try TargetFile.create(
                 target, cacheMode: targetCacheMode, protecting: Set(files), keepsOld: keepsOld)
         do {
             let job = TargetJob(
-                conversion: self, parameters: parameters, content: content,
-                topLayer: opened[0].topLayer, backing: backing?.options, existing: existing)
+                conversion: self, input: input, askedSize: parameters.size, qcow2: created)
             try await job.write(to: file.storage)
             try await file.commit()
         } catch {
             file.abandon()
             throw error
         }
+    }
+
+    /// All sources as one disk. A target with a backing file needs only what the source's top layer
+    /// holds itself.
+    private func input(
+        _ opened: [OpenedImage], _ parameters: ImageParameters
+    ) throws(ImageError) -> CopyInput {
+        let content = try ConcatenatedSource(opened.map(\.source))
+        guard parameters.backingFile != nil else {
+            return CopyInput(content: content, extents: content)
+        }
+        return CopyInput(
+            content: content, extents: try ConcatenatedSource(opened.map(\.topLayer)))
     }
 
     /// Finds what contradicts itself before anything is opened.
@@ -112,9 +127,6 @@ public struct Conversion: Sendable {
         if parameters.backingFile != nil {
             if targetFormat == .raw {
                 throw .invalid("a backing file is not supported for format 'raw'")
-            }
-            if skipsCreation {
-                throw .invalid("a backing file (-B) has no effect when skipping creation (-n)")
             }
             if sources.count > 1 {
                 throw .invalid("a backing file cannot be used with several sources")

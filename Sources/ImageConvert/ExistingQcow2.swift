@@ -4,11 +4,13 @@ import ImageStorage
 
 /// An existing qcow2 image that a conversion writes into (`-n`).
 ///
-/// Everything up to the end of the source is written anew and the rest is to stay, so the image is
-/// rebuilt with the properties of the old one: exact tables, no leftovers, and as with every target the old
-/// image stands until the new one is whole. What a rebuilt image would lose is refused.
+/// What the conversion does not write is to stay as it was. So the image is rebuilt, with the properties of
+/// the old one, from both: exact tables, no leftovers, and as with every target the old image stands until
+/// the new one is whole. What a rebuilt image would lose is refused.
 struct ExistingQcow2 {
     let options: Qcow2Options
+    /// It holds nothing yet: there is nothing to keep.
+    private let isEmpty: Bool
     private let image: OpenedImage
 
     /// - Parameter path: of the target.
@@ -33,28 +35,67 @@ struct ExistingQcow2 {
                 file: file, format: header.backingFormat,
                 virtualSize: image.backing?.virtualSize ?? 0)
         }
-        return ExistingQcow2(options: options, image: image)
+        return ExistingQcow2(
+            options: options, isEmpty: try await isEmpty(image.topLayer), image: image)
     }
 
-    /// - Returns: the new content, and behind it what the image has there.
-    func content(_ source: ConcatenatedSource, path: String) throws -> ConcatenatedSource {
+    private static func isEmpty(_ layer: any ImageSource) async throws -> Bool {
+        guard layer.virtualSize > 0 else { return true }
+        let extent = try await layer.extent(at: 0, limit: layer.virtualSize)
+        return extent.content == .backing && extent.range.upperBound == layer.virtualSize
+    }
+
+    /// What the rebuilt image is to hold after `input` was written into it.
+    ///
+    /// - Parameter leavesBacking: the input leaves out what the backing file provides (`-B`): there the
+    ///   old image shows through.
+    func under(_ input: CopyInput, leavesBacking: Bool, path: String) throws -> CopyInput {
         let size = image.source.virtualSize
-        guard size >= source.virtualSize else {
+        let written = input.content.virtualSize
+        guard size >= written else {
             throw ImageError(
                 .invalid, path: path,
-                "is smaller (\(size) bytes) than the source (\(source.virtualSize) bytes)")
+                "is smaller (\(size) bytes) than the source (\(written) bytes)")
         }
-        guard size > source.virtualSize else { return source }
-        return try ConcatenatedSource([
-            source, TailSource(image.source, from: source.virtualSize),
+        var input = input
+        if leavesBacking {
+            guard options.backing != nil else {
+                throw ImageError(.invalid, path: path, "has no backing file (-B)")
+            }
+            input.content = LayeredSource(layers: [input.extents, image.source])
+            input.extents = LayeredSource(
+                layers: [input.extents, image.topLayer], hasMoreBelow: true)
+        }
+        guard size > written else { return input }
+        input.content = try ConcatenatedSource([
+            input.content, TailSource(image.source, from: written),
         ])
+        input.extents = try ConcatenatedSource([
+            input.extents, TailSource(leavesBacking ? image.topLayer : image.source, from: written),
+        ])
+        return input
     }
 
-    /// Whether the old image is needed while the new one is written, so that they cannot share a place.
-    func isNeeded(with source: ConcatenatedSource) -> Bool {
-        image.source.virtualSize > source.virtualSize
+    /// Whether the old image has to be read while the new one is written.
+    func isNeeded(under input: CopyInput, leavesBacking: Bool) -> Bool {
+        !isEmpty && (leavesBacking || image.source.virtualSize > input.content.virtualSize)
     }
 
-    /// What must not be the target's own storage while it is read: the files below the image.
+    /// The files below the image: they are read while it is written.
     var filesBelow: [FileIdentity] { Array(image.files.dropFirst()) }
+}
+
+/// What a pipeline copies: where it reads, and whose extents decide what is copied at all.
+struct CopyInput {
+    var content: any ImageSource
+    var extents: any ImageSource
+
+    /// The same with zeros behind it, up to a size in bytes.
+    func padded(to size: Int64) throws(ImageError) -> CopyInput {
+        guard size > content.virtualSize else { return self }
+        let zeros = ZeroSource(virtualSize: size - content.virtualSize)
+        return CopyInput(
+            content: try ConcatenatedSource([content, zeros]),
+            extents: try ConcatenatedSource([extents, zeros]))
+    }
 }

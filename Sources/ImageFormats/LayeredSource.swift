@@ -4,41 +4,45 @@ import DiskImage
 public struct LayeredSource: ImageSource {
     /// From the image itself down to its base; never empty.
     private let layers: [any ImageSource]
+    /// What no layer holds.
+    private let bottom: Extent.Content
 
-    public init(layers: [any ImageSource]) {
+    /// - Parameter hasMoreBelow: more lies below these layers: what none of them holds is `.backing`
+    ///   instead of `.zero`. Such a source is good for its extents only.
+    public init(layers: [any ImageSource], hasMoreBelow: Bool = false) {
         precondition(!layers.isEmpty)
         self.layers = layers
+        bottom = hasMoreBelow ? .backing : .zero
     }
 
     public var virtualSize: Int64 { layers[0].virtualSize }
     public var readGranularity: Int64 { layers.map(\.readGranularity).max() ?? 1 }
 
-    /// Never says `.backing`: what no layer holds is zero.
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         let found = try await find(at: offset, limit: limit)
-        return Extent(range: found.range, content: found.layer == nil ? .zero : .data)
+        return Extent(range: found.range, content: found.content)
     }
 
     /// Looks downwards for the first layer that knows what it has at `offset`.
     ///
-    /// - Returns: the layer that holds data there, nil for zeros.
+    /// - Returns: the layer that holds data there, nil where there is none.
     private func find(
         at offset: Int64, limit: Int64
-    ) async throws -> (range: Range<Int64>, layer: Int?) {
+    ) async throws -> (range: Range<Int64>, content: Extent.Content, layer: Int?) {
         var limit = limit
         for (index, layer) in layers.enumerated() {
             // A backing file may be shorter than what lies on it: zeros follow.
-            guard offset < layer.virtualSize else { break }
+            guard offset < layer.virtualSize else { return (offset..<limit, .zero, nil) }
             let extent = try await layer.extent(
                 at: offset, limit: min(limit, layer.virtualSize))
             limit = extent.range.upperBound
             switch extent.content {
-            case .data: return (extent.range, index)
-            case .zero: return (extent.range, nil)
+            case .data: return (extent.range, .data, index)
+            case .zero: return (extent.range, .zero, nil)
             case .backing: continue
             }
         }
-        return (offset..<limit, nil)
+        return (offset..<limit, bottom, nil)
     }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {

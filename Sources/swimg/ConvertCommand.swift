@@ -102,9 +102,14 @@ struct ConvertCommand: SignalledCommand {
         if let printer {
             conversion.onProgress = { done, total in printer.update(done: done, total: total) }
         }
-        try await signals.interrupting(
-            { [conversion] in try await conversion.run() },
-            onStatus: { printer?.printStatus() })
+        do {
+            try await signals.interrupting(
+                { [conversion] in try await conversion.run() },
+                onStatus: { printer?.printStatus() })
+        } catch {
+            printer?.giveUp()
+            throw error
+        }
         printer?.finish()
     }
 

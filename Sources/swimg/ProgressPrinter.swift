@@ -53,6 +53,12 @@ final class ProgressPrinter: Sendable {
         }
     }
 
+    /// The end of a command that failed: what is said next must not stand behind the bar.
+    func giveUp() {
+        let isBarShown = state.withLock { $0.printedAt != nil }
+        if isBarShown { Output.print("\n") }
+    }
+
     /// One line to stderr, for SIGUSR1; who sees the progress anyway gets no second one.
     func printStatus() {
         guard !isShown else { return }

@@ -32,7 +32,10 @@ import Testing
         try require("sync", ["-f", "own", "theirs"], in: folder.path)
         let own = try #require(FileStatus(folder.path("own")))
         let other = try #require(FileStatus(folder.path("theirs")))
-        let slack = line.contains("-c") ? other.allocated / 100 : 0
+        // Compressed within a percent. And how many blocks of its own the file system needs to find
+        // ours depends on when it wrote what: ext4 takes one where a file has more than four extents.
+        let fileSystemBlocks = 2 * 4096
+        let slack = (line.contains("-c") ? other.allocated / 100 : 0) + fileSystemBlocks
         #expect(
             own.allocated <= other.allocated + slack,
             "\(own.allocated) bytes, qemu-img takes \(other.allocated): \(outcome)")
