@@ -6,7 +6,8 @@ set -euo pipefail
 packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev)
 if [ "${1:-build}" = test ]; then
     # The judges, and what the tests make their images and file systems with.
-    packages+=(qemu-utils nbdkit e2fsprogs xfsprogs util-linux attr acl strace time python3)
+    packages+=(
+        qemu-utils e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3)
 fi
 
 missing=()

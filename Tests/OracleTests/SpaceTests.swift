@@ -34,7 +34,7 @@ import Testing
         let other = try #require(FileStatus(folder.path("theirs")))
         // Compressed within a percent. And how many blocks of its own the file system needs to find
         // ours depends on when it wrote what: ext4 takes one where a file has more than four extents.
-        let fileSystemBlocks = 2 * 4096
+        let fileSystemBlocks: Int64 = 2 * 4096
         let slack = (line.contains("-c") ? other.allocated / 100 : 0) + fileSystemBlocks
         #expect(
             own.allocated <= other.allocated + slack,
