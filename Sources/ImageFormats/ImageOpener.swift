@@ -43,17 +43,16 @@ public struct ImageOpener: Sendable {
         var files: [FileIdentity] = []
         var topFormat = ImageFormat.raw
         var next: (path: String, format: ImageFormat?)? = (path, format)
+        var overlay: String?
         while let (path, format) = next {
-            let storage = try FileStorage.openSource(
-                path, cacheMode: cacheMode, shareForced: shareForced)
+            let storage = try openStorage(path, namedBy: overlay)
             guard !files.contains(storage.identity) else {
-                throw ImageError.corrupt(
-                    files.first == storage.identity ? path : storage.name,
-                    "the backing chain leads back to this file")
+                throw ImageError.corrupt(path, "the backing chain leads back to this file")
             }
             files.append(storage.identity)
             let known = if let format { format } else { try await ImageFormat.probe(storage) }
             if layers.isEmpty { topFormat = known }
+            overlay = path
             next = nil
             switch known {
             case .raw: layers.append(RawSource(storage))
@@ -70,6 +69,18 @@ public struct ImageOpener: Sendable {
             format: topFormat, source: LayeredSource(layers: layers), topLayer: layers[0],
             backing: layers.count > 1 ? LayeredSource(layers: Array(layers.dropFirst())) : nil,
             files: files)
+    }
+
+    private func openStorage(_ path: String, namedBy overlay: String?) throws -> FileStorage {
+        do {
+            return try FileStorage.openSource(
+                path, cacheMode: cacheMode, shareForced: shareForced)
+        } catch {
+            guard let overlay else { throw error }
+            // Nobody typed this name: say where it comes from.
+            throw ImageError(
+                error.kind, path: path, "\(error.message) (the backing file of \(overlay))")
+        }
     }
 
     private func backing(

@@ -8,6 +8,7 @@ import Glibc
 enum Main {
     static func main() async {
         csystem_limit_malloc_arenas()
+        raiseDescriptorLimit()
         let signals = Signals()
         do {
             let arguments = try CommandLineWords.normalized(
@@ -30,6 +31,14 @@ enum Main {
             }
             fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
         }
+    }
+
+    /// A backing chain needs a descriptor for each of its files.
+    private static func raiseDescriptorLimit() {
+        var limit = rlimit()
+        guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
+        limit.rlim_cur = limit.rlim_max
+        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     }
 
     /// Every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.

@@ -85,6 +85,7 @@ final class Qcow2Tables: Sendable {
     private static func readTable(
         _ storage: any Storage, at offset: HostOffset, bytes: Int64, _ what: String
     ) async throws -> [UInt64] {
+        guard bytes > 0 else { return [] }
         guard offset.bytes <= storage.size, bytes <= storage.size - offset.bytes else {
             throw ImageError.corrupt(
                 storage.name,

@@ -195,6 +195,15 @@ public final class FileStorage: Storage {
                 + String(cString: strerror(ENOSPC)))
     }
 
+    /// Throws what a file system keeps until a file is closed: NFS tells of a full disk or quota then,
+    /// in every cache mode. Closing a duplicate asks for it and leaves the file open.
+    func reportLateErrors() throws(ImageError) {
+        let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
+        guard copy >= 0, Glibc.close(copy) == 0 || errno == EINTR else {
+            throw Syscall.failure(name, "cannot finish writing")
+        }
+    }
+
     public func flush() async throws {
         guard cacheMode.flushes else { return }
         // One call serves both descriptors: it is the same inode.

@@ -112,6 +112,7 @@ public final class TargetFile: Sendable {
     /// Gives the written file its name. Flushes first where the cache mode asks for it.
     public func commit() async throws {
         try await storage.flush()
+        try storage.reportLateErrors()
         switch place {
         case .inPlace: break
         case .hidden(let hidden): try rename(hidden)
