@@ -125,8 +125,11 @@ final class Log: Sendable {
     @Test(arguments: [true, false])
     func cancellationEndsIt(inOrder: Bool) async throws {
         let source = SketchSource(
-            String(repeating: "A", count: 2000), blockSize: Self.block, pause: true)
+            String(repeating: "A", count: 200), blockSize: Self.block,
+            stallsFrom: 100 * Self.block, pause: true)
         let storage = MemoryStorage()
+        // It cannot come to its end before it is cancelled: one worker stalls, the others wait for
+        // their turn behind it.
         await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask {
                 try await copy(source, to: storage, workers: 8, inOrder: inOrder, qcow2: true)

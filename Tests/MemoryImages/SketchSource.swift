@@ -10,15 +10,19 @@ public final class SketchSource: ImageSource {
     private let blockSize: Int64
     /// Asked for extents or bytes beyond this offset, it fails.
     private let failsFrom: Int64
+    /// Asked for bytes beyond this offset, it waits until its task is cancelled.
+    private let stallsFrom: Int64
     private let readers = Mutex((now: 0, most: 0))
     private let pause: Bool
 
     public init(
-        _ sketch: String, blockSize: Int64, failsFrom: Int64 = .max, pause: Bool = false
+        _ sketch: String, blockSize: Int64, failsFrom: Int64 = .max, stallsFrom: Int64 = .max,
+        pause: Bool = false
     ) {
         self.sketch = Array(sketch)
         self.blockSize = blockSize
         self.failsFrom = failsFrom
+        self.stallsFrom = stallsFrom
         self.pause = pause
     }
 
@@ -58,6 +62,9 @@ public final class SketchSource: ImageSource {
         defer { readers.withLock { $0.now -= 1 } }
         if pause { for _ in 0..<Int.random(in: 0...5) { await Task.yield() } }
         if offset + Int64(buffer.byteCount) > failsFrom { throw MemoryStorage.failure }
+        if offset + Int64(buffer.byteCount) > stallsFrom {
+            try await Task.sleep(for: .seconds(600))
+        }
         var position = 0
         while position < buffer.byteCount {
             let block = (offset + Int64(position)) / blockSize
