@@ -6,6 +6,8 @@ public struct Extent: Sendable, Equatable {
     public enum Content: Sendable, Equatable {
         /// Bytes that have to be read to be known.
         case data
+        /// The same, in compressed clusters: reading takes longer than moving the bytes.
+        case compressed
         /// Reads as zeros.
         case zero
         /// Not allocated in this layer: the backing file below decides (zeros where there is none).

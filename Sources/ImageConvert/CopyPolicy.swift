@@ -25,7 +25,7 @@ public struct CopyPolicy: Sendable {
     public func action(for content: Extent.Content, at offset: Int64) -> CopyAction {
         let readsAsZero = offset >= target.readsAsZeroFrom
         return switch content {
-        case .data: .copy
+        case .data, .compressed: .copy
         // The target's backing file is trusted to hold what the source's holds.
         case .backing where target.hasBacking: .skip
         case .backing, .zero:

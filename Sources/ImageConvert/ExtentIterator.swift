@@ -16,8 +16,8 @@ public struct Chunk: Sendable, Equatable {
 
     /// Its turn: 0, 1, 2, … in guest order, without gaps.
     public var sequence: Int
-    /// Where the data buffer begins on the guest disk, in bytes: what is copied lies behind it, within
-    /// one cell of the grid.
+    /// Where the data buffer begins on the guest disk, in bytes, a multiple of a page: what is copied
+    /// lies behind it, within one cell of the grid.
     public var start: Int64
     /// Front to back, at least one.
     public var segments: [Segment]
@@ -34,6 +34,8 @@ public actor ExtentIterator {
     private static let longestZeroes: Int64 = 64 << 20
     /// Where zeros and what is skipped alternate for long.
     private static let mostSegments = 64
+    /// What O_DIRECT wants offset and memory to agree in, in bytes.
+    private static let pageSize: Int64 = 4096
     /// How far to look for the end of an extent, in bytes. Walking tables far ahead would keep all
     /// workers waiting for the first chunk.
     private static let lookAhead: Int64 = 1 << 30
@@ -42,6 +44,7 @@ public actor ExtentIterator {
     private let policy: CopyPolicy
     private let granularity: Int64
     private let chunkSize: Int64
+    private let compressedChunkSize: Int64
     private let end: Int64
 
     private var position: Int64 = 0
@@ -55,14 +58,18 @@ public actor ExtentIterator {
     ///   - source: asked for extents only.
     ///   - granularity: actions change only at its multiples, in bytes.
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
+    ///   - compressedChunkSize: the same, where clusters are compressed; `chunkSize` is a multiple of it.
     public init(
-        source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64
+        source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64,
+        compressedChunkSize: Int64
     ) {
-        precondition(chunkSize % granularity == 0)
+        precondition(
+            chunkSize % compressedChunkSize == 0 && compressedChunkSize % granularity == 0)
         self.source = source
         self.policy = policy
         self.granularity = granularity
         self.chunkSize = chunkSize
+        self.compressedChunkSize = compressedChunkSize
         end = source.virtualSize
     }
 
@@ -97,18 +104,19 @@ public actor ExtentIterator {
     private func findNext() async throws -> Chunk? {
         var segments: [Chunk.Segment] = []
         while position < end {
-            let (range, action) = try await nextStep()
+            let (range, action, cell) = try await nextStep()
             if action != .skip {
                 Self.append(Chunk.Segment(range: range, action: action), to: &segments)
             }
             position = range.upperBound
-            if position % chunkSize == 0, isFull(segments) { break }
+            if position % cell == 0, isFull(segments) { break }
         }
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
         // Only zeros at the front reach over several cells: what is copied lies in the last one.
+        let firstCopy = segments.first { $0.action == .copy }?.range.lowerBound ?? position
         return Chunk(
-            sequence: sequence, start: (position - 1).roundedDown(to: chunkSize),
+            sequence: sequence, start: firstCopy.roundedDown(to: min(Self.pageSize, chunkSize)),
             segments: segments, end: position)
     }
 
@@ -130,18 +138,21 @@ public actor ExtentIterator {
         }
     }
 
-    /// A range from `position` on with one action, which stays within the chunk's cell unless it starts
-    /// one with nothing but zeros or nothing at all.
-    private func nextStep() async throws -> (range: Range<Int64>, action: CopyAction) {
+    /// A range from `position` on with one action, which stays within the chunk's cell (whose size comes
+    /// with it) unless it starts one with nothing but zeros or nothing at all.
+    private func nextStep() async throws -> (
+        range: Range<Int64>, action: CopyAction, cell: Int64
+    ) {
         let extent = try await extent(at: position)
+        let cell = extent.content == .compressed ? compressedChunkSize : chunkSize
         let unitEnd = min(end, (position + 1).roundedUp(to: granularity))
         let action = policy.action(for: extent.content, at: position)
         guard extent.range.upperBound >= unitEnd else {
-            return (position..<unitEnd, try await mixedAction(upTo: unitEnd))
+            return (position..<unitEnd, try await mixedAction(upTo: unitEnd), cell)
         }
         let last = extent.range.upperBound
         let runEnd = last == end ? end : last.roundedDown(to: granularity)
-        var limit = (position + 1).roundedUp(to: chunkSize)
+        var limit = (position + 1).roundedUp(to: cell)
         if position % chunkSize == 0 {
             switch action {
             case .copy: break
@@ -155,7 +166,7 @@ public actor ExtentIterator {
         if position < change, change < min(runEnd, limit) {
             limit = max(change.roundedDown(to: granularity), unitEnd)
         }
-        return (position..<min(runEnd, limit), action)
+        return (position..<min(runEnd, limit), action, cell)
     }
 
     /// What to do with a unit that several extents share.

@@ -11,10 +11,10 @@ import Synchronization
 /// Each of the `workers` takes a chunk through all three stages before it takes the next: that
 /// bounds the chunks in flight, and with them the memory, by the number of workers.
 public struct Pipeline: Sendable {
-    /// Large enough that the steps between system calls do not count, small enough that a chunk is
-    /// still in the core's cache when it is scanned and written, in bytes.
-    public static let smallestChunk: Int64 = 256 << 10
-    /// Compressing a cluster takes so long that larger chunks would only cost memory, in bytes.
+    /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
+    /// in the core's cache when it is scanned and written, in bytes.
+    public static let smallestChunk: Int64 = 512 << 10
+    /// Compressing and decompressing take so long that larger chunks would only cost memory, in bytes.
     public static let smallestCompressedChunk: Int64 = 64 << 10
 
     public var workers: Int
@@ -44,12 +44,15 @@ public struct Pipeline: Sendable {
         from source: any ImageSource, extents: any ImageSource, to target: any ImageTarget
     ) async throws {
         let granularity = target.traits.granularity
-        let smallest = target.compresses ? Self.smallestCompressedChunk : Self.smallestChunk
-        let chunkSize = max(smallest, granularity, source.readGranularity)
+        let compressedChunkSize = max(
+            Self.smallestCompressedChunk, granularity, source.readGranularity)
+        let chunkSize =
+            target.compresses ? compressedChunkSize : max(Self.smallestChunk, compressedChunkSize)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
-            granularity: granularity, chunkSize: chunkSize)
+            granularity: granularity, chunkSize: chunkSize,
+            compressedChunkSize: compressedChunkSize)
         let reading = ReadStage(source: source, target: target, chunkSize: chunkSize)
         let writing = WriteStage(target: target, isOrdered: writesInOrder)
         let progress = ProgressMark(onProgress)

@@ -19,6 +19,7 @@ struct ReadStage: Sendable {
     func prepare(
         _ chunk: Chunk, data: inout IOBuffer, encoded: inout IOBuffer
     ) async throws -> [EncodedPiece] {
+        IOExecutor.willBeBusy()
         var pieces: [EncodedPiece] = []
         var used = 0
         for segment in chunk.segments {

@@ -37,7 +37,7 @@ public struct LayeredSource: ImageSource {
                 at: offset, limit: min(limit, layer.virtualSize))
             limit = extent.range.upperBound
             switch extent.content {
-            case .data: return (extent.range, .data, index)
+            case .data, .compressed: return (extent.range, extent.content, index)
             case .zero: return (extent.range, .zero, nil)
             case .backing: continue
             }

@@ -1,4 +1,5 @@
 import Glibc
+import Synchronization
 
 /// The threads on which a conversion runs: threads that may block in a system call.
 ///
@@ -6,6 +7,10 @@ import Glibc
 /// of them. Work under `withTaskExecutorPreference(IOExecutor.shared)` runs here instead: child tasks
 /// and actors inherit the preference. Threads are started when a job finds none idle and live as long
 /// as the process, because the runtime keeps unowned references to an executor for as long as it likes.
+///
+/// Waking a thread costs more than most jobs take: a task that enters or leaves an actor is a new job
+/// each time. So a job that comes from one of these threads wakes nobody at once. That thread takes it
+/// itself when it is done, and mostly that is soon; what takes longer says so (`willBeBusy`).
 public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     public static let shared = IOExecutor()
 
@@ -14,27 +19,52 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
 
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let wakeUp = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    /// Set on the threads of this executor.
+    private let isOwnThread: pthread_key_t
+    /// How many jobs wait for a thread, to be looked at without the mutex.
+    private let waitingCount = Atomic<Int>(0)
     // Guarded by `mutex`:
     private var jobs = JobQueue()
     private var threadCount = 0
     private var idleCount = 0
+    /// A thread has been called and has not yet come. It calls the next one if there is more to do.
+    private var isCalling = false
 
     private init() {
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(wakeUp, nil)
+        var key = pthread_key_t()
+        let status = pthread_key_create(&key, nil)
+        precondition(status == 0, "cannot make a thread-local key")
+        isOwnThread = key
     }
 
     public func enqueue(_ job: consuming ExecutorJob) {
         let job = UnownedJob(job)
         pthread_mutex_lock(mutex)
         jobs.append(job)
-        // An idle thread that was signalled but has not run yet still counts as idle, hence the
-        // comparison with the queue's length instead of with zero.
-        let needsThread = jobs.count > idleCount && threadCount < Self.threadLimit
-        if needsThread { threadCount += 1 }
-        pthread_cond_signal(wakeUp)
+        waitingCount.store(jobs.count, ordering: .relaxed)
         pthread_mutex_unlock(mutex)
-        if needsThread { startThread() }
+        if pthread_getspecific(isOwnThread) == nil { callThread() }
+    }
+
+    /// To be called before a system call or a computation that may take long: the jobs that this thread
+    /// has made get another one now.
+    public static func willBeBusy() {
+        if shared.waitingCount.load(ordering: .relaxed) > 0 { shared.callThread() }
+    }
+
+    /// Sees to it that a thread comes for what waits.
+    private func callThread() {
+        pthread_mutex_lock(mutex)
+        let isNeeded = !jobs.isEmpty && !isCalling
+        let wakesOne = isNeeded && idleCount > 0
+        let startsOne = isNeeded && !wakesOne && threadCount < Self.threadLimit
+        if wakesOne || startsOne { isCalling = true }
+        if startsOne { threadCount += 1 }
+        pthread_mutex_unlock(mutex)
+        if wakesOne { pthread_cond_signal(wakeUp) }
+        if startsOne { startThread() }
     }
 
     private func startThread() {
@@ -52,6 +82,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         }
         pthread_mutex_lock(mutex)
         threadCount -= 1
+        isCalling = false
         let isStuck = threadCount == 0
         pthread_mutex_unlock(mutex)
         // With one thread or more the job will get its turn; with none it never would.
@@ -59,13 +90,25 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     }
 
     private func runJobs() {
+        pthread_setspecific(isOwnThread, UnsafeRawPointer(mutex))
+        // A thread that has just been started has been called.
+        var wasCalled = true
         while true {
             pthread_mutex_lock(mutex)
-            idleCount += 1
-            while jobs.isEmpty { pthread_cond_wait(wakeUp, mutex) }
-            idleCount -= 1
+            while jobs.isEmpty {
+                if wasCalled { isCalling = false }
+                idleCount += 1
+                pthread_cond_wait(wakeUp, mutex)
+                idleCount -= 1
+                wasCalled = true
+            }
+            if wasCalled { isCalling = false }
             let job = jobs.removeFirst()
+            waitingCount.store(jobs.count, ordering: .relaxed)
+            let leavesMore = wasCalled && !jobs.isEmpty
             pthread_mutex_unlock(mutex)
+            wasCalled = false
+            if leavesMore { callThread() }
             job.runSynchronously(on: asUnownedTaskExecutor())
         }
     }

@@ -7,12 +7,13 @@ import Testing
     /// Chunks as text: `start:` and each segment as c or z with its range in blocks.
     private func chunks(
         _ sketch: String, blockSize: Int64 = 4, target: TargetTraits, storesZeros: Bool = false,
-        granularity: Int64 = 4, chunkSize: Int64 = 16
+        granularity: Int64 = 4, chunkSize: Int64 = 16, compressedChunkSize: Int64 = 16
     ) async throws -> String {
         let iterator = ExtentIterator(
             source: SketchSource(sketch, blockSize: blockSize),
             policy: CopyPolicy(target: target, storesZeros: storesZeros),
-            granularity: granularity, chunkSize: chunkSize)
+            granularity: granularity, chunkSize: chunkSize,
+            compressedChunkSize: compressedChunkSize)
         var result: [String] = []
         while let chunk = try await iterator.next() {
             #expect(chunk.sequence == result.count)
@@ -57,6 +58,18 @@ import Testing
         #expect(try await chunks(sketch, target: Self.traits(zeroFrom: .max)) == expected)
     }
 
+    @Test(arguments: [
+        // compressed blocks are cut smaller, others not
+        ("AAAAaaaaAAAA", "c0-16 c16-20 c20-24 c24-28 c28-32 c32-48"),
+        // also where both kinds share a cell
+        ("AAaaAAAA", "c0-12 c12-16 c16-32"), ("a0AAAA", "c0-4 c8-16 c16-24"),
+    ])
+    func cutsCompressedDataSmaller(sketch: String, expected: String) async throws {
+        let found = try await chunks(
+            sketch, target: Self.traits(zeroFrom: 0), compressedChunkSize: 4)
+        #expect(found == expected)
+    }
+
     @Test func joinsLongZeros() async throws {
         // One extent of 256 MiB of zeros comes in pieces of 64 MiB, not of a cell.
         let result = try await chunks(
@@ -91,7 +104,7 @@ import Testing
         let iterator = ExtentIterator(
             source: SketchSource("AAAAA", blockSize: 1),
             policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
-            granularity: 4, chunkSize: 4)
+            granularity: 4, chunkSize: 4, compressedChunkSize: 4)
         #expect(try await iterator.next()?.segments.map(\.range) == [0..<4])
         #expect(try await iterator.next()?.segments.map(\.range) == [4..<5])
         #expect(try await iterator.next() == nil)
@@ -102,7 +115,7 @@ import Testing
         let iterator = ExtentIterator(
             source: SketchSource(String(repeating: "A0", count: 500), blockSize: 4, pause: true),
             policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
-            granularity: 4, chunkSize: 4)
+            granularity: 4, chunkSize: 4, compressedChunkSize: 4)
         let all = try await withThrowingTaskGroup(of: [Chunk].self) { group in
             for _ in 0..<8 {
                 group.addTask {

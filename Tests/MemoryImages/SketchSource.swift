@@ -2,8 +2,8 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// A guest disk drawn as text, one character a block: `A`…`Z` data, `0` zeros, `-` left to the backing
-/// file, `o` data that is all zeros.
+/// A guest disk drawn as text, one character a block: `A`…`Z` data, `a`…`n` compressed data, `0` zeros,
+/// `-` left to the backing file, `o` data that is all zeros.
 public final class SketchSource: ImageSource {
     public let readGranularity: Int64 = 1
     private let sketch: [Character]
@@ -37,7 +37,7 @@ public final class SketchSource: ImageSource {
     }
 
     private static func byte(_ character: Character) -> UInt8 {
-        character.isUppercase ? character.asciiValue ?? 0 : 0
+        "0-o".contains(character) ? 0 : character.asciiValue ?? 0
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
@@ -49,6 +49,7 @@ public final class SketchSource: ImageSource {
             switch sketch[Int(block)] {
             case "0": .zero
             case "-": .backing
+            case "a"..."n": .compressed
             default: .data
             }
         return Extent(range: offset..<min(limit, (block + 1) * blockSize), content: content)

@@ -39,7 +39,7 @@ public struct Qcow2Source: ImageSource {
         switch run.mapping {
         case .unallocated: return Extent(range: run.range, content: .backing)
         case .zero: return Extent(range: run.range, content: .zero)
-        case .compressed: return Extent(range: run.range, content: .data)
+        case .compressed: return Extent(range: run.range, content: .compressed)
         case .standard(let host): return try await standardExtent(run.range, host)
         }
     }

@@ -17,6 +17,8 @@ public final class FileStorage: Storage {
     let refusedZeroing = Mutex<ZeroMeans>([])
     /// The unaligned ends of direct writes go through here; opened when first needed.
     let bufferedDescriptor = Mutex<Int32?>(nil)
+    /// For regular files through the page cache, which are written by one at a time in any case.
+    private let joiner: WriteJoiner?
     /// The last answer of SEEK_DATA and SEEK_HOLE: sources ask for neighbours.
     private let lastExtent = Mutex<Extent?>(nil)
 
@@ -80,6 +82,8 @@ public final class FileStorage: Storage {
         self.name = name
         self.cacheMode = cacheMode
         identity = FileIdentity(status)
+        joiner =
+            isDevice || cacheMode.isDirect ? nil : WriteJoiner(descriptor: descriptor, name: name)
         knownSize = Atomic(size)
         traits = StorageTraits(
             isDevice: isDevice, readsAsZero: readsAsZero,
@@ -123,9 +127,14 @@ public final class FileStorage: Storage {
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {
-        try bytes.withUnsafeBytes { pointer throws(ImageError) in
-            try writeNow(pointer, at: offset)
+        guard let joiner, !bytes.isEmpty else {
+            return try bytes.withUnsafeBytes { pointer throws(ImageError) in
+                try writeNow(pointer, at: offset)
+            }
         }
+        // The span is borrowed until this call returns, and with it the memory lives.
+        let memory = bytes.withUnsafeBytes { $0 }
+        try await joiner.write(memory, at: offset)
     }
 
     func writeNow(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {

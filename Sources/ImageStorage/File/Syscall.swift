@@ -46,6 +46,7 @@ enum Syscall {
         _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
         at offset: Int64
     ) throws(ImageError) -> Int {
+        IOExecutor.willBeBusy()
         var done = 0
         while done < buffer.count {
             let count = retry {
@@ -68,20 +69,42 @@ enum Syscall {
     static func write(
         _ descriptor: Int32, _ path: String, _ bytes: UnsafeRawBufferPointer, at offset: Int64
     ) throws(ImageError) {
-        var done = 0
-        while done < bytes.count {
-            let count = retry {
-                pwrite(
-                    descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done,
-                    off_t(offset) + done)
-            }
+        try write(descriptor, path, [bytes], at: offset)
+    }
+
+    /// Writes several pieces of memory to one place, one behind the other.
+    ///
+    /// - Parameter pieces: at most 1024, what the kernel takes.
+    static func write(
+        _ descriptor: Int32, _ path: String, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
+    ) throws(ImageError) {
+        var rest = pieces.filter { !$0.isEmpty }.map {
+            iovec(iov_base: UnsafeMutableRawPointer(mutating: $0.baseAddress), iov_len: $0.count)
+        }
+        IOExecutor.willBeBusy()
+        var position = offset
+        while !rest.isEmpty {
+            let count = retry { pwritev(descriptor, rest, Int32(rest.count), off_t(position)) }
             guard let count, count > 0 else {
+                let length = rest.reduce(0) { $0 + $1.iov_len }
                 throw failure(
-                    path,
-                    "cannot write \(bytes.count - done) bytes at offset \(offset + Int64(done))",
+                    path, "cannot write \(length) bytes at offset \(position)",
                     errno: count == 0 ? ENOSPC : errno)
             }
-            done += count
+            position += Int64(count)
+            drop(count, from: &rest)
         }
+    }
+
+    /// Takes what was written off the front.
+    private static func drop(_ count: Int, from rest: inout [iovec]) {
+        var count = count
+        while let first = rest.first, count >= first.iov_len {
+            count -= first.iov_len
+            rest.removeFirst()
+        }
+        guard count > 0 else { return }
+        rest[0].iov_base += count
+        rest[0].iov_len -= count
     }
 }

@@ -1,0 +1,103 @@
+import DiskImage
+import Glibc
+import Synchronization
+
+/// Writes to one file, one call at a time, neighbours together.
+///
+/// A file system lets one writer at a time into a file, so writers beside each other only wait, awake
+/// and asleep. Here they hand their bytes to the one that is writing already, which takes along what
+/// lies next to each other: a page cache filled with few large writes uses large folios, and ext4 takes
+/// a 2 MiB write in less than two thirds of the time of eight writes of 256 KiB.
+final class WriteJoiner: Sendable {
+    private let descriptor: Int32
+    private let name: String
+    private let queue = Mutex(WriteQueue<CheckedContinuation<Void, any Error>>())
+
+    init(descriptor: Int32, name: String) {
+        self.descriptor = descriptor
+        self.name = name
+    }
+
+    /// Returns when the bytes are written, by whomever.
+    func write(_ bytes: UnsafeRawBufferPointer, at offset: Int64) async throws {
+        let piece = PendingWrite(offset: offset, bytes: bytes)
+        if queue.withLock({ $0.start() }) {
+            defer { writeWaiting() }
+            return try Syscall.write(descriptor, name, [piece.bytes], at: offset)
+        }
+        try await withCheckedThrowingContinuation { continuation in
+            // Between the two locks the writer may have gone.
+            let isWriter = queue.withLock { $0.wait(piece, continuation) }
+            if isWriter { writeWaiting() }
+        }
+    }
+
+    /// As the writer: writes for all that wait, until nobody does.
+    private func writeWaiting() {
+        while let batch = queue.withLock({ $0.next() }) {
+            let result = Result { () throws(ImageError) in
+                try Syscall.write(
+                    descriptor, name, batch.pieces.map(\.bytes), at: batch.pieces[0].offset)
+            }
+            for waiter in batch.waiters { waiter.resume(with: result) }
+        }
+    }
+}
+
+/// Bytes whose owner waits until they are written, and keeps them alive and unchanged until then.
+struct PendingWrite: @unchecked Sendable {
+    var offset: Int64
+    var bytes: UnsafeRawBufferPointer
+
+    var end: Int64 { offset + Int64(bytes.count) }
+}
+
+/// Who writes and what waits: the state of a `WriteJoiner`, which resumes the waiters it is handed.
+struct WriteQueue<Waiter> {
+    struct Batch {
+        /// Each begins where the one before it ends; at least one.
+        var pieces: [PendingWrite] = []
+        var waiters: [Waiter] = []
+    }
+
+    /// More gains nothing, and who waits in a batch waits for all of it, in bytes.
+    private static var largestBatch: Int64 { 1 << 20 }
+
+    private var isWriting = false
+    private var waiting: [(piece: PendingWrite, waiter: Waiter)] = []
+
+    /// - Returns: whether the caller is the writer now. It may write, and has to ask for the `next`
+    ///   batch until there is none.
+    mutating func start() -> Bool {
+        guard !isWriting else { return false }
+        isWriting = true
+        return true
+    }
+
+    /// Leaves bytes to the writer. Returns whether the caller is the writer, for want of another.
+    mutating func wait(_ piece: PendingWrite, _ waiter: Waiter) -> Bool {
+        waiting.append((piece, waiter))
+        return start()
+    }
+
+    /// What to write next: from the lowest offset on as far as there is no gap. With nil the caller
+    /// has stopped being the writer.
+    mutating func next() -> Batch? {
+        guard !waiting.isEmpty else {
+            isWriting = false
+            return nil
+        }
+        waiting.sort { $0.piece.offset < $1.piece.offset }
+        var batch = Batch()
+        var end = waiting[0].piece.offset
+        let limit = end + Self.largestBatch
+        for (piece, waiter) in waiting {
+            guard piece.offset == end, batch.pieces.isEmpty || piece.end <= limit else { break }
+            batch.pieces.append(piece)
+            batch.waiters.append(waiter)
+            end = piece.end
+        }
+        waiting.removeFirst(batch.pieces.count)
+        return batch
+    }
+}
