@@ -33,7 +33,7 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
-            dependencies: ["ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate"],
+            dependencies: ["ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL"],
             swiftSettings: strict),
         .target(
             name: "ImageStorage", dependencies: ["DiskImage", "CSystem"], swiftSettings: strict),
@@ -43,6 +43,7 @@ let package = Package(
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(
             name: "CDeflate", pkgConfig: "libdeflate", providers: [.apt(["libdeflate-dev"])]),
+        .systemLibrary(name: "CISAL", pkgConfig: "libisal", providers: [.apt(["libisal-dev"])]),
         // Guest disks and storage in memory, for tests.
         .target(
             name: "MemoryImages", dependencies: ["DiskImage", "ImageStorage"],
@@ -52,7 +53,7 @@ let package = Package(
             name: "ImageStorageTests", dependencies: ["ImageStorage", "CSystem"],
             swiftSettings: strict),
         .testTarget(
-            name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages"],
+            name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],
             swiftSettings: strict),
         .testTarget(
             name: "ImageConvertTests", dependencies: ["ImageConvert", "MemoryImages"],

@@ -24,6 +24,14 @@ int csystem_open(const char *path, int flags, unsigned int mode) {
     return open(path, flags, mode);
 }
 
+int csystem_clone_range(
+    int fd, uint64_t offset, int source_fd, uint64_t source_offset, uint64_t length) {
+    struct file_clone_range range = {
+        .src_fd = source_fd, .src_offset = source_offset, .src_length = length,
+        .dest_offset = offset};
+    return ioctl(fd, FICLONERANGE, &range);
+}
+
 int csystem_fallocate(int fd, int mode, int64_t offset, int64_t length) {
     return fallocate(fd, mode, offset, length);
 }

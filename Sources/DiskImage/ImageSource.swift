@@ -17,6 +17,17 @@ public protocol ImageSource: Sendable {
     ///   shorter than the content is: the next one can then be of the same kind.
     func extent(at offset: Int64, limit: Int64) async throws -> Extent
 
+    /// Where the bytes from `offset` on lie as they are: neither compressed nor made up.
+    ///
+    /// - Parameter limit: how far to look, in bytes; `0 <= offset < limit <= virtualSize`.
+    /// - Returns: a location that is as long as what lies there in one piece, up to `limit`; nil if the
+    ///   byte at `offset` has none.
+    func location(at offset: Int64, limit: Int64) async throws -> HostLocation?
+
     /// Fills the whole buffer with the guest's bytes from `offset` on; the range lies within the disk.
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
+}
+
+extension ImageSource {
+    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? { nil }
 }

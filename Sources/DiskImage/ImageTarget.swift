@@ -125,8 +125,27 @@ public protocol ImageTarget: Sendable {
     func place(_ pieces: [EncodedPiece]) throws -> Placement
 
     /// Writes what `place` decided, out of the chunk's two buffers.
-    func write(_ placement: Placement, data: RawSpan, encoded: RawSpan) async throws
+    ///
+    /// - Parameter origin: of the data buffer.
+    func write(
+        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
+    ) async throws
+
+    /// Whether data may be taken over by `share` without looking for zeros in it. It may become false on
+    /// the way, when the storage turns out not to share.
+    var sharesUnread: Bool { get }
+
+    /// Takes over the blocks in which a source holds what belongs at `guestOffset`.
+    ///
+    /// - Returns: how many of its bytes, from the first on; the others have to be copied.
+    func share(_ location: HostLocation, at guestOffset: Int64) -> Int64
 
     /// Writes what makes the image whole: tables, refcounts, the header last.
     func finish() async throws
+}
+
+extension ImageTarget {
+    public var sharesUnread: Bool { false }
+
+    public func share(_ location: HostLocation, at guestOffset: Int64) -> Int64 { 0 }
 }

@@ -21,8 +21,11 @@ public struct Conversion: Sendable {
     /// Writes happen in guest order; false is `-W`.
     public var writesInOrder = true
     public var compress = false
-    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything.
-    public var minSparse: Int64 = 4096
+    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil is 4096 where
+    /// data has to be read in any case: what a raw target can share with its source is not looked at.
+    public var minSparse: Int64?
+    /// Share blocks with the source where the file system can, instead of copying them.
+    public var sharesBlocks = true
     /// Write into an existing target (`-n`).
     public var skipsCreation = false
     /// What the existing target holds reads as zeros.
@@ -39,6 +42,10 @@ public struct Conversion: Sendable {
 
     public static let workerRange = 1...64
     public static let largestMinSparse: Int64 = 16 << 20
+    private static let defaultMinSparse: Int64 = 4096
+
+    /// `minSparse` as it counts where data is read.
+    var scannedMinSparse: Int64 { minSparse ?? Self.defaultMinSparse }
 
     public init(sources: [String], target: String) {
         self.sources = sources
@@ -107,7 +114,9 @@ public struct Conversion: Sendable {
         guard Self.workerRange.contains(workers) else {
             throw .invalid("the number of workers (-m) must be between 1 and 64")
         }
-        guard minSparse % 512 == 0, (0...Self.largestMinSparse).contains(minSparse) else {
+        guard scannedMinSparse % 512 == 0,
+            (0...Self.largestMinSparse).contains(scannedMinSparse)
+        else {
             throw .invalid(
                 "the buffer size for sparse output (-S) must be a multiple of 512 up to 16777216")
         }

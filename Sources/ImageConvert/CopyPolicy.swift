@@ -8,6 +8,8 @@ public enum CopyAction: Sendable, Equatable {
     case zero
     /// Read the source, look at every byte, write.
     case copy
+    /// Let the target take over the source's blocks unread; copy what it cannot.
+    case share
 }
 
 /// Decides from metadata alone. Pure.

@@ -62,6 +62,11 @@ struct ImageParameters {
                     throw .invalid("invalid value for 'compression_type': '\(value)'")
                 }
                 qcow2.compression = type
+            case (.qcow2, "compression_level"):
+                guard let level = Int(value) else {
+                    throw .invalid("invalid value for 'compression_level': '\(value)'")
+                }
+                qcow2.compressionLevel = level
             case (.qcow2, "backing_file"): backingFile = value
             case (.qcow2, "backing_fmt"): backingFormat = value
             default: try Self.checkDefault(format, key, value)

@@ -5,7 +5,7 @@ public struct Chunk: Sendable, Equatable {
     public struct Segment: Sendable, Equatable {
         /// Guest offsets in bytes.
         public var range: Range<Int64>
-        /// `.copy` or `.zero`; what is skipped has no segment.
+        /// `.copy`, `.zero` or `.share`; what is skipped has no segment, what is shared a chunk of its own.
         public var action: CopyAction
 
         public init(range: Range<Int64>, action: CopyAction) {
@@ -23,6 +23,26 @@ public struct Chunk: Sendable, Equatable {
     public var segments: [Segment]
     /// How far the disk has been looked at when this chunk is done, in bytes.
     public var end: Int64
+
+    /// It is for the target to share, not to be read.
+    var isShared: Bool { segments[0].action == .share }
+
+    /// What O_DIRECT wants offset and memory to agree in, in bytes.
+    private static let pageSize: Int64 = 4096
+
+    init(sequence: Int, segments: [Segment], end: Int64) {
+        self.sequence = sequence
+        self.segments = segments
+        self.end = end
+        start = (segments.first { $0.action == .copy }?.range.lowerBound ?? end)
+            .roundedDown(to: Self.pageSize)
+    }
+
+    /// A part of another chunk, within the other's turn.
+    init(copying range: Range<Int64>) {
+        self.init(
+            sequence: 0, segments: [Segment(range: range, action: .copy)], end: range.upperBound)
+    }
 }
 
 /// Walks over the source and says what there is to do, chunk by chunk.
@@ -32,10 +52,10 @@ public struct Chunk: Sendable, Equatable {
 public actor ExtentIterator {
     /// Zeros per chunk, in bytes: what a storage without fast zeros still writes in a moment.
     private static let longestZeroes: Int64 = 64 << 20
+    /// Blocks to share per chunk, in bytes: one call each, after which there is progress to be seen.
+    private static let longestShare: Int64 = 1 << 30
     /// Where zeros and what is skipped alternate for long.
     private static let mostSegments = 64
-    /// What O_DIRECT wants offset and memory to agree in, in bytes.
-    private static let pageSize: Int64 = 4096
     /// How far to look for the end of an extent, in bytes. Walking tables far ahead would keep all
     /// workers waiting for the first chunk.
     private static let lookAhead: Int64 = 1 << 30
@@ -45,6 +65,7 @@ public actor ExtentIterator {
     private let granularity: Int64
     private let chunkSize: Int64
     private let compressedChunkSize: Int64
+    private let sharesUnread: @Sendable () -> Bool
     private let end: Int64
 
     private var position: Int64 = 0
@@ -58,10 +79,11 @@ public actor ExtentIterator {
     ///   - source: asked for extents only.
     ///   - granularity: actions change only at its multiples, in bytes.
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
+    ///   - sharesUnread: whether data may be left to the target to share, at this moment.
     ///   - compressedChunkSize: the same, where clusters are compressed; `chunkSize` is a multiple of it.
     public init(
         source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64,
-        compressedChunkSize: Int64
+        compressedChunkSize: Int64, sharesUnread: @escaping @Sendable () -> Bool = { false }
     ) {
         precondition(
             chunkSize % compressedChunkSize == 0 && compressedChunkSize % granularity == 0)
@@ -70,6 +92,7 @@ public actor ExtentIterator {
         self.granularity = granularity
         self.chunkSize = chunkSize
         self.compressedChunkSize = compressedChunkSize
+        self.sharesUnread = sharesUnread
         end = source.virtualSize
     }
 
@@ -105,19 +128,18 @@ public actor ExtentIterator {
         var segments: [Chunk.Segment] = []
         while position < end {
             let (range, action, cell) = try await nextStep()
+            if action == .share, !segments.isEmpty { break }
             if action != .skip {
                 Self.append(Chunk.Segment(range: range, action: action), to: &segments)
             }
             position = range.upperBound
+            if action == .share { break }
             if position % cell == 0, isFull(segments) { break }
         }
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
         // Only zeros at the front reach over several cells: what is copied lies in the last one.
-        let firstCopy = segments.first { $0.action == .copy }?.range.lowerBound ?? position
-        return Chunk(
-            sequence: sequence, start: firstCopy.roundedDown(to: min(Self.pageSize, chunkSize)),
-            segments: segments, end: position)
+        return Chunk(sequence: sequence, segments: segments, end: position)
     }
 
     /// At the end of a cell: whether it is enough for a chunk. Zeros alone may go on.
@@ -152,10 +174,13 @@ public actor ExtentIterator {
         }
         let last = extent.range.upperBound
         let runEnd = last == end ? end : last.roundedDown(to: granularity)
+        if action == .copy, extent.content == .data, sharesUnread() {
+            return (position..<min(runEnd, position + Self.longestShare), .share, cell)
+        }
         var limit = (position + 1).roundedUp(to: cell)
         if position % chunkSize == 0 {
             switch action {
-            case .copy: break
+            case .copy, .share: break
             case .zero: limit = position + Self.longestZeroes.roundedUp(to: chunkSize)
             case .skip: limit = end
             }

@@ -8,6 +8,8 @@ import Synchronization
 ///     one, walks the source     `workers` at once,    places in guest order,
 ///     and cuts it into chunks   each with a buffer    writes in order or not
 ///
+/// What a raw target can share with the source passes through `ShareStage` instead of the last two.
+///
 /// Each of the `workers` takes a chunk through all three stages before it takes the next: that
 /// bounds the chunks in flight, and with them the memory, by the number of workers.
 public struct Pipeline: Sendable {
@@ -52,9 +54,11 @@ public struct Pipeline: Sendable {
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
-            compressedChunkSize: compressedChunkSize)
+            compressedChunkSize: compressedChunkSize,
+            sharesUnread: { target.sharesUnread })
         let reading = ReadStage(source: source, target: target, chunkSize: chunkSize)
-        let writing = WriteStage(target: target, isOrdered: writesInOrder)
+        let sharing = ShareStage(source: source, target: target, chunkSize: chunkSize)
+        let writing = WriteStage(source: source, target: target, isOrdered: writesInOrder)
         let progress = ProgressMark(onProgress)
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
@@ -64,10 +68,21 @@ public struct Pipeline: Sendable {
                         var data = IOBuffer(byteCount: reading.dataSize)
                         var encoded = IOBuffer(byteCount: reading.encodedSize)
                         while let chunk = try await iterator.next() {
-                            let pieces = try await reading.prepare(
-                                chunk, data: &data, encoded: &encoded)
-                            try await writing.write(
-                                pieces, of: chunk, data: data.bytes, encoded: encoded.bytes)
+                            if chunk.isShared {
+                                try await writing.enterTurn(of: chunk)
+                                for rest in try await sharing.share(chunk) {
+                                    let pieces = try await reading.prepare(
+                                        rest, data: &data, encoded: &encoded)
+                                    try await writing.writeNow(
+                                        pieces, of: rest, data: data.bytes, encoded: encoded.bytes)
+                                }
+                                writing.leaveTurn(of: chunk)
+                            } else {
+                                let pieces = try await reading.prepare(
+                                    chunk, data: &data, encoded: &encoded)
+                                try await writing.write(
+                                    pieces, of: chunk, data: data.bytes, encoded: encoded.bytes)
+                            }
                             progress.reach(chunk.end)
                         }
                     }

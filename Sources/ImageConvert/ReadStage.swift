@@ -24,7 +24,7 @@ struct ReadStage: Sendable {
         var used = 0
         for segment in chunk.segments {
             switch segment.action {
-            case .skip: break
+            case .skip, .share: break
             case .zero: pieces.append(EncodedPiece(guestRange: segment.range, form: .zero))
             case .copy:
                 let start = Int(segment.range.lowerBound - chunk.start)

@@ -11,12 +11,13 @@ struct TargetJob {
     let qcow2: Qcow2Options
 
     func write(to storage: FileStorage) async throws {
+        if !conversion.sharesBlocks { storage.stopSharing() }
         let size = try virtualSize()
         let input = try input.padded(to: size)
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
             workers: conversion.workers, writesInOrder: conversion.writesInOrder,
-            storesZeros: conversion.minSparse == 0)
+            storesZeros: conversion.scannedMinSparse == 0)
         if let report = conversion.onProgress {
             pipeline.onProgress = { done in report(done, size) }
         }
@@ -35,7 +36,7 @@ struct TargetJob {
 
     private func makeTarget(_ storage: FileStorage, _ size: Int64) async throws -> any ImageTarget {
         let isFresh = storage.traits.readsAsZero
-        if isFresh, conversion.minSparse == 0 { try storage.requireSpace(size) }
+        if isFresh, conversion.scannedMinSparse == 0 { try storage.requireSpace(size) }
         switch conversion.targetFormat {
         case .raw:
             if conversion.skipsCreation {
@@ -48,12 +49,13 @@ struct TargetJob {
                 try await storage.truncate(to: size)
             }
             return RawTarget(
-                storage: storage, minSparse: Int(conversion.minSparse),
+                storage: storage, minSparse: Int(conversion.scannedMinSparse),
+                looksForZeros: conversion.minSparse != nil,
                 readsAsZero: isFresh || conversion.targetIsZero)
         case .qcow2:
             let target = try Qcow2Target(
                 storage: storage, virtualSize: size, options: qcow2,
-                compress: conversion.compress, minSparse: Int(conversion.minSparse))
+                compress: conversion.compress, minSparse: Int(conversion.scannedMinSparse))
             try await target.invalidateOldHeader()
             return target
         }

@@ -7,33 +7,54 @@ import Synchronization
 /// the workers run. The writing that follows is part of the turn when writes are ordered, and happens
 /// beside those of other workers when they are not: that is all that `-W` changes.
 struct WriteStage: Sendable {
+    let source: any ImageSource
     let target: any ImageTarget
     let isOrdered: Bool
     private let gate = TurnGate()
 
-    init(target: any ImageTarget, isOrdered: Bool) {
+    init(source: any ImageSource, target: any ImageTarget, isOrdered: Bool) {
+        self.source = source
         self.target = target
         self.isOrdered = isOrdered
     }
+
+    private var hasTurns: Bool { isOrdered || target.traits.placesInOrder }
 
     /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will not
     ///   come because another worker failed.
     func write(
         _ pieces: [EncodedPiece], of chunk: Chunk, data: RawSpan, encoded: RawSpan
     ) async throws {
-        if !isOrdered, !target.traits.placesInOrder {
-            return try await target.write(try target.place(pieces), data: data, encoded: encoded)
-        }
-        try await gate.enter(chunk.sequence)
-        // After an error the turn is not passed on: the group is cancelled, and so are the waiters.
+        try await enterTurn(of: chunk)
         let placement = try target.place(pieces)
-        if isOrdered {
-            try await target.write(placement, data: data, encoded: encoded)
-            gate.leave()
-        } else {
-            gate.leave()
-            try await target.write(placement, data: data, encoded: encoded)
-        }
+        if !isOrdered { leaveTurn(of: chunk) }
+        try await write(placement, of: chunk, data: data, encoded: encoded)
+        if isOrdered { leaveTurn(of: chunk) }
+    }
+
+    /// Places and writes a part of a chunk within the chunk's turn.
+    func writeNow(
+        _ pieces: [EncodedPiece], of part: Chunk, data: RawSpan, encoded: RawSpan
+    ) async throws {
+        let placement = try target.place(pieces)
+        try await write(placement, of: part, data: data, encoded: encoded)
+    }
+
+    private func write(
+        _ placement: Placement, of chunk: Chunk, data: RawSpan, encoded: RawSpan
+    ) async throws {
+        try await target.write(
+            placement, data: data, encoded: encoded,
+            origin: BufferOrigin(source: source, start: chunk.start))
+    }
+
+    func enterTurn(of chunk: Chunk) async throws {
+        if hasTurns { try await gate.enter(chunk.sequence) }
+    }
+
+    /// Not to be called after an error: the group is cancelled then, and so are those who wait.
+    func leaveTurn(of chunk: Chunk) {
+        if hasTurns { gate.leave() }
     }
 }
 

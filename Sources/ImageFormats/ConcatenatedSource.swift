@@ -47,6 +47,14 @@ public struct ConcatenatedSource: ImageSource {
             content: found.content)
     }
 
+    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
+        let part = part(at: offset)
+        let local = offset - part.start
+        guard local < part.source.virtualSize else { return nil }
+        return try await part.source.location(
+            at: local, limit: min(limit - part.start, part.source.virtualSize))
+    }
+
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         var done = 0
         while done < buffer.byteCount {

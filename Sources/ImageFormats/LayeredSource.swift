@@ -45,6 +45,12 @@ public struct LayeredSource: ImageSource {
         return (offset..<limit, bottom, nil)
     }
 
+    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
+        let found = try await find(at: offset, limit: limit)
+        guard let layer = found.layer else { return nil }
+        return try await layers[layer].location(at: offset, limit: found.range.upperBound)
+    }
+
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         if layers.count == 1 { return try await layers[0].read(into: &buffer, at: offset) }
         let end = offset + Int64(buffer.byteCount)

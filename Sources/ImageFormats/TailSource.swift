@@ -21,6 +21,10 @@ public struct TailSource: ImageSource {
             content: found.content)
     }
 
+    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
+        try await source.location(at: start + offset, limit: start + limit)
+    }
+
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         try await source.read(into: &buffer, at: start + offset)
     }

@@ -19,7 +19,7 @@ public struct StorageTraits: Sendable, Equatable {
 /// Bytes at offsets: a file, a block device, an export of a server. qemu calls this a protocol.
 ///
 /// Calls may come from many tasks at once. Everything throws `ImageError`.
-public protocol Storage: Sendable {
+public protocol Storage: BlockHolder {
     /// What people call it: a path, a URI. It opens every error message.
     var name: String { get }
     /// In bytes, when it was opened or last truncated.
@@ -40,6 +40,15 @@ public protocol Storage: Sendable {
     /// Whether data or a hole (`.zero`) begins at `offset`, and how far it reaches, up to `limit`.
     func extent(at offset: Int64, limit: Int64) async throws -> Extent
 
+    /// Whether `share` is worth trying: true until it is known not to work here.
+    var sharesBlocks: Bool { get }
+
+    /// Makes the bytes from `offset` on the same as those at a location, by sharing the blocks that
+    /// hold them. What is written to either afterwards does not show in the other.
+    ///
+    /// - Returns: for how many of them, from the first on, that was possible.
+    func share(_ location: HostLocation, at offset: Int64) -> Int64
+
     /// Sets the size. On a device: throws if it is smaller than that, and does nothing otherwise.
     func truncate(to size: Int64) async throws
 
@@ -48,6 +57,12 @@ public protocol Storage: Sendable {
 
     /// Returns when everything written is on stable storage (as far as the cache mode promises).
     func flush() async throws
+}
+
+extension Storage {
+    public var sharesBlocks: Bool { false }
+
+    public func share(_ location: HostLocation, at offset: Int64) -> Int64 { 0 }
 }
 
 /// A piece of bytes of an image that lies beyond its end: the image was cut short.

@@ -5,10 +5,10 @@ import DiskImage
 /// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed there.
 /// The parser knows none of the joined forms together, so they are taken apart first.
 enum CommandLineWords {
-    private static let flags: Set<Character> = ["c", "n", "p", "q", "U", "W", "h"]
+    private static let flags: Set<Character> = ["c", "C", "n", "p", "q", "U", "W", "h"]
     private static let valued: Set<Character> = ["f", "O", "m", "S", "o", "t", "T", "B", "F"]
     /// What qemu-img's `convert` can do and this one cannot yet.
-    private static let missingShort: Set<Character> = ["C", "l", "r", "s"]
+    private static let missingShort: Set<Character> = ["l", "r", "s"]
     private static let missingLong: Set<String> = [
         "bitmaps", "image-opts", "object", "salvage", "skip-broken-bitmaps", "target-image-opts",
     ]

@@ -38,7 +38,15 @@ struct ConvertCommand: SignalledCommand {
         help: ArgumentHelp(
             "Shortest run of zeros to leave out, a multiple of 512 (k, M, G); 0 writes everything.",
             valueName: "size"))
-    var minSparse = "4k"
+    var minSparse: String?
+
+    @Flag(
+        name: .customLong("no-clone"),
+        help: "Copy the data even where the file system could share it with the source.")
+    var noClone = false
+
+    @Flag(name: .customShort("C"), help: "Accepted: sharing is tried without being asked for.")
+    var copyOffloading = false
 
     @Flag(name: .customShort("c"), help: "Compress the target (qcow2).")
     var compress = false
@@ -48,7 +56,7 @@ struct ConvertCommand: SignalledCommand {
         help: ArgumentHelp(
             """
             Options of the new image, as key=value,…: size; for qcow2 also compat (1.1, 0.10), \
-            cluster_size, compression_type (zlib, zstd), backing_file, backing_fmt.
+            cluster_size, compression_type (zlib, zstd), compression_level, backing_file, backing_fmt.
             """, valueName: "options"))
     var options: [String] = []
 
@@ -125,10 +133,13 @@ struct ConvertCommand: SignalledCommand {
         }
         conversion.workers = number
         conversion.writesInOrder = !unordered
-        guard let size = parseByteSize(minSparse) else {
-            throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")
+        if let minSparse {
+            guard let size = parseByteSize(minSparse) else {
+                throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")
+            }
+            conversion.minSparse = size
         }
-        conversion.minSparse = size
+        conversion.sharesBlocks = try sharesBlocks()
         conversion.compress = compress
         for text in options { try conversion.options.add(text) }
         conversion.skipsCreation = skipCreation
@@ -139,6 +150,16 @@ struct ConvertCommand: SignalledCommand {
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
         return conversion
+    }
+
+    private func sharesBlocks() throws(ImageError) -> Bool {
+        if copyOffloading {
+            let other = compress ? "-c" : minSparse != nil ? "-S" : noClone ? "--no-clone" : nil
+            if let other {
+                throw .invalid("cannot enable copy offloading (-C) when \(other) is used")
+            }
+        }
+        return !noClone
     }
 
     private func format(_ name: String) throws(ImageError) -> ImageFormat {

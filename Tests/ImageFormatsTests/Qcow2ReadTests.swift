@@ -100,7 +100,8 @@ import Testing
         var used = 0
         let pieces = try target.encode(
             data.bytes, positions: 0..<64 << 10, at: 0, into: &room, used: &used)
-        try await target.write(try target.place(pieces), data: data.bytes, encoded: RawSpan())
+        try await target.write(
+            try target.place(pieces), data: data.bytes, encoded: RawSpan(), origin: .nowhere)
         try await target.finish()
         let good = storage.bytes
         var random = SplitMix(seed: 2)

@@ -27,7 +27,8 @@ import Testing
             let pieces = try target.encode(
                 data.bytes, positions: 0..<piece.count, at: Int64(start), into: &room, used: &used)
             try await target.write(
-                try target.place(pieces), data: data.bytes, encoded: encoded.bytes)
+                try target.place(pieces), data: data.bytes, encoded: encoded.bytes, origin: .nowhere
+            )
         }
         try await target.finish()
         return storage

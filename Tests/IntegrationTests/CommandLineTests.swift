@@ -141,7 +141,7 @@ import Testing
         ("-l snapshot.name=x source target", "-l"),
         ("-l x source target", "-l"),
         ("-r 1M source target", "-r"),
-        ("-C source target", "-C"),
+        ("-C -S 4k source target", "-C"), ("-C -c -O qcow2 source target", "-C"),
         ("--no-such-option source target", "--no-such-option"),
         ("-Z source target", "Z"),
     ])

@@ -86,3 +86,10 @@ public func readAll(_ source: some ImageSource) async throws -> [UInt8] {
     if source.virtualSize > 0 { try await source.read(into: &span, at: 0) }
     return buffer.bytes.withUnsafeBytes { Array($0) }
 }
+
+extension BufferOrigin {
+    /// Of bytes that a test has made up.
+    public static var nowhere: BufferOrigin {
+        BufferOrigin(source: SketchSource("", blockSize: 1), start: 0)
+    }
+}

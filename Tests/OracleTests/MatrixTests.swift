@@ -21,7 +21,8 @@ struct TargetFormat: Sendable, CustomStringConvertible {
     static let compressed = [
         "-c -O qcow2", "-c -O qcow2 -o compat=0.10", "-c -O qcow2 -o cluster_size=512",
         "-c -O qcow2 -o cluster_size=4k", "-c -O qcow2 -o cluster_size=2M",
-        "-c -O qcow2 -o compression_type=zstd",
+        "-c -O qcow2 -o compression_type=zstd", "-c -O qcow2 -o compression_level=1",
+        "-c -O qcow2 -o compression_type=zstd,compression_level=9",
         "-c -O qcow2 -o compression_type=zstd,cluster_size=4k",
         "-c -O qcow2 -o compression_type=zstd,cluster_size=2M",
     ].map(TargetFormat.init(line:))

@@ -18,6 +18,10 @@ extern const int csystem_FALLOC_FL_KEEP_SIZE;
 extern const int csystem_FALLOC_FL_PUNCH_HOLE;
 extern const int csystem_FALLOC_FL_ZERO_RANGE;
 
+/// FICLONERANGE: makes a range of `fd` share the blocks of a range of `source_fd`.
+int csystem_clone_range(
+    int fd, uint64_t offset, int source_fd, uint64_t source_offset, uint64_t length);
+
 int csystem_open(const char *path, int flags, unsigned int mode);
 
 int csystem_fallocate(int fd, int mode, int64_t offset, int64_t length);

@@ -3,6 +3,14 @@ public enum Qcow2Compression: String, Sendable, CaseIterable {
     case zlib
     case zstd
 
+    /// What `compression_level` may be: low is fast, high is small.
+    public var levels: ClosedRange<Int> {
+        switch self {
+        case .zlib: 1...9
+        case .zstd: 1...22
+        }
+    }
+
     init?(headerNumber: UInt8) {
         switch headerNumber {
         case 0: self = .zlib

@@ -9,6 +9,8 @@ public struct Qcow2Options: Sendable, Equatable {
     /// In bytes, a power of two from 512 to 2 MiB.
     public var clusterSize = Self.defaultClusterSize
     public var compression = Qcow2Compression.zlib
+    /// One of `compression.levels`; nil takes the library's own.
+    public var compressionLevel: Int?
     public var backing: Backing?
 
     /// What the new image will lie on.
@@ -37,6 +39,11 @@ public struct Qcow2Options: Sendable, Equatable {
         }
         guard version == 3 || compression == .zlib else {
             throw .invalid("compression type \(compression) needs compat=1.1")
+        }
+        if let compressionLevel, !compression.levels.contains(compressionLevel) {
+            throw .invalid(
+                "the compression level for \(compression) must be between "
+                    + "\(compression.levels.lowerBound) and \(compression.levels.upperBound)")
         }
         let geometry = Qcow2Geometry(
             clusterBits: clusterSize.trailingZeroBitCount, virtualSize: virtualSize)

@@ -31,7 +31,9 @@ public final class Qcow2Target: ImageTarget {
         compresses = compress
         keepsZeros = minSparse == 0
         layout = Mutex(Qcow2Layout(geometry))
-        compressors = ResourcePool { Qcow2Compressor(options.compression) }
+        compressors = ResourcePool {
+            Qcow2Compressor(options.compression, level: options.compressionLevel)
+        }
         traits = TargetTraits(
             granularity: geometry.clusterSize, readsAsZeroFrom: options.backing?.virtualSize ?? 0,
             hasBacking: options.backing != nil, canWriteZeroes: options.version >= 3,
@@ -108,8 +110,10 @@ public final class Qcow2Target: ImageTarget {
         return layout.withLock { $0.place(needed) }
     }
 
-    public func write(_ placement: Placement, data: RawSpan, encoded: RawSpan) async throws {
-        try await storage.write(placement, data: data, encoded: encoded)
+    public func write(
+        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
+    ) async throws {
+        try await storage.write(placement, data: data, encoded: encoded, origin: origin)
     }
 
     public func finish() async throws {

@@ -14,6 +14,10 @@ public struct RawSource: ImageSource {
         try await storage.extent(at: offset, limit: limit)
     }
 
+    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
+        HostLocation(holder: storage, range: offset..<limit)
+    }
+
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         try await storage.read(into: &buffer, at: offset)
     }

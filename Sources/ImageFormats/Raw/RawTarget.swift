@@ -11,13 +11,18 @@ public struct RawTarget: ImageTarget {
     public var compresses: Bool { false }
     private let storage: any Storage
     private let minSparse: Int
+    private let looksForZeros: Bool
 
     /// - Parameters:
     ///   - minSparse: runs of zeros of at least this many bytes are left out; 0 writes everything.
+    ///   - looksForZeros: also in what could be shared with the source unread.
     ///   - readsAsZero: what is not written reads as zeros.
-    public init(storage: any Storage, minSparse: Int, readsAsZero: Bool) {
+    public init(
+        storage: any Storage, minSparse: Int, looksForZeros: Bool = true, readsAsZero: Bool
+    ) {
         self.storage = storage
         self.minSparse = minSparse
+        self.looksForZeros = looksForZeros
         traits = TargetTraits(
             granularity: Int64(Self.scanUnit), readsAsZeroFrom: readsAsZero ? 0 : .max,
             placesInOrder: false)
@@ -58,8 +63,16 @@ public struct RawTarget: ImageTarget {
         return placement
     }
 
-    public func write(_ placement: Placement, data: RawSpan, encoded: RawSpan) async throws {
-        try await storage.write(placement, data: data, encoded: encoded)
+    public func write(
+        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
+    ) async throws {
+        try await storage.write(placement, data: data, encoded: encoded, origin: origin)
+    }
+
+    public var sharesUnread: Bool { !looksForZeros && storage.sharesBlocks }
+
+    public func share(_ location: HostLocation, at guestOffset: Int64) -> Int64 {
+        storage.share(location, at: guestOffset)
     }
 
     public func finish() async throws {}

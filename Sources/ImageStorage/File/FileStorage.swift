@@ -15,6 +15,7 @@ public final class FileStorage: Storage {
     private let knownSize: Atomic<Int64>
     /// What the file system refused once is not asked for again.
     let refusedZeroing = Mutex<ZeroMeans>([])
+    let sharing: Mutex<BlockSharing>
     /// The unaligned ends of direct writes go through here; opened when first needed.
     let bufferedDescriptor = Mutex<Int32?>(nil)
     /// For regular files through the page cache, which are written by one at a time in any case.
@@ -82,6 +83,7 @@ public final class FileStorage: Storage {
         self.name = name
         self.cacheMode = cacheMode
         identity = FileIdentity(status)
+        sharing = Mutex(BlockSharing(isWorthTrying: !isDevice))
         joiner =
             isDevice || cacheMode.isDirect ? nil : WriteJoiner(descriptor: descriptor, name: name)
         knownSize = Atomic(size)

@@ -1,0 +1,52 @@
+import DiskImage
+
+/// The second and third stage in one, where nothing has to be read: lets the target take over the blocks
+/// that hold the source's bytes, and says what has to be copied after all.
+struct ShareStage: Sendable {
+    let source: any ImageSource
+    let target: any ImageTarget
+    /// Of what is left to copy, in bytes.
+    let chunkSize: Int64
+
+    /// - Returns: what could not be shared, as chunks to copy, front to back.
+    func share(_ chunk: Chunk) async throws -> [Chunk] {
+        var left: [Chunk] = []
+        for segment in chunk.segments {
+            var position = segment.range.lowerBound
+            while position < segment.range.upperBound {
+                let end = try await sharePiece(position, segment.range.upperBound, &left)
+                position = end
+            }
+        }
+        return left
+    }
+
+    /// Shares what lies in one piece of the source's host.
+    ///
+    /// - Returns: the end of what was shared or is left to copy.
+    private func sharePiece(
+        _ start: Int64, _ end: Int64, _ left: inout [Chunk]
+    ) async throws -> Int64 {
+        guard target.sharesUnread else {
+            leave(start..<end, to: &left)
+            return end
+        }
+        guard let location = try await source.location(at: start, limit: end) else {
+            let next = min(end, (start + 1).roundedUp(to: chunkSize))
+            leave(start..<next, to: &left)
+            return next
+        }
+        let locationEnd = start + Int64(location.range.count)
+        leave(start + target.share(location, at: start)..<locationEnd, to: &left)
+        return locationEnd
+    }
+
+    private func leave(_ range: Range<Int64>, to left: inout [Chunk]) {
+        var position = range.lowerBound
+        while position < range.upperBound {
+            let end = min(range.upperBound, (position + 1).roundedUp(to: chunkSize))
+            left.append(Chunk(copying: position..<end))
+            position = end
+        }
+    }
+}

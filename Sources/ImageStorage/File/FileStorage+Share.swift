@@ -1,0 +1,57 @@
+import CSystem
+import DiskImage
+import Glibc
+
+// Files on XFS, btrfs and others can have blocks in common, each with its own view of them (reflinks):
+// a copy that takes no time and no space. `man ioctl_ficlonerange`.
+extension FileStorage {
+    public var sharesBlocks: Bool { sharing.withLock { $0.isWorthTrying } }
+
+    /// Takes no more of other targets: `--no-clone`.
+    public func stopSharing() { sharing.withLock { $0.isWorthTrying = false } }
+
+    public func share(_ location: HostLocation, at offset: Int64) -> Int64 {
+        guard let source = location.holder as? FileStorage, !source.traits.isDevice,
+            let blockSize = sharing.withLock({ $0.blockSize(of: descriptor) })
+        else { return 0 }
+        let start = location.range.lowerBound
+        guard start % blockSize == 0, offset % blockSize == 0 else { return 0 }
+        // Whole blocks, but for the last one of a file, and that only as the last one of the other.
+        let length = Int64(location.range.count)
+        let endsBoth = start + length == source.size && offset + length == size
+        let shared = endsBoth ? length : length.roundedDown(to: blockSize)
+        guard shared > 0 else { return 0 }
+        let status = Syscall.retry {
+            csystem_clone_range(
+                descriptor, UInt64(offset), source.descriptor, UInt64(start), UInt64(shared))
+        }
+        if status != nil { return shared }
+        // Another file system, or one that cannot: it will not be otherwise for the next range. A full
+        // disk and the like are left for the copying to meet.
+        if [EXDEV, EOPNOTSUPP, ENOTTY, ENOSYS, EPERM, EINVAL, ETXTBSY].contains(errno) {
+            stopSharing()
+        }
+        return 0
+    }
+}
+
+/// What is known about sharing blocks with a file.
+struct BlockSharing {
+    var isWorthTrying: Bool
+    private var knownBlockSize: Int64?
+
+    init(isWorthTrying: Bool) { self.isWorthTrying = isWorthTrying }
+
+    /// Of the file system, in bytes; nil where sharing is not worth trying.
+    mutating func blockSize(of descriptor: Int32) -> Int64? {
+        guard isWorthTrying else { return nil }
+        if let knownBlockSize { return knownBlockSize }
+        var space = statvfs()
+        guard fstatvfs(descriptor, &space) == 0, space.f_bsize > 0 else {
+            isWorthTrying = false
+            return nil
+        }
+        knownBlockSize = Int64(space.f_bsize)
+        return knownBlockSize
+    }
+}

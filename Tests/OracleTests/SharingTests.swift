@@ -1,0 +1,149 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// On file systems that can, blocks are shared instead of copied, and nobody can tell from the bytes.
+@Suite(
+    .enabled(
+        if: Qemu.isInstalled && MountedFolder.isUsable && LoopDevice.isUsable
+            && hasProgram("filefrag"), "mounts need root"))
+struct SharingTests {
+    static let fileSystems = [
+        (make: ["mkfs.xfs", "-q"], megabytes: 320), (make: ["mkfs.btrfs", "-q"], megabytes: 256),
+    ]
+    static let targets = ["-O raw", "-W -O raw", "-O qcow2", "-W -O qcow2 -o cluster_size=4k"]
+    /// Not a whole number of blocks, and not of sectors.
+    private static let size = 24_000_123
+
+    /// Data, a hole, zeros that take space, data to the odd end.
+    private func makeSources(_ folder: String) throws {
+        let raw = folder + "/source.raw"
+        let file = try newFile(raw)
+        try file.truncate(atOffset: UInt64(Self.size))
+        for (offset, bytes) in [
+            (0, noise(1, 8 << 20)), (12 << 20, [UInt8](repeating: 0, count: 1 << 20)),
+            (13 << 20, noise(2, Self.size - 13 << 20)),
+        ] {
+            try file.seek(toOffset: UInt64(offset))
+            try file.write(contentsOf: Data(bytes))
+        }
+        try file.close()
+        let qcow2 = folder + "/source.qcow2"
+        try Qemu.img("convert", "-f", "raw", "-O", "qcow2", "-S", "0", raw, qcow2)
+        // Clusters out of order, so that runs break.
+        try Qemu.io(
+            "qcow2", qcow2, ["write -P 7 9M 192k", "write -P 8 8M 64k", "write -z 2M 128k"])
+        try require("sync", [])
+    }
+
+    /// How many bytes of a file lie in blocks that it shares.
+    private func shared(_ path: String) throws -> Int {
+        try require("sync", [])
+        let outcome = try run("filefrag", ["-v", "-b512", path])
+        #expect(outcome.isSuccess, "\(outcome)")
+        return outcome.outputText.split(separator: "\n").filter { $0.contains("shared") }
+            .compactMap { line in
+                // ext: logical: physical: length: expected: flags
+                line.split(separator: ":").dropFirst(3).first.flatMap {
+                    Int($0.trimmingCharacters(in: .whitespaces))
+                }
+            }.reduce(0, +) * 512
+    }
+
+    @Test(arguments: fileSystems, targets)
+    func sharesWhatItCan(_ fileSystem: (make: [String], megabytes: Int), target: String) throws {
+        guard hasProgram(fileSystem.make[0]) else { return }
+        let mount = try MountedFolder(
+            make: fileSystem.make, size: fileSystem.megabytes << 20, sectorSize: 512)
+        try makeSources(mount.path)
+        let elsewhere = try TempFolder()
+        let format = target.contains("qcow2") ? "qcow2" : "raw"
+        for name in ["raw", "qcow2"] {
+            let source = mount.path("source.\(name)")
+            let path = mount.path("target")
+            let line = target.words + ["-f", name, source]
+            let outcome = try Swimg.convert(line + [path])
+            try judge(outcome, path, format, against: source, name)
+            #expect(try shared(path) >= 17 << 20, "\(outcome)")
+
+            // The same bytes as by copying: forced, and where nothing can be shared.
+            let copied = try Swimg.convert(["--no-clone"] + line + [mount.path("copied")])
+            try judge(copied, mount.path("copied"), format, against: source, name)
+            #expect(try shared(mount.path("copied")) == 0, "\(copied)")
+            let other = try Swimg.convert(line + [elsewhere.path("target")])
+            #expect(other.isSuccess, "\(other)")
+            let sum = try sha256(path)
+            #expect(try sha256(mount.path("copied")) == sum, "\(outcome)")
+            #expect(try sha256(elsewhere.path("target")) == sum, "\(other)")
+        }
+        // What happens to the sources afterwards does not show.
+        let before = try sha256(mount.path("target"))
+        for name in ["raw", "qcow2"] {
+            let source = mount.path("source.\(name)")
+            let length = try contents(source).count
+            let handle = try FileHandle(forUpdating: URL(fileURLWithPath: source))
+            try handle.write(contentsOf: Data(repeating: 0x55, count: length))
+            try handle.close()
+        }
+        try require("sync", [])
+        #expect(try sha256(mount.path("target")) == before)
+    }
+
+    /// An explicit -S has every byte looked at: zeros that take space in the source take none here.
+    @Test(arguments: fileSystems)
+    func looksForZerosWhenAsked(_ fileSystem: (make: [String], megabytes: Int)) throws {
+        guard hasProgram(fileSystem.make[0]) else { return }
+        let mount = try MountedFolder(
+            make: fileSystem.make, size: fileSystem.megabytes << 20, sectorSize: 512)
+        try makeSources(mount.path)
+        func taken(_ options: String) throws -> Int {
+            let path = mount.path("target")
+            let outcome = try Swimg.convert(
+                options.words + ["-f", "raw", "-O", "raw", mount.path("source.raw"), path])
+            try judge(outcome, path, "raw", against: mount.path("source.raw"))
+            try require("sync", [])
+            let blocks = try run("stat", ["--format=%b", path]).outputText
+            return try #require(Int(blocks.trimmingCharacters(in: .whitespacesAndNewlines))) * 512
+        }
+        let shared = try taken("")
+        let scanned = try taken("-S 4k")
+        // A file system may keep some blocks in reserve behind the end of a file.
+        #expect(abs(shared - scanned - 1 << 20) <= 128 << 10)
+        #expect(try self.shared(mount.path("target")) >= 17 << 20)
+    }
+
+    /// Nothing is read that can be shared: for a raw target that is everything.
+    @Test(.enabled(if: canTraceSystemCalls, "needs strace and the right to trace"))
+    func readsNothingForARawTarget() throws {
+        let mount = try MountedFolder(make: ["mkfs.xfs", "-q"], size: 320 << 20, sectorSize: 512)
+        try makeSources(mount.path)
+        let outcome = try run(
+            "strace",
+            [
+                "-f", "-qq", "-e", "trace=pread64,pwritev", "-o", mount.path("log"), Swimg.path,
+                "convert", "-f", "raw", "-O", "raw", mount.path("source.raw"),
+                mount.path("target"),
+            ])
+        #expect(outcome.isSuccess, "\(outcome)")
+        let log = String(decoding: try contents(mount.path("log")), as: UTF8.self)
+        let sizes = log.split(separator: "\n").compactMap {
+            Int($0.split(separator: " ").last ?? "")
+        }
+        // The odd end is copied, and what pads it to a sector.
+        #expect(sizes.count >= 3 && sizes.allSatisfy { $0 <= 4096 }, "\(log)")
+    }
+
+    @Test func copiesFromAnotherFileSystem() throws {
+        let mount = try MountedFolder(make: ["mkfs.xfs", "-q"], size: 320 << 20, sectorSize: 512)
+        let folder = try TempFolder()
+        try makeSources(folder.path)
+        for (name, target) in [("raw", "-O raw"), ("qcow2", "-O raw"), ("raw", "-O qcow2")] {
+            let source = folder.path("source.\(name)")
+            let outcome = try Swimg.convert(
+                ["-C", "-f", name] + target.words + [source, mount.path("target")])
+            let format = target.contains("qcow2") ? "qcow2" : "raw"
+            try judge(
+                outcome, mount.path("target"), format, against: source, name)
+        }
+    }
+}
