@@ -11,7 +11,8 @@ struct TargetJob {
     let qcow2: Qcow2Options
 
     func write(to storage: FileStorage) async throws {
-        if !conversion.sharesBlocks { storage.stopSharing() }
+        // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
+        if !conversion.sharesBlocks || conversion.scannedMinSparse == 0 { storage.stopSharing() }
         let size = try virtualSize()
         let input = try input.padded(to: size)
         let target = try await makeTarget(storage, size)

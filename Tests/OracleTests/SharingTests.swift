@@ -110,6 +110,9 @@ struct SharingTests {
         // A file system may keep some blocks in reserve behind the end of a file.
         #expect(abs(shared - scanned - 1 << 20) <= 128 << 10)
         #expect(try self.shared(mount.path("target")) >= 17 << 20)
+        // And -S 0 has every byte stored anew.
+        #expect(try taken("-S 0") >= Self.size)
+        #expect(try self.shared(mount.path("target")) == 0)
     }
 
     /// Nothing is read that can be shared: for a raw target that is everything.

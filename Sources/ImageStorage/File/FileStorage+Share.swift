@@ -7,7 +7,7 @@ import Glibc
 extension FileStorage {
     public var sharesBlocks: Bool { sharing.withLock { $0.isWorthTrying } }
 
-    /// Takes no more of other targets: `--no-clone`.
+    /// From now on everything has to be copied.
     public func stopSharing() { sharing.withLock { $0.isWorthTrying = false } }
 
     public func share(_ location: HostLocation, at offset: Int64) -> Int64 {

@@ -48,6 +48,8 @@ extension FileStorage {
     }
 
     private func zero(_ range: Range<Int64>, by means: ZeroMeans) -> Bool {
+        // Writing zeros may be what a device makes of it.
+        IOExecutor.willBeBusy()
         let length = Int64(range.count)
         func allocate(_ mode: Int32) -> Bool {
             Syscall.retry { csystem_fallocate(descriptor, mode, range.lowerBound, length) } != nil

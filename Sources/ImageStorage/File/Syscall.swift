@@ -10,6 +10,7 @@ enum Syscall {
     /// - Returns: what the call returned, or nil with `errno` set if that was negative.
     @inline(__always)
     static func retry<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T? {
+        IOExecutor.willBeBusy()
         while true {
             let result = call()
             if result >= 0 { return result }
@@ -46,7 +47,6 @@ enum Syscall {
         _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
         at offset: Int64
     ) throws(ImageError) -> Int {
-        IOExecutor.willBeBusy()
         var done = 0
         while done < buffer.count {
             let count = retry {
@@ -81,7 +81,6 @@ enum Syscall {
         var rest = pieces.filter { !$0.isEmpty }.map {
             iovec(iov_base: UnsafeMutableRawPointer(mutating: $0.baseAddress), iov_len: $0.count)
         }
-        IOExecutor.willBeBusy()
         var position = offset
         while !rest.isEmpty {
             let count = retry { pwritev(descriptor, rest, Int32(rest.count), off_t(position)) }
