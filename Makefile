@@ -3,6 +3,7 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 BUILD := .build
+SHELL := /bin/bash
 # Tests see internals, which changes how everything is compiled: they get a folder of their own.
 TEST_BUILD := .build-test
 TEST_FLAGS := -c release -Xswiftc -enable-testing --scratch-path $(TEST_BUILD)
@@ -24,9 +25,11 @@ build: setup
 demo: setup-test build
 	@Scripts/demo.sh $(BUILD)/release/swimg
 
+# What failed is said once more at the end: thousands of lines come between.
 test: setup-test
 	swift build $(TEST_FLAGS) --build-tests
-	swift test $(TEST_FLAGS) --skip-build
+	@set -o pipefail; swift test $(TEST_FLAGS) --skip-build 2>&1 | tee $(TEST_BUILD)/log \
+		|| { echo; grep -A 12 'recorded an issue' $(TEST_BUILD)/log; exit 1; }
 
 # The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
 # the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.

@@ -118,6 +118,17 @@ func contents(_ path: String) throws -> [UInt8] {
         #expect(throws: ImageError.self) { try FileStorage.openSource(pipe) }
     }
 
+    /// A child that another thread has just forked holds a copy for a moment.
+    @Test func locksEndWithTheStorage() throws {
+        let path = try folder.file("disk", [1])
+        var target: FileStorage? = try FileStorage.openExistingTarget(path, cacheMode: .unsafe)
+        let copy = dup(try #require(target?.descriptor))
+        defer { close(copy) }
+        #expect(throws: ImageError.self) { _ = try FileStorage.openSource(path) }
+        target = nil
+        _ = try FileStorage.openSource(path)
+    }
+
     @Test func locksKeepWritersAlone() throws {
         let path = try folder.file("disk", [1, 2, 3])
         let reader = try FileStorage.openSource(path)

@@ -46,7 +46,7 @@ import Testing
         let sent = ContinuousClock.now
         let outcome = try running.wait(timeout: 20)
         #expect(outcome.status == 128 + stopped.signal, "\(outcome)")
-        #expect(ContinuousClock.now - sent < .seconds(3), "slow to stop: \(outcome)")
+        #expect(ContinuousClock.now - sent < .seconds(10), "slow to stop: \(outcome)")
         #expect(outcome.errorText.filter { $0.isNewline }.count <= 1, "\(outcome)")
         #expect(TempFolder.names(in: targets) == (stopped.oldTarget ? ["target"] : []))
         if stopped.oldTarget { #expect(try mismatch(contents(target), old) == nil, "\(outcome)") }
@@ -60,29 +60,34 @@ import Testing
         let size = 96 << 20
         try writeNoise(source, count: size)
         let line = ["-f", "raw"] + options.words + [source, target]
-        // The second run finds the source in the page cache, as the ones that are killed will.
         expectSuccess(try Swimg.convert(line))
-        unlink(target)
-        let span = try ContinuousClock().measure { expectSuccess(try Swimg.convert(line)) }
         let whole = try sha256(target)
-        let limit = Int(span / .microseconds(1))
         var random = SplitMix64(seed: 0x9)
-        var killed = 0
-        for round in 0..<12 {
+        // Microseconds. How fast the machine is, and how busy, shows only as we go: what was killed
+        // before it began asks for later kills, what was done by then for earlier ones.
+        var limit = 50_000
+        var inTheMiddle = 0
+        for round in 0..<400 where inTheMiddle < 8 {
             unlink(target)
             let running = try Swimg.start(line)
-            usleep(UInt32(random.below(limit * 4 / 5)))
+            usleep(UInt32(random.below(limit)))
+            running.send(SIGSTOP)
+            let hadBegun = running.hasOpen(source)
             running.kill()
             let outcome = try running.wait()
-            killed += outcome.status == 128 + SIGKILL ? 1 : 0
-            if TempFolder.names(in: targets).contains("target") {
+            let names = TempFolder.names(in: targets)
+            if names.contains("target") {
+                limit = max(limit * 3 / 4, 1000)
                 #expect(try sha256(target) == whole, "round \(round): \(outcome)")
+            } else if !hadBegun {
+                limit = min(limit * 4 / 3, 10_000_000)
+            } else {
+                inTheMiddle += 1
+                #expect(outcome.status == 128 + SIGKILL, "\(outcome)")
             }
-            for name in TempFolder.names(in: targets) where name != "target" {
-                unlink("\(targets)/\(name)")
-            }
+            for name in names where name != "target" { unlink("\(targets)/\(name)") }
         }
-        #expect(killed > 2, "the kills came too late to test anything")
+        #expect(inTheMiddle == 8, "the kills came too early or too late to test anything")
     }
 
     @Test func leavesAnOldTargetWholeAfterAKill() throws {

@@ -33,7 +33,7 @@ public final class FileStorage: Storage {
         // O_NONBLOCK: a FIFO under this name must be refused, not waited for.
         let storage = try open(
             path, flags: O_RDONLY | O_NONBLOCK | (cacheMode.isDirect ? csystem_O_DIRECT : 0),
-            cacheMode: cacheMode, readsAsZero: false)
+            cacheMode: cacheMode)
         if !shareForced {
             try ImageLock.acquire(storage.descriptor, path, forWriting: false)
         }
@@ -45,19 +45,18 @@ public final class FileStorage: Storage {
         _ path: String, cacheMode: CacheMode
     ) throws(ImageError) -> FileStorage {
         let storage = try open(
-            path, flags: O_RDWR | O_NONBLOCK | cacheMode.openFlags, cacheMode: cacheMode,
-            readsAsZero: false)
+            path, flags: O_RDWR | O_NONBLOCK | cacheMode.openFlags, cacheMode: cacheMode)
         try ImageLock.acquire(storage.descriptor, path, forWriting: true)
         return storage
     }
 
     private static func open(
-        _ path: String, flags: Int32, cacheMode: CacheMode, readsAsZero: Bool
+        _ path: String, flags: Int32, cacheMode: CacheMode
     ) throws(ImageError) -> FileStorage {
         do {
             let descriptor = try Syscall.open(path, flags: flags)
             return try FileStorage(
-                adopting: descriptor, name: path, cacheMode: cacheMode, readsAsZero: readsAsZero)
+                adopting: descriptor, name: path, cacheMode: cacheMode, readsAsZero: false)
         } catch {
             guard cacheMode.isDirect, error.kind == .system(errno: EINVAL) else { throw error }
             throw ImageError(
@@ -93,6 +92,7 @@ public final class FileStorage: Storage {
     }
 
     deinit {
+        ImageLock.release(descriptor)
         Glibc.close(descriptor)
         bufferedDescriptor.withLock { if let other = $0 { _ = Glibc.close(other) } }
     }

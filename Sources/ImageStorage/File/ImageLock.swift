@@ -26,7 +26,7 @@ enum ImageLock {
     private static let usedBase: Int64 = 100
     private static let unsharedBase: Int64 = 200
 
-    /// Takes the locks of a reader or a writer; closing the descriptor drops them.
+    /// Takes the locks of a reader or a writer.
     ///
     /// File systems without such locks are used without, as qemu does (`locking=auto`).
     static func acquire(
@@ -48,6 +48,12 @@ enum ImageLock {
         where csystem_ofd_is_locked(descriptor, usedBase + permission.rawValue, 1) == 1 {
             throw conflict(path, "Failed to get shared \"\(permission.name)\" lock")
         }
+    }
+
+    /// Drops the locks, which closing alone does not always do: a child process just forked, by any
+    /// thread of a program that uses this library, has the descriptor until it executes another program.
+    static func release(_ descriptor: Int32) {
+        _ = csystem_ofd_lock(descriptor, Int16(F_UNLCK), usedBase, 2 * (unsharedBase - usedBase))
     }
 
     private static func conflict(_ path: String, _ reason: String) -> ImageError {
