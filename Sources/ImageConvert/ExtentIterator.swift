@@ -49,6 +49,10 @@ public struct Chunk: Sendable, Equatable {
 ///
 /// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a fixed
 /// grid; zeros may reach over many cells of it.
+///
+/// The grid begins one small cell into the disk: a write at an odd multiple of 64 KiB fills a page cache
+/// with folios of several sizes, an aligned one with folios of its own size only. Those are the ones that
+/// a virtual machine has given back to its host, and fetching them again costs more than copying.
 public actor ExtentIterator {
     /// Zeros per chunk, in bytes: what a storage without fast zeros still writes in a moment.
     private static let longestZeroes: Int64 = 64 << 20
@@ -134,12 +138,18 @@ public actor ExtentIterator {
             }
             position = range.upperBound
             if action == .share { break }
-            if position % cell == 0, isFull(segments) { break }
+            if position == cellEnd(after: position - 1, cell), isFull(segments) { break }
         }
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
         // Only zeros at the front reach over several cells: what is copied lies in the last one.
         return Chunk(sequence: sequence, segments: segments, end: position)
+    }
+
+    /// Where the grid of such cells has its next line behind this guest offset.
+    private func cellEnd(after offset: Int64, _ cell: Int64) -> Int64 {
+        let start = compressedChunkSize % cell
+        return (offset + 1 - start + cell).roundedUp(to: cell) - cell + start
     }
 
     /// At the end of a cell: whether it is enough for a chunk. Zeros alone may go on.
@@ -177,8 +187,8 @@ public actor ExtentIterator {
         if action == .copy, extent.content == .data, sharesUnread() {
             return (position..<min(runEnd, position + Self.longestShare), .share, cell)
         }
-        var limit = (position + 1).roundedUp(to: cell)
-        if position % chunkSize == 0 {
+        var limit = cellEnd(after: position, cell)
+        if position == cellEnd(after: position - 1, chunkSize) {
             switch action {
             case .copy, .share: break
             case .zero: limit = position + Self.longestZeroes.roundedUp(to: chunkSize)

@@ -59,10 +59,12 @@ import Testing
     }
 
     @Test(arguments: [
-        // compressed blocks are cut smaller, others not
-        ("AAAAaaaaAAAA", "c0-16 c16-20 c20-24 c24-28 c28-32 c32-48"),
+        // the large grid begins one small cell into the disk
+        ("AAAAAAAAAAAA", "c0-4 c4-20 c20-36 c36-48"), ("0000000AAAAA", "c28-36 c36-48"),
+        // compressed blocks are cut smaller, others not; where one joins plain ones it ends the chunk
+        ("AAAAaaaaAAAA", "c0-4 c4-20 c20-24 c24-28 c28-32 c32-36 c36-48"),
         // also where both kinds share a cell
-        ("AAaaAAAA", "c0-12 c12-16 c16-32"), ("a0AAAA", "c0-4 c8-16 c16-24"),
+        ("AAaaAAAA", "c0-4 c4-12 c12-16 c16-20 c20-32"), ("a0AAAA", "c0-4 c8-20 c20-24"),
     ])
     func cutsCompressedDataSmaller(sketch: String, expected: String) async throws {
         let found = try await chunks(
