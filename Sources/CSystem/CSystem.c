@@ -3,11 +3,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <link.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <malloc.h>
-#include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -79,20 +80,19 @@ int csystem_is_mount_root(const char *path) {
 
 void csystem_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
 
-static volatile sig_atomic_t signal_pipe = -1;
-
-static void forward_signal(int signal_number) {
-    int saved = errno;
-    unsigned char byte = (unsigned char)signal_number;
-    // A full pipe holds more signals than anyone waits for.
-    ssize_t ignored = write(signal_pipe, &byte, 1);
-    (void)ignored;
-    errno = saved;
+static int release_pages(struct dl_phdr_info *object, size_t size, void *context) {
+    (void)size;
+    (void)context;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (int index = 0; index < object->dlpi_phnum; index++) {
+        const ElfW(Phdr) *segment = &object->dlpi_phdr[index];
+        // A page that was ever writable may hold what the file does not.
+        if (segment->p_type != PT_LOAD || (segment->p_flags & PF_W) != 0) continue;
+        uintptr_t start = (object->dlpi_addr + segment->p_vaddr + page - 1) / page * page;
+        uintptr_t end = (object->dlpi_addr + segment->p_vaddr + segment->p_memsz) / page * page;
+        if (start < end) madvise((void *)start, end - start, MADV_DONTNEED);
+    }
+    return 0;
 }
 
-int csystem_forward_signal(int signal_number, int pipe_fd) {
-    signal_pipe = pipe_fd;
-    struct sigaction action = {.sa_handler = forward_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    return sigaction(signal_number, &action, NULL);
-}
+void csystem_release_program_pages(void) { dl_iterate_phdr(release_pages, NULL); }

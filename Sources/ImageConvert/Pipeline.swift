@@ -63,7 +63,8 @@ public struct Pipeline: Sendable {
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
             try await withThrowingTaskGroup(of: Void.self) { group in
-                for _ in 0..<workers {
+                // No more than there can be chunks: a small image is not worth many threads.
+                for _ in 0..<min(Int64(workers), source.virtualSize / chunkSize + 2) {
                     group.addTask {
                         var data = IOBuffer(byteCount: reading.dataSize)
                         var encoded = IOBuffer(byteCount: reading.encodedSize)

@@ -2,34 +2,51 @@ import ArgumentParser
 import CSystem
 import DiskImage
 import Glibc
+import ImageStorage
 
 /// The program: reads the command line, runs the command, turns errors into one line and a number.
 @main
 enum Main {
-    static func main() async {
+    static func main() {
         csystem_limit_malloc_arenas()
         raiseDescriptorLimit()
-        let signals = Signals()
+        // Both come back as errors of the write that met them.
+        signal(SIGPIPE, SIG_IGN)
+        signal(SIGXFSZ, SIG_IGN)
         do {
             let arguments = try CommandLineWords.normalized(
                 Array(CommandLine.arguments.dropFirst()))
-            let command = try Swimg.parseAsRoot(arguments)
-            if let command = command as? any SignalledCommand {
-                try await command.run(signals)
-            } else {
-                var command = command
-                try command.run()
-            }
-        } catch let error as ImageError {
-            fail(error.description)
-        } catch let error as Interruption {
-            exit(128 + error.signal)
+            var command = try Swimg.parseAsRoot(arguments)
+            guard let long = command as? any SignalledCommand else { return try command.run() }
+            run(long)
         } catch {
-            if Swimg.exitCode(for: error) == .success {
-                Output.print(Swimg.message(for: error) + "\n")
-                return
+            end(with: error)
+        }
+    }
+
+    /// On threads that may block; the pool of an asynchronous `main` would only be one more.
+    private static func run(_ command: any SignalledCommand) -> Never {
+        csystem_release_program_pages()
+        let signals = Signals()
+        Task(executorPreference: IOExecutor.shared) {
+            do {
+                try await command.run(signals)
+                exit(0)
+            } catch {
+                end(with: error)
             }
-            fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
+        }
+        signals.deliver()
+    }
+
+    private static func end(with error: any Error) -> Never {
+        switch error {
+        case let error as ImageError: fail(error.description)
+        case let error as Interruption: exit(128 + error.signal)
+        case _ where Swimg.exitCode(for: error) == .success:
+            Output.print(Swimg.message(for: error) + "\n")
+            exit(0)
+        default: fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
         }
     }
 
@@ -59,7 +76,7 @@ struct Interruption: Error {
 }
 
 /// A command that works for a while and has to end cleanly when a signal comes.
-protocol SignalledCommand: ParsableCommand {
+protocol SignalledCommand: ParsableCommand, Sendable {
     func run(_ signals: Signals) async throws
 }
 

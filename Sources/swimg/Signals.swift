@@ -1,27 +1,24 @@
-import CSystem
 import Glibc
 
 /// The signals that a long command answers to, as a stream of numbers.
 ///
-/// A handler sends each through a pipe, and a thread of its own reads that. Blocking them in all threads
-/// and waiting for them in one would be simpler, but the main thread of an asynchronous program waits in
-/// `sigsuspend` with nothing blocked.
+/// They are blocked in all threads, and the main thread does nothing but wait for them.
 struct Signals: Sendable {
+    private let awaited: sigset_t
     private let numbers: AsyncStream<Int32>
+    private let continuation: AsyncStream<Int32>.Continuation
 
+    /// To be made on the main thread, before there is any other: threads begin with what their maker
+    /// has blocked.
     init() {
-        // Both come back as errors of the write that met them.
-        signal(SIGPIPE, SIG_IGN)
-        signal(SIGXFSZ, SIG_IGN)
-        let (stream, continuation) = AsyncStream.makeStream(of: Int32.self)
-        numbers = stream
-        var ends: [Int32] = [-1, -1]
-        guard pipe(&ends) == 0 else { return }
-        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
-        guard Self.startThread(reading: ends[0], { continuation.yield($0) }) else { return }
+        var awaited = sigset_t()
+        sigemptyset(&awaited)
         for number in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] where !Self.isIgnored(number) {
-            _ = csystem_forward_signal(number, ends[1])
+            sigaddset(&awaited, number)
         }
+        pthread_sigmask(SIG_BLOCK, &awaited, nil)
+        self.awaited = awaited
+        (numbers, continuation) = AsyncStream.makeStream(of: Int32.self)
     }
 
     /// Whoever started us with a signal ignored (nohup) wants it so.
@@ -32,46 +29,16 @@ struct Signals: Sendable {
             == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
-    private final class Reader {
-        let descriptor: Int32
-        let report: @Sendable (Int32) -> Void
-
-        init(_ descriptor: Int32, _ report: @escaping @Sendable (Int32) -> Void) {
-            self.descriptor = descriptor
-            self.report = report
-        }
-
-        func run() {
-            while true {
-                var byte: UInt8 = 0
-                let count = read(descriptor, &byte, 1)
-                if count == 1 {
-                    report(Int32(byte))
-                } else if count == 0 || errno != EINTR {
-                    return
-                }
+    /// Waits for signals, and puts them into the stream, until the process ends.
+    func deliver() -> Never {
+        while true {
+            var number: Int32 = 0
+            if withUnsafePointer(to: awaited, { sigwait($0, &number) }) == 0 {
+                continuation.yield(number)
+            } else {
+                pause()
             }
         }
-    }
-
-    private static func startThread(
-        reading descriptor: Int32, _ report: @escaping @Sendable (Int32) -> Void
-    ) -> Bool {
-        let reader = Unmanaged.passRetained(Reader(descriptor, report))
-        var thread = pthread_t()
-        let status = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                Unmanaged<Reader>.fromOpaque(context).takeRetainedValue().run()
-                return nil
-            }, reader.toOpaque())
-        guard status == 0 else {
-            reader.release()
-            return false
-        }
-        pthread_detach(thread)
-        return true
     }
 
     /// Runs a body, and cancels it when a signal asks for an end.

@@ -53,9 +53,9 @@ int csystem_is_mount_root(const char *path);
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
 void csystem_limit_malloc_arenas(void);
 
-/// From now on each of these signals writes its number, as one byte, to a pipe. A handler may call next
-/// to nothing, the Swift runtime least of all, so it is in C.
-/// -1 with errno if a handler cannot be installed.
-int csystem_forward_signal(int signal_number, int pipe_fd);
+/// Unmaps what has been read so far of the program and its libraries; what is needed again comes back
+/// from the page cache. Reading the command line goes through half of the program, for lists of types
+/// and conformances that nobody asks for again: megabytes, for as long as a conversion runs.
+void csystem_release_program_pages(void);
 
 #endif
