@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Times swimg against qemu-img, pair by pair in one run, and writes BENCHMARKS.md and benchmarks.svg.
+
+Usage: bench.py path/to/swimg [--folder DIR] [--rounds N] [--only WORD]
+
+Absolute times depend on the machine and on what else it does; the ratio of two runs that follow each
+other does not. So the programs take turns, another one first in each round, and what counts is the
+median of the ratios. Sources are in the page cache, targets are new, what the last run left to be
+written is on disk before the next one starts, and memory for the target is fetched beforehand (see
+`fetch_memory`). Every result is judged once: `qemu-img compare` and `qemu-img check`.
+
+Where there is one, a floor takes its turn too: floor.c, the same work by the plainest calls.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import mmap
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import chart
+import datasets
+from datasets import run
+
+TARGET_MEMORY = 4 << 30
+FAST = ["-m", "8", "-W"]
+ZSTD = ["-c", "-o", "compression_type=zstd"]
+
+
+@dataclasses.dataclass
+class Case:
+    name: str
+    source: str
+    source_format: str
+    target_format: str
+    options: list = dataclasses.field(default_factory=lambda: FAST)
+    # Nil: the same.
+    peer_options: list | None = None
+    # What floor.c is called with.
+    floor: str | None = None
+    # None: as many as asked for.
+    rounds: int | None = None
+    # How much faster issue and README promise it to be.
+    goal: float = 1.0
+    file_system: str | None = None
+    # Takes milliseconds and little memory: many rounds, and nothing to be fetched before them.
+    is_small: bool = False
+
+
+CASES = [
+    Case("qcow2 to raw", "disk.qcow2", "qcow2", "raw", floor="copy"),
+    Case("raw to raw", "disk.raw", "raw", "raw", floor="copy"),
+    Case("raw to qcow2", "disk.raw", "raw", "qcow2", floor="copy", goal=1.3),
+    Case("qcow2 to qcow2", "disk.qcow2", "qcow2", "qcow2", floor="copy", goal=1.3),
+    Case("zlib qcow2 to raw", "zlib.qcow2", "qcow2", "raw", floor="zlib", rounds=3, goal=2.5),
+    Case("zstd qcow2 to raw", "zstd.qcow2", "qcow2", "raw", floor="zstd", rounds=3, goal=2.0),
+    Case("raw to zlib qcow2", "disk.raw", "raw", "qcow2", FAST + ["-c"], rounds=1),
+    Case("raw to zstd qcow2", "disk.raw", "raw", "qcow2", FAST + ZSTD, rounds=2),
+    Case("part to zlib in order, against -c", "part.raw", "raw", "qcow2", ["-c"], rounds=2, goal=2.2),
+    Case("part to zlib in order, against -c -W", "part.raw", "raw", "qcow2", ["-c"], FAST + ["-c"],
+         rounds=3, goal=1.15),
+    Case("part to zlib level 1, against -c -W", "part.raw", "raw", "qcow2",
+         FAST + ["-c", "-o", "compression_level=1"], FAST + ["-c"], rounds=2, goal=5),
+    Case("part to zstd in order, against -c", "part.raw", "raw", "qcow2", ZSTD, rounds=3, goal=2.5),
+    Case("part to zstd in order, against -c -W", "part.raw", "raw", "qcow2", ZSTD, FAST + ZSTD,
+         rounds=3, goal=1.3),
+    Case("131072 scattered clusters to raw", "scattered.qcow2", "qcow2", "raw", rounds=3, goal=1.5),
+    Case("131072 scattered clusters to qcow2", "scattered.qcow2", "qcow2", "qcow2", rounds=3, goal=1.5),
+    Case("4 GiB of zeros to qcow2", "zeros.raw", "raw", "qcow2", goal=1.5),
+    Case("1 TiB of metadata to raw", "metadata.qcow2", "qcow2", "raw", rounds=11, goal=2, is_small=True),
+    Case("1 TiB of metadata to qcow2", "metadata.qcow2", "qcow2", "qcow2", rounds=11, goal=2, is_small=True),
+    Case("8 TiB of nothing to raw", "empty.qcow2", "qcow2", "raw", rounds=51, goal=2, is_small=True),
+    Case("8 TiB of nothing to qcow2", "empty.qcow2", "qcow2", "qcow2", rounds=51, goal=2, is_small=True),
+    Case("1 MiB, raw to qcow2", "tiny.raw", "raw", "qcow2", rounds=201, goal=1.5, is_small=True),
+] + [
+    case
+    for system in ["xfs", "btrfs"]
+    for case in [
+        Case(f"{system}: raw to raw, against -C", "disk.raw", "raw", "raw", FAST, ["-m", "8", "-C"],
+             rounds=5, file_system=system),
+        Case(f"{system}: qcow2 to raw, against -C", "disk.qcow2", "qcow2", "raw", FAST,
+             ["-m", "8", "-C"], rounds=5, file_system=system),
+        Case(f"{system}: raw to qcow2", "disk.raw", "raw", "qcow2", rounds=3, goal=2,
+             file_system=system),
+        Case(f"{system}: qcow2 to qcow2", "disk.qcow2", "qcow2", "qcow2", rounds=3, goal=2,
+             file_system=system),
+    ]
+]
+
+
+def fetch_memory(size):
+    """Touches and frees this much memory.
+
+    A virtual machine may have given its free pages back to the hypervisor; the first touch of such a
+    page then takes up to twenty times as long as that of another, and whoever writes the next target pays.
+    """
+    with mmap.mmap(-1, size) as memory:
+        for offset in range(0, size, mmap.PAGESIZE):
+            memory[offset] = 1
+
+
+def warm(path):
+    """Brings a file into the page cache, where it mostly is already."""
+    with open(path, "rb", buffering=0) as file:
+        buffer = bytearray(1 << 20)
+        while file.readinto(buffer):
+            pass
+
+
+def measure(command, target, is_small):
+    """Seconds and peak memory in KiB of one run."""
+    if os.path.exists(target):
+        os.unlink(target)
+    if not is_small:
+        os.sync()
+        fetch_memory(TARGET_MEMORY)
+    with tempfile.NamedTemporaryFile() as report:
+        if is_small:
+            # GNU time would be a good part of what it measures.
+            start = time.monotonic()
+            run(*command)
+            seconds = time.monotonic() - start
+            run("/usr/bin/time", "-o", report.name, "-f", "%M", *command)
+            return seconds, int(report.read())
+        # GNU time is small: a process forked from here would start with Python's memory as its peak.
+        start = time.monotonic()
+        run("/usr/bin/time", "-o", report.name, "-f", "%M", *command)
+        seconds = time.monotonic() - start
+        return seconds, int(report.read())
+
+
+def judge(case, source, target):
+    formats = ["-f", case.source_format, "-F", case.target_format]
+    run("qemu-img", "compare", *formats, source, target)
+    if case.target_format != "raw":
+        run("qemu-img", "check", "-f", case.target_format, target)
+
+
+def taken(path):
+    return os.stat(path).st_blocks * 512
+
+
+@dataclasses.dataclass
+class Result:
+    case: Case
+    rounds: int
+    times: list
+    peaks: list
+    space: float
+
+    def ratio(self, other, one=0):
+        return statistics.median(b / a for a, b in zip(self.times[one], self.times[other]))
+
+    def row(self):
+        floor = f"{self.ratio(0, 2):.2f}" if len(self.times) > 2 else ""
+        seconds = [statistics.median(times) for times in self.times]
+        unit = (lambda s: f"{1000 * s:.1f} ms") if self.case.is_small else (lambda s: f"{s:.2f} s")
+        return (
+            f"| {self.case.name} | {self.rounds} | {unit(seconds[0])} | {unit(seconds[1])} "
+            f"| {self.ratio(1):.2f} | {self.case.goal:g} | {floor} | {max(self.peaks[0]) / 1024:.1f} "
+            f"| {max(self.peaks[1]) / 1024:.1f} | {self.space:.3f} |")
+
+
+HEAD = (
+    "| case | pairs | swimg | qemu-img | times as fast | goal | times the floor | MiB swimg "
+    "| MiB qemu-img | space |\n|---|---|---|---|---|---|---|---|---|---|")
+
+
+def bench(case, swimg, folder, floor, rounds):
+    rounds = min(case.rounds or rounds, rounds) if not case.is_small else case.rounds
+    place = folder
+    source = f"{folder}/{case.source}"
+    if case.file_system:
+        place = f"{folder}/{case.file_system}.mount"
+        if not os.path.exists(f"{place}/{case.source}"):
+            run("cp", "--sparse=always", source, f"{place}/{case.source}")
+        source = f"{place}/{case.source}"
+    line = ["convert", "-f", case.source_format, "-O", case.target_format]
+    targets = [f"{place}/out.{name}" for name in ["swimg", "qemu", "floor"]]
+    peer_options = case.options if case.peer_options is None else case.peer_options
+    commands = [
+        [swimg, *line, *case.options, source, targets[0]],
+        ["qemu-img", *line, *peer_options, source, targets[1]],
+    ]
+    if case.floor:
+        commands.append([floor, case.floor, source, targets[2]])
+        if case.floor != "copy":
+            datasets.compressed_clusters(source, f"{folder}/clusters")
+            commands[-1].append(f"{folder}/clusters")
+    times, peaks = [[] for _ in commands], [[] for _ in commands]
+    for number in range(rounds):
+        for turn in range(len(commands)):
+            index = (number + turn) % len(commands)
+            if not case.is_small:
+                warm(source)
+            seconds, peak = measure(commands[index], targets[index], case.is_small)
+            times[index].append(seconds)
+            peaks[index].append(peak)
+    judge(case, source, targets[0])
+    result = Result(
+        case, rounds, times, peaks, taken(targets[0]) / max(taken(targets[1]), 1))
+    for target in targets:
+        if os.path.exists(target):
+            os.unlink(target)
+    return result
+
+
+def version(program):
+    return subprocess.run(
+        [program, "--version"], check=True, capture_output=True, text=True).stdout.split("\n")[0]
+
+
+def bench_start(swimg):
+    """`--version`: Swift's runtime and the argument parser, and nothing else."""
+    case = Case("--version", "", "", "", is_small=True, goal=1.5)
+    times, peaks = [[], []], [[], []]
+    for number in range(301):
+        for index, program in [(0, swimg), (1, "qemu-img")][:: 1 if number % 2 else -1]:
+            seconds, peak = measure([program, "--version"], "", True)
+            times[index].append(seconds)
+            peaks[index].append(peak)
+    return Result(case, 301, times, peaks, 1)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("swimg")
+    parser.add_argument("--folder", default="/var/tmp/swimg-bench")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    swimg = os.path.realpath(options.swimg)
+    folder = options.folder
+    os.makedirs(folder, exist_ok=True)
+    datasets.prepare(folder)
+    floor = f"{folder}/floor"
+    here = os.path.dirname(os.path.realpath(__file__))
+    run("clang", "-O2", "-o", floor, f"{here}/floor.c", "-lpthread", "-ldeflate", "-lzstd")
+
+    results = []
+    print(HEAD, flush=True)
+
+    def note(result):
+        results.append(result)
+        print(result.row(), flush=True)
+
+    chosen = [case for case in CASES if options.only in case.name]
+    for case in chosen:
+        if not case.file_system:
+            note(bench(case, swimg, folder, floor, options.rounds))
+    if options.only in "--version":
+        note(bench_start(swimg))
+    for system in ["xfs", "btrfs"]:
+        cases = [case for case in chosen if case.file_system == system]
+        if cases and os.geteuid() == 0:
+            with datasets.mounted(system, folder, 20 << 30):
+                for case in cases:
+                    note(bench(case, swimg, folder, floor, options.rounds))
+
+    if not options.only:
+        root = os.path.dirname(here)
+        with open(f"{root}/BENCHMARKS.md", "w") as file:
+            file.write(
+                f"# swimg against qemu-img\n\nWritten by `make bench` on {datetime.date.today()}: "
+                f"{chart.machine()}, {version('qemu-img')}. Medians; a ratio is that of the two runs "
+                "of a pair. \"Times the floor\": the time of the plainest program that does the same "
+                "work (Benchmarks/floor.c), divided by ours.\n\n![ratios](benchmarks.svg)\n\n"
+                + "\n".join([HEAD] + [result.row() for result in results]) + "\n")
+        bars = [(result.case.name, result.ratio(1), result.case.goal) for result in results]
+        with open(f"{root}/benchmarks.svg", "w") as file:
+            file.write(chart.svg(bars))
+
+
+if __name__ == "__main__":
+    main()

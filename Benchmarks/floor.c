@@ -1,0 +1,101 @@
+// What the machine allows: the same bytes moved or decoded by the plainest calls, on several threads.
+//
+// Usage: floor copy SOURCE TARGET
+//        floor zlib|zstd SOURCE TARGET LIST     LIST from datasets.py: offset length guest plain
+//
+// No zeros are looked for, nothing is checked against anything, and a short read ends the program.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <libdeflate.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <zstd.h>
+
+enum { threads = 8, cluster = 65536, block = 512 << 10 };
+
+static struct piece { long offset, length, guest, plain; } *pieces;
+static long piece_count, total;
+static atomic_long next_piece;
+static int source, target, is_zstd;
+
+static void require(int holds) {
+    if (!holds) {
+        perror("floor");
+        exit(1);
+    }
+}
+
+// Blocks begin at odd multiples of 64 KiB, as in swimg: aligned ones are slower on some machines.
+static void *copy(void *unused) {
+    (void)unused;
+    char *buffer = aligned_alloc(4096, block);
+    for (;;) {
+        long end = atomic_fetch_add(&next_piece, 1) * block + cluster, start = end - block;
+        if (start < 0) start = 0;
+        if (start >= total) return NULL;
+        if (end > total) end = total;
+        long data = lseek(source, start, SEEK_DATA);
+        if (data < 0 || data >= end) continue;
+        require(pread(source, buffer, end - start, start) == end - start);
+        require(pwrite(target, buffer, end - start, start) == end - start);
+    }
+}
+
+static void *decode(void *unused) {
+    (void)unused;
+    unsigned char in[2 * cluster], out[cluster];
+    struct libdeflate_decompressor *inflater = libdeflate_alloc_decompressor();
+    ZSTD_DCtx *zstd = ZSTD_createDCtx();
+    for (;;) {
+        long index = atomic_fetch_add(&next_piece, 1);
+        if (index >= piece_count) return NULL;
+        struct piece piece = pieces[index];
+        long got = pread(source, in, piece.length, piece.offset);
+        require(got > 0);
+        if (piece.plain) {
+            require(pwrite(target, in, got, piece.guest) == got);
+            continue;
+        }
+        if (is_zstd) {
+            ZSTD_inBuffer from = {in, got, 0};
+            ZSTD_outBuffer to = {out, cluster, 0};
+            ZSTD_DCtx_reset(zstd, ZSTD_reset_session_only);
+            while (to.pos < cluster) require(!ZSTD_isError(ZSTD_decompressStream(zstd, &to, &from)));
+        } else {
+            size_t used, made;
+            require(libdeflate_deflate_decompress_ex(inflater, in, got, out, cluster, &used, &made) == 0);
+        }
+        require(pwrite(target, out, cluster, piece.guest) == cluster);
+    }
+}
+
+int main(int count, char **words) {
+    require(count >= 4);
+    source = open(words[2], O_RDONLY);
+    unlink(words[3]);
+    target = open(words[3], O_WRONLY | O_CREAT, 0644);
+    require(source >= 0 && target >= 0);
+    is_zstd = strcmp(words[1], "zstd") == 0;
+    struct stat status;
+    require(fstat(source, &status) == 0);
+    total = status.st_size;
+    if (count > 4) {
+        FILE *list = fopen(words[4], "r");
+        require(list != NULL);
+        long room = 0;
+        struct piece piece;
+        while (fscanf(list, "%ld %ld %ld %ld", &piece.offset, &piece.length, &piece.guest, &piece.plain) == 4) {
+            if (piece_count == room) pieces = realloc(pieces, (room = room * 2 + 1024) * sizeof piece);
+            pieces[piece_count++] = piece;
+        }
+    }
+    pthread_t all[threads];
+    for (int i = 0; i < threads; i++) pthread_create(&all[i], NULL, count > 4 ? decode : copy, NULL);
+    for (int i = 0; i < threads; i++) pthread_join(all[i], NULL);
+    return 0;
+}
