@@ -4,8 +4,9 @@
 Usage: bench.py path/to/swimg [--folder DIR] [--rounds N] [--only WORD]
 
 Absolute times depend on the machine and on what else it does; the ratio of two runs that follow each
-other does not. So the programs take turns, another one first in each round, and what counts is the
-median of the ratios. Sources are in the page cache, targets are new, what the last run left to be
+other does not. So the programs take turns, in random order in each round, and what counts is the
+median of the ratios. No target is there any more when the next run begins, or each program would get
+the memory that its own last target was in, and the size of the pieces it comes in. Sources are in the page cache, targets are new, what the last run left to be
 written is on disk before the next one starts, and memory for the target is fetched beforehand (see
 `fetch_memory`). Every result is judged once: `qemu-img compare` and `qemu-img check`.
 
@@ -17,6 +18,7 @@ import dataclasses
 import datetime
 import mmap
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -112,10 +114,8 @@ def warm(path):
             pass
 
 
-def measure(command, target, is_small):
+def measure(command, is_small):
     """Seconds and peak memory in KiB of one run."""
-    if os.path.exists(target):
-        os.unlink(target)
     if not is_small:
         os.sync()
         fetch_memory(TARGET_MEMORY)
@@ -192,22 +192,19 @@ def bench(case, swimg, folder, floor, rounds):
         if case.floor != "copy":
             datasets.compressed_clusters(source, f"{folder}/clusters")
             commands[-1].append(f"{folder}/clusters")
-    times, peaks = [[] for _ in commands], [[] for _ in commands]
+    times, peaks, space = [[] for _ in commands], [[] for _ in commands], [0, 1, 1]
     for number in range(rounds):
-        for turn in range(len(commands)):
-            index = (number + turn) % len(commands)
+        for turn in random.sample(range(len(commands)), len(commands)):
             if not case.is_small:
                 warm(source)
-            seconds, peak = measure(commands[index], targets[index], case.is_small)
-            times[index].append(seconds)
-            peaks[index].append(peak)
-    judge(case, source, targets[0])
-    result = Result(
-        case, rounds, times, peaks, taken(targets[0]) / max(taken(targets[1]), 1))
-    for target in targets:
-        if os.path.exists(target):
-            os.unlink(target)
-    return result
+            seconds, peak = measure(commands[turn], case.is_small)
+            times[turn].append(seconds)
+            peaks[turn].append(peak)
+            space[turn] = taken(targets[turn])
+            if turn == 0 and number == 0:
+                judge(case, source, targets[0])
+            os.unlink(targets[turn])
+    return Result(case, rounds, times, peaks, space[0] / max(space[1], 1))
 
 
 def version(program):
@@ -221,7 +218,7 @@ def bench_start(swimg):
     times, peaks = [[], []], [[], []]
     for number in range(301):
         for index, program in [(0, swimg), (1, "qemu-img")][:: 1 if number % 2 else -1]:
-            seconds, peak = measure([program, "--version"], "", True)
+            seconds, peak = measure([program, "--version"], True)
             times[index].append(seconds)
             peaks[index].append(peak)
     return Result(case, 301, times, peaks, 1)
@@ -232,7 +229,7 @@ def main():
     parser.add_argument("swimg")
     parser.add_argument("--folder", default="/var/tmp/swimg-bench")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="a part of a case's name, or several with |")
     options = parser.parse_args()
     swimg = os.path.realpath(options.swimg)
     folder = options.folder
@@ -249,11 +246,12 @@ def main():
         results.append(result)
         print(result.row(), flush=True)
 
-    chosen = [case for case in CASES if options.only in case.name]
+    words = options.only.split("|")
+    chosen = [case for case in CASES if any(word in case.name for word in words)]
     for case in chosen:
         if not case.file_system:
             note(bench(case, swimg, folder, floor, options.rounds))
-    if options.only in "--version":
+    if any(word in "--version" for word in words):
         note(bench_start(swimg))
     for system in ["xfs", "btrfs"]:
         cases = [case for case in chosen if case.file_system == system]
@@ -268,8 +266,8 @@ def main():
             file.write(
                 f"# swimg against qemu-img\n\nWritten by `make bench` on {datetime.date.today()}: "
                 f"{chart.machine()}, {version('qemu-img')}. Medians; a ratio is that of the two runs "
-                "of a pair. \"Times the floor\": the time of the plainest program that does the same "
-                "work (Benchmarks/floor.c), divided by ours.\n\n![ratios](benchmarks.svg)\n\n"
+                "of a pair. \"Times the floor\": our time divided by that of the plainest program that does "
+                "the same work (Benchmarks/floor.c).\n\n![ratios](benchmarks.svg)\n\n"
                 + "\n".join([HEAD] + [result.row() for result in results]) + "\n")
         bars = [(result.case.name, result.ratio(1), result.case.goal) for result in results]
         with open(f"{root}/benchmarks.svg", "w") as file:
