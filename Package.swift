@@ -23,7 +23,7 @@ let package = Package(
         .executableTarget(
             name: "swimg",
             dependencies: [
-                "ImageConvert", "ImageFormats", "ImageStorage", "DiskImage", "CSystem",
+                "ImageConvert", "ImageFormats", "ImageStorage", "DiskImage", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -36,9 +36,9 @@ let package = Package(
             dependencies: ["ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL"],
             swiftSettings: strict),
         .target(
-            name: "ImageStorage", dependencies: ["DiskImage", "CSystem"], swiftSettings: strict),
+            name: "ImageStorage", dependencies: ["DiskImage", "CLinux"], swiftSettings: strict),
         .target(name: "DiskImage", swiftSettings: strict),
-        .target(name: "CSystem"),
+        .target(name: "CLinux"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(
@@ -50,7 +50,7 @@ let package = Package(
             path: "Tests/MemoryImages", swiftSettings: strict),
         .testTarget(name: "DiskImageTests", dependencies: ["DiskImage"], swiftSettings: strict),
         .testTarget(
-            name: "ImageStorageTests", dependencies: ["ImageStorage", "CSystem"],
+            name: "ImageStorageTests", dependencies: ["ImageStorage", "CLinux"],
             swiftSettings: strict),
         .testTarget(
             name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],

@@ -1,5 +1,5 @@
 import ArgumentParser
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 import ImageStorage
@@ -8,7 +8,7 @@ import ImageStorage
 @main
 enum Main {
     static func main() {
-        csystem_limit_malloc_arenas()
+        clinux_limit_malloc_arenas()
         raiseDescriptorLimit()
         // Both come back as errors of the write that met them.
         signal(SIGPIPE, SIG_IGN)
@@ -26,7 +26,7 @@ enum Main {
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
     private static func run(_ command: any SignalledCommand) -> Never {
-        csystem_release_program_pages()
+        clinux_release_program_pages()
         let signals = Signals()
         Task(executorPreference: IOExecutor.shared) {
             do {

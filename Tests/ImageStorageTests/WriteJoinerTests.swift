@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 import Testing
@@ -61,7 +61,7 @@ import Testing
     /// 64 tasks, each writing every 64th block: nothing is lost, mixed up or written twice.
     @Test func joinsManyWriters() async throws {
         let blockSize = 5000
-        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | csystem_O_TMPFILE, mode: 0o600)
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
         defer { close(descriptor) }
         let joiner = WriteJoiner(descriptor: descriptor, name: "joined")
         try await withTaskExecutorPreference(IOExecutor.shared) {

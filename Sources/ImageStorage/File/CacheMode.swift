@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 
 /// qemu's cache modes, as `-t` and `-T` name them.
 public enum CacheMode: String, Sendable, CaseIterable {
@@ -21,6 +21,6 @@ public enum CacheMode: String, Sendable, CaseIterable {
     var flushes: Bool { self != .unsafe }
 
     var openFlags: Int32 {
-        (isDirect ? csystem_O_DIRECT : 0) | (isSynchronous ? csystem_O_DSYNC : 0)
+        (isDirect ? clinux_O_DIRECT : 0) | (isSynchronous ? clinux_O_DSYNC : 0)
     }
 }

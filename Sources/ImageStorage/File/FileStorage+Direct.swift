@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 
@@ -95,5 +95,5 @@ extension FileStorage {
 
 extension CacheMode {
     /// The same promise of durability, through the page cache.
-    fileprivate var bufferedOpenFlags: Int32 { isSynchronous ? csystem_O_DSYNC : 0 }
+    fileprivate var bufferedOpenFlags: Int32 { isSynchronous ? clinux_O_DSYNC : 0 }
 }

@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 
@@ -22,7 +22,7 @@ extension FileStorage {
         let shared = endsBoth ? length : length.roundedDown(to: blockSize)
         guard shared > 0 else { return 0 }
         let status = Syscall.retry {
-            csystem_clone_range(
+            clinux_clone_range(
                 descriptor, UInt64(offset), source.descriptor, UInt64(start), UInt64(shared))
         }
         if status != nil { return shared }

@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 
@@ -52,19 +52,19 @@ extension FileStorage {
         IOExecutor.willBeBusy()
         let length = Int64(range.count)
         func allocate(_ mode: Int32) -> Bool {
-            Syscall.retry { csystem_fallocate(descriptor, mode, range.lowerBound, length) } != nil
+            Syscall.retry { clinux_fallocate(descriptor, mode, range.lowerBound, length) } != nil
         }
-        let keepSize = csystem_FALLOC_FL_KEEP_SIZE
+        let keepSize = clinux_FALLOC_FL_KEEP_SIZE
         switch means {
-        case .punchHole: return allocate(csystem_FALLOC_FL_PUNCH_HOLE | keepSize)
-        case .zeroRange: return allocate(csystem_FALLOC_FL_ZERO_RANGE | keepSize)
+        case .punchHole: return allocate(clinux_FALLOC_FL_PUNCH_HOLE | keepSize)
+        case .zeroRange: return allocate(clinux_FALLOC_FL_ZERO_RANGE | keepSize)
         case .punchThenAllocate:
-            return allocate(csystem_FALLOC_FL_PUNCH_HOLE | keepSize) && allocate(keepSize)
+            return allocate(clinux_FALLOC_FL_PUNCH_HOLE | keepSize) && allocate(keepSize)
         case .discard:
-            return csystem_device_discard_zeroes(descriptor) != 0
-                && csystem_device_discard(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
+            return clinux_device_discard_zeroes(descriptor) != 0
+                && clinux_device_discard(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
         case .deviceZeroOut:
-            return csystem_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
+            return clinux_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
         default: return false
         }
     }

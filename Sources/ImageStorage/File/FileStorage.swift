@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 import Synchronization
@@ -32,7 +32,7 @@ public final class FileStorage: Storage {
     ) throws(ImageError) -> FileStorage {
         // O_NONBLOCK: a FIFO under this name must be refused, not waited for.
         let storage = try open(
-            path, flags: O_RDONLY | O_NONBLOCK | (cacheMode.isDirect ? csystem_O_DIRECT : 0),
+            path, flags: O_RDONLY | O_NONBLOCK | (cacheMode.isDirect ? clinux_O_DIRECT : 0),
             cacheMode: cacheMode)
         if !shareForced {
             try ImageLock.acquire(storage.descriptor, path, forWriting: false)
@@ -104,7 +104,7 @@ public final class FileStorage: Storage {
         case S_IFREG: return Int64(status.st_size)
         case S_IFBLK:
             var bytes: UInt64 = 0
-            guard csystem_device_size(descriptor, &bytes) == 0, let size = Int64(exactly: bytes)
+            guard clinux_device_size(descriptor, &bytes) == 0, let size = Int64(exactly: bytes)
             else { throw Syscall.failure(path, "cannot get the size of the device") }
             return size
         case S_IFDIR: throw Syscall.failure(path, "cannot open", errno: EISDIR)
@@ -162,12 +162,12 @@ public final class FileStorage: Storage {
     private func seekExtent(at offset: Int64) -> Extent {
         let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
         guard traits.hasHoles else { return everything }
-        guard let data = seek(to: csystem_SEEK_DATA, from: offset) else {
+        guard let data = seek(to: clinux_SEEK_DATA, from: offset) else {
             // ENXIO: no data from here to the end.
             return errno == ENXIO ? Extent(range: everything.range, content: .zero) : everything
         }
         if data > offset { return Extent(range: offset..<data, content: .zero) }
-        guard let hole = seek(to: csystem_SEEK_HOLE, from: offset),
+        guard let hole = seek(to: clinux_SEEK_HOLE, from: offset),
             hole > offset
         else { return everything }
         return Extent(range: offset..<hole, content: .data)

@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 
@@ -38,14 +38,14 @@ enum ImageLock {
         for offset in used.map({ usedBase + $0.rawValue })
             + unshared.map({ unsharedBase + $0.rawValue })
         {
-            guard csystem_ofd_lock(descriptor, Int16(F_RDLCK), offset, 1) == 0 else { return }
+            guard clinux_ofd_lock(descriptor, Int16(F_RDLCK), offset, 1) == 0 else { return }
         }
         for permission in used
-        where csystem_ofd_is_locked(descriptor, unsharedBase + permission.rawValue, 1) == 1 {
+        where clinux_ofd_is_locked(descriptor, unsharedBase + permission.rawValue, 1) == 1 {
             throw conflict(path, "Failed to get \"\(permission.name)\" lock")
         }
         for permission in unshared
-        where csystem_ofd_is_locked(descriptor, usedBase + permission.rawValue, 1) == 1 {
+        where clinux_ofd_is_locked(descriptor, usedBase + permission.rawValue, 1) == 1 {
             throw conflict(path, "Failed to get shared \"\(permission.name)\" lock")
         }
     }
@@ -53,7 +53,7 @@ enum ImageLock {
     /// Drops the locks, which closing alone does not always do: a child process just forked, by any
     /// thread of a program that uses this library, has the descriptor until it executes another program.
     static func release(_ descriptor: Int32) {
-        _ = csystem_ofd_lock(descriptor, Int16(F_UNLCK), usedBase, 2 * (unsharedBase - usedBase))
+        _ = clinux_ofd_lock(descriptor, Int16(F_UNLCK), usedBase, 2 * (unsharedBase - usedBase))
     }
 
     private static func conflict(_ path: String, _ reason: String) -> ImageError {

@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 
@@ -28,7 +28,7 @@ enum Syscall {
     static func open(
         _ path: String, flags: Int32, mode: UInt32 = 0, operation: String = "cannot open"
     ) throws(ImageError) -> Int32 {
-        guard let descriptor = retry({ csystem_open(path, flags | O_CLOEXEC, mode) }) else {
+        guard let descriptor = retry({ clinux_open(path, flags | O_CLOEXEC, mode) }) else {
             throw failure(path, operation)
         }
         return descriptor

@@ -1,4 +1,4 @@
-import CSystem
+import CLinux
 import DiskImage
 import Glibc
 
@@ -16,7 +16,7 @@ extension TargetFile {
         let flags = O_RDWR | cacheMode.openFlags
         var place = Place.unnamed
         var descriptor = Syscall.retry {
-            csystem_open(folder, flags | O_CLOEXEC | csystem_O_TMPFILE, 0o644)
+            clinux_open(folder, flags | O_CLOEXEC | clinux_O_TMPFILE, 0o644)
         }
         // A file system without unnamed files, or no /proc to name them through.
         if descriptor == nil && [EOPNOTSUPP, EISDIR, ENOENT, EINVAL].contains(errno)
@@ -25,7 +25,7 @@ extension TargetFile {
             if let descriptor { close(descriptor) }
             let hidden = TargetPath.hiddenName(beside: path)
             descriptor = Syscall.retry {
-                csystem_open(hidden, flags | O_CLOEXEC | O_CREAT | O_EXCL, 0o644)
+                clinux_open(hidden, flags | O_CLOEXEC | O_CREAT | O_EXCL, 0o644)
             }
             place = .hidden(hidden)
         }
@@ -117,7 +117,7 @@ enum TargetPath {
         for _ in 0..<40 {
             var buffer = [UInt8](repeating: 0, count: Int(PATH_MAX))
             let length = buffer.withUnsafeMutableBytes {
-                csystem_readlink(current, $0.baseAddress, $0.count)
+                clinux_readlink(current, $0.baseAddress, $0.count)
             }
             guard length > 0 else { return current }
             let next = String(decoding: buffer[..<length], as: UTF8.self)
@@ -129,7 +129,7 @@ enum TargetPath {
     /// Whether a new file may take the place of an existing one without anyone noticing.
     static func canBeReplaced(_ path: String, _ status: stat) -> Bool {
         status.st_mode & S_IFMT == S_IFREG && status.st_nlink == 1
-            && csystem_is_mount_root(path) == 0
+            && clinux_is_mount_root(path) == 0
             && access(folder(of: path), W_OK | X_OK) == 0
             && !isKeptBySticky(folder(of: path), owner: status.st_uid)
     }

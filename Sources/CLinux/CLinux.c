@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "CSystem.h"
+#include "CLinux.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,20 +12,20 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-const int csystem_SEEK_DATA = SEEK_DATA;
-const int csystem_SEEK_HOLE = SEEK_HOLE;
-const int csystem_O_TMPFILE = O_TMPFILE;
-const int csystem_O_DIRECT = O_DIRECT;
-const int csystem_O_DSYNC = O_DSYNC;
-const int csystem_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
-const int csystem_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
-const int csystem_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;
+const int clinux_SEEK_DATA = SEEK_DATA;
+const int clinux_SEEK_HOLE = SEEK_HOLE;
+const int clinux_O_TMPFILE = O_TMPFILE;
+const int clinux_O_DIRECT = O_DIRECT;
+const int clinux_O_DSYNC = O_DSYNC;
+const int clinux_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
+const int clinux_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
+const int clinux_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;
 
-int csystem_open(const char *path, int flags, unsigned int mode) {
+int clinux_open(const char *path, int flags, unsigned int mode) {
     return open(path, flags, mode);
 }
 
-int csystem_clone_range(
+int clinux_clone_range(
     int fd, uint64_t offset, int source_fd, uint64_t source_offset, uint64_t length) {
     struct file_clone_range range = {
         .src_fd = source_fd, .src_offset = source_offset, .src_length = length,
@@ -33,52 +33,52 @@ int csystem_clone_range(
     return ioctl(fd, FICLONERANGE, &range);
 }
 
-int csystem_fallocate(int fd, int mode, int64_t offset, int64_t length) {
+int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) {
     return fallocate(fd, mode, offset, length);
 }
 
-int csystem_device_size(int fd, uint64_t *bytes) {
+int clinux_device_size(int fd, uint64_t *bytes) {
     return ioctl(fd, BLKGETSIZE64, bytes);
 }
 
-int csystem_device_zero(int fd, uint64_t offset, uint64_t length) {
+int clinux_device_zero(int fd, uint64_t offset, uint64_t length) {
     uint64_t range[2] = {offset, length};
     return ioctl(fd, BLKZEROOUT, range);
 }
 
-int csystem_device_discard_zeroes(int fd) {
+int clinux_device_discard_zeroes(int fd) {
     unsigned int zeroes = 0;
     return ioctl(fd, BLKDISCARDZEROES, &zeroes) == 0 && zeroes != 0;
 }
 
-int csystem_device_discard(int fd, uint64_t offset, uint64_t length) {
+int clinux_device_discard(int fd, uint64_t offset, uint64_t length) {
     uint64_t range[2] = {offset, length};
     return ioctl(fd, BLKDISCARD, range);
 }
 
-int csystem_ofd_lock(int fd, short type, int64_t start, int64_t length) {
+int clinux_ofd_lock(int fd, short type, int64_t start, int64_t length) {
     struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
     return fcntl(fd, F_OFD_SETLK, &lock);
 }
 
-int csystem_ofd_is_locked(int fd, int64_t start, int64_t length) {
+int clinux_ofd_is_locked(int fd, int64_t start, int64_t length) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
     if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -1;
     return lock.l_type != F_UNLCK;
 }
 
-ssize_t csystem_readlink(const char *path, void *buffer, size_t size) {
+ssize_t clinux_readlink(const char *path, void *buffer, size_t size) {
     return readlink(path, (char *)buffer, size);
 }
 
-int csystem_is_mount_root(const char *path) {
+int clinux_is_mount_root(const char *path) {
     struct statx status;
     return statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &status) == 0 &&
            (status.stx_attributes_mask & STATX_ATTR_MOUNT_ROOT) != 0 &&
            (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
-void csystem_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
+void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
 
 static int release_pages(struct dl_phdr_info *object, size_t size, void *context) {
     (void)size;
@@ -95,4 +95,4 @@ static int release_pages(struct dl_phdr_info *object, size_t size, void *context
     return 0;
 }
 
-void csystem_release_program_pages(void) { dl_iterate_phdr(release_pages, NULL); }
+void clinux_release_program_pages(void) { dl_iterate_phdr(release_pages, NULL); }

@@ -1,61 +1,61 @@
 // The few Linux names that Swift's Glibc module hides: variadic calls, function-like macros and
 // constants behind _GNU_SOURCE. No logic lives here. Defining _GNU_SOURCE in this header would give
-// Swift a second view of the system's types, so all that needs it is in CSystem.c.
-#ifndef CSYSTEM_H
-#define CSYSTEM_H
+// Swift a second view of the system's types, so all that needs it is in CLinux.c.
+#ifndef CLINUX_H
+#define CLINUX_H
 
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 #include <sys/xattr.h>
 
-extern const int csystem_SEEK_DATA;
-extern const int csystem_SEEK_HOLE;
-extern const int csystem_O_TMPFILE;
-extern const int csystem_O_DIRECT;
-extern const int csystem_O_DSYNC;
-extern const int csystem_FALLOC_FL_KEEP_SIZE;
-extern const int csystem_FALLOC_FL_PUNCH_HOLE;
-extern const int csystem_FALLOC_FL_ZERO_RANGE;
+extern const int clinux_SEEK_DATA;
+extern const int clinux_SEEK_HOLE;
+extern const int clinux_O_TMPFILE;
+extern const int clinux_O_DIRECT;
+extern const int clinux_O_DSYNC;
+extern const int clinux_FALLOC_FL_KEEP_SIZE;
+extern const int clinux_FALLOC_FL_PUNCH_HOLE;
+extern const int clinux_FALLOC_FL_ZERO_RANGE;
 
 /// FICLONERANGE: makes a range of `fd` share the blocks of a range of `source_fd`.
-int csystem_clone_range(
+int clinux_clone_range(
     int fd, uint64_t offset, int source_fd, uint64_t source_offset, uint64_t length);
 
-int csystem_open(const char *path, int flags, unsigned int mode);
+int clinux_open(const char *path, int flags, unsigned int mode);
 
-int csystem_fallocate(int fd, int mode, int64_t offset, int64_t length);
+int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
 /// BLKGETSIZE64: the size of a block device in bytes.
-int csystem_device_size(int fd, uint64_t *bytes);
+int clinux_device_size(int fd, uint64_t *bytes);
 
 /// BLKZEROOUT: zeros a sector-aligned range of a block device; the kernel writes zeros if it must.
-int csystem_device_zero(int fd, uint64_t offset, uint64_t length);
+int clinux_device_zero(int fd, uint64_t offset, uint64_t length);
 
 /// BLKDISCARDZEROES: whether a discarded range is guaranteed to read as zeros (0 since Linux 4.12).
-int csystem_device_discard_zeroes(int fd);
+int clinux_device_discard_zeroes(int fd);
 
 /// BLKDISCARD: gives a sector-aligned range of a block device back.
-int csystem_device_discard(int fd, uint64_t offset, uint64_t length);
+int clinux_device_discard(int fd, uint64_t offset, uint64_t length);
 
 /// Takes (or, with F_UNLCK, drops) an open-file-description lock on one byte range.
-int csystem_ofd_lock(int fd, short type, int64_t start, int64_t length);
+int clinux_ofd_lock(int fd, short type, int64_t start, int64_t length);
 
 /// 1 if another open file description holds a lock in the range, 0 if not, -1 with errno.
-int csystem_ofd_is_locked(int fd, int64_t start, int64_t length);
+int clinux_ofd_is_locked(int fd, int64_t start, int64_t length);
 
-ssize_t csystem_readlink(const char *path, void *buffer, size_t size);
+ssize_t clinux_readlink(const char *path, void *buffer, size_t size);
 
 /// Whether something is mounted at this very path (a file bound into a container, say).
-int csystem_is_mount_root(const char *path);
+int clinux_is_mount_root(const char *path);
 
 /// One malloc arena for all threads: the big buffers are allocated once, so contention is no
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
-void csystem_limit_malloc_arenas(void);
+void clinux_limit_malloc_arenas(void);
 
 /// Unmaps what has been read so far of the program and its libraries; what is needed again comes back
 /// from the page cache. Reading the command line goes through half of the program, for lists of types
 /// and conformances that nobody asks for again: megabytes, for as long as a conversion runs.
-void csystem_release_program_pages(void);
+void clinux_release_program_pages(void);
 
 #endif
