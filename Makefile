@@ -14,7 +14,7 @@ STATIC := $(BUILD)/static
 LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all
 
-.PHONY: all setup setup-test build demo test sanitize bench install fmt lint clean
+.PHONY: all setup setup-test build demo test sanitize bench microbench install fmt lint clean
 
 all: build
 
@@ -49,6 +49,10 @@ sanitize: setup-test
 # Half an hour; writes BENCHMARKS.md and benchmarks.svg. Mounts (XFS, btrfs) only as root.
 bench: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/bench.py $(BUILD)/release/swimg
+
+# What the steps of a conversion cost one by one. A package of its own, with a library for it.
+microbench: setup-test
+	cd Benchmarks/Micro && swift package benchmark --no-progress
 
 # One file that needs no Swift on the machine it runs on.
 install: build

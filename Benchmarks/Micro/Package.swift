@@ -1,0 +1,23 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// A package of its own, so that nobody who depends on swimg has to fetch a benchmark library.
+let package = Package(
+    name: "Micro",
+    dependencies: [
+        .package(name: "swimg", path: "../.."),
+        // Without its default traits: jemalloc would count allocations, and replace what we measure.
+        .package(url: "https://github.com/ordo-one/benchmark", from: "1.38.1", traits: []),
+    ],
+    targets: [
+        .executableTarget(
+            name: "Stages",
+            dependencies: [
+                .product(name: "Benchmark", package: "benchmark"),
+                .product(name: "ImageConvert", package: "swimg"),
+            ],
+            path: "Benchmarks/Stages",
+            swiftSettings: [.swiftLanguageMode(.v6), .enableExperimentalFeature("Lifetimes")],
+            plugins: [.plugin(name: "BenchmarkPlugin", package: "benchmark")])
+    ]
+)
