@@ -51,8 +51,8 @@ public struct Chunk: Sendable, Equatable {
 /// grid; zeros may reach over many cells of it.
 ///
 /// The grid begins one small cell into the disk: a write at an odd multiple of 64 KiB fills a page cache
-/// with folios of several sizes, an aligned one with folios of its own size only. Those are the ones that
-/// a virtual machine has given back to its host, and fetching them again costs more than copying.
+/// with folios of several sizes, an aligned one with folios of its own size only. Measured on a virtual
+/// machine, aligned ones are slower there; probably their memory has been given back to the host.
 public actor ExtentIterator {
     /// Zeros per chunk, in bytes: what a storage without fast zeros still writes in a moment.
     private static let longestZeroes: Int64 = 64 << 20
