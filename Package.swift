@@ -14,7 +14,9 @@ let package = Package(
         .executable(name: "swimg", targets: ["swimg"]),
         .library(
             name: "ImageConvert",
-            targets: ["ImageConvert", "ImageFormats", "ImageStorage", "DiskImage"]),
+            targets: [
+                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
+            ]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
@@ -23,22 +25,29 @@ let package = Package(
         .executableTarget(
             name: "swimg",
             dependencies: [
-                "ImageConvert", "ImageFormats", "ImageStorage", "DiskImage", "CLinux",
+                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
+                "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
         .target(
             name: "ImageConvert",
-            dependencies: ["ImageFormats", "ImageStorage", "DiskImage"],
+            dependencies: ["ImageFormats", "NBDStorage", "ImageStorage", "DiskImage"],
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
-            dependencies: ["ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL"],
+            dependencies: [
+                "NBDStorage", "ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL",
+            ],
             swiftSettings: strict),
         .target(
             name: "ImageStorage", dependencies: ["DiskImage", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "NBDStorage", dependencies: ["ImageStorage", "DiskImage", "CNBD", "CLinux"],
+            swiftSettings: strict),
         .target(name: "DiskImage", swiftSettings: strict),
         .target(name: "CLinux"),
+        .target(name: "CNBD"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(
@@ -52,6 +61,7 @@ let package = Package(
         .testTarget(
             name: "ImageStorageTests", dependencies: ["ImageStorage", "CLinux"],
             swiftSettings: strict),
+        .testTarget(name: "NBDStorageTests", dependencies: ["NBDStorage"], swiftSettings: strict),
         .testTarget(
             name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],
             swiftSettings: strict),

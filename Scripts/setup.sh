@@ -3,11 +3,11 @@
 # Usage: setup.sh build|test
 set -euo pipefail
 
-packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev)
+packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev)
 if [ "${1:-build}" = test ]; then
     # The judges, and what the tests make their images and file systems with.
     packages+=(
-        qemu-utils e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3)
+        qemu-utils nbdkit gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3)
 fi
 
 missing=()

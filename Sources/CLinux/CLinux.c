@@ -7,6 +7,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <malloc.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -96,3 +97,7 @@ static int release_pages(struct dl_phdr_info *object, size_t size, void *context
 }
 
 void clinux_release_program_pages(void) { dl_iterate_phdr(release_pages, NULL); }
+
+char *const *clinux_environment(void) { return environ; }
+
+int clinux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }

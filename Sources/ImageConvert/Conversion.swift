@@ -1,6 +1,7 @@
 import DiskImage
 import ImageFormats
 import ImageStorage
+import NBDStorage
 
 /// One `swimg convert`: what to read, what to write, and how.
 ///
@@ -10,7 +11,8 @@ import ImageStorage
 /// try await conversion.run()
 /// ```
 public struct Conversion: Sendable {
-    /// Paths; several guest disks are joined to one.
+    /// Paths, or names of NBD exports (`NBDAddress`, `NBDServerCommand`); several guest disks are joined
+    /// to one.
     public var sources: [String]
     public var target: String
     /// nil finds it out from the first bytes of each source.
@@ -34,6 +36,8 @@ public struct Conversion: Sendable {
     public var targetCacheMode = CacheMode.unsafe
     /// Read images that somebody else writes to (`-U`).
     public var shareForced = false
+    /// How NBD servers are used.
+    public var nbd = NBDOptions()
     /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
     public var backingFile: String?
     public var backingFormat: String?
@@ -57,7 +61,8 @@ public struct Conversion: Sendable {
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws {
         let parameters = try checkedParameters()
-        let opener = ImageOpener(cacheMode: sourceCacheMode, shareForced: shareForced)
+        let opener = ImageOpener(
+            cacheMode: sourceCacheMode, shareForced: shareForced, nbd: nbd)
         var opened: [OpenedImage] = []
         for path in sources {
             opened.append(try await opener.open(path, format: sourceFormat))
@@ -78,6 +83,17 @@ public struct Conversion: Sendable {
             files += backing.image.files
         }
 
+        let job = TargetJob(
+            conversion: self, input: input, askedSize: parameters.size, qcow2: created,
+            requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0)
+        if let export = try NBDStorage.open(target, nbd, forWriting: true) {
+            guard !keepsOld else {
+                throw ImageError.unsupported(
+                    target, "cannot keep the old content beside the new one on an export")
+            }
+            try await job.write(to: export)
+            return try await export.flush()
+        }
         let file =
             skipsCreation && targetFormat == .raw
             ? try TargetFile.openExisting(
@@ -85,8 +101,6 @@ public struct Conversion: Sendable {
             : try TargetFile.create(
                 target, cacheMode: targetCacheMode, protecting: Set(files), keepsOld: keepsOld)
         do {
-            let job = TargetJob(
-                conversion: self, input: input, askedSize: parameters.size, qcow2: created)
             try await job.write(to: file.storage)
             try await file.commit()
         } catch {

@@ -15,11 +15,13 @@ import Synchronization
 public struct Pipeline: Sendable {
     /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
     /// in the core's cache when it is scanned and written, in bytes.
-    public static let smallestChunk: Int64 = 512 << 10
+    public static let defaultChunk: Int64 = 512 << 10
     /// Compressing and decompressing take so long that larger chunks would only cost memory, in bytes.
     public static let smallestCompressedChunk: Int64 = 64 << 10
 
     public var workers: Int
+    /// How much a worker takes at a time, at least, where nothing is compressed, in bytes.
+    public var smallestChunk = Self.defaultChunk
     /// Writes happen in guest order; false is `-W`.
     public var writesInOrder: Bool
     /// Zeros are stored like data (`-S 0`).
@@ -49,7 +51,7 @@ public struct Pipeline: Sendable {
         let compressedChunkSize = max(
             Self.smallestCompressedChunk, granularity, source.readGranularity)
         let chunkSize =
-            target.compresses ? compressedChunkSize : max(Self.smallestChunk, compressedChunkSize)
+            target.compresses ? compressedChunkSize : max(smallestChunk, compressedChunkSize)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),

@@ -1,6 +1,7 @@
 import DiskImage
 import ImageFormats
 import ImageStorage
+import NBDStorage
 
 /// The part of a conversion for which everything is open: makes the target in its format and fills it.
 struct TargetJob {
@@ -9,16 +10,30 @@ struct TargetJob {
     /// `-o size=`, in bytes.
     let askedSize: Int64?
     let qcow2: Qcow2Options
+    /// How many requests the source wants at once.
+    let requestsInFlight: Int
 
-    func write(to storage: FileStorage) async throws {
+    func write(to storage: any Storage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
-        if !conversion.sharesBlocks || conversion.scannedMinSparse == 0 { storage.stopSharing() }
+        // And a server's blocks are nowhere to be shared.
+        if !conversion.sharesBlocks || conversion.scannedMinSparse == 0 || requestsInFlight > 0 {
+            (storage as? FileStorage)?.stopSharing()
+        }
         let size = try virtualSize()
         let input = try input.padded(to: size)
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
             workers: conversion.workers, writesInOrder: conversion.writesInOrder,
             storesZeros: conversion.scannedMinSparse == 0)
+        let distant = storage.traits.requestsInFlight
+        // While a worker waits for one side, the other has nothing to do for it.
+        let wanted = distant > 0 ? distant + requestsInFlight : requestsInFlight
+        if wanted > 0 {
+            pipeline.workers = max(conversion.workers, wanted)
+            pipeline.smallestChunk = NBDStorage.requestSize
+        }
+        // Order is for disks that turn, and for files that grow; a server has its requests all at once.
+        if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
             pipeline.onProgress = { done in report(done, size) }
         }
@@ -35,12 +50,12 @@ struct TargetJob {
         return asked
     }
 
-    private func makeTarget(_ storage: FileStorage, _ size: Int64) async throws -> any ImageTarget {
+    private func makeTarget(_ storage: any Storage, _ size: Int64) async throws -> any ImageTarget {
         let isFresh = storage.traits.readsAsZero
         if isFresh, conversion.scannedMinSparse == 0 { try storage.requireSpace(size) }
         switch conversion.targetFormat {
         case .raw:
-            if conversion.skipsCreation {
+            if conversion.skipsCreation || storage.traits.requestsInFlight > 0 {
                 guard storage.size >= size else {
                     throw ImageError(
                         .invalid, path: storage.name,

@@ -1,5 +1,6 @@
 import DiskImage
 import ImageStorage
+import NBDStorage
 
 /// An image opened to be read, with all that lies below it.
 public struct OpenedImage: Sendable {
@@ -13,24 +14,30 @@ public struct OpenedImage: Sendable {
     public let backing: (any ImageSource)?
     /// The files behind it, the image itself first.
     public let files: [FileIdentity]
+    /// How many requests the most distant of its storages wants at once.
+    public let requestsInFlight: Int
 }
 
-/// Opens images and, through one gate, the files that they name.
+/// Opens images and, through one gate, the files that they name. The one place that knows the kinds of
+/// storage.
 public struct ImageOpener: Sendable {
     public var cacheMode: CacheMode
     /// Read images that somebody else writes to (`-U`).
     public var shareForced: Bool
+    public var nbd: NBDOptions
     /// Asked before a file that an image names is opened; it can refuse by throwing.
     public var backingGate: @Sendable (_ path: String, _ namedBy: String) throws -> Void
 
     public init(
         cacheMode: CacheMode = .writeback, shareForced: Bool = false,
+        nbd: NBDOptions = NBDOptions(),
         backingGate: @escaping @Sendable (_ path: String, _ namedBy: String) throws -> Void = {
             _, _ in
         }
     ) {
         self.cacheMode = cacheMode
         self.shareForced = shareForced
+        self.nbd = nbd
         self.backingGate = backingGate
     }
 
@@ -41,15 +48,19 @@ public struct ImageOpener: Sendable {
     public func open(_ path: String, format: ImageFormat?) async throws -> OpenedImage {
         var layers: [any ImageSource] = []
         var files: [FileIdentity] = []
+        var requestsInFlight = 0
         var topFormat = ImageFormat.raw
         var next: (path: String, format: ImageFormat?)? = (path, format)
         var overlay: String?
         while let (path, format) = next {
             let storage = try openStorage(path, namedBy: overlay)
-            guard !files.contains(storage.identity) else {
-                throw ImageError.corrupt(path, "the backing chain leads back to this file")
+            requestsInFlight = max(requestsInFlight, storage.traits.requestsInFlight)
+            if let identity = (storage as? FileStorage)?.identity {
+                guard !files.contains(identity) else {
+                    throw ImageError.corrupt(path, "the backing chain leads back to this file")
+                }
+                files.append(identity)
             }
-            files.append(storage.identity)
             let known = if let format { format } else { try await ImageFormat.probe(storage) }
             if layers.isEmpty { topFormat = known }
             overlay = path
@@ -68,11 +79,13 @@ public struct ImageOpener: Sendable {
         return OpenedImage(
             format: topFormat, source: LayeredSource(layers: layers), topLayer: layers[0],
             backing: layers.count > 1 ? LayeredSource(layers: Array(layers.dropFirst())) : nil,
-            files: files)
+            files: files, requestsInFlight: requestsInFlight)
     }
 
-    private func openStorage(_ path: String, namedBy overlay: String?) throws -> FileStorage {
+    private func openStorage(_ path: String, namedBy overlay: String?) throws -> any Storage {
         do {
+            // What an image names is a file: `backingPath` lets nothing else through.
+            if overlay == nil, let storage = try NBDStorage.open(path, nbd) { return storage }
             return try FileStorage.openSource(
                 path, cacheMode: cacheMode, shareForced: shareForced)
         } catch {
@@ -111,6 +124,11 @@ public struct ImageOpener: Sendable {
                 overlay, "backing file '\(name)' is not supported: not the path of a file")
         }
         if name.hasPrefix("/") { return name }
+        guard !NBDStorage.isName(overlay) else {
+            throw .unsupported(
+                overlay,
+                "backing file '\(name)' is not supported: there is no folder it counts from")
+        }
         guard let slash = overlay.lastIndex(of: "/") else { return name }
         return String(overlay[...slash]) + name
     }

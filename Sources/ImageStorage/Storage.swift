@@ -8,11 +8,21 @@ public struct StorageTraits: Sendable, Equatable {
     public var readsAsZero: Bool
     /// Some of its ranges take no space, so that `extent` can tell more than "data".
     public var hasHoles: Bool
+    /// How many requests it wants at once to be busy: what is far away takes long to answer each. 0
+    /// where there is no need for more than a conversion's workers.
+    public var requestsInFlight: Int
+    /// What writes should be multiples of, a power of two, in bytes; others work and take longer.
+    public var blockSize: Int64
 
-    public init(isDevice: Bool = false, readsAsZero: Bool = false, hasHoles: Bool = false) {
+    public init(
+        isDevice: Bool = false, readsAsZero: Bool = false, hasHoles: Bool = false,
+        requestsInFlight: Int = 0, blockSize: Int64 = 1
+    ) {
         self.isDevice = isDevice
         self.readsAsZero = readsAsZero
         self.hasHoles = hasHoles
+        self.requestsInFlight = requestsInFlight
+        self.blockSize = blockSize
     }
 }
 

@@ -1,9 +1,11 @@
 import DiskImage
+import NBDStorage
 
 /// Brings qemu-img's command lines into the form that the argument parser reads.
 ///
 /// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed there.
-/// The parser knows none of the joined forms together, so they are taken apart first.
+/// The parser knows none of the joined forms together, so they are taken apart first. And a server's
+/// command line in brackets, as nbdcopy has it, becomes one word.
 enum CommandLineWords {
     private static let flags: Set<Character> = ["c", "C", "n", "p", "q", "U", "W", "h"]
     private static let valued: Set<Character> = ["f", "O", "m", "S", "o", "t", "T", "B", "F"]
@@ -19,7 +21,11 @@ enum CommandLineWords {
         var result: [String] = ["convert"]
         var rest = words.dropFirst()
         while let word = rest.popFirst() {
-            if word == "--" { return result + [word] + rest }
+            if word == "--" { return try result + [word] + joiningServers(rest) }
+            if word == "[" {
+                result.append(try server(&rest))
+                continue
+            }
             if word.hasPrefix("--") {
                 try checkLong(word)
                 result.append(word)
@@ -30,6 +36,28 @@ enum CommandLineWords {
             }
         }
         return result
+    }
+
+    private static func joiningServers(
+        _ words: ArraySlice<String>
+    ) throws(ImageError) -> [String] {
+        var result: [String] = []
+        var rest = words
+        while let word = rest.popFirst() {
+            result.append(word == "[" ? try server(&rest) : word)
+        }
+        return result
+    }
+
+    /// What stands behind an opening bracket, up to the closing one.
+    private static func server(_ rest: inout ArraySlice<String>) throws(ImageError) -> String {
+        guard let end = rest.firstIndex(of: "]") else {
+            throw .invalid("a server's command line has no closing ']'")
+        }
+        let words = Array(rest[..<end])
+        rest = rest[(end + 1)...]
+        guard !words.isEmpty else { throw .invalid("a server is missing in [ ]") }
+        return NBDServerCommand(words).name
     }
 
     private static func takeApart(

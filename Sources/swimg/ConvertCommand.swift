@@ -3,6 +3,7 @@ import DiskImage
 import ImageConvert
 import ImageFormats
 import ImageStorage
+import NBDStorage
 
 struct ConvertCommand: SignalledCommand {
     static let configuration = CommandConfiguration(
@@ -12,7 +13,12 @@ struct ConvertCommand: SignalledCommand {
             Several sources are joined to one target. The target appears under its name when it is \
             whole; an existing one is untouched until then.
 
+            Sources and target can be NBD exports (nbd://host/export, nbd+unix:///?socket=path), also \
+            of a server that is started for it: its command line stands in brackets.
+
             Example: swimg convert -f qcow2 -O raw -m 8 -W disk.qcow2 disk.raw
+
+            Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
     @Option(
@@ -101,6 +107,29 @@ struct ConvertCommand: SignalledCommand {
         help: "Read images that another process writes to.")
     var forceShare = false
 
+    @Option(
+        help: ArgumentHelp(
+            "Connections to an NBD export that allows several, 1 to 16 (default: 4).",
+            valueName: "number"))
+    var connections: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Requests in flight on each NBD connection, 1 to 64 (default: 8).",
+            valueName: "number"))
+    var requests: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "How long an NBD server may leave requests unanswered (default: for ever).",
+            valueName: "seconds"))
+    var timeout: String?
+
+    @Flag(
+        name: .customLong("multi-conn"),
+        help: "Use several connections also where the NBD server does not announce multi-conn.")
+    var multiConn = false
+
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
     var files: [String] = []
 
@@ -149,7 +178,32 @@ struct ConvertCommand: SignalledCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
+        conversion.nbd = try nbdOptions()
         return conversion
+    }
+
+    private func nbdOptions() throws(ImageError) -> NBDOptions {
+        func number(
+            _ text: String?, _ option: String, _ range: ClosedRange<Int>, _ usual: Int
+        ) throws(ImageError) -> Int {
+            guard let text else { return usual }
+            guard let number = Int(text), range.contains(number) else {
+                throw .invalid(
+                    "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
+                        + "\(range.upperBound)")
+            }
+            return number
+        }
+        var result = NBDOptions()
+        result.connections = try number(
+            connections, "connections", NBDOptions.connectionRange, result.connections)
+        result.requests = try number(
+            requests, "requests", NBDOptions.requestRange, result.requests)
+        if let timeout {
+            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
+        }
+        result.forcesMultiConn = multiConn
+        return result
     }
 
     private func sharesBlocks() throws(ImageError) -> Bool {

@@ -49,6 +49,12 @@ ssize_t clinux_readlink(const char *path, void *buffer, size_t size);
 /// Whether something is mounted at this very path (a file bound into a container, say).
 int clinux_is_mount_root(const char *path);
 
+/// A descriptor that can be read from once somebody has written to it; neither ever blocks.
+int clinux_eventfd(void);
+
+/// What the environment of a new process is to be: our own.
+char *const *clinux_environment(void);
+
 /// One malloc arena for all threads: the big buffers are allocated once, so contention is no
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
 void clinux_limit_malloc_arenas(void);

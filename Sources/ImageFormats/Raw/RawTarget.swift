@@ -24,7 +24,8 @@ public struct RawTarget: ImageTarget {
         self.minSparse = minSparse
         self.looksForZeros = looksForZeros
         traits = TargetTraits(
-            granularity: Int64(Self.scanUnit), readsAsZeroFrom: readsAsZero ? 0 : .max,
+            granularity: max(Int64(Self.scanUnit), storage.traits.blockSize),
+            readsAsZeroFrom: readsAsZero ? 0 : .max,
             placesInOrder: false)
     }
 

@@ -1,0 +1,66 @@
+// What NBDStorage uses of libnbd, loaded when the first NBD name turns up: linked in, it would bring
+// TLS and XML libraries into every start of the program, most of which need neither.
+#ifndef CNBD_H
+#define CNBD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct nbd_handle;
+
+/// Loads libnbd. Returns NULL, or why that failed.
+///
+/// - completed: called for each finished request with its `context`, and an errno or 0.
+/// - extents: called for each answer about `base:allocation`: pairs of length and flags.
+/// - released: called once for each `context`, when it will not be used again.
+const char *cnbd_load(
+    void (*completed)(void *context, int error),
+    void (*extents)(void *context, uint64_t offset, const uint32_t *pairs, size_t count),
+    void (*released)(void *context));
+
+extern const uint32_t cnbd_flag_no_hole;
+extern const unsigned cnbd_direction_read;
+extern const unsigned cnbd_direction_write;
+
+/// A handle that asks for `base:allocation`, leaves buffers as they are before it reads into them, and
+/// takes TLS files from the URI. NULL after an error.
+struct nbd_handle *cnbd_create(void);
+/// Ends the connection at once; nothing is called back for requests in flight but `released`.
+void cnbd_close(struct nbd_handle *handle);
+const char *cnbd_error(void);
+int cnbd_errno(void);
+
+int cnbd_connect(struct nbd_handle *handle, const char *uri);
+bool cnbd_is_ready(struct nbd_handle *handle);
+/// Ended, by either side or by an error.
+bool cnbd_is_over(struct nbd_handle *handle);
+int cnbd_descriptor(struct nbd_handle *handle);
+unsigned cnbd_direction(struct nbd_handle *handle);
+int cnbd_notify_read(struct nbd_handle *handle);
+int cnbd_notify_write(struct nbd_handle *handle);
+int cnbd_disconnect(struct nbd_handle *handle);
+
+int64_t cnbd_size(struct nbd_handle *handle);
+bool cnbd_is_read_only(struct nbd_handle *handle);
+bool cnbd_can_flush(struct nbd_handle *handle);
+bool cnbd_can_zero(struct nbd_handle *handle);
+bool cnbd_can_multi_conn(struct nbd_handle *handle);
+bool cnbd_can_block_status(struct nbd_handle *handle);
+/// In bytes; 0 where the server says nothing.
+int64_t cnbd_minimum_block(struct nbd_handle *handle);
+int64_t cnbd_preferred_block(struct nbd_handle *handle);
+int64_t cnbd_maximum_payload(struct nbd_handle *handle);
+
+// Each returns a negative number if the request could not even be begun.
+int64_t cnbd_read(
+    struct nbd_handle *handle, void *bytes, size_t count, uint64_t offset, void *context);
+int64_t cnbd_write(
+    struct nbd_handle *handle, const void *bytes, size_t count, uint64_t offset, void *context);
+int64_t cnbd_zero(
+    struct nbd_handle *handle, uint64_t count, uint64_t offset, uint32_t flags, void *context);
+int64_t cnbd_flush(struct nbd_handle *handle, void *context);
+int64_t cnbd_block_status(
+    struct nbd_handle *handle, uint64_t count, uint64_t offset, void *context);
+
+#endif

@@ -1,0 +1,192 @@
+import CNBD
+import DiskImage
+import Glibc
+
+/// A connection as the library sees it: used by one thread at a time.
+final class NBDHandle {
+    /// What the server said when the connection began.
+    struct Facts: Sendable, Equatable {
+        var size: Int64
+        var isReadOnly: Bool
+        var canFlush: Bool
+        var canZero: Bool
+        var canMultiConn: Bool
+        var canBlockStatus: Bool
+        /// In bytes: what offsets and lengths have to be multiples of.
+        var minimumBlock: Int64
+        /// In bytes: the most that one request may carry.
+        var maximumPayload: Int64
+    }
+
+    let facts: Facts
+    private let handle: OpaquePointer
+
+    /// How long a server may take to answer a new connection if nothing else was asked for, in seconds.
+    private static let connectTimeout = 30
+
+    /// Connects, and waits until the server has agreed on an export.
+    ///
+    /// - Parameters:
+    ///   - timeout: in seconds.
+    ///   - isGivenUp: asked now and then whether anybody still wants the connection.
+    init(
+        _ address: NBDAddress, timeout: Int?, isGivenUp: () -> Bool
+    ) throws(ImageError) {
+        try Self.load()
+        guard let handle = cnbd_create() else { throw Self.lastError(address, "cannot connect") }
+        do {
+            try Self.connect(handle, address, timeout ?? Self.connectTimeout, isGivenUp)
+        } catch {
+            cnbd_close(handle)
+            throw error
+        }
+        self.handle = handle
+        facts = Facts(
+            size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
+            canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),
+            canMultiConn: cnbd_can_multi_conn(handle),
+            canBlockStatus: cnbd_can_block_status(handle),
+            minimumBlock: max(1, cnbd_minimum_block(handle)),
+            // What every server takes (NBD protocol, "Block size constraints").
+            maximumPayload: cnbd_maximum_payload(handle) > 0
+                ? cnbd_maximum_payload(handle) : 32 << 20)
+        guard facts.size >= 0 else { throw Self.lastError(address, "cannot get the size") }
+    }
+
+    deinit { cnbd_close(handle) }
+
+    private static func connect(
+        _ handle: OpaquePointer, _ address: NBDAddress, _ timeout: Int, _ isGivenUp: () -> Bool
+    ) throws(ImageError) {
+        guard cnbd_connect(handle, address.uri) >= 0 else {
+            throw lastError(address, "cannot connect")
+        }
+        let clock = ContinuousClock()
+        let deadline = clock.now + .seconds(timeout)
+        while !cnbd_is_ready(handle) {
+            guard !cnbd_is_over(handle) else { throw lastError(address, "cannot connect") }
+            guard !isGivenUp() else {
+                throw ImageError(.system(errno: ECANCELED), path: address.name, "cannot connect")
+            }
+            guard clock.now < deadline else {
+                throw ImageError(
+                    .system(errno: ETIMEDOUT), path: address.name,
+                    "cannot connect: no answer for \(timeout) seconds")
+            }
+            guard wait(handle, milliseconds: 100, besides: nil) else {
+                throw lastError(address, "cannot connect")
+            }
+        }
+    }
+
+    private static func load() throws(ImageError) {
+        let failure = cnbd_load(
+            { context, error in
+                guard let context else { return }
+                let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
+                request.result = error
+                request.inbox?.finished.append(request)
+            },
+            { context, offset, pairs, count in
+                guard let context, let pairs else { return }
+                let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
+                var start = Int64(offset)
+                for index in 0..<count / 2 {
+                    let length = Int64(pairs[2 * index])
+                    guard length > 0 else { continue }
+                    // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
+                    request.extents.append(
+                        Extent(
+                            range: start..<start + length,
+                            content: pairs[2 * index + 1] & 2 != 0 ? .zero : .data))
+                    start += length
+                }
+            },
+            { context in
+                guard let context else { return }
+                Unmanaged<NBDRequest>.fromOpaque(context).release()
+            })
+        guard let failure else { return }
+        throw ImageError(
+            .unsupported, "NBD needs the library libnbd: \(String(cString: failure))")
+    }
+
+    private static func lastError(_ address: NBDAddress, _ what: String) -> ImageError {
+        let number = cnbd_errno()
+        // The library's text begins with the name of its function.
+        var reason = cnbd_error().map { String(cString: $0) } ?? "unknown error"
+        if reason.hasPrefix("nbd_"), let colon = reason.firstRange(of: ": ") {
+            reason = String(reason[colon.upperBound...])
+        }
+        return ImageError(.system(errno: number), path: address.name, "\(what): \(reason)")
+    }
+
+    /// Whether the connection has ended.
+    var isOver: Bool { cnbd_is_over(handle) }
+
+    /// Why the last call failed.
+    static var lastReason: String { cnbd_error().map { String(cString: $0) } ?? "unknown error" }
+
+    /// Begins a request.
+    ///
+    /// - Returns: whether it is in flight now. Its result comes with a later call, or with this one.
+    func begin(_ request: NBDRequest) -> Bool {
+        let context = Unmanaged.passRetained(request).toOpaque()
+        let offset = UInt64(request.offset)
+        let cookie =
+            switch request.operation {
+            case .read(let memory):
+                cnbd_read(handle, memory.baseAddress, memory.count, offset, context)
+            case .write(let memory):
+                cnbd_write(handle, memory.baseAddress, memory.count, offset, context)
+            case .zero(let count, let keepsAllocated):
+                cnbd_zero(
+                    handle, UInt64(count), offset, keepsAllocated ? cnbd_flag_no_hole : 0, context)
+            case .flush: cnbd_flush(handle, context)
+            case .blockStatus(let count):
+                cnbd_block_status(handle, UInt64(count), offset, context)
+            }
+        return cookie >= 0
+    }
+
+    /// Waits until the server or another descriptor has something, and deals with the former.
+    ///
+    /// - Parameters:
+    ///   - milliseconds: at most; negative waits for ever.
+    ///   - besides: another descriptor to read from.
+    func wait(milliseconds: Int32, besides: Int32) {
+        _ = Self.wait(handle, milliseconds: milliseconds, besides: besides)
+    }
+
+    private static func wait(
+        _ handle: OpaquePointer, milliseconds: Int32, besides: Int32?
+    ) -> Bool {
+        let direction = cnbd_direction(handle)
+        var events: Int16 = 0
+        if direction & cnbd_direction_read != 0 { events |= Int16(POLLIN) }
+        if direction & cnbd_direction_write != 0 { events |= Int16(POLLOUT) }
+        var polled = [
+            pollfd(fd: cnbd_descriptor(handle), events: events, revents: 0),
+            // A negative number is passed over.
+            pollfd(fd: besides ?? -1, events: Int16(POLLIN), revents: 0),
+        ]
+        guard poll(&polled, 2, milliseconds) > 0 else { return true }
+        let happened = polled[0].revents
+        let isBroken = happened & Int16(POLLHUP | POLLERR) != 0
+        if happened & Int16(POLLIN) != 0 || isBroken && direction & cnbd_direction_read != 0,
+            direction & cnbd_direction_read != 0
+        {
+            return cnbd_notify_read(handle) >= 0
+        }
+        if happened & Int16(POLLOUT) != 0 || isBroken {
+            return cnbd_notify_write(handle) >= 0
+        }
+        return true
+    }
+
+    /// Says goodbye, and waits a moment for it to be sent.
+    func disconnect() {
+        guard !isOver, cnbd_disconnect(handle) >= 0 else { return }
+        for _ in 0..<10 where !isOver { wait(milliseconds: 100, besides: -1) }
+    }
+}

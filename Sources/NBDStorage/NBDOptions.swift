@@ -1,0 +1,21 @@
+/// How a server is used.
+public struct NBDOptions: Sendable, Equatable {
+    /// Connections to one export, if the server allows more than one.
+    public var connections = 4
+    /// Requests in flight on each of them.
+    public var requests = 8
+    /// How long a server may leave requests unanswered, in seconds; nil waits for ever.
+    public var timeout: Int?
+    /// Use several connections although the server does not promise that they see each other's writes.
+    ///
+    /// A conversion does not need that promise: each range is written once, no two overlap, nothing is read
+    /// back, and at the end, when all writes are answered, every connection is flushed.
+    public var forcesMultiConn = false
+
+    public static let connectionRange = 1...16
+    public static let requestRange = 1...64
+    /// In seconds.
+    public static let timeoutRange = 1...86400
+
+    public init() {}
+}

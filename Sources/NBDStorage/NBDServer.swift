@@ -1,0 +1,173 @@
+import CLinux
+import DiskImage
+import Glibc
+import Synchronization
+
+/// A server to be started for one conversion: a command line in brackets.
+///
+/// It gets its socket the way systemd hands sockets over (sd_listen_fds(3)), which nbdkit, qemu-nbd and
+/// other servers understand.
+public struct NBDServerCommand: Sendable, Equatable {
+    /// The program and its arguments.
+    public let words: [String]
+
+    /// Between the words of a name: it can be in none of them, or nobody could have typed it.
+    private static let separator: Character = "\u{1F}"
+    private static let start = "[\u{1F}"
+
+    public init(_ words: [String]) { self.words = words }
+
+    /// The command behind such a name; nil if the name is another.
+    public init?(name: String) {
+        guard name.hasPrefix(Self.start) else { return nil }
+        words = name.dropFirst(Self.start.count).split(
+            separator: Self.separator, omittingEmptySubsequences: false
+        ).map(String.init)
+    }
+
+    /// As the name of a source or a target.
+    public var name: String { Self.start + words.joined(separator: String(Self.separator)) }
+
+    /// For people.
+    var text: String { "[ \(words.joined(separator: " ")) ]" }
+}
+
+/// A server that runs for us, and ends with us.
+final class NBDServer: Sendable {
+    let address: NBDAddress
+    private let folder: String
+    private let pid: pid_t
+    private let text: String
+    /// The status it ended with, once it has been fetched.
+    private let status = Mutex<Int32?>(nil)
+
+    init(_ command: NBDServerCommand) throws(ImageError) {
+        text = command.text
+        guard !command.words.isEmpty else { throw .invalid("[ ] names no server") }
+        folder = try Self.makeFolder()
+        let socket = folder + "/socket"
+        address = NBDAddress(
+            uri: NBDAddress.unixURI(socket: socket, export: ""), name: command.text)
+        do {
+            let listening = try Self.listen(socket)
+            defer { _ = Glibc.close(listening) }
+            pid = try Self.start(command.words, listening, command.text)
+        } catch {
+            unlink(socket)
+            rmdir(folder)
+            throw error
+        }
+    }
+
+    deinit {
+        if ended(within: 0) == nil {
+            kill(pid, SIGTERM)
+            var result: Int32 = 0
+            // It may have much to put away, or not listen at all.
+            for _ in 0..<100 where waitpid(pid, &result, WNOHANG) == 0 { usleep(50_000) }
+            kill(pid, SIGKILL)
+            waitpid(pid, &result, WNOHANG)
+        }
+        unlink(folder + "/socket")
+        rmdir(folder)
+    }
+
+    /// How the server ended; nil while it runs.
+    ///
+    /// - Parameter milliseconds: how long to wait for it.
+    func ended(within milliseconds: Int) -> String? {
+        status.withLock { known in
+            if known == nil {
+                var result: Int32 = 0
+                for pause in 0...milliseconds / 10 {
+                    if pause > 0 { usleep(10_000) }
+                    if waitpid(pid, &result, WNOHANG) == pid {
+                        known = result
+                        break
+                    }
+                }
+            }
+            guard let result = known else { return nil }
+            let signal = result & 0x7f
+            return signal == 0
+                ? "ended with status \(result >> 8 & 0xff)" : "was ended by signal \(signal)"
+        }
+    }
+
+    private static func makeFolder() throws(ImageError) -> String {
+        let parent = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
+        var template = Array("\(parent)/swimg-XXXXXX".utf8CString)
+        guard mkdtemp(&template) != nil else { throw failure(parent, "cannot make a folder") }
+        return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+
+    private static func listen(_ path: String) throws(ImageError) -> Int32 {
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let room = MemoryLayout.size(ofValue: address.sun_path)
+        guard path.utf8.count < room else {
+            throw failure(path, "cannot make a socket", ENAMETOOLONG)
+        }
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
+        let descriptor = socket(
+            AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        guard descriptor >= 0 else { throw failure(path, "cannot make a socket") }
+        let size = socklen_t(MemoryLayout<sockaddr_un>.size)
+        let bound = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(descriptor, $0, size) }
+        }
+        guard bound == 0, Glibc.listen(descriptor, SOMAXCONN) == 0 else {
+            let error = failure(path, "cannot make a socket")
+            _ = Glibc.close(descriptor)
+            throw error
+        }
+        return descriptor
+    }
+
+    private static func start(
+        _ words: [String], _ socket: Int32, _ text: String
+    ) throws(ImageError) -> pid_t {
+        // The server looks whether LISTEN_PID is its own number; a shell knows it and becomes the server.
+        let line = ["/bin/sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"] + words
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        // With the same number on both sides dup2 would leave the descriptor to be closed by exec.
+        let other = fcntl(socket, F_DUPFD_CLOEXEC, 10)
+        guard other >= 0 else { throw failure(text, "cannot start the server") }
+        defer { _ = Glibc.close(other) }
+        posix_spawn_file_actions_adddup2(&actions, other, 3)
+        // What we write is ours: it stays clean of what the server says.
+        posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
+        // We block and ignore signals that the server has to hear.
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        var none = sigset_t()
+        sigemptyset(&none)
+        var defaults = sigset_t()
+        sigemptyset(&defaults)
+        sigaddset(&defaults, SIGPIPE)
+        sigaddset(&defaults, SIGXFSZ)
+        posix_spawnattr_setsigmask(&attributes, &none)
+        posix_spawnattr_setsigdefault(&attributes, &defaults)
+        posix_spawnattr_setflags(
+            &attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
+
+        var child = pid_t()
+        var arguments: [UnsafeMutablePointer<CChar>?] = line.map { strdup($0) }
+        arguments.append(nil)
+        defer { for argument in arguments { free(argument) } }
+        let problem = posix_spawn(
+            &child, line[0], &actions, &attributes, arguments, clinux_environment())
+        guard problem == 0 else { throw failure(text, "cannot start the server", problem) }
+        return child
+    }
+
+    private static func failure(
+        _ path: String, _ what: String, _ number: Int32 = errno
+    ) -> ImageError {
+        ImageError(
+            .system(errno: number), path: path, "\(what): " + String(cString: strerror(number)))
+    }
+}

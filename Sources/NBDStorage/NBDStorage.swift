@@ -1,0 +1,309 @@
+import DiskImage
+import Glibc
+import ImageStorage
+import Synchronization
+
+/// An export of an NBD server, over one connection or several.
+public final class NBDStorage: Storage {
+    /// Best over unix sockets, and no worse over TCP, in bytes.
+    public static let requestSize: Int64 = 256 << 10
+    /// How far one question about the block status reaches, in bytes: far enough for few questions,
+    /// and a server that answers in detail answers for less.
+    private static let statusReach: Int64 = 1 << 30
+    /// The most that one question can be about: lengths have 32 bits.
+    private static let longestStatus: Int64 = 2 << 30
+    /// How much one request zeroes, in bytes: a server may take long over it.
+    private static let zeroReach: Int64 = 1 << 30
+
+    public let name: String
+    public let size: Int64
+    public let traits: StorageTraits
+    private let connections: [NBDConnection]
+    private let facts: NBDHandle.Facts
+    /// In bytes, a multiple of the smallest block.
+    private let pieceSize: Int64
+    private let turn = Atomic<Int>(0)
+    /// The last answer about block status: the pipeline asks for neighbours.
+    private let status = Mutex<[Extent]>([])
+    /// Runs as long as this is in use.
+    private let server: NBDServer?
+
+    /// Connects to an export.
+    ///
+    /// - Throws: `ImageError` if that fails, or it is to be written and may only be read.
+    public convenience init(
+        _ address: NBDAddress, options: NBDOptions = NBDOptions(), forWriting: Bool = false
+    ) throws(ImageError) {
+        try self.init(address, options: options, forWriting: forWriting, server: nil)
+    }
+
+    /// Starts a server, and connects to its export.
+    public convenience init(
+        _ command: NBDServerCommand, options: NBDOptions = NBDOptions(), forWriting: Bool = false
+    ) throws(ImageError) {
+        let server = try NBDServer(command)
+        do {
+            try self.init(
+                server.address, options: options, forWriting: forWriting, server: server)
+        } catch {
+            // One that could not begin is gone in a moment. What it said on its way out stands on stderr; this says which one it was.
+            guard let end = server.ended(within: 1000) else { throw error }
+            throw ImageError(.invalid, path: server.address.name, "the server \(end)")
+        }
+    }
+
+    /// Opens what a name stands for: an export, or a server to be started for it.
+    ///
+    /// - Returns: nil if the name is neither.
+    public static func open(
+        _ name: String, _ options: NBDOptions, forWriting: Bool = false
+    ) throws(ImageError) -> NBDStorage? {
+        if let command = NBDServerCommand(name: name) {
+            return try NBDStorage(command, options: options, forWriting: forWriting)
+        }
+        guard let address = try NBDAddress(name) else { return nil }
+        return try NBDStorage(address, options: options, forWriting: forWriting)
+    }
+
+    /// Whether a name is for `open`.
+    public static func isName(_ name: String) -> Bool {
+        NBDAddress.isNBD(name) || NBDServerCommand(name: name) != nil
+    }
+
+    private init(
+        _ address: NBDAddress, options: NBDOptions, forWriting: Bool, server: NBDServer?
+    ) throws(ImageError) {
+        let first = try NBDConnection(address, options)
+        let facts = first.facts
+        if forWriting, facts.isReadOnly {
+            throw ImageError(
+                .system(errno: EROFS), path: address.name, "the export is read-only")
+        }
+        var all = [first]
+        if facts.canMultiConn || options.forcesMultiConn {
+            while all.count < options.connections {
+                all.append(try NBDConnection(address, options))
+            }
+        }
+        connections = all
+        self.facts = facts
+        name = address.name
+        size = facts.size
+        let block = facts.minimumBlock
+        pieceSize = max(
+            block, min(Self.requestSize, facts.maximumPayload).roundedDown(to: block))
+        traits = StorageTraits(
+            isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
+            requestsInFlight: all.count * options.requests, blockSize: block)
+        self.server = server
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let range = offset..<offset + Int64(buffer.byteCount)
+        guard !range.isEmpty else { return }
+        guard range.upperBound <= size else { throw ImageError.beyondEnd(self, range) }
+        // The span is borrowed until this call returns, and with it the memory lives.
+        let memory = buffer.withUnsafeMutableBytes { $0 }
+        let aligned = aligned(range)
+        guard aligned == range else {
+            let bounce = UnsafeMutableRawBufferPointer.allocate(
+                byteCount: aligned.count, alignment: IOBuffer.alignment)
+            defer { bounce.deallocate() }
+            try await read(into: bounce, at: aligned.lowerBound)
+            let start = Int(offset - aligned.lowerBound)
+            memory.copyMemory(
+                from: UnsafeRawBufferPointer(rebasing: bounce[start..<start + memory.count]))
+            return
+        }
+        try await read(into: memory, at: offset)
+    }
+
+    private func read(into memory: UnsafeMutableRawBufferPointer, at offset: Int64) async throws {
+        try await perform(pieces(memory.count)) { piece in
+            (
+                .read(UnsafeMutableRawBufferPointer(rebasing: memory[piece])),
+                offset + Int64(piece.lowerBound)
+            )
+        }
+    }
+
+    public func write(_ bytes: RawSpan, at offset: Int64) async throws {
+        let range = offset..<offset + Int64(bytes.byteCount)
+        guard !range.isEmpty else { return }
+        guard range.upperBound <= size else { throw beyondExport(range) }
+        let memory = bytes.withUnsafeBytes { $0 }
+        let aligned = aligned(range)
+        guard aligned == range else {
+            // What stands around it in the blocks at both ends has to stay.
+            let bounce = UnsafeMutableRawBufferPointer.allocate(
+                byteCount: aligned.count, alignment: IOBuffer.alignment)
+            defer { bounce.deallocate() }
+            try await read(into: bounce, at: aligned.lowerBound)
+            let start = Int(offset - aligned.lowerBound)
+            UnsafeMutableRawBufferPointer(rebasing: bounce[start..<start + memory.count])
+                .copyMemory(from: memory)
+            return try await write(UnsafeRawBufferPointer(bounce), at: aligned.lowerBound)
+        }
+        try await write(memory, at: offset)
+    }
+
+    private func write(_ memory: UnsafeRawBufferPointer, at offset: Int64) async throws {
+        try await perform(pieces(memory.count)) { piece in
+            (
+                .write(UnsafeRawBufferPointer(rebasing: memory[piece])),
+                offset + Int64(piece.lowerBound)
+            )
+        }
+    }
+
+    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
+        guard !range.isEmpty else { return }
+        guard range.upperBound <= size else { throw beyondExport(range) }
+        let block = facts.minimumBlock
+        let inner =
+            range.lowerBound.roundedUp(
+                to: block)..<max(
+                range.lowerBound.roundedUp(to: block), range.upperBound.roundedDown(to: block))
+        guard facts.canZero, !inner.isEmpty else { return try await writeZeros(range) }
+        try await writeZeros(range.lowerBound..<inner.lowerBound)
+        let reach = max(block, Self.zeroReach.roundedDown(to: block))
+        var position = inner.lowerBound
+        while position < inner.upperBound {
+            let end = min(inner.upperBound, position + reach)
+            try await perform([0..<1]) { _ in
+                (.zero(count: end - position, keepsAllocated: !mayUnmap), position)
+            }
+            position = end
+        }
+        try await writeZeros(inner.upperBound..<range.upperBound)
+    }
+
+    private func writeZeros(_ range: Range<Int64>) async throws {
+        guard !range.isEmpty else { return }
+        let zeros = IOBuffer.zeros(byteCount: Int(min(Int64(range.count), pieceSize)))
+        var position = range.lowerBound
+        while position < range.upperBound {
+            let count = min(range.upperBound - position, pieceSize)
+            try await write(zeros.bytes.extracting(0..<Int(count)), at: position)
+            position += count
+        }
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        guard facts.canBlockStatus else { return Extent(range: offset..<limit, content: .data) }
+        if let known = known(offset, limit) { return known }
+        let start = offset.roundedDown(to: facts.minimumBlock)
+        let wanted = max(limit.roundedUp(to: facts.minimumBlock), start + Self.statusReach)
+        let end = min(size, wanted, start + Self.longestStatus)
+        let answer = try await blockStatus(start..<end)
+        status.withLock { $0 = answer }
+        // A server that says nothing about a range has to be read.
+        return known(offset, limit) ?? Extent(range: offset..<limit, content: .data)
+    }
+
+    /// What the last answer says, with neighbours of a kind joined.
+    private func known(_ offset: Int64, _ limit: Int64) -> Extent? {
+        status.withLock { extents in
+            // Sorted: the first that ends behind the offset.
+            var low = 0
+            var high = extents.count
+            while low < high {
+                let middle = (low + high) / 2
+                if extents[middle].range.upperBound <= offset {
+                    low = middle + 1
+                } else {
+                    high = middle
+                }
+            }
+            guard low < extents.count, extents[low].range.contains(offset) else { return nil }
+            let content = extents[low].content
+            var end = extents[low].range.upperBound
+            var next = low + 1
+            while next < extents.count, end < limit, extents[next].content == content {
+                end = extents[next].range.upperBound
+                next += 1
+            }
+            return Extent(range: offset..<min(end, limit), content: content)
+        }
+    }
+
+    private func blockStatus(_ range: Range<Int64>) async throws -> [Extent] {
+        let asked = Mutex<NBDRequest?>(nil)
+        try await withTransfer(count: 1) { transfer in
+            let request = NBDRequest(
+                .blockStatus(count: Int64(range.count)), at: range.lowerBound, for: transfer)
+            asked.withLock { $0 = request }
+            return [request]
+        }
+        return asked.withLock { $0?.extents ?? [] }
+    }
+
+    public func truncate(to size: Int64) async throws {
+        guard size > self.size else { return }
+        throw ImageError(
+            .system(errno: ENOSPC), path: name,
+            "the export is too small: \(self.size) bytes, needed are \(size): "
+                + String(cString: strerror(ENOSPC)))
+    }
+
+    public func requireSpace(_ bytes: Int64) {}
+
+    /// Every connection flushes: without multi-conn one would not speak for the others. Whoever calls this
+    /// has awaited all writes.
+    public func flush() async throws {
+        guard facts.canFlush else { return }
+        try await withTransfer(count: connections.count, spread: true) { transfer in
+            connections.map { _ in NBDRequest(.flush, at: 0, for: transfer) }
+        }
+    }
+
+    private func beyondExport(_ range: Range<Int64>) -> ImageError {
+        ImageError(
+            .system(errno: ENOSPC), path: name,
+            "cannot write \(range.count) bytes at offset \(range.lowerBound): "
+                + String(cString: strerror(ENOSPC)))
+    }
+
+    private func aligned(_ range: Range<Int64>) -> Range<Int64> {
+        let block = facts.minimumBlock
+        return range.lowerBound.roundedDown(
+            to: block)..<min(size, range.upperBound.roundedUp(to: block))
+    }
+
+    private func pieces(_ count: Int) -> [Range<Int>] {
+        stride(from: 0, to: count, by: Int(pieceSize)).map { $0..<min($0 + Int(pieceSize), count) }
+    }
+
+    private func perform(
+        _ pieces: [Range<Int>],
+        _ request: (Range<Int>) -> (operation: NBDRequest.Operation, offset: Int64)
+    ) async throws {
+        try await withTransfer(count: pieces.count) { transfer in
+            pieces.map { piece in
+                let (operation, offset) = request(piece)
+                return NBDRequest(operation, at: offset, for: transfer)
+            }
+        }
+    }
+
+    /// Sends requests, and returns when all of them are answered.
+    ///
+    /// - Parameter spread: one to each connection; otherwise they take turns.
+    private func withTransfer(
+        count: Int, spread: Bool = false, _ make: (NBDTransfer) -> [NBDRequest]
+    ) async throws {
+        try await withTaskCancellationHandler {
+            try await withCheckedThrowingContinuation { continuation in
+                let requests = make(NBDTransfer(count: count, continuation))
+                for (index, request) in requests.enumerated() {
+                    let number =
+                        spread ? index : turn.wrappingAdd(1, ordering: .relaxed).oldValue
+                    connections[number % connections.count].submit([request])
+                }
+            }
+        } onCancel: {
+            // A server that does not answer must not keep us: the memory is safe once the connection is gone.
+            for connection in connections { connection.abort() }
+        }
+    }
+}

@@ -1,0 +1,340 @@
+import Foundation
+import Glibc
+import TestSupport
+import Testing
+
+/// Against live servers: what they were asked, and what they hold afterwards.
+@Suite(.enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
+struct NBDTests {
+    private let folder: TempFolder
+
+    init() throws { folder = try TempFolder() }
+
+    private func expectContent(_ path: String, _ outcome: Outcome) throws {
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let bytes = try #require(FileManager.default.contents(atPath: path))
+        #expect(mismatch(bytes, SourceGallery.content) == nil, "\(outcome)")
+    }
+
+    @Test(arguments: ["raw-sparse", "zeros-written", "zstd-64k", "chain-deep"], ["raw", "qcow2"])
+    func readsWhatQemuServes(_ name: String, _ format: String) throws {
+        let source = try SourceGallery.named(name)
+        let server = try NBDTestServer.qemu("-r", "-f", source.format, source.path)
+        let target = folder.path("target")
+        let outcome = try Swimg.convert("-f", "raw", "-O", format, server.uri, target)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.difference(source.path, source.format, target, format) == nil)
+    }
+
+    @Test(arguments: ["raw-sparse", "v3-64k", "zlib-64k-v2"])
+    func readsImagesOnAServer(_ name: String) throws {
+        let source = try SourceGallery.named(name)
+        let server = try NBDTestServer.nbdkit("-r", "file", source.path)
+        let target = folder.path("target")
+        let outcome = try Swimg.convert("-O", "raw", server.uri, target)
+        try expectContent(target, outcome)
+    }
+
+    /// What a target held before must not show, and what it holds must be on the server at the end.
+    @Test(arguments: [
+        [], ["--filter=nozero"], ["--filter=noextents"],
+        ["--filter=multi-conn", "multi-conn-mode=emulate"],
+        ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-error-policy=error"],
+        ["--filter=blocksize-policy", "blocksize-minimum=65536", "blocksize-error-policy=error"],
+        ["--filter=blocksize-policy", "blocksize-maximum=32768", "blocksize-error-policy=error"],
+    ])
+    func writesToAServer(_ filters: [String]) throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let size = SourceGallery.content.count.roundedUpTo(1 << 16)
+        let file = folder.path("export")
+        #expect(
+            FileManager.default.createFile(
+                atPath: file, contents: Data(repeating: 0xaa, count: size)))
+        let plugin = filters.filter { $0.hasPrefix("-") } + ["file", file]
+        let server = try NBDTestServer.nbdkit(plugin + filters.filter { !$0.hasPrefix("-") })
+        for options in [[], ["-W"], ["--connections", "1", "--requests", "1"], ["--multi-conn"]] {
+            let outcome = try Swimg.convert(
+                options + ["-n", "-f", "raw", "-O", "raw", source.path, server.uri])
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+            let bytes = try #require(FileManager.default.contents(atPath: file))
+            let count = SourceGallery.content.count
+            #expect(mismatch(bytes.prefix(count), SourceGallery.content) == nil, "\(outcome)")
+            #expect(
+                bytes.dropFirst(count).allSatisfy { $0 == 0xaa }, "the tail changed: \(outcome)")
+            try Data(repeating: 0xaa, count: size).write(to: URL(fileURLWithPath: file))
+        }
+    }
+
+    @Test(arguments: ["", "-W", "-c"])
+    func writesQcow2ToAServer(_ options: String) throws {
+        let source = try SourceGallery.named("chain-deep")
+        let server = try NBDTestServer.nbdkit("memory", "64M")
+        let outcome = try Swimg.convert(
+            options.words + ["-f", source.format, "-O", "qcow2", source.path, server.uri])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.difference(source.path, source.format, server.uri, "qcow2") == nil)
+        #expect(try Qemu.damage(server.uri) == nil)
+    }
+
+    /// The plugin gives random data in places, and refuses to be written anything else there.
+    @Test(arguments: [1, 2, 4, 8])
+    func whatIsReadIsWrittenBack(_ connections: Int) throws {
+        let server = try NBDTestServer.nbdkit("sparse-random", "size=2G", "seed=7")
+        let outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", "--connections", "\(connections)", server.uri,
+            server.uri)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+    }
+
+    private struct Operation {
+        let name: String
+        let range: Range<Int>
+        let connection: String
+    }
+
+    /// The requests in a log of nbdkit's filter, in the order in which they began.
+    private func operations(_ log: String) throws -> [Operation] {
+        try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n").compactMap { line in
+            let words = line.split(separator: " ").map(String.init)
+            guard let connection = words.first(where: { $0.hasPrefix("connection=") }),
+                let name = words.dropFirst(3).first, !name.hasPrefix("...")
+            else { return nil }
+            func number(_ key: String) -> Int? {
+                words.first { $0.hasPrefix("\(key)=0x") }.flatMap {
+                    Int($0.dropFirst(key.count + 3), radix: 16)
+                }
+            }
+            let start = number("offset") ?? 0
+            return Operation(
+                name: name, range: start..<start + (number("count") ?? 0), connection: connection)
+        }
+    }
+
+    @Test func readsDataOnceAndHolesNever() throws {
+        let log = folder.path("log")
+        let server = try NBDTestServer.nbdkit(
+            "-r", "--filter=log", "data", "( 0x11*600000 @0x400000 0x22*5000 @0x3000000 0x33 )",
+            "size=64M", "logfile=\(log)")
+        let target = folder.path("target")
+        let outcome = try Swimg.convert("-f", "raw", "-O", "raw", server.uri, target)
+        #expect(outcome.isSuccess, "\(outcome)")
+        #expect(try Qemu.difference(server.uri, "raw", target, "raw") == nil)
+        server.stop()
+        // `compare` reads once more, on connections of its own: ours came first.
+        let all = try operations(log)
+        let reads = all.filter { $0.name == "Read" }
+        #expect(!reads.isEmpty)
+        let ours = Set((1...4).map { "connection=\($0)" })
+        let own = reads.filter { ours.contains($0.connection) }
+        let total = own.reduce(0) { $0 + $1.range.count }
+        let sorted = own.map(\.range).sorted { $0.lowerBound < $1.lowerBound }
+        for (one, next) in zip(sorted, sorted.dropFirst()) {
+            #expect(one.upperBound <= next.lowerBound, "\(one) and \(next) were both read")
+        }
+        // The plugin stores pages of 32 KiB: three islands, of 19, 1 and 1 of them.
+        #expect(total <= 21 * 32768, "\(total) bytes were read")
+    }
+
+    @Test func flushesEachConnectionOnceAfterTheLastWrite() throws {
+        let log = folder.path("log")
+        let source = try SourceGallery.named("raw-sparse")
+        let server = try NBDTestServer.nbdkit(
+            "--filter=log", "memory", "64M", "logfile=\(log)")
+        let outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", source.path, server.uri)
+        #expect(outcome.isSuccess, "\(outcome)")
+        server.stop()
+        let all = try operations(log)
+        let flushes = all.indices.filter { all[$0].name == "Flush" }
+        #expect(flushes.count == 4)
+        #expect(Set(flushes.map { all[$0].connection }).count == 4)
+        let last = try #require(all.lastIndex { $0.name == "Write" || $0.name == "Zero" })
+        #expect(flushes.allSatisfy { $0 > last })
+        #expect(all.contains { $0.name == "Zero" })
+        #expect(!all.contains { $0.name == "Read" })
+    }
+
+    @Test func aServerThatFailsIsOneClearLine() throws {
+        let target = folder.path("target")
+        let source = try NBDTestServer.nbdkit(
+            "--filter=error", "memory", "64M", "error-pread=EIO", "error-pread-rate=100%")
+        var outcome = try Swimg.convert("-f", "raw", "-O", "raw", source.uri, target)
+        // Memory that was never written is a hole, and holes are not read.
+        #expect(outcome.isSuccess, "\(outcome)")
+        let full = try NBDTestServer.nbdkit(
+            "--filter=error", "memory", "64M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%")
+        let gallery = try SourceGallery.named("raw-sparse")
+        outcome = try Swimg.convert("-n", "-O", "raw", gallery.path, full.uri)
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        #expect(outcome.errorText.contains("cannot write"), "\(outcome)")
+        #expect(outcome.errorText.contains("No space left on device"), "\(outcome)")
+    }
+
+    @Test func aServerThatIsNotThereIsOneClearLine() throws {
+        let outcome = try Swimg.convert(
+            "-f", "raw", "nbd+unix:///?socket=\(folder.path("none"))", folder.path("target"))
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.contains("cannot connect"), "\(outcome)")
+        #expect(outcome.errorText.contains("No such file or directory"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        #expect(access(folder.path("target"), F_OK) != 0)
+    }
+
+    @Test func anExportThatIsTooSmallOrReadOnlyIsRefused() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let small = try NBDTestServer.nbdkit("memory", "1M")
+        let fixed = try NBDTestServer.nbdkit("-r", "memory", "64M")
+        for (server, reason) in [(small, "smaller"), (fixed, "read-only")] {
+            let outcome = try Swimg.convert("-n", "-O", "raw", source.path, server.uri)
+            #expect(outcome.status == 1)
+            #expect(outcome.errorText.contains(reason), "\(outcome)")
+        }
+    }
+
+    /// The server is killed in the middle, and another one comes in its place.
+    @Test(arguments: [true, false])
+    func aLostConnectionIsMadeAnew(_ isSource: Bool) throws {
+        let disk = folder.path("disk")
+        let target = folder.path("target")
+        let bytes = Data((0..<(16 << 20)).map { UInt8(truncatingIfNeeded: $0 &* 31 >> 8 | 1) })
+        try bytes.write(to: URL(fileURLWithPath: disk))
+        try Data(count: bytes.count).write(to: URL(fileURLWithPath: target))
+        let place = try TempFolder()
+        let arguments = [
+            "--filter=delay", "file", isSource ? disk : target, "delay-read=50ms",
+            "delay-write=50ms",
+        ]
+        let first = try NBDTestServer.nbdkit(arguments, folder: place)
+        let options = ["-n", "-f", "raw", "-O", "raw", "--connections", "2", "--requests", "1"]
+        let running = try Swimg.start(
+            options + (isSource ? [first.uri, target] : [disk, first.uri]))
+        #expect(running.wait(until: { running.hasOpen(isSource ? target : disk) }))
+        usleep(300_000)
+        #expect(running.isRunning, "it was over before the server was killed")
+        first.stop()
+        let second = try NBDTestServer.nbdkit(arguments, folder: place)
+        let outcome = try running.wait()
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        second.stop()
+        let result = try #require(FileManager.default.contents(atPath: target))
+        #expect(mismatch(result, bytes) == nil)
+    }
+
+    @Test func aServerThatStallsIsGivenUp() throws {
+        let server = try NBDTestServer.nbdkit(
+            "--filter=delay", "pattern", "64M", "delay-read=300")
+        let target = folder.path("target")
+        let outcome = try Swimg.convert(
+            ["--timeout", "1", "-f", "raw", "-O", "raw", server.uri, target], timeout: 20)
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.contains("has not answered for 1 seconds"), "\(outcome)")
+        #expect(access(target, F_OK) != 0)
+    }
+
+    @Test func aSignalEndsTheWaitForAServer() throws {
+        let server = try NBDTestServer.nbdkit(
+            "--filter=delay", "pattern", "64M", "delay-read=300")
+        let target = folder.path("target")
+        let running = try Swimg.start(["-f", "raw", "-O", "raw", server.uri, target])
+        usleep(500_000)
+        running.send(SIGTERM)
+        let outcome = try running.wait(timeout: 20)
+        #expect(outcome.status == 128 + SIGTERM, "\(outcome)")
+        #expect(access(target, F_OK) != 0)
+    }
+
+    @Test func serversInBracketsAreStarted() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let target = folder.path("target")
+        var outcome = try Swimg.convert(
+            "-f", "raw", "[", "nbdkit", "-r", "file", source.path, "]", "-O", "raw", target)
+        try expectContent(target, outcome)
+        let image = folder.path("image")
+        try Qemu.img("create", "-q", "-f", "qcow2", image, "64M")
+        outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", source.path, "[", "qemu-nbd", "-f", "qcow2", image, "]")
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.damage(image) == nil)
+        let bytes = folder.path("bytes")
+        try Qemu.img("convert", "-f", "qcow2", "-O", "raw", image, bytes)
+        let result = try #require(FileManager.default.contents(atPath: bytes))
+        let count = SourceGallery.content.count
+        #expect(mismatch(result.prefix(count), SourceGallery.content) == nil)
+        #expect(result.dropFirst(count).allSatisfy { $0 == 0 })
+    }
+
+    @Test(arguments: [["nbdkit", "no-such-plugin"], ["/no/such/program"], ["true"]])
+    func aServerThatDoesNotStartIsNamed(_ words: [String]) throws {
+        let outcome = try Swimg.convert(
+            ["-f", "raw", "["] + words + ["]", folder.path("target")], timeout: 20)
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.contains("the server ended with status"), "\(outcome)")
+    }
+
+    @Test func bracketsMustClose() throws {
+        let outcome = try Swimg.convert("[", "nbdkit", "memory", "1M", folder.path("target"))
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.contains("no closing"), "\(outcome)")
+    }
+
+    @Test func encryptsWithAKey() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let keys = folder.path("keys")
+        try Data("alice:0123456789abcdef0123456789abcdef\n".utf8).write(
+            to: URL(fileURLWithPath: keys))
+        let server = try NBDTestServer.nbdkit(
+            "-r", "--tls=require", "--tls-psk=\(keys)", "file", source.path)
+        let target = folder.path("target")
+        let outcome = try Swimg.convert(
+            "-f", "raw", "-O", "raw",
+            "nbds+unix://alice@/?socket=\(server.socket)&tls-psk-file=\(keys)", target)
+        try expectContent(target, outcome)
+        let plain = try Swimg.convert("-f", "raw", "-O", "raw", server.uri, folder.path("other"))
+        #expect(plain.status == 1)
+    }
+
+    @Test(.enabled(if: hasProgram("certtool"), "needs certtool"))
+    func encryptsWithCertificates() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let place = folder.path("tls")
+        try FileManager.default.createDirectory(
+            atPath: place, withIntermediateDirectories: true)
+        func template(_ name: String, _ text: String) throws {
+            try Data(text.utf8).write(to: URL(fileURLWithPath: "\(place)/\(name)"))
+        }
+        try template("ca.info", "cn = test\nca\ncert_signing_key\n")
+        try template(
+            "server.info",
+            "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\n"
+                + "encryption_key\nsigning_key\n")
+        for line in [
+            "--generate-privkey --ecc --outfile ca-key.pem",
+            "--generate-self-signed --load-privkey ca-key.pem --template ca.info --outfile ca-cert.pem",
+            "--generate-privkey --ecc --outfile server-key.pem",
+            "--generate-certificate --load-ca-certificate ca-cert.pem --load-ca-privkey ca-key.pem "
+                + "--load-privkey server-key.pem --template server.info --outfile server-cert.pem",
+        ] {
+            try require("certtool", line.words, in: place)
+        }
+        let server = try NBDTestServer.nbdkit(
+            "-r", "--tls=require", "--tls-certificates=\(place)", "file", source.path)
+        let clients = folder.path("clients")
+        try FileManager.default.createDirectory(
+            atPath: clients, withIntermediateDirectories: true)
+        try FileManager.default.copyItem(
+            atPath: "\(place)/ca-cert.pem", toPath: "\(clients)/ca-cert.pem")
+        let target = folder.path("target")
+        let outcome = try Swimg.convert(
+            "-f", "raw", "-O", "raw",
+            "nbds+unix://localhost/?socket=\(server.socket)&tls-certificates=\(clients)"
+                + "&tls-verify-peer=false", target)
+        try expectContent(target, outcome)
+    }
+}
+
+extension Int {
+    fileprivate func roundedUpTo(_ multiple: Int) -> Int {
+        (self + multiple - 1) / multiple * multiple
+    }
+}
