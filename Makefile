@@ -14,7 +14,7 @@ STATIC := $(BUILD)/static
 LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all
 
-.PHONY: all setup setup-test build demo test sanitize bench microbench install fmt lint clean
+.PHONY: all setup setup-test build demo test sanitize bench bench-nbd microbench install fmt lint clean
 
 all: build
 
@@ -49,6 +49,10 @@ sanitize: setup-test
 # Half an hour; writes BENCHMARKS.md and benchmarks.svg. Mounts (XFS, btrfs) only as root.
 bench: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/bench.py $(BUILD)/release/swimg
+
+# Between servers in memory; the disk is that of `bench`.
+bench-nbd: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/nbd.py $(BUILD)/release/swimg
 
 # What the steps of a conversion cost one by one. A package of its own, with a library for it.
 microbench: setup-test
