@@ -40,7 +40,10 @@ struct NBDTests {
         [], ["--filter=nozero"], ["--filter=noextents"],
         ["--filter=multi-conn", "multi-conn-mode=emulate"],
         ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-error-policy=error"],
-        ["--filter=blocksize-policy", "blocksize-minimum=65536", "blocksize-error-policy=error"],
+        [
+            "--filter=blocksize-policy", "blocksize-minimum=65536", "blocksize-preferred=65536",
+            "blocksize-error-policy=error",
+        ],
         ["--filter=blocksize-policy", "blocksize-maximum=32768", "blocksize-error-policy=error"],
     ])
     func writesToAServer(_ filters: [String]) throws {
