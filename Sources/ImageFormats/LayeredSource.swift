@@ -46,9 +46,17 @@ public struct LayeredSource: ImageSource {
     }
 
     public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
-        let found = try await find(at: offset, limit: limit)
-        guard let layer = found.layer else { return nil }
-        return try await layers[layer].location(at: offset, limit: found.range.upperBound)
+        var limit = limit
+        for layer in layers {
+            guard offset < layer.virtualSize else { return nil }
+            let end = min(limit, layer.virtualSize)
+            // Not by way of `find`: a layer would walk over all the data that follows, for every piece.
+            if let found = try await layer.location(at: offset, limit: end) { return found }
+            let extent = try await layer.extent(at: offset, limit: end)
+            guard extent.content == .backing else { return nil }
+            limit = extent.range.upperBound
+        }
+        return nil
     }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
