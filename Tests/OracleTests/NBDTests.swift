@@ -205,8 +205,8 @@ struct NBDTests {
         try Data(count: bytes.count).write(to: URL(fileURLWithPath: target))
         let place = try TempFolder()
         let arguments = [
-            "--filter=delay", "file", isSource ? disk : target, "delay-read=50ms",
-            "delay-write=50ms",
+            "--filter=delay", "file", isSource ? disk : target, "delay-read=200ms",
+            "delay-write=200ms",
         ]
         let first = try NBDTestServer.nbdkit(arguments, folder: place)
         let options = ["-n", "-f", "raw", "-O", "raw", "--connections", "2", "--requests", "1"]
