@@ -3,7 +3,6 @@
 
 #include <dlfcn.h>
 #include <libnbd.h>
-#include <pthread.h>
 #include <string.h>
 
 const uint32_t cnbd_flag_no_hole = LIBNBD_CMD_FLAG_NO_HOLE;
@@ -24,19 +23,15 @@ static struct { FUNCTIONS(FIELD) } nbd;
 static void (*completed)(void *, int);
 static void (*extents)(void *, uint64_t, const uint32_t *, size_t);
 static void (*released)(void *);
-static const char *failure;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void load(void) {
+static const char *load(void) {
     // libnbd.so.0 is the only version there has been; within it, functions are only ever added.
     void *library = dlopen("libnbd.so.0", RTLD_NOW | RTLD_LOCAL);
-    if (!library) {
-        failure = strdup(dlerror());
-        return;
-    }
+    if (!library) return strdup(dlerror());
 #define FIND(name) \
-    if (!(nbd.name = (__typeof__(nbd.name))dlsym(library, "nbd_" #name))) failure = "libnbd is too old";
+    if (!(nbd.name = (__typeof__(nbd.name))dlsym(library, "nbd_" #name))) return "libnbd is too old";
     FUNCTIONS(FIND)
+    return NULL;
 }
 
 const char *cnbd_load(
@@ -45,8 +40,7 @@ const char *cnbd_load(
     completed = on_completed;
     extents = on_extents;
     released = on_released;
-    pthread_once(&once, load);
-    return failure;
+    return load();
 }
 
 static int on_completed(void *context, int *error) {

@@ -89,7 +89,7 @@ public struct Conversion: Sendable {
         if let export = try NBDStorage.open(target, nbd, forWriting: true) {
             guard !keepsOld else {
                 throw ImageError.unsupported(
-                    target, "cannot keep the old content beside the new one on an export")
+                    export.name, "cannot keep the old content beside the new one on an export")
             }
             try await job.write(to: export)
             return try await export.flush()

@@ -36,8 +36,8 @@ final class NBDConnection: Sendable {
 
     deinit { mailbox.close() }
 
-    /// Hands requests over. Each is answered through its transfer.
-    func submit(_ requests: [NBDRequest]) { mailbox.post(requests) }
+    /// Hands a request over. It is answered through its transfer.
+    func submit(_ request: NBDRequest) { mailbox.post(request) }
 
     /// Gives up everything that is in flight; the connection is of no use afterwards.
     func abort() { mailbox.abort() }
@@ -65,13 +65,13 @@ final class NBDConnection: Sendable {
 
         deinit { _ = Glibc.close(descriptor) }
 
-        func post(_ requests: [NBDRequest]) {
+        func post(_ request: NBDRequest) {
             let isRefused = content.withLock {
-                if !$0.isAborted { $0.requests += requests }
+                if !$0.isAborted { $0.requests.append(request) }
                 return $0.isAborted
             }
             if isRefused {
-                for request in requests { request.transfer.finish(CancellationError()) }
+                request.transfer?.finish(CancellationError())
             } else {
                 ring()
             }
@@ -199,8 +199,11 @@ final class NBDConnection: Sendable {
         }
 
         private func finish(_ request: NBDRequest, _ result: Int32) {
-            guard result != 0 else { return request.transfer.finish() }
-            request.transfer.finish(
+            guard result != 0 else {
+                request.transfer?.finish()
+                return
+            }
+            request.transfer?.finish(
                 ImageError(
                     .system(errno: result), path: address.name,
                     "\(request.summary): " + String(cString: strerror(result))))
@@ -254,7 +257,7 @@ final class NBDConnection: Sendable {
             inbox.finished = []
             // Before anybody takes back the memory that requests read into.
             handle = nil
-            for request in lost { request.transfer.finish(error) }
+            for request in lost { request.transfer?.finish(error) }
         }
 
         private func waitForMail() {

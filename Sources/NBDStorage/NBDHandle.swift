@@ -32,7 +32,9 @@ final class NBDHandle {
     init(
         _ address: NBDAddress, timeout: Int?, isGivenUp: () -> Bool
     ) throws(ImageError) {
-        try Self.load()
+        if let failure = Self.loadFailure {
+            throw ImageError(.unsupported, "NBD needs the library libnbd: \(failure)")
+        }
         guard let handle = cnbd_create() else { throw Self.lastError(address, "cannot connect") }
         do {
             try Self.connect(handle, address, timeout ?? Self.connectTimeout, isGivenUp)
@@ -79,7 +81,8 @@ final class NBDHandle {
         }
     }
 
-    private static func load() throws(ImageError) {
+    /// Why the library could not be loaded, once for the process; nil if it was.
+    private static let loadFailure: String? = {
         let failure = cnbd_load(
             { context, error in
                 guard let context else { return }
@@ -106,10 +109,8 @@ final class NBDHandle {
                 guard let context else { return }
                 Unmanaged<NBDRequest>.fromOpaque(context).release()
             })
-        guard let failure else { return }
-        throw ImageError(
-            .unsupported, "NBD needs the library libnbd: \(String(cString: failure))")
-    }
+        return failure.map { String(cString: $0) }
+    }()
 
     private static func lastError(_ address: NBDAddress, _ what: String) -> ImageError {
         let number = cnbd_errno()
@@ -123,9 +124,6 @@ final class NBDHandle {
 
     /// Whether the connection has ended.
     var isOver: Bool { cnbd_is_over(handle) }
-
-    /// Why the last call failed.
-    static var lastReason: String { cnbd_error().map { String(cString: $0) } ?? "unknown error" }
 
     /// Begins a request.
     ///

@@ -16,7 +16,8 @@ final class NBDRequest: @unchecked Sendable {
 
     let operation: Operation
     let offset: Int64
-    let transfer: NBDTransfer
+    /// Who waits for it; set when it is sent.
+    var transfer: NBDTransfer?
     /// Where it reports that it is done: of the connection that it was submitted to.
     var inbox: NBDInbox?
     /// An errno, or 0; nil while it is in flight.
@@ -24,10 +25,9 @@ final class NBDRequest: @unchecked Sendable {
     /// The answer to `blockStatus`: from `offset` on without a gap.
     var extents: [Extent] = []
 
-    init(_ operation: Operation, at offset: Int64, for transfer: NBDTransfer) {
+    init(_ operation: Operation, at offset: Int64) {
         self.operation = operation
         self.offset = offset
-        self.transfer = transfer
     }
 
     /// What it does, for messages.

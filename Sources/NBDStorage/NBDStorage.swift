@@ -46,7 +46,8 @@ public final class NBDStorage: Storage {
             try self.init(
                 server.address, options: options, forWriting: forWriting, server: server)
         } catch {
-            // One that could not begin is gone in a moment. What it said on its way out stands on stderr; this says which one it was.
+            // One that could not begin is gone in a moment. What it said stands on stderr already;
+            // this says which one it was.
             guard let end = server.ended(within: 1000) else { throw error }
             throw ImageError(.invalid, path: server.address.name, "the server \(end)")
         }
@@ -104,27 +105,20 @@ public final class NBDStorage: Storage {
         guard range.upperBound <= size else { throw ImageError.beyondEnd(self, range) }
         // The span is borrowed until this call returns, and with it the memory lives.
         let memory = buffer.withUnsafeMutableBytes { $0 }
-        let aligned = aligned(range)
-        guard aligned == range else {
-            let bounce = UnsafeMutableRawBufferPointer.allocate(
-                byteCount: aligned.count, alignment: IOBuffer.alignment)
-            defer { bounce.deallocate() }
-            try await read(into: bounce, at: aligned.lowerBound)
-            let start = Int(offset - aligned.lowerBound)
-            memory.copyMemory(
-                from: UnsafeRawBufferPointer(rebasing: bounce[start..<start + memory.count]))
-            return
+        if isAligned(range) {
+            try await read(into: memory, at: offset)
+        } else {
+            memory.copyMemory(from: UnsafeRawBufferPointer(try await wholeBlocks(range).wanted))
         }
-        try await read(into: memory, at: offset)
     }
 
     private func read(into memory: UnsafeMutableRawBufferPointer, at offset: Int64) async throws {
-        try await perform(pieces(memory.count)) { piece in
-            (
-                .read(UnsafeMutableRawBufferPointer(rebasing: memory[piece])),
-                offset + Int64(piece.lowerBound)
-            )
-        }
+        try await send(
+            pieces(memory.count).map {
+                NBDRequest(
+                    .read(UnsafeMutableRawBufferPointer(rebasing: memory[$0])),
+                    at: offset + Int64($0.lowerBound))
+            })
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {
@@ -132,28 +126,33 @@ public final class NBDStorage: Storage {
         guard !range.isEmpty else { return }
         guard range.upperBound <= size else { throw beyondExport(range) }
         let memory = bytes.withUnsafeBytes { $0 }
-        let aligned = aligned(range)
-        guard aligned == range else {
-            // What stands around it in the blocks at both ends has to stay.
-            let bounce = UnsafeMutableRawBufferPointer.allocate(
-                byteCount: aligned.count, alignment: IOBuffer.alignment)
-            defer { bounce.deallocate() }
-            try await read(into: bounce, at: aligned.lowerBound)
-            let start = Int(offset - aligned.lowerBound)
-            UnsafeMutableRawBufferPointer(rebasing: bounce[start..<start + memory.count])
-                .copyMemory(from: memory)
-            return try await write(UnsafeRawBufferPointer(bounce), at: aligned.lowerBound)
-        }
-        try await write(memory, at: offset)
+        if isAligned(range) { return try await write(memory, at: offset) }
+        // What stands around it in the blocks at both ends has to stay.
+        let blocks = try await wholeBlocks(range)
+        blocks.wanted.copyMemory(from: memory)
+        try await write(UnsafeRawBufferPointer(blocks.memory), at: blocks.offset)
     }
 
     private func write(_ memory: UnsafeRawBufferPointer, at offset: Int64) async throws {
-        try await perform(pieces(memory.count)) { piece in
-            (
-                .write(UnsafeRawBufferPointer(rebasing: memory[piece])),
-                offset + Int64(piece.lowerBound)
-            )
-        }
+        try await send(
+            pieces(memory.count).map {
+                NBDRequest(
+                    .write(UnsafeRawBufferPointer(rebasing: memory[$0])),
+                    at: offset + Int64($0.lowerBound))
+            })
+    }
+
+    private func isAligned(_ range: Range<Int64>) -> Bool {
+        range.lowerBound % facts.minimumBlock == 0 && range.upperBound % facts.minimumBlock == 0
+    }
+
+    /// Reads the blocks that a range lies in.
+    private func wholeBlocks(_ range: Range<Int64>) async throws -> WholeBlocks {
+        let start = range.lowerBound.roundedDown(to: facts.minimumBlock)
+        let end = min(size, range.upperBound.roundedUp(to: facts.minimumBlock))
+        let blocks = WholeBlocks(start..<end, around: range)
+        try await read(into: blocks.memory, at: start)
+        return blocks
     }
 
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
@@ -170,9 +169,10 @@ public final class NBDStorage: Storage {
         var position = inner.lowerBound
         while position < inner.upperBound {
             let end = min(inner.upperBound, position + reach)
-            try await perform([0..<1]) { _ in
-                (.zero(count: end - position, keepsAllocated: !mayUnmap), position)
-            }
+            try await send([
+                NBDRequest(
+                    .zero(count: end - position, keepsAllocated: !mayUnmap), at: position)
+            ])
             position = end
         }
         try await writeZeros(inner.upperBound..<range.upperBound)
@@ -195,7 +195,9 @@ public final class NBDStorage: Storage {
         let start = offset.roundedDown(to: facts.minimumBlock)
         let wanted = max(limit.roundedUp(to: facts.minimumBlock), start + Self.statusReach)
         let end = min(size, wanted, start + Self.longestStatus)
-        let answer = try await blockStatus(start..<end)
+        let question = NBDRequest(.blockStatus(count: end - start), at: start)
+        try await send([question])
+        let answer = question.extents
         status.withLock { $0 = answer }
         // A server that says nothing about a range has to be read.
         return known(offset, limit) ?? Extent(range: offset..<limit, content: .data)
@@ -227,17 +229,6 @@ public final class NBDStorage: Storage {
         }
     }
 
-    private func blockStatus(_ range: Range<Int64>) async throws -> [Extent] {
-        let asked = Mutex<NBDRequest?>(nil)
-        try await withTransfer(count: 1) { transfer in
-            let request = NBDRequest(
-                .blockStatus(count: Int64(range.count)), at: range.lowerBound, for: transfer)
-            asked.withLock { $0 = request }
-            return [request]
-        }
-        return asked.withLock { $0?.extents ?? [] }
-    }
-
     public func truncate(to size: Int64) async throws {
         guard size > self.size else { return }
         throw ImageError(
@@ -252,9 +243,7 @@ public final class NBDStorage: Storage {
     /// has awaited all writes.
     public func flush() async throws {
         guard facts.canFlush else { return }
-        try await withTransfer(count: connections.count, spread: true) { transfer in
-            connections.map { _ in NBDRequest(.flush, at: 0, for: transfer) }
-        }
+        try await send(connections.map { _ in NBDRequest(.flush, at: 0) }, spread: true)
     }
 
     private func beyondExport(_ range: Range<Int64>) -> ImageError {
@@ -264,41 +253,22 @@ public final class NBDStorage: Storage {
                 + String(cString: strerror(ENOSPC)))
     }
 
-    private func aligned(_ range: Range<Int64>) -> Range<Int64> {
-        let block = facts.minimumBlock
-        return range.lowerBound.roundedDown(
-            to: block)..<min(size, range.upperBound.roundedUp(to: block))
-    }
-
     private func pieces(_ count: Int) -> [Range<Int>] {
         stride(from: 0, to: count, by: Int(pieceSize)).map { $0..<min($0 + Int(pieceSize), count) }
-    }
-
-    private func perform(
-        _ pieces: [Range<Int>],
-        _ request: (Range<Int>) -> (operation: NBDRequest.Operation, offset: Int64)
-    ) async throws {
-        try await withTransfer(count: pieces.count) { transfer in
-            pieces.map { piece in
-                let (operation, offset) = request(piece)
-                return NBDRequest(operation, at: offset, for: transfer)
-            }
-        }
     }
 
     /// Sends requests, and returns when all of them are answered.
     ///
     /// - Parameter spread: one to each connection; otherwise they take turns.
-    private func withTransfer(
-        count: Int, spread: Bool = false, _ make: (NBDTransfer) -> [NBDRequest]
-    ) async throws {
+    private func send(_ requests: [NBDRequest], spread: Bool = false) async throws {
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
-                let requests = make(NBDTransfer(count: count, continuation))
+                let transfer = NBDTransfer(count: requests.count, continuation)
                 for (index, request) in requests.enumerated() {
+                    request.transfer = transfer
                     let number =
                         spread ? index : turn.wrappingAdd(1, ordering: .relaxed).oldValue
-                    connections[number % connections.count].submit([request])
+                    connections[number % connections.count].submit(request)
                 }
             }
         } onCancel: {
@@ -306,4 +276,22 @@ public final class NBDStorage: Storage {
             for connection in connections { connection.abort() }
         }
     }
+}
+
+/// A copy of the blocks around a range that is not made of whole ones.
+private final class WholeBlocks {
+    let memory: UnsafeMutableRawBufferPointer
+    /// Of the first of them, in bytes.
+    let offset: Int64
+    /// Where the range itself is in them.
+    let wanted: UnsafeMutableRawBufferPointer
+
+    init(_ blocks: Range<Int64>, around range: Range<Int64>) {
+        memory = .allocate(byteCount: blocks.count, alignment: IOBuffer.alignment)
+        offset = blocks.lowerBound
+        let start = Int(range.lowerBound - offset)
+        wanted = UnsafeMutableRawBufferPointer(rebasing: memory[start..<start + range.count])
+    }
+
+    deinit { memory.deallocate() }
 }

@@ -9,7 +9,7 @@
 
 struct nbd_handle;
 
-/// Loads libnbd. Returns NULL, or why that failed.
+/// Loads libnbd; to be called once. Returns NULL, or why that failed.
 ///
 /// - completed: called for each finished request with its `context`, and an errno or 0.
 /// - extents: called for each answer about `base:allocation`: pairs of length and flags.
