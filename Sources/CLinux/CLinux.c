@@ -7,10 +7,12 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <malloc.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 const int clinux_SEEK_DATA = SEEK_DATA;
@@ -32,6 +34,16 @@ int clinux_clone_range(
         .src_fd = source_fd, .src_offset = source_offset, .src_length = length,
         .dest_offset = offset};
     return ioctl(fd, FICLONERANGE, &range);
+}
+
+ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset) {
+    struct iovec vector = {.iov_base = buffer, .iov_len = size};
+    return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+}
+
+int clinux_core_count(void) {
+    cpu_set_t cores;
+    return sched_getaffinity(0, sizeof cores, &cores) == 0 ? CPU_COUNT(&cores) : 1;
 }
 
 int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) {

@@ -22,6 +22,9 @@ public struct Pipeline: Sendable {
     public var workers: Int
     /// How much a worker takes at a time, at least, where nothing is compressed, in bytes.
     public var smallestChunk = Self.defaultChunk
+    /// A worker starts only if there can be as many for each: a small image is done sooner than a
+    /// thread has begun and a buffer got its pages. 1 where waiting is what takes the time.
+    public var chunksPerWorker: Int64 = 4
     /// Writes happen in guest order; false is `-W`.
     public var writesInOrder: Bool
     /// Zeros are stored like data (`-S 0`).
@@ -65,8 +68,8 @@ public struct Pipeline: Sendable {
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
             try await withThrowingTaskGroup(of: Void.self) { group in
-                // No more than there can be chunks: a small image is not worth many threads.
-                for _ in 0..<min(Int64(workers), source.virtualSize / chunkSize + 2) {
+                let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
+                for _ in 0..<min(Int64(workers), worthwhile) {
                     group.addTask {
                         var data = IOBuffer(byteCount: reading.dataSize)
                         var encoded = IOBuffer(byteCount: reading.encodedSize)

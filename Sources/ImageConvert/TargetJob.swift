@@ -31,6 +31,7 @@ struct TargetJob {
         if wanted > 0 {
             pipeline.workers = max(conversion.workers, wanted)
             pipeline.smallestChunk = NBDStorage.requestSize
+            pipeline.chunksPerWorker = 1
         }
         // Order is for disks that turn, and for files that grow; a server has its requests all at once.
         if distant > 0 { pipeline.writesInOrder = false }

@@ -44,6 +44,13 @@ int clinux_ofd_lock(int fd, short type, int64_t start, int64_t length);
 /// 1 if another open file description holds a lock in the range, 0 if not, -1 with errno.
 int clinux_ofd_is_locked(int fd, int64_t start, int64_t length);
 
+/// Reads what the page cache holds of a range, from its first byte on, and never sleeps. Negative where
+/// it holds nothing or cannot say.
+ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset);
+
+/// How many cores the process may run on.
+int clinux_core_count(void);
+
 ssize_t clinux_readlink(const char *path, void *buffer, size_t size);
 
 /// Whether something is mounted at this very path (a file bound into a container, say).
@@ -63,5 +70,14 @@ void clinux_limit_malloc_arenas(void);
 /// from the page cache. Reading the command line goes through half of the program, for lists of types
 /// and conformances that nobody asks for again: megabytes, for as long as a conversion runs.
 void clinux_release_program_pages(void);
+
+/// Tells the processor that a loop waits.
+static inline void clinux_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
 
 #endif

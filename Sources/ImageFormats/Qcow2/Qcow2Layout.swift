@@ -141,7 +141,7 @@ struct Qcow2Layout {
 
     private func closeRefcountBlock(_ placement: inout Placement) {
         guard let host = refcountTable.last else { return }
-        placement.append(.metadata(Self.bytes(refcounts.map(\.bigEndian))), at: Int64(host))
+        placement.append(.metadata(Self.bytes(refcounts.map { $0.bigEndian })), at: Int64(host))
     }
 
     /// Finds room for a compressed cluster as qemu does: behind the last one, also over the edge of
@@ -215,7 +215,7 @@ struct Qcow2Layout {
         placeTail(start..<end, blocksAt: tableOffset + tableClusters * clusterSize, &placement)
         placement.append(.metadata(padded(l1, l1Clusters)), at: l1Offset.bytes)
         placement.append(
-            .metadata(padded(refcountTable.map(\.bigEndian), tableClusters)),
+            .metadata(padded(refcountTable.map { $0.bigEndian }, tableClusters)),
             at: tableOffset.bytes)
         return Ending(
             placement: placement, l1Offset: l1Offset, refcountTableOffset: tableOffset,

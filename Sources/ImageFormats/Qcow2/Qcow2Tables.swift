@@ -134,7 +134,7 @@ private struct SliceCache {
 
     /// Drops the older half at once, so that looking for the oldest costs little per insertion.
     private mutating func evict() {
-        let uses = items.values.map(\.lastUse).sorted()
+        let uses = items.values.map { $0.lastUse }.sorted()
         let median = uses[uses.count / 2]
         items = items.filter { $0.value.lastUse >= median }
     }

@@ -48,8 +48,6 @@ extension FileStorage {
     }
 
     private func zero(_ range: Range<Int64>, by means: ZeroMeans) -> Bool {
-        // Writing zeros may be what a device makes of it.
-        IOExecutor.willBeBusy()
         let length = Int64(range.count)
         func allocate(_ mode: Int32) -> Bool {
             Syscall.retry { clinux_fallocate(descriptor, mode, range.lowerBound, length) } != nil
@@ -62,9 +60,13 @@ extension FileStorage {
             return allocate(clinux_FALLOC_FL_PUNCH_HOLE | keepSize) && allocate(keepSize)
         case .discard:
             return clinux_device_discard_zeroes(descriptor) != 0
-                && clinux_device_discard(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
+                && Syscall.retry {
+                    clinux_device_discard(descriptor, UInt64(range.lowerBound), UInt64(length))
+                } != nil
         case .deviceZeroOut:
-            return clinux_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length)) == 0
+            return Syscall.retry {
+                clinux_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length))
+            } != nil
         default: return false
         }
     }

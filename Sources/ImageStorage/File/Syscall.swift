@@ -10,9 +10,8 @@ enum Syscall {
     /// - Returns: what the call returned, or nil with `errno` set if that was negative.
     @inline(__always)
     static func retry<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T? {
-        IOExecutor.willBeBusy()
         while true {
-            let result = call()
+            let result = IOExecutor.mayBlock(call)
             if result >= 0 { return result }
             if errno != EINTR { return nil }
         }
@@ -47,7 +46,9 @@ enum Syscall {
         _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
         at offset: Int64
     ) throws(ImageError) -> Int {
-        var done = 0
+        // What is in the page cache comes without sleeping, and there no other thread is needed.
+        var done = max(
+            0, clinux_read_cached(descriptor, buffer.baseAddress, buffer.count, offset))
         while done < buffer.count {
             let count = retry {
                 pread(
