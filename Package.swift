@@ -17,6 +17,7 @@ let package = Package(
             targets: [
                 "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
             ]),
+        .library(name: "ImageTools", targets: ["ImageTools"]),
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.0")
@@ -25,9 +26,15 @@ let package = Package(
         .executableTarget(
             name: "swimg",
             dependencies: [
-                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
-                "CLinux",
+                "ImageTools", "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage",
+                "DiskImage", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+        .target(
+            name: "ImageTools",
+            dependencies: [
+                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
             ],
             swiftSettings: strict),
         .target(
@@ -64,6 +71,9 @@ let package = Package(
         .testTarget(name: "NBDStorageTests", dependencies: ["NBDStorage"], swiftSettings: strict),
         .testTarget(
             name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],
+            swiftSettings: strict),
+        .testTarget(
+            name: "ImageToolsTests", dependencies: ["ImageTools", "MemoryImages"],
             swiftSettings: strict),
         .testTarget(
             name: "ImageConvertTests", dependencies: ["ImageConvert", "MemoryImages"],

@@ -6,20 +6,20 @@ import NBDStorage
 /// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed there.
 /// The parser knows none of the joined forms together, so they are taken apart first. And a server's
 /// command line in brackets, as nbdcopy has it, becomes one word.
-enum CommandLineWords {
-    private static let flags: Set<Character> = ["c", "C", "n", "p", "q", "U", "W", "h"]
-    private static let valued: Set<Character> = ["f", "O", "m", "S", "o", "t", "T", "B", "F"]
-    /// What qemu-img's `convert` can do and this one cannot yet.
-    private static let missingShort: Set<Character> = ["l", "r", "s"]
-    private static let missingLong: Set<String> = [
-        "bitmaps", "image-opts", "object", "salvage", "skip-broken-bitmaps", "target-image-opts",
-    ]
+struct CommandLineWords {
+    private let letters: OptionLetters
 
+    /// The words behind the program's name, as the parser wants them.
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
-        if words == ["-V"] { return ["--version"] }
-        guard words.first == "convert" else { return words }
-        var result: [String] = ["convert"]
-        var rest = words.dropFirst()
+        guard let verb = words.first,
+            let command = Swimg.commands.first(where: { $0.configuration.commandName == verb })
+        else { return words }
+        return try [verb] + CommandLineWords(letters: command.letters).normalized(words.dropFirst())
+    }
+
+    private func normalized(_ words: ArraySlice<String>) throws(ImageError) -> [String] {
+        var result: [String] = []
+        var rest = words
         while let word = rest.popFirst() {
             if word == "--" { return try result + [word] + joiningServers(rest) }
             if word == "[" {
@@ -38,7 +38,7 @@ enum CommandLineWords {
         return result
     }
 
-    private static func joiningServers(
+    private func joiningServers(
         _ words: ArraySlice<String>
     ) throws(ImageError) -> [String] {
         var result: [String] = []
@@ -50,7 +50,7 @@ enum CommandLineWords {
     }
 
     /// What stands behind an opening bracket, up to the closing one.
-    private static func server(_ rest: inout ArraySlice<String>) throws(ImageError) -> String {
+    private func server(_ rest: inout ArraySlice<String>) throws(ImageError) -> String {
         guard let end = rest.firstIndex(of: "]") else {
             throw .invalid("a server's command line has no closing ']'")
         }
@@ -60,18 +60,18 @@ enum CommandLineWords {
         return NBDServerCommand(words).name
     }
 
-    private static func takeApart(
-        _ letters: Substring, _ rest: inout ArraySlice<String>, _ result: inout [String]
+    private func takeApart(
+        _ word: Substring, _ rest: inout ArraySlice<String>, _ result: inout [String]
     ) throws(ImageError) {
-        var letters = letters
-        while let letter = letters.popFirst() {
-            if missingShort.contains(letter) { throw missing("-\(letter)") }
+        var word = word
+        while let letter = word.popFirst() {
+            if letters.missing.contains(String(letter)) { throw missing("-\(letter)") }
             result.append("-\(letter)")
-            if flags.contains(letter) { continue }
+            if letters.flags.contains(letter) || letter == "h" { continue }
             // An unknown letter is the parser's to refuse.
-            guard valued.contains(letter) else { continue }
-            if !letters.isEmpty {
-                result.append(String(letters))
+            guard letters.valued.contains(letter) else { continue }
+            if !word.isEmpty {
+                result.append(String(word))
             } else if let value = rest.popFirst() {
                 result.append(value)
             }
@@ -79,12 +79,26 @@ enum CommandLineWords {
         }
     }
 
-    private static func checkLong(_ word: String) throws(ImageError) {
+    private func checkLong(_ word: String) throws(ImageError) {
         let name = word.dropFirst(2).prefix { $0 != "=" }
-        if missingLong.contains(String(name)) { throw missing("--\(name)") }
+        if letters.missing.contains(String(name)) { throw missing("--\(name)") }
     }
 
-    private static func missing(_ option: String) -> ImageError {
+    private func missing(_ option: String) -> ImageError {
         .invalid("option '\(option)' is not supported yet")
+    }
+}
+
+/// The options of one letter that a verb has, as getopt is told them.
+struct OptionLetters {
+    var flags: Set<Character>
+    var valued: Set<Character>
+    /// What qemu-img's verb has and ours has not yet, letters and long names.
+    var missing: Set<String>
+
+    init(flags: String = "", valued: String = "", missing: Set<String> = []) {
+        self.flags = Set(flags)
+        self.valued = Set(valued)
+        self.missing = missing
     }
 }

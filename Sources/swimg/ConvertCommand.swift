@@ -5,7 +5,7 @@ import ImageFormats
 import ImageStorage
 import NBDStorage
 
-struct ConvertCommand: SignalledCommand {
+struct ConvertCommand: ImageCommand {
     static let configuration = CommandConfiguration(
         commandName: "convert",
         abstract: "Convert a disk image to another format.",
@@ -20,6 +20,13 @@ struct ConvertCommand: SignalledCommand {
 
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
+
+    static let letters = OptionLetters(
+        flags: "cCnpqUW", valued: "fOmSotTBF",
+        missing: [
+            "l", "r", "s", "bitmaps", "image-opts", "object", "salvage", "skip-broken-bitmaps",
+            "target-image-opts",
+        ])
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -107,28 +114,7 @@ struct ConvertCommand: SignalledCommand {
         help: "Read images that another process writes to.")
     var forceShare = false
 
-    @Option(
-        help: ArgumentHelp(
-            "Connections to an NBD export that allows several, 1 to 16 (default: 4).",
-            valueName: "number"))
-    var connections: String?
-
-    @Option(
-        help: ArgumentHelp(
-            "Requests in flight on each NBD connection, 1 to 64 (default: 8).",
-            valueName: "number"))
-    var requests: String?
-
-    @Option(
-        help: ArgumentHelp(
-            "How long an NBD server may leave requests unanswered (default: for ever).",
-            valueName: "seconds"))
-    var timeout: String?
-
-    @Flag(
-        name: .customLong("multi-conn"),
-        help: "Use several connections also where the NBD server does not announce multi-conn.")
-    var multiConn = false
+    @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
     var files: [String] = []
@@ -155,8 +141,8 @@ struct ConvertCommand: SignalledCommand {
             throw .invalid("a source and a target are needed")
         }
         var conversion = Conversion(sources: files.dropLast(), target: target)
-        conversion.sourceFormat = try sourceFormat.map(format)
-        conversion.targetFormat = try format(targetFormat)
+        conversion.sourceFormat = try sourceFormat.map(imageFormat)
+        conversion.targetFormat = try imageFormat(targetFormat)
         guard let number = Int(workers), Conversion.workerRange.contains(number) else {
             throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
         }
@@ -178,32 +164,8 @@ struct ConvertCommand: SignalledCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
-        conversion.nbd = try nbdOptions()
+        conversion.nbd = try nbd.options()
         return conversion
-    }
-
-    private func nbdOptions() throws(ImageError) -> NBDOptions {
-        func number(
-            _ text: String?, _ option: String, _ range: ClosedRange<Int>, _ usual: Int
-        ) throws(ImageError) -> Int {
-            guard let text else { return usual }
-            guard let number = Int(text), range.contains(number) else {
-                throw .invalid(
-                    "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
-                        + "\(range.upperBound)")
-            }
-            return number
-        }
-        var result = NBDOptions()
-        result.connections = try number(
-            connections, "connections", NBDOptions.connectionRange, result.connections)
-        result.requests = try number(
-            requests, "requests", NBDOptions.requestRange, result.requests)
-        if let timeout {
-            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
-        }
-        result.forcesMultiConn = multiConn
-        return result
     }
 
     private func sharesBlocks() throws(ImageError) -> Bool {
@@ -214,19 +176,5 @@ struct ConvertCommand: SignalledCommand {
             }
         }
         return !noClone
-    }
-
-    private func format(_ name: String) throws(ImageError) -> ImageFormat {
-        guard let format = ImageFormat(rawValue: name) else {
-            throw .invalid("unknown format '\(name)'")
-        }
-        return format
-    }
-
-    private func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
-        guard let mode = CacheMode(rawValue: name) else {
-            throw .invalid("invalid cache mode '\(name)'")
-        }
-        return mode
     }
 }

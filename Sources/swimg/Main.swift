@@ -14,18 +14,22 @@ enum Main {
         signal(SIGPIPE, SIG_IGN)
         signal(SIGXFSZ, SIG_IGN)
         do {
-            let arguments = try CommandLineWords.normalized(
-                Array(CommandLine.arguments.dropFirst()))
+            let words = Array(CommandLine.arguments.dropFirst())
+            // Programs ask for it again and again, and the parser takes longer than the rest of us.
+            if words == ["--version"] || words == ["-V"] {
+                return Output.print(ProgramName.versionLine + "\n")
+            }
+            let arguments = try CommandLineWords.normalized(words)
             var command = try Swimg.parseAsRoot(arguments)
-            guard let long = command as? any SignalledCommand else { return try command.run() }
-            run(long)
+            guard let verb = command as? any ImageCommand else { return try command.run() }
+            run(verb)
         } catch {
             end(with: error)
         }
     }
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
-    private static func run(_ command: any SignalledCommand) -> Never {
+    private static func run(_ command: any ImageCommand) -> Never {
         clinux_release_program_pages()
         let signals = Signals()
         Task(executorPreference: IOExecutor.shared) {
@@ -43,6 +47,8 @@ enum Main {
         switch error {
         case let error as ImageError: fail(error.description)
         case let error as Interruption: exit(128 + error.signal)
+        case let error as Verdict: exit(error.status)
+        case let error as FailureWithStatus: fail(error.cause.description, status: error.status)
         case _ where Swimg.exitCode(for: error) == .success:
             Output.print(Swimg.message(for: error) + "\n")
             exit(0)
@@ -58,10 +64,10 @@ enum Main {
         setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     }
 
-    /// Every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
-    private static func fail(_ message: String) -> Never {
+    /// Nearly every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
+    private static func fail(_ message: String, status: Int32 = 1) -> Never {
         Output.printError("\(ProgramName.called): \(message)\n")
-        exit(1)
+        exit(status)
     }
 
     private static func oneLine(_ message: String) -> String {
@@ -75,8 +81,22 @@ struct Interruption: Error {
     let signal: Int32
 }
 
-/// A command that works for a while and has to end cleanly when a signal comes.
-protocol SignalledCommand: ParsableCommand, Sendable {
+/// What a command found out, where the exit status tells it: images differ, an image has leaks.
+struct Verdict: Error {
+    let status: Int32
+}
+
+/// A failure of a command whose callers know other numbers than 1.
+struct FailureWithStatus: Error {
+    let status: Int32
+    let cause: ImageError
+}
+
+/// A verb of qemu-img.
+protocol ImageCommand: ParsableCommand, Sendable {
+    static var letters: OptionLetters { get }
+
+    /// Does the work, ends cleanly when a signal comes; what it throws is the end of the program.
     func run(_ signals: Signals) async throws
 }
 
@@ -87,7 +107,9 @@ struct Swimg: ParsableCommand {
         commandName: "swimg",
         abstract: "Converts disk images, as qemu-img does, and faster.",
         version: ProgramName.versionLine,
-        subcommands: [ConvertCommand.self])
+        subcommands: commands.map { $0 })
+
+    static let commands: [any ImageCommand.Type] = [ConvertCommand.self]
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
 }

@@ -1,0 +1,70 @@
+import ArgumentParser
+import DiskImage
+import ImageFormats
+import ImageStorage
+import NBDStorage
+
+/// How NBD servers are used: the same for every verb.
+struct NBDServerOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "Connections to an NBD export that allows several, 1 to 16 (default: 4).",
+            valueName: "number"))
+    var connections: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Requests in flight on each NBD connection, 1 to 64 (default: 8).",
+            valueName: "number"))
+    var requests: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "How long an NBD server may leave requests unanswered (default: for ever).",
+            valueName: "seconds"))
+    var timeout: String?
+
+    @Flag(
+        name: .customLong("multi-conn"),
+        help: "Use several connections also where the NBD server does not announce multi-conn.")
+    var multiConn = false
+
+    func options() throws(ImageError) -> NBDOptions {
+        var result = NBDOptions()
+        result.connections = try number(
+            connections, "connections", NBDOptions.connectionRange, result.connections)
+        result.requests = try number(
+            requests, "requests", NBDOptions.requestRange, result.requests)
+        if let timeout {
+            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
+        }
+        result.forcesMultiConn = multiConn
+        return result
+    }
+
+    private func number(
+        _ text: String?, _ option: String, _ range: ClosedRange<Int>, _ usual: Int
+    ) throws(ImageError) -> Int {
+        guard let text else { return usual }
+        guard let number = Int(text), range.contains(number) else {
+            throw .invalid(
+                "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
+                    + "\(range.upperBound)")
+        }
+        return number
+    }
+}
+
+func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {
+    guard let format = ImageFormat(rawValue: name) else {
+        throw .invalid("unknown format '\(name)'")
+    }
+    return format
+}
+
+func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
+    guard let mode = CacheMode(rawValue: name) else {
+        throw .invalid("invalid cache mode '\(name)'")
+    }
+    return mode
+}
