@@ -18,6 +18,24 @@ public struct OpenedImage: Sendable {
     public let requestsInFlight: Int
 }
 
+/// One image of a chain.
+public struct OpenedLayer: Sendable {
+    public let path: String
+    public let format: ImageFormat
+    public let storage: any Storage
+    public let source: any ImageSource
+
+    /// The image as a qcow2 one; nil if it is of another format.
+    public var qcow2: Qcow2Source? { source as? Qcow2Source }
+}
+
+/// A file that an image names.
+public struct BackingReference: Sendable {
+    public let path: String
+    /// nil has to be found out.
+    public let format: ImageFormat?
+}
+
 /// Opens images and, through one gate, the files that they name. The one place that knows the kinds of
 /// storage.
 public struct ImageOpener: Sendable {
@@ -46,40 +64,64 @@ public struct ImageOpener: Sendable {
     /// - Parameter format: nil looks at the first bytes.
     /// - Throws: `ImageError`; also for a chain that leads back into itself.
     public func open(_ path: String, format: ImageFormat?) async throws -> OpenedImage {
-        var layers: [any ImageSource] = []
+        var layers: [OpenedLayer] = []
         var files: [FileIdentity] = []
-        var requestsInFlight = 0
-        var topFormat = ImageFormat.raw
-        var next: (path: String, format: ImageFormat?)? = (path, format)
-        var overlay: String?
-        while let (path, format) = next {
-            let storage = try openStorage(path, namedBy: overlay)
-            requestsInFlight = max(requestsInFlight, storage.traits.requestsInFlight)
-            if let identity = (storage as? FileStorage)?.identity {
+        var next: BackingReference? = BackingReference(path: path, format: format)
+        while let reference = next {
+            let layer = try await openLayer(
+                reference.path, format: reference.format, namedBy: layers.last?.path)
+            if let identity = (layer.storage as? FileStorage)?.identity {
                 guard !files.contains(identity) else {
-                    throw ImageError.corrupt(path, "the backing chain leads back to this file")
+                    throw ImageError.corrupt(
+                        reference.path, "the backing chain leads back to this file")
                 }
                 files.append(identity)
             }
-            let known = if let format { format } else { try await ImageFormat.probe(storage) }
-            if layers.isEmpty { topFormat = known }
-            overlay = path
-            next = nil
-            switch known {
-            case .raw: layers.append(RawSource(storage))
-            case .qcow2:
-                let image = try await Qcow2Source(storage)
-                layers.append(image)
-                if let name = image.header.backingFile {
-                    next = try backing(
-                        name, formatName: image.header.backingFormat, namedBy: path)
-                }
-            }
+            layers.append(layer)
+            next = try backing(of: layer)
         }
+        let sources = layers.map(\.source)
         return OpenedImage(
-            format: topFormat, source: LayeredSource(layers: layers), topLayer: layers[0],
-            backing: layers.count > 1 ? LayeredSource(layers: Array(layers.dropFirst())) : nil,
-            files: files, requestsInFlight: requestsInFlight)
+            format: layers[0].format, source: LayeredSource(layers: sources),
+            topLayer: sources[0],
+            backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
+            files: files,
+            requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0)
+    }
+
+    /// Opens an image alone, without what it lies on.
+    ///
+    /// - Parameters:
+    ///   - format: nil looks at the first bytes.
+    ///   - overlay: the image that names it; nil for a name that a person typed.
+    /// - Throws: `ImageError`.
+    public func openLayer(
+        _ path: String, format: ImageFormat?, namedBy overlay: String? = nil
+    ) async throws -> OpenedLayer {
+        let storage = try openStorage(path, namedBy: overlay)
+        let known = if let format { format } else { try await ImageFormat.probe(storage) }
+        let source: any ImageSource
+        switch known {
+        case .raw: source = RawSource(storage)
+        case .qcow2: source = try await Qcow2Source(storage)
+        }
+        return OpenedLayer(path: path, format: known, storage: storage, source: source)
+    }
+
+    /// What an image names as its backing file, after the gate has let it through; nil if nothing.
+    public func backing(of layer: OpenedLayer) throws -> BackingReference? {
+        guard let header = layer.qcow2?.header, let name = header.backingFile else { return nil }
+        let path = try Self.backingPath(name, namedBy: layer.path)
+        var format: ImageFormat?
+        if let formatName = header.backingFormat, !formatName.isEmpty {
+            guard let known = ImageFormat(rawValue: formatName) else {
+                throw ImageError.unsupported(
+                    layer.path, "backing format '\(formatName)' is not supported")
+            }
+            format = known
+        }
+        try backingGate(path, layer.path)
+        return BackingReference(path: path, format: format)
     }
 
     private func openStorage(_ path: String, namedBy overlay: String?) throws -> any Storage {
@@ -94,22 +136,6 @@ public struct ImageOpener: Sendable {
             throw ImageError(
                 error.kind, path: path, "\(error.message) (the backing file of \(overlay))")
         }
-    }
-
-    private func backing(
-        _ name: String, formatName: String?, namedBy overlay: String
-    ) throws -> (String, ImageFormat?) {
-        let path = try Self.backingPath(name, namedBy: overlay)
-        var format: ImageFormat?
-        if let formatName, !formatName.isEmpty {
-            guard let known = ImageFormat(rawValue: formatName) else {
-                throw ImageError.unsupported(
-                    overlay, "backing format '\(formatName)' is not supported")
-            }
-            format = known
-        }
-        try backingGate(path, overlay)
-        return (path, format)
     }
 
     /// Where a backing file is: relative names count from the folder of the image that names it.
