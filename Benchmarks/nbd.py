@@ -78,21 +78,33 @@ def published(swimg, source, folder, pairs):
 
 
 def delayed(swimg, folder):
-    print("\n| 256 MiB, 5 ms a request | seconds | requests / in flight x 5 ms |\n|---|---|---|")
-    for connections, requests in [(1, 4), (4, 4), (4, 8)]:
-        socket = f"{folder}/slow{connections}x{requests}"
-        command = [
-            "nbdkit", "-f", "-U", socket, "-t", "64", "--filter=delay", "pattern", "256M", "delay-read=5ms"]
-        with server(command, socket) as slow:
-            seconds = [
-                peak_and_time([
-                    swimg, "convert", "-f", "raw", "-O", "raw", "--connections", str(connections),
-                    "--requests", str(requests), slow, f"{folder}/out.raw"])[0]
-                for _ in range(3)]
-        expected = (256 << 20) / (256 << 10) / (connections * requests) * 0.005
-        middle = statistics.median(seconds)
-        print(f"| {connections} connections, {requests} requests | {middle:.2f} "
-              f"| {expected:.2f} ({middle / expected:.2f} times as long) |", flush=True)
+    """Nothing but waiting: a server that has nothing to do but to let 5 ms pass. It must not be the limit."""
+    print("\n| 1 GiB, 5 ms a request | seconds | nbdcopy | requests / in flight x 5 ms | times as long |\n"
+          "|---|---|---|---|---|")
+    source = f"{folder}/full.raw"
+    with open(source, "wb") as file:
+        for _ in range(1024):
+            file.write(bytes([7]) * (1 << 20))
+    for way, size in [("read", 1024), ("write", 1024)]:
+        for connections, requests in [(1, 4), (4, 2), (4, 4), (4, 8)]:
+            socket = f"{folder}/{way}{connections}x{requests}"
+            command = [
+                "nbdkit", "-f", "-U", socket, "-t", "64", "--filter=noextents", "--filter=delay", "null",
+                f"{size}M", f"delay-{way}=5ms"]
+            flags = [f"--connections={connections}", f"--requests={requests}"]
+            with server(command, socket) as slow:
+                ends = [slow, f"{folder}/out.raw"] if way == "read" else [source, slow]
+                peer = [slow, "null:"] if way == "read" else [source, slow]
+                own = [swimg, "convert", "-n" if way == "write" else "-W", "-f", "raw", "-O", "raw"]
+                commands = [own + flags + ends, ["nbdcopy", "--request-size=262144"] + flags + peer]
+                seconds = [[], []]
+                for _ in range(3):
+                    for times, command in zip(seconds, commands):
+                        times.append(peak_and_time(command)[0])
+            middle, other = [statistics.median(times) for times in seconds]
+            expected = size * 4 / (connections * requests) * 0.005
+            print(f"| {way} {size} MiB, {connections} x {requests} | {middle:.2f} | {other:.2f} "
+                  f"| {expected:.2f} | {middle / expected:.2f} |", flush=True)
 
 
 def main():

@@ -6,6 +6,7 @@
 #include <string.h>
 
 const uint32_t cnbd_flag_no_hole = LIBNBD_CMD_FLAG_NO_HOLE;
+const uint32_t cnbd_flag_fua = LIBNBD_CMD_FLAG_FUA;
 const unsigned cnbd_direction_read = LIBNBD_AIO_DIRECTION_READ;
 const unsigned cnbd_direction_write = LIBNBD_AIO_DIRECTION_WRITE;
 
@@ -14,7 +15,7 @@ const unsigned cnbd_direction_write = LIBNBD_AIO_DIRECTION_WRITE;
     USE(set_pread_initialize) USE(set_uri_allow_local_file) USE(aio_connect_uri) USE(aio_is_ready) \
     USE(aio_is_dead) USE(aio_is_closed) USE(aio_get_fd) USE(aio_get_direction) USE(aio_notify_read) \
     USE(aio_notify_write) USE(aio_disconnect) USE(get_size) USE(is_read_only) USE(can_flush) \
-    USE(can_zero) USE(can_multi_conn) USE(can_meta_context) USE(get_block_size) USE(aio_pread) \
+    USE(can_zero) USE(can_fua) USE(can_multi_conn) USE(can_meta_context) USE(get_block_size) USE(aio_pread) \
     USE(aio_pwrite) USE(aio_zero) USE(aio_flush) USE(aio_block_status)
 
 #define FIELD(name) __typeof__(&nbd_##name) name;
@@ -94,6 +95,7 @@ int64_t cnbd_size(struct nbd_handle *handle) { return nbd.get_size(handle); }
 bool cnbd_is_read_only(struct nbd_handle *handle) { return nbd.is_read_only(handle) > 0; }
 bool cnbd_can_flush(struct nbd_handle *handle) { return nbd.can_flush(handle) > 0; }
 bool cnbd_can_zero(struct nbd_handle *handle) { return nbd.can_zero(handle) > 0; }
+bool cnbd_can_fua(struct nbd_handle *handle) { return nbd.can_fua(handle) > 0; }
 bool cnbd_can_multi_conn(struct nbd_handle *handle) { return nbd.can_multi_conn(handle) > 0; }
 bool cnbd_can_block_status(struct nbd_handle *handle) {
     return nbd.can_meta_context(handle, "base:allocation") > 0;
@@ -119,8 +121,9 @@ int64_t cnbd_read(
 }
 
 int64_t cnbd_write(
-    struct nbd_handle *handle, const void *bytes, size_t count, uint64_t offset, void *context) {
-    return nbd.aio_pwrite(handle, bytes, count, offset, completion(context), 0);
+    struct nbd_handle *handle, const void *bytes, size_t count, uint64_t offset, uint32_t flags,
+    void *context) {
+    return nbd.aio_pwrite(handle, bytes, count, offset, completion(context), flags);
 }
 
 int64_t cnbd_zero(

@@ -86,7 +86,12 @@ public struct Conversion: Sendable {
         let job = TargetJob(
             conversion: self, input: input, askedSize: parameters.size, qcow2: created,
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0)
-        if let export = try NBDStorage.open(target, nbd, forWriting: true) {
+        var targetNBD = nbd
+        targetNBD.writesThrough = targetCacheMode.isSynchronous
+        if NBDStorage.isName(target), sources.contains(target) {
+            throw ImageError.invalid("the target '\(target)' is also the source")
+        }
+        if let export = try NBDStorage.open(target, targetNBD, forWriting: true) {
             guard !keepsOld else {
                 throw ImageError.unsupported(
                     export.name, "cannot keep the old content beside the new one on an export")

@@ -26,10 +26,12 @@ struct TargetJob {
             workers: conversion.workers, writesInOrder: conversion.writesInOrder,
             storesZeros: conversion.scannedMinSparse == 0)
         let distant = storage.traits.requestsInFlight
-        // While a worker waits for one side, the other has nothing to do for it.
-        let wanted = distant > 0 ? distant + requestsInFlight : requestsInFlight
+        // While a worker waits for one side, the other has nothing to do for it; and while it scans
+        // and writes to a file, a few more have to keep the server busy.
+        let wanted = distant + requestsInFlight
         if wanted > 0 {
-            pipeline.workers = max(conversion.workers, wanted)
+            let isAtOneEnd = distant == 0 || requestsInFlight == 0
+            pipeline.workers = max(conversion.workers, isAtOneEnd ? wanted + wanted / 4 + 1 : wanted)
             pipeline.smallestChunk = NBDStorage.requestSize
             pipeline.chunksPerWorker = 1
         }

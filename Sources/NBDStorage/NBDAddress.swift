@@ -22,6 +22,9 @@ public struct NBDAddress: Sendable, Equatable {
         uri = Self.schemes.contains { name.hasPrefix($0) } ? name : try Self.uri(fromOlder: name)
     }
 
+    /// Whether the server is on this machine, behind a unix socket.
+    var isLocal: Bool { uri.hasPrefix("nbd+unix:") || uri.hasPrefix("nbds+unix:") }
+
     init(uri: String, name: String) {
         self.uri = uri
         self.name = name

@@ -108,6 +108,8 @@ final class NBDConnection: Sendable {
     private final class Driver: @unchecked Sendable {
         private let address: NBDAddress
         private let options: NBDOptions
+        /// How many requests may be in flight.
+        private let limit: Int
         private let mailbox: Mailbox
         private let inbox = NBDInbox()
         private var handle: NBDHandle?
@@ -126,6 +128,7 @@ final class NBDConnection: Sendable {
             facts = handle.facts
             self.address = address
             self.options = options
+            limit = options.requests(to: address)
             self.mailbox = mailbox
         }
 
@@ -152,7 +155,7 @@ final class NBDConnection: Sendable {
                     lose()
                     continue
                 }
-                if waiting.isEmpty || flying.count >= options.requests {
+                if waiting.isEmpty || flying.count >= limit {
                     handle.wait(milliseconds: pollTime(), besides: mailbox.descriptor)
                     deliver()
                     checkTime()
@@ -162,7 +165,7 @@ final class NBDConnection: Sendable {
 
         private func beginWaiting() {
             var begun = 0
-            while begun < waiting.count, flying.count < options.requests {
+            while begun < waiting.count, flying.count < limit {
                 let request = waiting[begun]
                 request.inbox = inbox
                 request.result = nil

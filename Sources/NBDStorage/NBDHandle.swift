@@ -10,10 +10,14 @@ final class NBDHandle {
         var isReadOnly: Bool
         var canFlush: Bool
         var canZero: Bool
+        /// A write can say that it is done only when it is on stable storage.
+        var canWriteThrough: Bool
         var canMultiConn: Bool
         var canBlockStatus: Bool
         /// In bytes: what offsets and lengths have to be multiples of.
         var minimumBlock: Int64
+        /// In bytes: what the server is fastest with multiples of; 1 where it says nothing.
+        var preferredBlock: Int64
         /// In bytes: the most that one request may carry.
         var maximumPayload: Int64
     }
@@ -45,10 +49,11 @@ final class NBDHandle {
         self.handle = handle
         facts = Facts(
             size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
-            canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),
+            canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle), canWriteThrough: cnbd_can_fua(handle),
             canMultiConn: cnbd_can_multi_conn(handle),
             canBlockStatus: cnbd_can_block_status(handle),
             minimumBlock: max(1, cnbd_minimum_block(handle)),
+            preferredBlock: max(1, cnbd_preferred_block(handle)),
             // What every server takes (NBD protocol, "Block size constraints").
             maximumPayload: cnbd_maximum_payload(handle) > 0
                 ? cnbd_maximum_payload(handle) : 32 << 20)
@@ -136,10 +141,14 @@ final class NBDHandle {
             case .read(let memory):
                 cnbd_read(handle, memory.baseAddress, memory.count, offset, context)
             case .write(let memory):
-                cnbd_write(handle, memory.baseAddress, memory.count, offset, context)
+                cnbd_write(
+                    handle, memory.baseAddress, memory.count, offset,
+                    request.writesThrough ? cnbd_flag_fua : 0, context)
             case .zero(let count, let keepsAllocated):
                 cnbd_zero(
-                    handle, UInt64(count), offset, keepsAllocated ? cnbd_flag_no_hole : 0, context)
+                    handle, UInt64(count), offset,
+                    (keepsAllocated ? cnbd_flag_no_hole : 0)
+                        | (request.writesThrough ? cnbd_flag_fua : 0), context)
             case .flush: cnbd_flush(handle, context)
             case .blockStatus(let count):
                 cnbd_block_status(handle, UInt64(count), offset, context)

@@ -2,8 +2,11 @@
 public struct NBDOptions: Sendable, Equatable {
     /// Connections to one export, if the server allows more than one.
     public var connections = 4
-    /// Requests in flight on each of them.
-    public var requests = 8
+    /// Requests in flight on each of them; nil is 2 on a unix socket, whose server shares our cores and
+    /// caches, and 8 on a network.
+    public var requests: Int?
+    /// Every write is on stable storage when it counts as done (the cache modes that say so).
+    public var writesThrough = false
     /// How long a server may leave requests unanswered, in seconds; nil waits for ever.
     public var timeout: Int?
     /// Use several connections although the server does not promise that they see each other's writes.
@@ -18,4 +21,6 @@ public struct NBDOptions: Sendable, Equatable {
     public static let timeoutRange = 1...86400
 
     public init() {}
+
+    func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 2 : 8) }
 }

@@ -16,6 +16,8 @@ final class NBDRequest: @unchecked Sendable {
 
     let operation: Operation
     let offset: Int64
+    /// It is answered when it is on stable storage (FUA); for writes and zeros.
+    var writesThrough = false
     /// Who waits for it; set when it is sent.
     var transfer: NBDTransfer?
     /// Where it reports that it is done: of the connection that it was submitted to.

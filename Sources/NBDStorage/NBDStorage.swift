@@ -22,6 +22,7 @@ public final class NBDStorage: Storage {
     private let facts: NBDHandle.Facts
     /// In bytes, a multiple of the smallest block.
     private let pieceSize: Int64
+    private let writesThrough: Bool
     private let turn = Atomic<Int>(0)
     /// The last answer about block status: the pipeline asks for neighbours.
     private let status = Mutex<[Extent]>([])
@@ -91,11 +92,14 @@ public final class NBDStorage: Storage {
         name = address.name
         size = facts.size
         let block = facts.minimumBlock
-        pieceSize = max(
-            block, min(Self.requestSize, facts.maximumPayload).roundedDown(to: block))
+        // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
+        let preferred = max(block, facts.preferredBlock)
+        let wanted = min(max(Self.requestSize.roundedDown(to: preferred), preferred), facts.maximumPayload)
+        pieceSize = max(block, wanted.roundedDown(to: block))
+        writesThrough = options.writesThrough
         traits = StorageTraits(
             isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: all.count * options.requests, blockSize: block)
+            requestsInFlight: all.count * options.requests(to: address), blockSize: block)
         self.server = server
     }
 
@@ -134,12 +138,20 @@ public final class NBDStorage: Storage {
     }
 
     private func write(_ memory: UnsafeRawBufferPointer, at offset: Int64) async throws {
-        try await send(
+        try await change(
             pieces(memory.count).map {
                 NBDRequest(
                     .write(UnsafeRawBufferPointer(rebasing: memory[$0])),
                     at: offset + Int64($0.lowerBound))
             })
+    }
+
+    /// Sends writes. Where each has to be stable at once, it says so itself, or a flush follows.
+    private func change(_ requests: [NBDRequest]) async throws {
+        let isSaid = writesThrough && facts.canWriteThrough
+        for request in requests { request.writesThrough = isSaid }
+        try await send(requests)
+        if writesThrough, !isSaid { try await flush() }
     }
 
     private func isAligned(_ range: Range<Int64>) -> Bool {
@@ -169,7 +181,7 @@ public final class NBDStorage: Storage {
         var position = inner.lowerBound
         while position < inner.upperBound {
             let end = min(inner.upperBound, position + reach)
-            try await send([
+            try await change([
                 NBDRequest(
                     .zero(count: end - position, keepsAllocated: !mayUnmap), at: position)
             ])

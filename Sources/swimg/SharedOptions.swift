@@ -14,7 +14,7 @@ struct NBDServerOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Requests in flight on each NBD connection, 1 to 64 (default: 8).",
+            "Requests in flight on each NBD connection, 1 to 64 (default: 8, on unix sockets 2).",
             valueName: "number"))
     var requests: String?
 
@@ -33,8 +33,9 @@ struct NBDServerOptions: ParsableArguments {
         var result = NBDOptions()
         result.connections = try number(
             connections, "connections", NBDOptions.connectionRange, result.connections)
-        result.requests = try number(
-            requests, "requests", NBDOptions.requestRange, result.requests)
+        if let requests {
+            result.requests = try number(requests, "requests", NBDOptions.requestRange, 0)
+        }
         if let timeout {
             result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
         }

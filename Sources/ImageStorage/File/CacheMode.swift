@@ -15,7 +15,7 @@ public enum CacheMode: String, Sendable, CaseIterable {
 
     var isDirect: Bool { self == .none || self == .directsync }
 
-    var isSynchronous: Bool { self == .writethrough || self == .directsync }
+    public var isSynchronous: Bool { self == .writethrough || self == .directsync }
 
     /// Whether a flush has to reach the disk.
     var flushes: Bool { self != .unsafe }
