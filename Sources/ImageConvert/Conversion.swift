@@ -60,6 +60,9 @@ public struct Conversion: Sendable {
     ///
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws {
+        if let described = try ImageDescription(target) {
+            return try await self.into(described).run()
+        }
         let parameters = try checkedParameters()
         let opener = ImageOpener(
             cacheMode: sourceCacheMode, shareForced: shareForced, nbd: nbd)
@@ -88,7 +91,8 @@ public struct Conversion: Sendable {
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0)
         var targetNBD = nbd
         targetNBD.writesThrough = targetCacheMode.isSynchronous
-        if NBDStorage.isName(target), sources.contains(target) {
+        // A raw export may be written back to itself: each range is read before it is written.
+        if targetFormat == .qcow2, NBDStorage.isName(target), sources.contains(target) {
             throw ImageError.invalid("the target '\(target)' is also the source")
         }
         if let export = try NBDStorage.open(target, targetNBD, forWriting: true) {
@@ -164,6 +168,20 @@ public struct Conversion: Sendable {
             }
         }
         return parameters
+    }
+
+    /// The same, with the target's plain name in place of its description.
+    private func into(_ described: ImageDescription) throws(ImageError) -> Conversion {
+        guard skipsCreation else {
+            throw .invalid("a target that is described (json:) needs -n")
+        }
+        guard described.isWhole else {
+            throw .unsupported(described.place, "a part of a file can only be read")
+        }
+        var result = self
+        result.target = described.place
+        if let format = described.format { result.targetFormat = format }
+        return result
     }
 
     /// The backing file has to be looked at: behind its end the target reads as zeros.

@@ -17,29 +17,13 @@ public struct CreationOptions: Sendable, Equatable {
     ///
     /// - Throws: `ImageError` for a word that is no `key=value`.
     public mutating func add(_ text: String) throws(ImageError) {
-        for word in Self.split(text) where !word.isEmpty {
+        for word in OptionWords.split(text) {
             guard let equals = word.firstIndex(of: "=") else {
                 throw .invalid("expected 'key=value' after -o, got '\(word)'")
             }
             values.append(
                 (String(word[..<equals]), String(word[word.index(after: equals)...])))
         }
-    }
-
-    private static func split(_ text: String) -> [String] {
-        var words = [""]
-        var rest = text[...]
-        while let character = rest.popFirst() {
-            if character != "," {
-                words[words.count - 1].append(character)
-            } else if rest.first == "," {
-                rest.removeFirst()
-                words[words.count - 1].append(",")
-            } else {
-                words.append("")
-            }
-        }
-        return words
     }
 }
 

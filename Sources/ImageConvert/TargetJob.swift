@@ -31,7 +31,8 @@ struct TargetJob {
         let wanted = distant + requestsInFlight
         if wanted > 0 {
             let isAtOneEnd = distant == 0 || requestsInFlight == 0
-            pipeline.workers = max(conversion.workers, isAtOneEnd ? wanted + wanted / 4 + 1 : wanted)
+            pipeline.workers = max(
+                conversion.workers, isAtOneEnd ? wanted + wanted / 4 + 1 : wanted)
             pipeline.smallestChunk = NBDStorage.requestSize
             pipeline.chunksPerWorker = 1
         }

@@ -24,6 +24,8 @@ public struct OpenedLayer: Sendable {
     public let format: ImageFormat
     public let storage: any Storage
     public let source: any ImageSource
+    /// It was opened to be used without its backing file.
+    let ignoresBacking: Bool
 
     /// The image as a qcow2 one; nil if it is of another format.
     public var qcow2: Qcow2Source? { source as? Qcow2Source }
@@ -70,7 +72,7 @@ public struct ImageOpener: Sendable {
         while let reference = next {
             let layer = try await openLayer(
                 reference.path, format: reference.format, namedBy: layers.last?.path)
-            if let identity = (layer.storage as? FileStorage)?.identity {
+            if let identity = layer.storage.file {
                 guard !files.contains(identity) else {
                     throw ImageError.corrupt(
                         reference.path, "the backing chain leads back to this file")
@@ -98,19 +100,36 @@ public struct ImageOpener: Sendable {
     public func openLayer(
         _ path: String, format: ImageFormat?, namedBy overlay: String? = nil
     ) async throws -> OpenedLayer {
-        let storage = try openStorage(path, namedBy: overlay)
-        let known = if let format { format } else { try await ImageFormat.probe(storage) }
+        // Only a person may describe an image; what an image names is the path of a file.
+        let description = overlay == nil ? try ImageDescription(path) : nil
+        var storage = try openStorage(description?.place ?? path, namedBy: overlay)
+        for window in description?.windows ?? [] {
+            storage = try StorageWindow(of: storage, offset: window.offset, size: window.size)
+        }
+        if let format, let described = description?.format, described != format {
+            throw ImageError.invalid(
+                "format '\(format.rawValue)' was asked for, and '\(described.rawValue)' is described"
+            )
+        }
+        let known =
+            if let format = format ?? description?.format { format } else {
+                try await ImageFormat.probe(storage)
+            }
         let source: any ImageSource
         switch known {
         case .raw: source = RawSource(storage)
         case .qcow2: source = try await Qcow2Source(storage)
         }
-        return OpenedLayer(path: path, format: known, storage: storage, source: source)
+        return OpenedLayer(
+            path: description?.place ?? path, format: known, storage: storage, source: source,
+            ignoresBacking: description?.ignoresBacking ?? false)
     }
 
     /// What an image names as its backing file, after the gate has let it through; nil if nothing.
     public func backing(of layer: OpenedLayer) throws -> BackingReference? {
-        guard let header = layer.qcow2?.header, let name = header.backingFile else { return nil }
+        guard !layer.ignoresBacking, let header = layer.qcow2?.header,
+            let name = header.backingFile
+        else { return nil }
         let path = try Self.backingPath(name, namedBy: layer.path)
         var format: ImageFormat?
         if let formatName = header.backingFormat, !formatName.isEmpty {

@@ -35,6 +35,8 @@ public protocol Storage: BlockHolder {
     /// In bytes, when it was opened or last truncated.
     var size: Int64 { get }
     var traits: StorageTraits { get }
+    /// The file or device in which the bytes are; nil if that is not on this machine.
+    var file: FileIdentity? { get }
 
     /// Fills the whole buffer. Throws where the range reaches beyond the end.
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
@@ -70,6 +72,8 @@ public protocol Storage: BlockHolder {
 }
 
 extension Storage {
+    public var file: FileIdentity? { nil }
+
     public var sharesBlocks: Bool { false }
 
     public func share(_ location: HostLocation, at offset: Int64) -> Int64 { 0 }

@@ -58,7 +58,7 @@ public struct NBDAddress: Sendable, Equatable {
     }
 
     /// With everything but unreserved characters written as %XX (RFC 3986, section 2).
-    private static func escaped(_ text: String) -> String {
+    public static func escaped(_ text: String) -> String {
         let hex = Array("0123456789ABCDEF")
         var result = ""
         for byte in text.utf8 {

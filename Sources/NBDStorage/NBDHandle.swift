@@ -49,7 +49,8 @@ final class NBDHandle {
         self.handle = handle
         facts = Facts(
             size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
-            canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle), canWriteThrough: cnbd_can_fua(handle),
+            canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),
+            canWriteThrough: cnbd_can_fua(handle),
             canMultiConn: cnbd_can_multi_conn(handle),
             canBlockStatus: cnbd_can_block_status(handle),
             minimumBlock: max(1, cnbd_minimum_block(handle)),

@@ -94,7 +94,8 @@ public final class NBDStorage: Storage {
         let block = facts.minimumBlock
         // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
         let preferred = max(block, facts.preferredBlock)
-        let wanted = min(max(Self.requestSize.roundedDown(to: preferred), preferred), facts.maximumPayload)
+        let wanted = min(
+            max(Self.requestSize.roundedDown(to: preferred), preferred), facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: block))
         writesThrough = options.writesThrough
         traits = StorageTraits(

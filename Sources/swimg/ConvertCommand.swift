@@ -24,8 +24,7 @@ struct ConvertCommand: ImageCommand {
     static let letters = OptionLetters(
         flags: "cCnpqUW", valued: "fOmSotTBF",
         missing: [
-            "l", "r", "s", "bitmaps", "image-opts", "object", "salvage", "skip-broken-bitmaps",
-            "target-image-opts",
+            "l", "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
         ])
 
     @Option(
@@ -36,7 +35,7 @@ struct ConvertCommand: ImageCommand {
     @Option(
         name: .customShort("O"), parsing: .unconditional,
         help: ArgumentHelp("The format of the target: raw or qcow2.", valueName: "format"))
-    var targetFormat = "raw"
+    var targetFormat: String?
 
     @Option(
         name: .customShort("m"), parsing: .unconditional,
@@ -114,6 +113,16 @@ struct ConvertCommand: ImageCommand {
         help: "Read images that another process writes to.")
     var forceShare = false
 
+    @Flag(
+        name: .customLong("image-opts"),
+        help: "The sources are described by options (driver=qcow2,file.filename=…).")
+    var imageOpts = false
+
+    @Flag(
+        name: .customLong("target-image-opts"),
+        help: "The existing target is described by options (with -n).")
+    var targetImageOpts = false
+
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
@@ -140,9 +149,21 @@ struct ConvertCommand: ImageCommand {
         guard files.count >= 2, let target = files.last else {
             throw .invalid("a source and a target are needed")
         }
-        var conversion = Conversion(sources: files.dropLast(), target: target)
+        var sources: [String] = []
+        for file in files.dropLast() { sources.append(try imageName(file, isOptions: imageOpts)) }
+        var conversion = Conversion(
+            sources: sources, target: try imageName(target, isOptions: targetImageOpts))
         conversion.sourceFormat = try sourceFormat.map(imageFormat)
-        conversion.targetFormat = try imageFormat(targetFormat)
+        if targetImageOpts {
+            guard skipCreation else {
+                throw .invalid("--target-image-opts requires use of -n flag")
+            }
+            guard targetFormat == nil else {
+                throw .invalid("-O and --target-image-opts cannot be used together")
+            }
+        } else {
+            conversion.targetFormat = try imageFormat(targetFormat ?? "raw")
+        }
         guard let number = Int(workers), Conversion.workerRange.contains(number) else {
             throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
         }

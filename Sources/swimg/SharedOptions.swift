@@ -56,6 +56,13 @@ struct NBDServerOptions: ParsableArguments {
     }
 }
 
+/// What stands for an image on the command line as a name that `ImageOpener` knows.
+///
+/// - Parameter isOptions: it is not a name but a list of options (`--image-opts`).
+func imageName(_ text: String, isOptions: Bool) throws(ImageError) -> String {
+    isOptions ? try ImageDescription.name(fromOptions: text) : text
+}
+
 func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {
     guard let format = ImageFormat(rawValue: name) else {
         throw .invalid("unknown format '\(name)'")

@@ -133,8 +133,6 @@ import Testing
     /// An option that swimg does not have yet is named, never ignored: a script must notice.
     @Test(arguments: [
         ("--bitmaps source target", "--bitmaps"),
-        ("--image-opts driver=raw,file.filename=source target", "--image-opts"),
-        ("-n --target-image-opts source driver=raw,file.filename=target", "--target-image-opts"),
         ("--object secret,id=s,data=x source target", "--object"),
         ("--salvage source target", "--salvage"),
         ("--skip-broken-bitmaps source target", "--skip-broken-bitmaps"),

@@ -9,6 +9,7 @@ public final class FileStorage: Storage {
     public let traits: StorageTraits
     /// Which file this is, whatever its names are: device and inode (for a device node: the device).
     public let identity: FileIdentity
+    public var file: FileIdentity? { identity }
 
     let descriptor: Int32
     let cacheMode: CacheMode

@@ -1,0 +1,256 @@
+import DiskImage
+import FoundationEssentials
+import ImageStorage
+import NBDStorage
+
+/// An image described by options instead of a name: qemu's `json:{…}` and `--image-opts`.
+///
+/// What is understood: the formats `raw` (with `offset` and `size`: a disk inside an archive) and `qcow2` (with
+/// `backing` null), on `file`, `host_device` and `nbd`. Options that only tune qemu are passed over, any other
+/// one is refused: it may change what the image holds.
+public struct ImageDescription: Sendable, Equatable {
+    /// A part of a file.
+    struct Window: Sendable, Equatable {
+        var offset: Int64
+        /// In bytes; nil reaches to the end.
+        var size: Int64?
+    }
+
+    /// nil has to be found out.
+    public private(set) var format: ImageFormat?
+    /// Where the bytes are: the path of a file or the name of an export.
+    public private(set) var place = ""
+    /// The backing file that the image names is not to be used.
+    public private(set) var ignoresBacking = false
+    private(set) var windows: [Window] = []
+
+    /// All of what is at the place.
+    public var isWhole: Bool { windows.isEmpty }
+
+    private static let jsonPrefix = "json:"
+
+    /// Whether a name is a description.
+    public static func isDescription(_ name: String) -> Bool { name.hasPrefix(jsonPrefix) }
+
+    /// The name that stands for what `--image-opts` says: `key=value,…`.
+    ///
+    /// - Throws: `ImageError` for words that are no options.
+    public static func name(fromOptions text: String) throws(ImageError) -> String {
+        var members: [String: OptionTree] = [:]
+        for word in OptionWords.split(text) {
+            guard let equals = word.firstIndex(of: "=") else {
+                throw .invalid("expected 'key=value' in image options, got '\(word)'")
+            }
+            members[String(word[..<equals])] = .string(
+                String(word[word.index(after: equals)...]))
+        }
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
+        guard let data = try? encoder.encode(members) else {
+            throw .invalid("image options '\(text)' cannot be understood")
+        }
+        return jsonPrefix + String(decoding: data, as: UTF8.self)
+    }
+
+    /// nil if the name is no description.
+    ///
+    /// - Throws: `ImageError` for one that cannot be understood, or asks for what there is not.
+    public init?(_ name: String) throws(ImageError) {
+        guard Self.isDescription(name) else { return nil }
+        let text = name.dropFirst(Self.jsonPrefix.count)
+        var options: [String: OptionTree] = [:]
+        do {
+            let tree = try JSONDecoder().decode(
+                [String: OptionTree].self, from: Data(text.utf8))
+            OptionTree.object(tree).flatten(into: &options, key: "")
+        } catch {
+            throw ImageError(.invalid, path: name, "is not a JSON object that describes an image")
+        }
+        var parser = Parser(name: name, options: options)
+        try parser.readFormat(into: &self)
+        try parser.refuseRest()
+    }
+
+    private init() {}
+
+    /// Takes what it understands out of the options.
+    private struct Parser {
+        let name: String
+        var options: [String: OptionTree]
+
+        /// What changes nothing about the bytes that are read.
+        private static let tuning: Set<String> = [
+            "aio", "auto-read-only", "cache-clean-interval", "cache-size", "cache.direct",
+            "cache.no-flush", "cache.writeback", "detect-zeroes", "discard", "drop-cache",
+            "force-share", "l2-cache-entry-size", "l2-cache-size", "lazy-refcounts", "locking",
+            "node-name", "open-timeout", "overlap-check", "pass-discard-other",
+            "pass-discard-request", "pass-discard-snapshot", "pr-manager", "read-only",
+            "reconnect-delay", "refcount-cache-size", "x-check-cache-dropped",
+        ]
+
+        mutating func readFormat(into result: inout ImageDescription) throws(ImageError) {
+            let hasFile = options.keys.contains { $0.hasPrefix("file.") }
+            guard let driver = try text("driver") else {
+                guard hasFile else { throw bad("must name a driver or a file") }
+                return try readStorage("file.", into: &result)
+            }
+            result.format = ImageFormat(rawValue: driver) ?? .raw
+            if driver == ImageFormat.qcow2.rawValue {
+                if let backing = options.removeValue(forKey: "backing") {
+                    guard backing == .null else {
+                        throw bad("a backing file given here is not supported, but null")
+                    }
+                    result.ignoresBacking = true
+                }
+                try readStorage("file.", into: &result)
+            } else if driver == ImageFormat.raw.rawValue {
+                try readWindow("", into: &result)
+                try readStorage("file.", into: &result)
+            } else {
+                try readStorage("", driver: driver, into: &result)
+            }
+        }
+
+        private mutating func readStorage(
+            _ prefix: String, into result: inout ImageDescription
+        ) throws(ImageError) {
+            if options[String(prefix.dropLast())] != nil {
+                throw bad(
+                    "a node's name is not supported: '\(prefix.dropLast())' must be an object")
+            }
+            try readStorage(prefix, driver: try text(prefix + "driver"), into: &result)
+        }
+
+        private mutating func readStorage(
+            _ prefix: String, driver: String?, into result: inout ImageDescription
+        ) throws(ImageError) {
+            switch driver {
+            case nil, "file", "host_device":
+                guard let path = try text(prefix + "filename"), !path.isEmpty else {
+                    throw bad("'\(prefix)filename' is missing")
+                }
+                // With the driver said, the name is a path whatever it looks like.
+                let looksOtherwise =
+                    NBDStorage.isName(path) || ImageDescription.isDescription(path)
+                result.place = driver != nil && looksOtherwise ? "./" + path : path
+            case "nbd": result.place = try exportName(prefix)
+            case "raw":
+                try readWindow(prefix, into: &result)
+                try readStorage(prefix + "file.", into: &result)
+            case let driver?: throw bad("driver '\(driver)' is not supported here")
+            }
+        }
+
+        private mutating func readWindow(
+            _ prefix: String, into result: inout ImageDescription
+        ) throws(ImageError) {
+            let offset = try number(prefix + "offset")
+            let size = try number(prefix + "size")
+            guard offset != nil || size != nil else { return }
+            if let size, size % guestSectorSize != 0 {
+                throw bad("'\(prefix)size' is not a multiple of \(guestSectorSize)")
+            }
+            result.windows.insert(Window(offset: offset ?? 0, size: size), at: 0)
+        }
+
+        private mutating func exportName(_ prefix: String) throws(ImageError) -> String {
+            let export = try text(prefix + "export") ?? ""
+            let type = try text(prefix + "server.type")
+            func either(_ key: String) throws(ImageError) -> String? {
+                if let value = try text(prefix + "server." + key) { return value }
+                return try text(prefix + key)
+            }
+            if let path = try either("path") {
+                guard type == nil || type == "unix" else {
+                    throw bad("a server is not unix and inet")
+                }
+                return
+                    "nbd+unix:///\(NBDAddress.escaped(export))?socket=\(NBDAddress.escaped(path))"
+            }
+            guard type == nil || type == "inet", let host = try either("host") else {
+                throw bad("an NBD server needs a host or the path of a socket")
+            }
+            let port = try either("port") ?? "10809"
+            let place = host.contains(":") ? "[\(host)]" : host
+            return "nbd://\(place):\(port)/\(NBDAddress.escaped(export))"
+        }
+
+        private mutating func text(_ key: String) throws(ImageError) -> String? {
+            switch options.removeValue(forKey: key) {
+            case nil: return nil
+            case .string(let string): return string
+            case .integer(let number): return String(number)
+            default: throw bad("'\(key)' must be a string")
+            }
+        }
+
+        private mutating func number(_ key: String) throws(ImageError) -> Int64? {
+            guard let text = try text(key) else { return nil }
+            guard let bytes = parseByteSize(text) else { throw bad("'\(key)' must be a size") }
+            return bytes
+        }
+
+        func refuseRest() throws(ImageError) {
+            let rest = options.keys.filter { key in
+                !Self.tuning.contains {
+                    key == $0 || key.hasSuffix("." + $0)
+                }
+            }
+            if let key = rest.min() { throw bad("option '\(key)' is not supported") }
+        }
+
+        private func bad(_ reason: String) -> ImageError {
+            ImageError(.invalid, path: name, reason)
+        }
+    }
+}
+
+/// A JSON value in a description.
+private enum OptionTree: Codable, Equatable {
+    case null
+    case bool(Bool)
+    case integer(Int64)
+    case string(String)
+    case array([OptionTree])
+    case object([String: OptionTree])
+
+    init(from decoder: any Decoder) throws {
+        let value = try decoder.singleValueContainer()
+        if value.decodeNil() {
+            self = .null
+        } else if let bool = try? value.decode(Bool.self) {
+            self = .bool(bool)
+        } else if let integer = try? value.decode(Int64.self) {
+            self = .integer(integer)
+        } else if let string = try? value.decode(String.self) {
+            self = .string(string)
+        } else if let array = try? value.decode([OptionTree].self) {
+            self = .array(array)
+        } else {
+            self = .object(try value.decode([String: OptionTree].self))
+        }
+    }
+
+    func encode(to encoder: any Encoder) throws {
+        var value = encoder.singleValueContainer()
+        switch self {
+        case .null: try value.encodeNil()
+        case .bool(let bool): try value.encode(bool)
+        case .integer(let integer): try value.encode(integer)
+        case .string(let string): try value.encode(string)
+        case .array(let array): try value.encode(array)
+        case .object(let members): try value.encode(members)
+        }
+    }
+
+    /// Nested objects and dotted keys say the same.
+    func flatten(into options: inout [String: OptionTree], key: String) {
+        guard case .object(let members) = self else {
+            options[key] = self
+            return
+        }
+        for (name, member) in members {
+            member.flatten(into: &options, key: key.isEmpty ? name : "\(key).\(name)")
+        }
+    }
+}

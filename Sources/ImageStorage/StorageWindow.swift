@@ -1,0 +1,66 @@
+import DiskImage
+
+/// A part of another storage, to be read as if it were one of its own: a disk in an archive.
+public final class StorageWindow: Storage {
+    private let base: any Storage
+    private let start: Int64
+    public let size: Int64
+
+    /// - Parameters:
+    ///   - offset: where the part begins, in bytes.
+    ///   - size: of the part in bytes; nil reaches to the end.
+    /// - Throws: `ImageError` for a part that is not all there.
+    public init(of base: any Storage, offset: Int64, size: Int64?) throws(ImageError) {
+        guard offset >= 0, offset <= base.size else {
+            throw .corrupt(
+                base.name, "offset \(offset) lies beyond the end of the file (\(base.size) bytes)")
+        }
+        let rest = base.size - offset
+        let wanted = size ?? rest
+        guard wanted >= 0, wanted <= rest else {
+            throw .corrupt(
+                base.name,
+                "\(wanted) bytes from offset \(offset) on reach beyond the end of the file "
+                    + "(\(base.size) bytes)")
+        }
+        self.base = base
+        start = offset
+        self.size = wanted
+    }
+
+    public var name: String { base.name }
+    public var file: FileIdentity? { base.file }
+
+    public var traits: StorageTraits {
+        var traits = base.traits
+        traits.isDevice = true
+        return traits
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let end = offset + Int64(buffer.byteCount)
+        guard end <= size else { throw ImageError.beyondEnd(self, offset..<end) }
+        try await base.read(into: &buffer, at: start + offset)
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        let found = try await base.extent(at: start + offset, limit: start + limit)
+        return Extent(
+            range: found.range.lowerBound - start..<found.range.upperBound - start,
+            content: found.content)
+    }
+
+    public func write(_ bytes: RawSpan, at offset: Int64) async throws { throw readOnly }
+
+    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws { throw readOnly }
+
+    public func truncate(to size: Int64) async throws { throw readOnly }
+
+    public func requireSpace(_ bytes: Int64) throws { throw readOnly }
+
+    public func flush() async throws {}
+
+    private var readOnly: ImageError {
+        .unsupported(name, "a part of a file can only be read")
+    }
+}

@@ -1,0 +1,100 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// Images described by options: `json:{…}` and `--image-opts`, as oVirt and Proxmox give them.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DescriptionTests {
+    let folder: TempFolder
+
+    init() throws {
+        folder = try TempFolder()
+        try DiskSketch("A1b0+-CC", cluster: 65536).writeRaw(folder.path("a.raw"))
+        try Qemu.img("convert", "-O", "qcow2", "a.raw", "a.qcow2", in: folder.path)
+        try Qemu.img(
+            "create", "-q", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "over.qcow2",
+            in: folder.path)
+        try Qemu.io("qcow2", folder.path("over.qcow2"), ["write -P 9 64k 64k"])
+        // A disk in an archive begins somewhere, as in an OVA.
+        let image = try Data(contentsOf: URL(fileURLWithPath: folder.path("a.qcow2")))
+        let archive = Data(repeating: 0x55, count: 1536) + image + Data(repeating: 0x66, count: 700)
+        try archive.write(to: URL(fileURLWithPath: folder.path("archive")))
+    }
+
+    static let inArchive = """
+        json:{"driver":"qcow2","file":{"driver":"raw","offset":1536,"size":SIZE,\
+        "file":{"driver":"file","filename":"archive"}}}
+        """
+
+    @Test(arguments: [
+        ["json:{\"driver\":\"raw\",\"offset\":512,\"size\":1024,\"file.filename\":\"a.raw\"}"],
+        ["json:{\"driver\":\"raw\",\"offset\":\"65536\",\"file\":{\"filename\":\"a.raw\"}}"],
+        ["json:{\"driver\":\"qcow2\",\"backing\":null,\"file.filename\":\"over.qcow2\"}"],
+        ["json:{\"driver\":\"qcow2\",\"file.filename\":\"over.qcow2\",\"lazy-refcounts\":true}"],
+        ["json:{\"file.filename\":\"over.qcow2\",\"read-only\":true}"],
+        ["json:{\"driver\":\"file\",\"filename\":\"over.qcow2\"}"],
+        ["--image-opts", "driver=qcow2,file.driver=file,file.filename=over.qcow2"],
+        ["--image-opts", "file.filename=over.qcow2,file.locking=off,file.cache.direct=off"],
+        ["--image-opts", "driver=raw,size=64k,file.filename=a.qcow2"],
+        [inArchive],
+    ])
+    func readsWhatQemuReads(_ words: [String]) throws {
+        let size = try contents(folder.path("a.qcow2")).count
+        let words = words.map { $0.replacingOccurrences(of: "SIZE", with: String(size)) }
+        try require("qemu-img", ["convert", "-O", "raw"] + words + ["theirs"], in: folder.path)
+        let outcome = try Swimg.convert(["-O", "raw"] + words + ["own"], in: folder.path)
+        expectSuccess(outcome)
+        let theirs = try contents(folder.path("theirs"))
+        #expect(!theirs.isEmpty)
+        #expect(try mismatch(contents(folder.path("own")), theirs) == nil, "\(outcome)")
+    }
+
+    @Test(arguments: [
+        ["json:{bad"], ["json:[]"], ["json:{}"], ["json:{\"driver\":\"raw\",\"file\":\"node\"}"],
+        ["json:{\"driver\":\"nonesuch\",\"file.filename\":\"a.raw\"}"],
+        ["json:{\"driver\":\"raw\",\"wrong\":1,\"file.filename\":\"a.raw\"}"],
+        ["json:{\"driver\":\"raw\",\"offset\":99999999,\"file.filename\":\"a.raw\"}"],
+        ["json:{\"driver\":\"raw\",\"offset\":512,\"size\":524288,\"file.filename\":\"a.raw\"}"],
+        ["--image-opts", "driver=raw,size=1000,file.filename=a.raw"],
+        ["--image-opts", "a.raw"], ["--image-opts", "driver=raw"],
+        ["--image-opts", "driver=nbd,export=x"],
+    ])
+    func refusesWhatQemuRefuses(_ words: [String]) throws {
+        let theirs = try run(
+            "qemu-img", ["convert", "-O", "raw"] + words + ["theirs"], in: folder.path)
+        #expect(theirs.status == 1, "\(theirs)")
+        let outcome = try Swimg.convert(["-O", "raw"] + words + ["own"], in: folder.path)
+        expectRefusal(outcome)
+        #expect(!folder.names.contains("own"))
+    }
+
+    /// What an image names is never taken for a description.
+    @Test func anImageCannotDescribeItsBackingFile() throws {
+        try Qemu.img(
+            "rebase", "-u", "-b", "json:{\"driver\":\"raw\",\"file.filename\":\"a.raw\"}", "-F",
+            "raw",
+            "over.qcow2", in: folder.path)
+        let outcome = try Swimg.convert("-O", "raw", "over.qcow2", "own", in: folder.path)
+        expectRefusal(outcome, says: "not the path of a file")
+    }
+
+    @Test func writesIntoADescribedTarget() throws {
+        let size = try contents(folder.path("a.raw")).count
+        for words in [
+            ["--target-image-opts", "a.qcow2", "driver=raw,file.filename=own"],
+            ["-O", "raw", "a.qcow2", "json:{\"driver\":\"raw\",\"file.filename\":\"own\"}"],
+        ] {
+            try Data(repeating: 0xaa, count: size).write(
+                to: URL(fileURLWithPath: folder.path("own")))
+            expectSuccess(try Swimg.convert(["-n"] + words, in: folder.path))
+            try Qemu.img("compare", "-f", "raw", "-F", "raw", "a.raw", "own", in: folder.path)
+        }
+    }
+
+    /// The archive that holds the source is not overwritten by its content.
+    @Test func aSourceInAnArchiveIsProtected() throws {
+        let outcome = try Swimg.convert(
+            "-O", "raw", "json:{\"driver\":\"raw\",\"offset\":512,\"file.filename\":\"archive\"}",
+            "archive", in: folder.path)
+        expectRefusal(outcome, says: "is the source")
+    }
+}
