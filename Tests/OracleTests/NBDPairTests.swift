@@ -1,0 +1,130 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// Every kind of server with every other, and filters that make them awkward.
+@Suite(
+    .enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs qemu-nbd and nbdkit"))
+struct NBDPairTests {
+    static let size = 24 << 20
+    let folder: TempFolder
+
+    init() throws { folder = try TempFolder() }
+
+    static let sources = ["file", "qemu", "sparse-random", "data", "null", "pattern"]
+    static let targets = ["file", "memory", "qemu"]
+
+    private func file(_ name: String, filledWith byte: UInt8) throws -> String {
+        let path = folder.path(name)
+        try Data(repeating: byte, count: Self.size).write(to: URL(fileURLWithPath: path))
+        return path
+    }
+
+    private func source(_ kind: String, _ filters: [String] = []) throws -> NBDTestServer {
+        let size = "size=\(Self.size)"
+        let plugin: [String]
+        switch kind {
+        case "file", "qemu":
+            let path = try file("source", filledWith: 0x11)
+            // A hole in a hole's company, and data that begins within a block.
+            try Qemu.io("raw", path, ["write -z -u 5M 9M", "write -P 7 6291000 70000"])
+            if kind == "qemu" { return try NBDTestServer.qemu("-f", "raw", path) }
+            plugin = ["file", path]
+        case "data": plugin = ["data", "( 0x11*600000 @0x400000 0x22*5000 @0x1000001 0x33 )", size]
+        case "null": plugin = ["null", size]
+        case "pattern": plugin = ["pattern", size]
+        default: plugin = ["sparse-random", size, "seed=3", "percent=40", "runlength=98304"]
+        }
+        return try NBDTestServer.nbdkit(
+            filters.filter { $0.hasPrefix("-") } + plugin
+                + filters.filter { !$0.hasPrefix("-") })
+    }
+
+    @Test(arguments: sources, targets)
+    func copiesFromEachToEach(_ from: String, _ to: String) throws {
+        let source = try source(from)
+        let target =
+            switch to {
+            case "memory": try NBDTestServer.nbdkit("memory", "\(Self.size)")
+            case "qemu":
+                try NBDTestServer.qemu("-f", "raw", try file("target", filledWith: 0xaa))
+            default: try NBDTestServer.nbdkit("file", try file("target", filledWith: 0xaa))
+            }
+        let outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", source.uri, target.uri)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.difference(source.uri, "raw", target.uri, "raw") == nil)
+    }
+
+    /// What comes back late, in small pieces, without a map, or only at the second attempt.
+    @Test(arguments: [
+        ["--filter=delay", "rdelay=2ms"],
+        ["--filter=noextents"],
+        ["--filter=noparallel", "serialize=connections"],
+        ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-preferred=1M"],
+        ["--filter=blocksize-policy", "blocksize-maximum=8192", "blocksize-error-policy=error"],
+        ["--filter=retry-request", "--filter=error", "retry-request-delay=1", "error-rate=5%"],
+        ["--filter=retry", "--filter=error", "retry-delay=1", "error-pread-rate=0.5%"],
+        ["--filter=multi-conn", "multi-conn-mode=disable"],
+    ])
+    func readsFromAwkwardServers(_ filters: [String]) throws {
+        let source = try source("sparse-random", filters)
+        let plain = try self.source("sparse-random")
+        let target = folder.path("target")
+        let outcome = try Swimg.convert("-f", "raw", "-O", "raw", source.uri, target)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.difference(plain.uri, "raw", target, "raw") == nil)
+    }
+
+    /// The filter lets through only what the plugin below would give: each write is verified.
+    @Test(arguments: [
+        [], ["--connections", "1"], ["--connections", "8", "--requests", "16"], ["--multi-conn"],
+    ])
+    func writesExactlyWhatIsThere(_ options: [String]) throws {
+        let source = try source("sparse-random")
+        let target = try self.source("sparse-random", ["--filter=checkwrite"])
+        let outcome = try Swimg.convert(
+            options + ["-n", "-f", "raw", "-O", "raw", source.uri, target.uri])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        // The judge can say no.
+        let other = try NBDTestServer.nbdkit(
+            "--filter=checkwrite", "sparse-random", "size=\(Self.size)", "seed=4",
+            "percent=40", "runlength=98304")
+        let refused = try Swimg.convert(
+            options + ["-n", "-f", "raw", "-O", "raw", source.uri, other.uri])
+        #expect(refused.status == 1, "\(refused)")
+    }
+
+    /// With a cache mode that asks for it, each write is stable when it is answered: it says so itself, or
+    /// where the server does not know the flag, a flush follows.
+    @Test(arguments: ["writethrough", "directsync", "writeback"], [true, false])
+    func writesThrough(_ mode: String, _ hasFlag: Bool) throws {
+        let source = try source("data")
+        let log = folder.path("log")
+        let filters = ["--filter=log", "--filter=fua"]
+        let target = try NBDTestServer.nbdkit(
+            filters + ["memory", "\(Self.size)", "logfile=\(log)"]
+                + (hasFlag ? ["fuamode=emulate"] : []))
+        let outcome = try Swimg.convert(
+            "-n", "-t", mode, "-f", "raw", "-O", "raw", "--connections", "1", source.uri, target.uri
+        )
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        target.stop()
+        let lines = try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n")
+        let changes = lines.filter {
+            $0.contains(" Write ") || $0.contains(" Zero ")
+        }
+        let stable = changes.filter { $0.contains("fua=1") }
+        let flushes = lines.filter { $0.contains(" Flush ") }
+        #expect(changes.count >= 3)
+        let isAsked = mode != "writeback"
+        #expect(stable.count == (isAsked && hasFlag ? changes.count : 0), "\(lines)")
+        #expect(flushes.count == (isAsked && !hasFlag ? changes.count + 1 : 1), "\(lines)")
+    }
+
+    @Test func anImageIsNotConvertedOntoItself() throws {
+        let server = try NBDTestServer.nbdkit("memory", "\(Self.size)")
+        let outcome = try Swimg.convert("-f", "raw", "-O", "qcow2", server.uri, server.uri)
+        #expect(outcome.status == 1 && outcome.errorText.contains("also the source"), "\(outcome)")
+    }
+}
