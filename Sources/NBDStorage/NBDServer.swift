@@ -128,7 +128,13 @@ final class NBDServer: Sendable {
         _ words: [String], _ socket: Int32, _ text: String
     ) throws(ImageError) -> pid_t {
         // The server looks whether LISTEN_PID is its own number; a shell knows it and becomes the server.
-        let line = ["/bin/sh", "-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"", "sh"] + words
+        // Where there is setpriv (util-linux), the server ends also when we are killed.
+        let script = """
+            export LISTEN_PID=$$ LISTEN_FDS=1
+            command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM -- "$@"
+            exec "$@"
+            """
+        let line = ["/bin/sh", "-c", script, "sh"] + words
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }

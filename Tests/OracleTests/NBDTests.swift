@@ -267,6 +267,26 @@ struct NBDTests {
         #expect(result.dropFirst(count).allSatisfy { $0 == 0 })
     }
 
+    @Test(.enabled(if: hasProgram("setpriv"), "needs setpriv"))
+    func aServerEndsWithAKilledProgram() throws {
+        let mark = folder.path("pid")
+        let process = try RunningProcess(
+            Swimg.path,
+            [
+                "convert", "[", "nbdkit", "-P", mark, "--filter=delay", "pattern", "1G", "rdelay=1",
+                "]",
+            ]
+                + [folder.path("target")])
+        #expect(process.wait(until: { FileManager.default.fileExists(atPath: mark) }))
+        let text = try String(contentsOfFile: mark, encoding: .utf8)
+        let server = try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+        #expect(Glibc.kill(server, 0) == 0)
+        process.kill()
+        _ = try process.wait()
+        for _ in 0..<200 where Glibc.kill(server, 0) == 0 { usleep(50_000) }
+        #expect(Glibc.kill(server, 0) != 0, "the server still runs")
+    }
+
     @Test(arguments: [["nbdkit", "no-such-plugin"], ["/no/such/program"], ["true"]])
     func aServerThatDoesNotStartIsNamed(_ words: [String]) throws {
         let outcome = try Swimg.convert(
