@@ -1,0 +1,103 @@
+import DiskImage
+import ImageFormats
+import NBDStorage
+
+/// A stretch of a guest disk, where its bytes come from, and where they lie.
+public struct MapEntry: Sendable, Equatable {
+    /// Guest offsets in bytes.
+    public var range: Range<Int64>
+    /// Which image of the chain tells what is here, counted from the image itself down.
+    public var depth: Int
+    public var content: StoredRun.Content
+    /// In the file of that image, in bytes; nil if there is no such place.
+    public var hostOffset: Int64?
+
+    public var isPresent: Bool { content != .unallocated }
+    public var isZero: Bool { content != .data && content != .compressed }
+    public var isData: Bool {
+        content == .data || content == .preallocated || content == .compressed
+    }
+
+    /// Whether both say the same, and the second begins where the first ends, also in the file.
+    func isContinued(by next: MapEntry) -> Bool {
+        guard depth == next.depth, isPresent == next.isPresent, isZero == next.isZero,
+            isData == next.isData
+        else { return false }
+        switch (hostOffset, next.hostOffset) {
+        case (nil, nil): return true
+        case (let host?, let nextHost?): return host + Int64(range.count) == nextHost
+        default: return false
+        }
+    }
+}
+
+/// Walks over a guest disk, through the whole chain of its images, and tells what it finds.
+///
+/// One entry at a time is in memory, whatever the size of the image.
+public struct ImageMap: Sendable {
+    public let layers: [OpenedLayer]
+
+    /// - Parameter layers: from the image itself down; never empty.
+    public init(_ layers: [OpenedLayer]) {
+        precondition(!layers.isEmpty)
+        self.layers = layers
+    }
+
+    /// The file of each image, by depth, as qemu names it.
+    public var fileNames: [String] { layers.map { NBDAddress.qemuName($0.path) } }
+
+    /// Of the guest disk, in bytes.
+    public var guestSize: Int64 { layers[0].guestSize }
+
+    /// Calls `body` for each stretch of the disk, the longest possible, front to back without gaps.
+    ///
+    /// - Parameter range: guest offsets in bytes; cut at the end of the disk.
+    /// - Throws: `ImageError` for damaged tables, what `body` throws, `CancellationError`.
+    public func forEachEntry(
+        in range: Range<Int64>, _ body: (MapEntry) throws -> Void
+    ) async throws {
+        let chain = Chain(layers)
+        let end = min(range.upperBound, guestSize)
+        var position = range.lowerBound
+        var current: MapEntry?
+        while position < end {
+            try Task.checkCancellation()
+            let next = try await chain.entry(at: position, limit: end)
+            position = next.range.upperBound
+            if let known = current, known.isContinued(by: next) {
+                current?.range = known.range.lowerBound..<position
+            } else {
+                if let known = current { try body(known) }
+                current = next
+            }
+        }
+        if let current { try body(current) }
+    }
+
+    /// The images of one walk.
+    private final class Chain {
+        private let images: [(size: Int64, runs: any StoredRunReader)]
+
+        init(_ layers: [OpenedLayer]) {
+            images = layers.map { ($0.guestSize, $0.storedRuns()) }
+        }
+
+        func entry(at offset: Int64, limit: Int64) async throws -> MapEntry {
+            var limit = limit
+            var depth = 0
+            while true {
+                let image = images[depth]
+                let run = try await image.runs.run(at: offset, limit: min(limit, image.size))
+                let isLast = depth + 1 == images.count
+                // A backing file may be shorter than what lies on it: zeros follow.
+                if run.content != .unallocated || isLast || offset >= images[depth + 1].size {
+                    return MapEntry(
+                        range: run.range, depth: depth, content: run.content,
+                        hostOffset: run.hostOffset)
+                }
+                limit = run.range.upperBound
+                depth += 1
+            }
+        }
+    }
+}
