@@ -33,14 +33,20 @@ public struct StoredRun: Sendable, Equatable {
 }
 
 /// Tells the runs of one image. For one caller, who goes from front to back.
+///
+/// Asking and reading are apart, because an asynchronous call for each run would take longer than all
+/// else: an image can have millions of runs, and one read brings thousands of them.
 public protocol StoredRunReader: AnyObject {
     /// - Parameters:
     ///   - offset: a guest offset in bytes.
     ///   - limit: how far to look; at most the image's `guestSize`.
     /// - Returns: a run that starts at `offset` and ends at `limit` at the latest. The next one can be
-    ///   of the same kind.
+    ///   of the same kind. nil if `load` has to be called first.
     /// - Throws: `ImageError` for damaged tables.
-    func run(at offset: Int64, limit: Int64) async throws -> StoredRun
+    func run(at offset: Int64, limit: Int64) throws -> StoredRun?
+
+    /// Reads what it takes to tell the run at an offset; parameters as of `run`.
+    func load(at offset: Int64, limit: Int64) async throws
 }
 
 extension OpenedLayer {
@@ -64,11 +70,15 @@ final class RawRunReader: StoredRunReader {
 
     init(_ storage: any Storage) { allocation = StorageAllocation(storage) }
 
-    func run(at offset: Int64, limit: Int64) async throws -> StoredRun {
-        let found = try await allocation.extent(at: offset, limit: limit)
-        return StoredRun(
-            range: found.range, content: found.content == .zero ? .hole : .data,
-            hostOffset: offset)
+    func run(at offset: Int64, limit: Int64) -> StoredRun? {
+        allocation.extent(at: offset, limit: limit).map {
+            StoredRun(
+                range: $0.range, content: $0.content == .zero ? .hole : .data, hostOffset: offset)
+        }
+    }
+
+    func load(at offset: Int64, limit: Int64) async throws {
+        try await allocation.load(at: offset, limit: limit)
     }
 }
 
@@ -81,18 +91,17 @@ final class StorageAllocation {
     init(_ storage: any Storage) { self.storage = storage }
 
     /// - Parameter limit: what lies beyond the storage's end up to there is a hole.
-    func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+    /// - Returns: nil if `load` has to be called first; never for a file.
+    func extent(at offset: Int64, limit: Int64) -> Extent? {
         guard offset < storage.size else { return Extent(range: offset..<limit, content: .zero) }
-        if let last, last.range.contains(offset) { return cut(last, offset, limit) }
-        guard let file = storage as? FileStorage else {
-            return try await storage.extent(at: offset, limit: min(limit, storage.size))
+        if last?.range.contains(offset) != true, let file = storage as? FileStorage {
+            last = file.allocation(at: offset)
         }
-        let found = file.allocation(at: offset)
-        last = found
-        return cut(found, offset, limit)
+        guard let last, last.range.contains(offset) else { return nil }
+        return Extent(range: offset..<min(last.range.upperBound, limit), content: last.content)
     }
 
-    private func cut(_ extent: Extent, _ offset: Int64, _ limit: Int64) -> Extent {
-        Extent(range: offset..<min(extent.range.upperBound, limit), content: extent.content)
+    func load(at offset: Int64, limit: Int64) async throws {
+        last = try await storage.extent(at: offset, limit: min(limit, storage.size))
     }
 }

@@ -60,9 +60,19 @@ public struct ImageMap: Sendable {
         let end = min(range.upperBound, guestSize)
         var position = range.lowerBound
         var current: MapEntry?
+        var count = 0
         while position < end {
-            try Task.checkCancellation()
-            let next = try await chain.entry(at: position, limit: end)
+            count += 1
+            // Asking is not free either, and runs come by the million.
+            if count % 4096 == 0 { try Task.checkCancellation() }
+            let next: MapEntry
+            switch try chain.entry(at: position, limit: end) {
+            case .found(let entry): next = entry
+            case .missing(let depth, let limit):
+                try Task.checkCancellation()
+                try await chain.images[depth].runs.load(at: position, limit: limit)
+                continue
+            }
             position = next.range.upperBound
             if let known = current, known.isContinued(by: next) {
                 current?.range = known.range.lowerBound..<position
@@ -76,24 +86,33 @@ public struct ImageMap: Sendable {
 
     /// The images of one walk.
     private final class Chain {
-        private let images: [(size: Int64, runs: any StoredRunReader)]
+        enum Answer {
+            case found(MapEntry)
+            /// The image at this depth has to load first.
+            case missing(depth: Int, limit: Int64)
+        }
+
+        let images: [(size: Int64, runs: any StoredRunReader)]
 
         init(_ layers: [OpenedLayer]) {
             images = layers.map { ($0.guestSize, $0.storedRuns()) }
         }
 
-        func entry(at offset: Int64, limit: Int64) async throws -> MapEntry {
+        func entry(at offset: Int64, limit: Int64) throws -> Answer {
             var limit = limit
             var depth = 0
             while true {
-                let image = images[depth]
-                let run = try await image.runs.run(at: offset, limit: min(limit, image.size))
+                limit = min(limit, images[depth].size)
+                guard let run = try images[depth].runs.run(at: offset, limit: limit) else {
+                    return .missing(depth: depth, limit: limit)
+                }
                 let isLast = depth + 1 == images.count
                 // A backing file may be shorter than what lies on it: zeros follow.
                 if run.content != .unallocated || isLast || offset >= images[depth + 1].size {
-                    return MapEntry(
-                        range: run.range, depth: depth, content: run.content,
-                        hostOffset: run.hostOffset)
+                    return .found(
+                        MapEntry(
+                            range: run.range, depth: depth, content: run.content,
+                            hostOffset: run.hostOffset))
                 }
                 limit = run.range.upperBound
                 depth += 1

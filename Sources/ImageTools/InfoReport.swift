@@ -40,8 +40,8 @@ public struct InfoReport: Sendable {
                 ]))
         }
         add("full-backing-filename", facts.fullBackingName.map { .string($0) })
-        add("backing-filename", header?.backingFile.map { .string($0) })
         add("encrypted", facts.qcow2?.encryption.map { _ in .bool(true) })
+        add("backing-filename", header?.backingFile.map { .string($0) })
         add("dirty-flag", dirtyFlag.map { .bool($0) })
         return .object(members)
     }

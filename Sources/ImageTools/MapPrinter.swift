@@ -1,4 +1,5 @@
 import DiskImage
+import ImageFormats
 
 /// Writes the entries of a map as text, as qemu-img lays it out.
 ///
@@ -76,9 +77,7 @@ public struct MapPrinter {
         append(Int64(entry.range.count))
         append(", \"depth\": ")
         append(Int64(entry.depth))
-        append(entry.isPresent ? ", \"present\": true" : ", \"present\": false")
-        append(entry.isZero ? ", \"zero\": true" : ", \"zero\": false")
-        append(entry.isData ? ", \"data\": true" : ", \"data\": false")
+        append(Self.flags(entry.content))
         if let hostOffset = entry.hostOffset {
             append(", \"offset\": ")
             append(hostOffset)
@@ -100,14 +99,20 @@ public struct MapPrinter {
     }
 
     /// Digits by hand: formatting is most of the work of a long map.
+    ///
+    /// - Parameter number: not negative.
     private mutating func append(_ number: Int64) {
-        let start = piece.count
-        var rest = number.magnitude
-        repeat {
-            piece.append(UInt8(ascii: "0") + UInt8(truncatingIfNeeded: rest % 10))
-            rest /= 10
-        } while rest > 0
-        piece[start...].reverse()
+        if number >= 10 { append(number / 10) }
+        piece.append(UInt8(ascii: "0") + UInt8(truncatingIfNeeded: number % 10))
+    }
+
+    private static func flags(_ content: StoredRun.Content) -> StaticString {
+        switch content {
+        case .unallocated: ", \"present\": false, \"zero\": true, \"data\": false"
+        case .zero, .hole: ", \"present\": true, \"zero\": true, \"data\": false"
+        case .preallocated: ", \"present\": true, \"zero\": true, \"data\": true"
+        case .data, .compressed: ", \"present\": true, \"zero\": false, \"data\": true"
+        }
     }
 
     /// Hexadecimal, in 16 columns: zero has no prefix there.

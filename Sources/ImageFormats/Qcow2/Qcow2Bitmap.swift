@@ -15,11 +15,13 @@ public struct Qcow2Bitmap: Sendable, Equatable {
 
     private static let fixedLength = 24
     private static let maximumNameLength = 1023
+    /// Of the bits of one bitmap, in bytes: what qemu allows.
+    private static let maximumSize: Int64 = 512 << 20
 
     static func readAll(
-        _ storage: any Storage, _ directory: Qcow2BitmapDirectory, clusterSize: Int64
+        _ storage: any Storage, _ directory: Qcow2BitmapDirectory, _ geometry: Qcow2Geometry
     ) async throws -> [Qcow2Bitmap] {
-        try directory.check(storage.name, clusterSize)
+        try directory.check(storage.name, geometry.clusterSize)
         var cursor = try MetadataCursor(
             storage, "bitmap directory", at: directory.offset, maximum: Int64(directory.size))
         var bitmaps: [Qcow2Bitmap] = []
@@ -34,7 +36,7 @@ public struct Qcow2Bitmap: Sendable, Equatable {
             let padded = (fixedLength + nameLength).roundedUp(to: 8)
             let rest = try await cursor.next(padded - fixedLength)
             bitmaps.append(
-                try Qcow2Bitmap(fixed, rest.text(0..<nameLength), storage.name, clusterSize))
+                try Qcow2Bitmap(fixed, rest.text(0..<nameLength), storage.name, geometry))
             left -= padded
         }
         guard bitmaps.count == directory.count else {
@@ -47,15 +49,21 @@ public struct Qcow2Bitmap: Sendable, Equatable {
     }
 
     private init(
-        _ fixed: [UInt8], _ name: String, _ file: String, _ clusterSize: Int64
+        _ fixed: [UInt8], _ name: String, _ file: String, _ geometry: Qcow2Geometry
     ) throws(ImageError) {
         let tableOffset = fixed.bigEndian(at: 0, as: UInt64.self)
-        let tableEntries = fixed.bigEndian(at: 8, as: UInt32.self)
+        let bitmapBytes =
+            Int64(fixed.bigEndian(at: 8, as: UInt32.self)) * geometry.clusterSize
         let flags = fixed.bigEndian(at: 12, as: UInt32.self)
         let granularityBits = fixed[17]
-        guard tableOffset > 0, tableOffset % UInt64(clusterSize) == 0, tableEntries > 0,
+        guard tableOffset > 0, tableOffset % UInt64(geometry.clusterSize) == 0,
+            (1...Self.maximumSize).contains(bitmapBytes),
             flags & ~7 == 0, fixed[16] == 1, (9...31).contains(granularityBits), !name.isEmpty,
-            Int(fixed.bigEndian(at: 18, as: UInt16.self)) <= Self.maximumNameLength
+            Int(fixed.bigEndian(at: 18, as: UInt16.self)) <= Self.maximumNameLength,
+            // One that is in use may have been left behind by a disk of another size.
+            flags & 1 != 0
+                || geometry.virtualSize.dividedUp(by: 1 << Int64(granularityBits)) <= bitmapBytes
+                    * 8
         else { throw .corrupt(file, "bitmap '\(name)' has an invalid directory entry") }
         self.name = name
         granularity = 1 << Int64(granularityBits)

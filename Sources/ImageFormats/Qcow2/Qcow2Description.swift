@@ -38,7 +38,7 @@ public struct Qcow2Description: Sendable, Equatable {
         try await storage.read(into: &bytes, at: 0)
         let header = try parser.parse(cluster.bytes)
         let places = Places(cluster.bytes, header)
-        try places.check(storage.name)
+        try places.check(storage.name, header)
         return try await Qcow2Description(header, places, storage)
     }
 
@@ -57,7 +57,7 @@ public struct Qcow2Description: Sendable, Equatable {
         // Without its bit a program that knows no bitmaps has changed the image: they are void.
         if let directory = places.bitmaps, header.extras.autoclearFeatures & 1 != 0 {
             bitmaps = try await Qcow2Bitmap.readAll(
-                storage, directory, clusterSize: header.geometry.clusterSize)
+                storage, directory, header.geometry)
         } else {
             bitmaps = []
         }
@@ -136,9 +136,12 @@ public struct Qcow2Description: Sendable, Equatable {
             }
         }
 
-        /// What the header says of the refcount table: nobody uses it here, yet an image where this is
-        /// wrong is none.
-        func check(_ name: String) throws(ImageError) {
+        /// Nobody uses the refcount table here, yet an image where it is wrong is none.
+        func check(_ name: String, _ header: Qcow2Header) throws(ImageError) {
+            if let format = header.backingFormat, format.utf8.count > 15 {
+                throw .corrupt(
+                    name, "the name of the backing format is too long: \(format.utf8.count) bytes")
+            }
             guard refcountTableBytes > 0 else {
                 throw .corrupt(name, "the image has no refcount table")
             }

@@ -15,34 +15,36 @@ final class Qcow2RunReader: StoredRunReader {
         allocation = StorageAllocation(source.storage)
     }
 
-    func run(at offset: Int64, limit: Int64) async throws -> StoredRun {
-        if !entries.range.contains(offset) {
-            entries = try await source.tables.entries(at: offset, limit: limit)
+    func load(at offset: Int64, limit: Int64) async throws {
+        if isPreallocated == nil {
+            isPreallocated = try await Qcow2Preallocation.isLikely(source)
         }
+        entries = try await source.tables.entries(at: offset, limit: limit)
+    }
+
+    func run(at offset: Int64, limit: Int64) throws -> StoredRun? {
+        guard entries.range.contains(offset) else { return nil }
         guard !entries.words.isEmpty else {
             return StoredRun(
                 range: offset..<min(limit, entries.range.upperBound), content: .unallocated)
         }
         let run = try source.tables.decoder.storedRun(
             in: entries.words, startingAt: entries.range.lowerBound, from: offset, limit: limit)
-        return run.content == .data ? try await lookingBelow(run) : run
+        return run.content == .data && isPreallocated == true ? lookingBelow(run) : run
     }
 
     /// Looks for holes under allocated clusters, as qemu does: only where the file takes clearly
     /// less space than its clusters do. Elsewhere it would be a system call for each run and no news.
-    private func lookingBelow(_ run: StoredRun) async throws -> StoredRun {
-        if isPreallocated == nil {
-            isPreallocated = try await Qcow2Preallocation.isLikely(source)
-        }
-        guard isPreallocated == true, let host = run.hostOffset else { return run }
+    private func lookingBelow(_ run: StoredRun) -> StoredRun {
         let end = source.storage.size.roundedUp(to: guestSectorSize)
+        guard let host = run.hostOffset else { return run }
         var result = run
         guard host < end else {
             result.content = .preallocated
             return result
         }
-        let below = try await allocation.extent(
-            at: host, limit: min(end, host + Int64(run.range.count)))
+        let limit = min(end, host + Int64(run.range.count))
+        guard let below = allocation.extent(at: host, limit: limit) else { return run }
         guard below.content == .zero else {
             result.range = run.range.lowerBound..<run.range.lowerBound + Int64(below.range.count)
             return result
