@@ -38,15 +38,17 @@ public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
     }
 
     public var description: String {
-        Self.printable(path.map { "\($0): \(message)" } ?? message)
+        (path.map { "\($0): \(message)" } ?? message).withoutControlCharacters
     }
+}
 
-    /// Image files carry names and feature strings chosen by strangers, and this text goes to a
+extension String {
+    /// Image files carry names and feature strings chosen by strangers, and text goes to a
     /// terminal: control characters (and with them escape sequences and line breaks) become `?`.
-    private static func printable(_ text: String) -> String {
+    public var withoutControlCharacters: String {
         String(
             String.UnicodeScalarView(
-                text.unicodeScalars.map { scalar in
+                unicodeScalars.map { scalar in
                     scalar.properties.generalCategory == .control ? "?" : scalar
                 }))
     }

@@ -66,6 +66,18 @@ public struct ImageOpener: Sendable {
     /// - Parameter format: nil looks at the first bytes.
     /// - Throws: `ImageError`; also for a chain that leads back into itself.
     public func open(_ path: String, format: ImageFormat?) async throws -> OpenedImage {
+        let layers = try await openChain(path, format: format)
+        let sources = layers.map(\.source)
+        return OpenedImage(
+            format: layers[0].format, source: LayeredSource(layers: sources),
+            topLayer: sources[0],
+            backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
+            files: layers.compactMap { ($0.storage as? FileStorage)?.identity },
+            requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0)
+    }
+
+    /// Opens an image and its backing chain as single images, from the image itself down; never empty.
+    public func openChain(_ path: String, format: ImageFormat?) async throws -> [OpenedLayer] {
         var layers: [OpenedLayer] = []
         var files: [FileIdentity] = []
         var next: BackingReference? = BackingReference(path: path, format: format)
@@ -82,13 +94,7 @@ public struct ImageOpener: Sendable {
             layers.append(layer)
             next = try backing(of: layer)
         }
-        let sources = layers.map(\.source)
-        return OpenedImage(
-            format: layers[0].format, source: LayeredSource(layers: sources),
-            topLayer: sources[0],
-            backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
-            files: files,
-            requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0)
+        return layers
     }
 
     /// Opens an image alone, without what it lies on.
@@ -127,23 +133,27 @@ public struct ImageOpener: Sendable {
 
     /// What an image names as its backing file, after the gate has let it through; nil if nothing.
     public func backing(of layer: OpenedLayer) throws -> BackingReference? {
-        guard !layer.ignoresBacking, let header = layer.qcow2?.header,
-            let name = header.backingFile
-        else { return nil }
-        let path = try Self.backingPath(name, namedBy: layer.path)
+        guard !layer.ignoresBacking, let header = layer.qcow2?.header else { return nil }
+        return try backing(of: header, at: layer.path)
+    }
+
+    /// The same for an image of which only the header was read.
+    func backing(of header: Qcow2Header, at overlay: String) throws -> BackingReference? {
+        guard let name = header.backingFile else { return nil }
+        let path = try Self.backingPath(name, namedBy: overlay)
         var format: ImageFormat?
         if let formatName = header.backingFormat, !formatName.isEmpty {
             guard let known = ImageFormat(rawValue: formatName) else {
                 throw ImageError.unsupported(
-                    layer.path, "backing format '\(formatName)' is not supported")
+                    overlay, "backing format '\(formatName)' is not supported")
             }
             format = known
         }
-        try backingGate(path, layer.path)
+        try backingGate(path, overlay)
         return BackingReference(path: path, format: format)
     }
 
-    private func openStorage(_ path: String, namedBy overlay: String?) throws -> any Storage {
+    func openStorage(_ path: String, namedBy overlay: String?) throws -> any Storage {
         do {
             // What an image names is a file: `backingPath` lets nothing else through.
             if overlay == nil, let storage = try NBDStorage.open(path, nbd) { return storage }

@@ -27,6 +27,9 @@ public struct Qcow2Header: Sendable, Equatable {
         static let end: UInt32 = 0
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
+        static let bitmaps: UInt32 = 0x2385_2875
+        static let encryption: UInt32 = 0x0537_be77
+        static let dataFile: UInt32 = 0x4441_5441
     }
 
     public var version: Int

@@ -3,11 +3,16 @@ import DiskImage
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
     let name: String
+    /// Whether the disk is to be read, not only described: encrypted ones cannot be.
+    let isForReading: Bool
     private var version = 0
     private var clusterBits = 0
     private var headerLength = Qcow2Header.version2Length
 
-    init(name: String) { self.name = name }
+    init(name: String, isForReading: Bool = true) {
+        self.name = name
+        self.isForReading = isForReading
+    }
 
     /// Looks at what decides how much there is to read.
     ///
@@ -85,13 +90,13 @@ struct Qcow2HeaderParser {
             throw .unsupported(
                 name, "unsupported qcow2 feature(s): \(list.joined(separator: ", "))")
         }
-        if features & Qcow2Header.IncompatibleFeature.externalDataFile != 0 {
+        if isForReading, features & Qcow2Header.IncompatibleFeature.externalDataFile != 0 {
             throw .unsupported(name, "external data files are not supported")
         }
     }
 
     private func checkEncryption(_ method: UInt32) throws(ImageError) {
-        guard method != 0 else { return }
+        guard method != 0, isForReading else { return }
         throw .unsupported(name, "encrypted images are not supported (method \(method))")
     }
 
@@ -188,10 +193,7 @@ struct Qcow2HeaderParser {
         return names
     }
 
-    /// Text up to the first NUL byte.
     private func text(_ bytes: RawSpan, _ range: Range<Int>) -> String {
-        bytes.extracting(range).withUnsafeBytes {
-            String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self)
-        }
+        bytes.extracting(range).text()
     }
 }

@@ -25,6 +25,16 @@ struct Qcow2Run: Sendable, Equatable {
     var mapping: Qcow2Mapping
 }
 
+/// What L2 entries say of one cluster or subcluster, and where in the file it lies. What is zero or
+/// unallocated can have a place, too, that nobody has written to.
+enum Qcow2EntryState: Sendable, Equatable {
+    case unallocated(HostOffset?)
+    case zero(HostOffset?)
+    case standard(HostOffset)
+    /// - Parameter entry: the first word of the L2 entry.
+    case compressed(_ entry: UInt64)
+}
+
 /// Reads L2 entries. Pure.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "L2 table entry" and "Extended L2 entries".
@@ -72,6 +82,18 @@ struct Qcow2EntryDecoder: Sendable {
     private func mapping(
         _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
     ) throws(ImageError) -> Qcow2Mapping {
+        switch try state(words, wordsStart, offset) {
+        case .unallocated: return .unallocated
+        case .zero: return .zero
+        case .standard(let host): return .standard(host)
+        case .compressed(let entry): return .compressed(compressedCluster(entry))
+        }
+    }
+
+    /// What the entries say of the cluster or subcluster at a guest offset.
+    func state(
+        _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
+    ) throws(ImageError) -> Qcow2EntryState {
         let index = Int((offset - wordsStart) / geometry.clusterSize * geometry.wordsPerL2Entry)
         let entry = words[index]
         let inCluster = offset % geometry.clusterSize
@@ -79,39 +101,37 @@ struct Qcow2EntryDecoder: Sendable {
             guard !geometry.hasExtendedL2 || words[index + 1] == 0 else {
                 throw corrupt(offset, "a compressed cluster has subclusters")
             }
-            return .compressed(compressedCluster(entry))
+            return .compressed(entry)
         }
+        let flags = geometry.hasExtendedL2 ? 0 : Qcow2Entry.zero
+        guard entry & ~(Qcow2Entry.copied | Qcow2Entry.offsetMask | flags) == 0 else {
+            throw corrupt(offset, "reserved bits are set")
+        }
+        let host = try hostOffset(entry, offset).map { $0 + inCluster }
         if geometry.hasExtendedL2 {
-            return try subclusterMapping(entry, bitmap: words[index + 1], offset, inCluster)
+            return try subclusterState(words[index + 1], host, offset, inCluster)
         }
-        let reserved = ~(Qcow2Entry.copied | Qcow2Entry.offsetMask | Qcow2Entry.zero)
-        guard entry & reserved == 0 else { throw corrupt(offset, "reserved bits are set") }
         if entry & Qcow2Entry.zero != 0 {
             guard version >= 3 else { throw corrupt(offset, "zero flag in a version 2 image") }
-            _ = try hostOffset(entry, offset)
-            return .zero
+            return .zero(host)
         }
-        guard let host = try hostOffset(entry, offset) else { return .unallocated }
-        return .standard(host + inCluster)
+        return host.map { .standard($0) } ?? .unallocated(nil)
     }
 
     /// Bits 0 to 31 of the bitmap: allocated; 32 to 63: reads as zeros. Not both.
-    private func subclusterMapping(
-        _ entry: UInt64, bitmap: UInt64, _ offset: Int64, _ inCluster: Int64
-    ) throws(ImageError) -> Qcow2Mapping {
-        let reserved = ~(Qcow2Entry.copied | Qcow2Entry.offsetMask)
-        guard entry & reserved == 0 else { throw corrupt(offset, "reserved bits are set") }
+    private func subclusterState(
+        _ bitmap: UInt64, _ host: HostOffset?, _ offset: Int64, _ inCluster: Int64
+    ) throws(ImageError) -> Qcow2EntryState {
         let bit = UInt64(inCluster / geometry.subclusterSize)
         let isAllocated = bitmap & (1 << bit) != 0
         let isZero = bitmap & (1 << (bit + 32)) != 0
-        let host = try hostOffset(entry, offset)
         switch (isAllocated, isZero) {
         case (true, true): throw corrupt(offset, "a subcluster is both allocated and zero")
-        case (false, true): return .zero
-        case (false, false): return .unallocated
+        case (false, true): return .zero(host)
+        case (false, false): return .unallocated(host)
         case (true, false):
             guard let host else { throw corrupt(offset, "an allocated subcluster has no cluster") }
-            return .standard(host + inCluster)
+            return .standard(host)
         }
     }
 

@@ -14,7 +14,7 @@ final class Qcow2Tables: Sendable {
 
     private let storage: any Storage
     private let geometry: Qcow2Geometry
-    private let decoder: Qcow2EntryDecoder
+    let decoder: Qcow2EntryDecoder
     private let l1: [UInt64]
     private let sliceBytes: Int64
     private let cache: Mutex<SliceCache>
@@ -33,17 +33,34 @@ final class Qcow2Tables: Sendable {
 
     /// What the disk holds from `offset` on, in one piece, up to `limit`.
     func run(at offset: Int64, limit: Int64) async throws -> Qcow2Run {
-        let table = offset / geometry.l2Coverage
-        let entry = l1[Int(table)]
-        guard let l2Offset = try l2Offset(entry, offset) else {
-            return Qcow2Run(range: offset..<endOfUnallocated(table, limit), mapping: .unallocated)
+        let entries = try await entries(at: offset, limit: limit)
+        if entries.words.isEmpty {
+            return Qcow2Run(range: offset..<entries.range.upperBound, mapping: .unallocated)
         }
-        let sliceCoverage = sliceBytes / 8 / geometry.wordsPerL2Entry * geometry.clusterSize
-        let slice = offset % geometry.l2Coverage / sliceCoverage
-        let words = try await self.slice(at: l2Offset + slice * sliceBytes)
         return try decoder.run(
-            in: words, startingAt: table * geometry.l2Coverage + slice * sliceCoverage,
-            from: offset, limit: limit)
+            in: entries.words, startingAt: entries.range.lowerBound, from: offset, limit: limit)
+    }
+
+    /// L2 entries, as many as are read at once.
+    struct Entries {
+        /// None where there is no L2 table.
+        var words: [UInt64]
+        /// What they map, or how far there is no table: guest offsets in bytes.
+        var range: Range<Int64>
+    }
+
+    /// The L2 entries around a guest offset.
+    func entries(at offset: Int64, limit: Int64) async throws -> Entries {
+        let table = offset / geometry.l2Coverage
+        guard let l2Offset = try l2Offset(l1[Int(table)], offset) else {
+            return Entries(words: [], range: offset..<endOfUnallocated(table, limit))
+        }
+        let coverage = sliceBytes / 8 / geometry.wordsPerL2Entry * geometry.clusterSize
+        let slice = offset % geometry.l2Coverage / coverage
+        let start = table * geometry.l2Coverage + slice * coverage
+        return Entries(
+            words: try await self.slice(at: l2Offset + slice * sliceBytes),
+            range: start..<start + coverage)
     }
 
     /// Skips L1 entries without a table: a terabyte of nothing takes no time.

@@ -116,6 +116,11 @@ public final class FileStorage: Storage {
 
     public var size: Int64 { knownSize.load(ordering: .relaxed) }
 
+    /// How much of its file system the file takes now, in bytes; nil if the system does not say.
+    public var allocatedSize: Int64? {
+        (try? Syscall.status(descriptor, name)).map { Int64($0.st_blocks) * 512 }
+    }
+
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         let count = buffer.byteCount
         guard count > 0 else { return }
@@ -153,16 +158,19 @@ public final class FileStorage: Storage {
             return Extent(
                 range: offset..<min(last.range.upperBound, limit), content: last.content)
         }
-        let found = seekExtent(at: offset)
+        let found =
+            traits.hasHoles
+            ? allocation(at: offset)
+            : Extent(range: offset..<max(size, offset + 1), content: .data)
         lastExtent.withLock { $0 = found }
         return Extent(range: offset..<min(found.range.upperBound, limit), content: found.content)
     }
 
-    /// What SEEK_DATA and SEEK_HOLE say. Everything is data where they say nothing: on devices, on
+    /// What SEEK_DATA and SEEK_HOLE say, also of a file that seems to have no holes: blocks that were
+    /// only reserved count as holes. Everything is data where they say nothing: on devices, on
     /// file systems without them, and on any error (reading will meet it again and tell).
-    private func seekExtent(at offset: Int64) -> Extent {
+    public func allocation(at offset: Int64) -> Extent {
         let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
-        guard traits.hasHoles else { return everything }
         guard let data = seek(to: clinux_SEEK_DATA, from: offset) else {
             // ENXIO: no data from here to the end.
             return errno == ENXIO ? Extent(range: everything.range, content: .zero) : everything

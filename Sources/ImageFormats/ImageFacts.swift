@@ -1,0 +1,83 @@
+import DiskImage
+import ImageStorage
+import NBDStorage
+
+/// What one image says of itself, and what its file says of it.
+public struct ImageFacts: Sendable {
+    /// As it was opened.
+    public let path: String
+    /// As qemu names it: NBD exports in one of their forms.
+    public let fileName: String
+    public let format: ImageFormat
+    /// In bytes, a multiple of the sector size.
+    public let virtualSize: Int64
+    /// How much of its file system the file takes, in bytes; nil where nobody can tell.
+    public let actualSize: Int64?
+    /// What the format adds; nil for raw.
+    public let qcow2: Qcow2Description?
+    /// Whether the bytes are elsewhere, behind a server.
+    public let isRemote: Bool
+
+    /// The backing file as it can be opened from here; nil if it cannot, or there is none.
+    public var fullBackingName: String? {
+        guard let name = qcow2?.header.backingFile else { return nil }
+        if name.hasPrefix("/") || Self.namesProtocol(name) { return name }
+        guard !isRemote else { return nil }
+        guard let slash = path.lastIndex(of: "/") else { return name }
+        return String(path[...slash]) + name
+    }
+
+    /// qemu takes what stands before a colon for a protocol, unless a slash comes first.
+    private static func namesProtocol(_ name: String) -> Bool {
+        name.firstIndex(of: ":").map { !name[..<$0].contains("/") } ?? false
+    }
+}
+
+extension ImageOpener {
+    /// Looks at an image without opening what it lies on, nor any other file that it names.
+    ///
+    /// - Parameters:
+    ///   - format: nil looks at the first bytes.
+    ///   - wholeChain: go on with the backing file, and with that one's, to the end.
+    /// - Returns: the image first; never empty.
+    /// - Throws: `ImageError`; also for a chain that leads back into itself.
+    public func facts(
+        _ path: String, format: ImageFormat?, wholeChain: Bool = false
+    ) async throws -> [ImageFacts] {
+        var images: [ImageFacts] = []
+        var files: [FileIdentity] = []
+        var next: BackingReference? = BackingReference(path: path, format: format)
+        while let reference = next {
+            let storage = try openStorage(reference.path, namedBy: images.last?.path)
+            if let identity = (storage as? FileStorage)?.identity {
+                guard !files.contains(identity) else {
+                    throw ImageError.corrupt(
+                        reference.path, "the backing chain leads back to this file")
+                }
+                files.append(identity)
+            }
+            let image = try await Self.facts(storage, reference)
+            images.append(image)
+            guard wholeChain, let header = image.qcow2?.header else { break }
+            next = try backing(of: header, at: image.path)
+        }
+        return images
+    }
+
+    private static func facts(
+        _ storage: any Storage, _ reference: BackingReference
+    ) async throws -> ImageFacts {
+        let format =
+            if let format = reference.format { format } else {
+                try await ImageFormat.probe(storage)
+            }
+        let description =
+            format == .qcow2 ? try await Qcow2Description.read(from: storage) : nil
+        return ImageFacts(
+            path: reference.path, fileName: NBDAddress.qemuName(reference.path), format: format,
+            virtualSize: description?.header.geometry.virtualSize
+                .roundedDown(to: guestSectorSize) ?? storage.size.roundedUp(to: guestSectorSize),
+            actualSize: (storage as? FileStorage)?.allocatedSize, qcow2: description,
+            isRemote: !(storage is FileStorage))
+    }
+}

@@ -1,0 +1,79 @@
+import DiskImage
+import ImageStorage
+
+/// Reads a table of entries that differ in length, piece by piece and front to back, in large reads.
+struct MetadataCursor: ~Copyable {
+    private static let bufferSize = 64 << 10
+
+    private let storage: any Storage
+    private let what: String
+    /// Where the table ends at the latest, in bytes from the start of the storage.
+    private let end: Int64
+    private var position: Int64
+    private var buffer: IOBuffer
+    /// What the buffer holds of the storage.
+    private var held: Range<Int64>
+
+    /// - Parameters:
+    ///   - what: the name of the table, for messages.
+    ///   - maximum: the table is no longer than this, in bytes.
+    init(
+        _ storage: any Storage, _ what: String, at offset: UInt64, maximum: Int64
+    ) throws(ImageError) {
+        guard let start = Int64(exactly: offset), start <= storage.size else {
+            throw .corrupt(
+                storage.name, "the \(what) at offset \(offset) lies beyond the end of the file")
+        }
+        self.storage = storage
+        self.what = what
+        position = start
+        held = start..<start
+        end = start + min(maximum, Int64.max - start)
+        buffer = IOBuffer(byteCount: Self.bufferSize)
+    }
+
+    /// The next bytes of the table.
+    ///
+    /// - Parameter count: at most 128 KiB.
+    /// - Throws: `ImageError` where the table or the file ends before.
+    mutating func next(_ count: Int) async throws -> [UInt8] {
+        guard Int64(count) <= end - position else {
+            throw ImageError.corrupt(storage.name, "the \(what) is too large or damaged")
+        }
+        guard Int64(count) <= storage.size - position else {
+            throw ImageError.corrupt(
+                storage.name, "the \(what) lies beyond the end of the file (\(storage.size) bytes)")
+        }
+        var result: [UInt8] = []
+        result.reserveCapacity(count)
+        while result.count < count {
+            if !held.contains(position) { try await fill() }
+            let wanted = min(held.upperBound, position + Int64(count - result.count))
+            let part = Int(position - held.lowerBound)..<Int(wanted - held.lowerBound)
+            buffer.bytes.extracting(part).withUnsafeBytes { result.append(contentsOf: $0) }
+            position = wanted
+        }
+        return result
+    }
+
+    private mutating func fill() async throws {
+        let (storage, start) = (storage, position)
+        let count = min(Int64(Self.bufferSize), storage.size - start)
+        var whole = buffer.mutableBytes
+        var part = whole.slice(0..<Int(count))
+        try await storage.read(into: &part, at: start)
+        held = start..<start + count
+    }
+}
+
+extension Array where Element == UInt8 {
+    /// A big-endian number at a byte offset.
+    func bigEndian<Number: FixedWidthInteger>(at offset: Int, as type: Number.Type) -> Number {
+        self[offset..<offset + MemoryLayout<Number>.size].reduce(0) { $0 << 8 | Number($1) }
+    }
+
+    /// Text up to the first NUL byte.
+    func text(_ range: Range<Int>) -> String {
+        String(decoding: self[range].prefix { $0 != 0 }, as: UTF8.self)
+    }
+}

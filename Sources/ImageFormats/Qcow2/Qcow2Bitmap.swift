@@ -1,0 +1,101 @@
+import DiskImage
+import ImageStorage
+
+/// A persistent bitmap, as the bitmap directory describes it.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, section "Bitmaps".
+public struct Qcow2Bitmap: Sendable, Equatable {
+    public let name: String
+    /// How much of the disk one bit stands for, in bytes.
+    public let granularity: Int64
+    /// It was not saved properly, and is void.
+    public let isInUse: Bool
+    /// It records what is written from now on.
+    public let isAuto: Bool
+
+    private static let fixedLength = 24
+    private static let maximumNameLength = 1023
+    /// Of the bits of one bitmap, in bytes: what qemu allows.
+    private static let maximumSize: Int64 = 512 << 20
+
+    static func readAll(
+        _ storage: any Storage, _ directory: Qcow2BitmapDirectory, _ geometry: Qcow2Geometry
+    ) async throws -> [Qcow2Bitmap] {
+        try directory.check(storage.name, geometry.clusterSize)
+        var cursor = try MetadataCursor(
+            storage, "bitmap directory", at: directory.offset, maximum: Int64(directory.size))
+        var bitmaps: [Qcow2Bitmap] = []
+        var left = Int(directory.size)
+        while left > 0 {
+            let fixed = try await cursor.next(fixedLength)
+            let nameLength = Int(fixed.bigEndian(at: 18, as: UInt16.self))
+            guard fixed.bigEndian(at: 20, as: UInt32.self) == 0 else {
+                throw ImageError.unsupported(
+                    storage.name, "bitmaps with extra data are not supported")
+            }
+            let padded = (fixedLength + nameLength).roundedUp(to: 8)
+            let rest = try await cursor.next(padded - fixedLength)
+            bitmaps.append(
+                try Qcow2Bitmap(fixed, rest.text(0..<nameLength), storage.name, geometry))
+            left -= padded
+        }
+        guard bitmaps.count == directory.count else {
+            throw ImageError.corrupt(
+                storage.name,
+                "the bitmap directory has \(bitmaps.count) bitmaps, the header names "
+                    + "\(directory.count)")
+        }
+        return bitmaps
+    }
+
+    private init(
+        _ fixed: [UInt8], _ name: String, _ file: String, _ geometry: Qcow2Geometry
+    ) throws(ImageError) {
+        let tableOffset = fixed.bigEndian(at: 0, as: UInt64.self)
+        let bitmapBytes =
+            Int64(fixed.bigEndian(at: 8, as: UInt32.self)) * geometry.clusterSize
+        let flags = fixed.bigEndian(at: 12, as: UInt32.self)
+        let granularityBits = fixed[17]
+        guard tableOffset > 0, tableOffset % UInt64(geometry.clusterSize) == 0,
+            (1...Self.maximumSize).contains(bitmapBytes),
+            flags & ~7 == 0, fixed[16] == 1, (9...31).contains(granularityBits), !name.isEmpty,
+            Int(fixed.bigEndian(at: 18, as: UInt16.self)) <= Self.maximumNameLength,
+            // One that is in use may have been left behind by a disk of another size.
+            flags & 1 != 0
+                || geometry.virtualSize.dividedUp(by: 1 << Int64(granularityBits)) <= bitmapBytes
+                    * 8
+        else { throw .corrupt(file, "bitmap '\(name)' has an invalid directory entry") }
+        self.name = name
+        granularity = 1 << Int64(granularityBits)
+        isInUse = flags & 1 != 0
+        isAuto = flags & 2 != 0
+    }
+}
+
+/// What the header extension says of the bitmap directory.
+struct Qcow2BitmapDirectory: Sendable, Equatable {
+    var count: Int
+    var reserved: UInt32
+    /// In bytes.
+    var size: UInt64
+    var offset: UInt64
+    private var isWhole: Bool
+
+    private static let maximumCount = 65535
+    /// What is read of a directory, in bytes: 65535 bitmaps with names of usual length.
+    private static let maximumSize: UInt64 = 8 << 20
+
+    init(_ content: RawSpan) {
+        isWhole = content.byteCount == 24
+        count = isWhole ? Int(content.bigEndian(at: 0, as: UInt32.self)) : 0
+        reserved = isWhole ? content.bigEndian(at: 4, as: UInt32.self) : 0
+        size = isWhole ? content.bigEndian(at: 8, as: UInt64.self) : 0
+        offset = isWhole ? content.bigEndian(at: 16, as: UInt64.self) : 0
+    }
+
+    func check(_ file: String, _ clusterSize: Int64) throws(ImageError) {
+        guard isWhole, reserved == 0, (1...Self.maximumCount).contains(count),
+            offset % UInt64(clusterSize) == 0, size <= Self.maximumSize
+        else { throw .corrupt(file, "the bitmaps extension of the header is invalid") }
+    }
+}

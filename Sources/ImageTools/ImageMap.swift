@@ -1,0 +1,122 @@
+import DiskImage
+import ImageFormats
+import NBDStorage
+
+/// A stretch of a guest disk, where its bytes come from, and where they lie.
+public struct MapEntry: Sendable, Equatable {
+    /// Guest offsets in bytes.
+    public var range: Range<Int64>
+    /// Which image of the chain tells what is here, counted from the image itself down.
+    public var depth: Int
+    public var content: StoredRun.Content
+    /// In the file of that image, in bytes; nil if there is no such place.
+    public var hostOffset: Int64?
+
+    public var isPresent: Bool { content != .unallocated }
+    public var isZero: Bool { content != .data && content != .compressed }
+    public var isData: Bool {
+        content == .data || content == .preallocated || content == .compressed
+    }
+
+    /// Whether both say the same, and the second begins where the first ends, also in the file.
+    func isContinued(by next: MapEntry) -> Bool {
+        guard depth == next.depth, isPresent == next.isPresent, isZero == next.isZero,
+            isData == next.isData
+        else { return false }
+        switch (hostOffset, next.hostOffset) {
+        case (nil, nil): return true
+        case (let host?, let nextHost?): return host + Int64(range.count) == nextHost
+        default: return false
+        }
+    }
+}
+
+/// Walks over a guest disk, through the whole chain of its images, and tells what it finds.
+///
+/// One entry at a time is in memory, whatever the size of the image.
+public struct ImageMap: Sendable {
+    public let layers: [OpenedLayer]
+
+    /// - Parameter layers: from the image itself down; never empty.
+    public init(_ layers: [OpenedLayer]) {
+        precondition(!layers.isEmpty)
+        self.layers = layers
+    }
+
+    /// The file of each image, by depth, as qemu names it.
+    public var fileNames: [String] { layers.map { NBDAddress.qemuName($0.path) } }
+
+    /// Of the guest disk, in bytes.
+    public var guestSize: Int64 { layers[0].guestSize }
+
+    /// Calls `body` for each stretch of the disk, the longest possible, front to back without gaps.
+    ///
+    /// - Parameter range: guest offsets in bytes; cut at the end of the disk.
+    /// - Throws: `ImageError` for damaged tables, what `body` throws, `CancellationError`.
+    public func forEachEntry(
+        in range: Range<Int64>, _ body: (MapEntry) throws -> Void
+    ) async throws {
+        let chain = Chain(layers)
+        let end = min(range.upperBound, guestSize)
+        var position = range.lowerBound
+        var current: MapEntry?
+        var count = 0
+        while position < end {
+            count += 1
+            // Asking is not free either, and runs come by the million.
+            if count % 4096 == 0 { try Task.checkCancellation() }
+            let next: MapEntry
+            switch try chain.entry(at: position, limit: end) {
+            case .found(let entry): next = entry
+            case .missing(let depth, let limit):
+                try Task.checkCancellation()
+                try await chain.images[depth].runs.load(at: position, limit: limit)
+                continue
+            }
+            position = next.range.upperBound
+            if let known = current, known.isContinued(by: next) {
+                current?.range = known.range.lowerBound..<position
+            } else {
+                if let known = current { try body(known) }
+                current = next
+            }
+        }
+        if let current { try body(current) }
+    }
+
+    /// The images of one walk.
+    private final class Chain {
+        enum Answer {
+            case found(MapEntry)
+            /// The image at this depth has to load first.
+            case missing(depth: Int, limit: Int64)
+        }
+
+        let images: [(size: Int64, runs: any StoredRunReader)]
+
+        init(_ layers: [OpenedLayer]) {
+            images = layers.map { ($0.guestSize, $0.storedRuns()) }
+        }
+
+        func entry(at offset: Int64, limit: Int64) throws -> Answer {
+            var limit = limit
+            var depth = 0
+            while true {
+                limit = min(limit, images[depth].size)
+                guard let run = try images[depth].runs.run(at: offset, limit: limit) else {
+                    return .missing(depth: depth, limit: limit)
+                }
+                let isLast = depth + 1 == images.count
+                // A backing file may be shorter than what lies on it: zeros follow.
+                if run.content != .unallocated || isLast || offset >= images[depth + 1].size {
+                    return .found(
+                        MapEntry(
+                            range: run.range, depth: depth, content: run.content,
+                            hostOffset: run.hostOffset))
+                }
+                limit = run.range.upperBound
+                depth += 1
+            }
+        }
+    }
+}

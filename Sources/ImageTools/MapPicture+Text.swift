@@ -1,0 +1,69 @@
+import DiskImage
+
+// The picture in a terminal.
+extension MapPicture {
+    /// - Parameters:
+    ///   - isColored: with the terminal's colours: one for each image of the chain. Without them what
+    ///     comes from a backing file is shown by its number.
+    ///   - isUnicode: with block elements; otherwise with letters.
+    public func text(isColored: Bool, isUnicode: Bool) -> String {
+        let brush = Brush(isColored: isColored, isUnicode: isUnicode)
+        var lines = [title]
+        for start in stride(from: 0, to: cellCount, by: cellsPerRow) {
+            let offset = range.lowerBound + Int64(start) * cellSize
+            let looks = (start..<min(start + cellsPerRow, cellCount)).map { look($0) }
+            lines.append(
+                TextLayout.padded(Self.labelWidth, TextLayout.size(UInt64(offset))) + " "
+                    + brush.row(looks))
+        }
+        lines.append("")
+        for (part, text) in legend {
+            lines.append(
+                "  \(brush.row([Look(part: part, isFaint: false)])) \(text.withoutControlCharacters)"
+            )
+        }
+        lines.append(orderText)
+        lines[0] = lines[0].withoutControlCharacters
+        return lines.joined(separator: "\n") + "\n"
+    }
+
+    private struct Brush {
+        let isColored: Bool
+        let isUnicode: Bool
+
+        /// By layer, as far as a terminal has colours that can be told apart.
+        private static let colors = [32, 33, 36, 35, 34, 31, 92, 93, 96, 95]
+        private static let gray = 90
+
+        /// Cells side by side; the colour is changed only where it has to be.
+        func row(_ looks: [Look]) -> String {
+            var result = ""
+            var current: Int?
+            for look in looks {
+                if isColored, color(look.part) != current {
+                    current = color(look.part)
+                    result += "\u{1b}[\(color(look.part))m"
+                }
+                result.append(glyph(look))
+            }
+            return current == nil ? result : result + "\u{1b}[0m"
+        }
+
+        private func color(_ part: Part) -> Int {
+            part.kind.hasLayer ? Self.colors[part.layer % Self.colors.count] : Self.gray
+        }
+
+        private func glyph(_ look: Look) -> Character {
+            if look.part.layer > 0, !isColored { return Character("\(look.part.layer)") }
+            switch look.part.kind {
+            case .data:
+                return isUnicode ? (look.isFaint ? "▄" : "█") : (look.isFaint ? "d" : "D")
+            case .compressed:
+                return isUnicode ? (look.isFaint ? "░" : "▓") : (look.isFaint ? "c" : "C")
+            case .preallocated: return isUnicode ? "□" : "p"
+            case .zero: return isUnicode ? "○" : "z"
+            case .hole: return isUnicode ? "·" : "."
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+extension NBDAddress {
+    /// How qemu writes the name of an export, whatever form it was given in: without %XX, and a unix
+    /// socket without what else the URI says. Other names stay as they are.
+    public static func qemuName(_ name: String) -> String {
+        guard let address = try? NBDAddress(name) else { return name }
+        let uri = address.uri
+        if uri.hasPrefix("nbd+unix://") { return qemuUnixName(uri) ?? name }
+        guard uri.hasPrefix("nbd://") else { return name }
+        let rest = uri.dropFirst("nbd://".count).prefix { $0 != "?" && $0 != "#" }
+        let host = rest.prefix { $0 != "/" }
+        let export = rest.dropFirst(host.count + 1)
+        let hasPort =
+            host.last != "]" && host.last != ":" && host.contains(":")
+            && host.split(separator: ":").last.map { $0.allSatisfy(\.isNumber) } ?? false
+        let place = "nbd://\(host)" + (hasPort ? "" : ":10809")
+        return export.isEmpty ? place : "\(place)/\(unescaped(export))"
+    }
+
+    private static func qemuUnixName(_ uri: String) -> String? {
+        let parts = uri.dropFirst("nbd+unix://".count).split(
+            separator: "?", maxSplits: 1, omittingEmptySubsequences: false)
+        guard parts.count == 2,
+            let socket = parts[1].split(separator: "&").first(where: { $0.hasPrefix("socket=") })
+        else { return nil }
+        let export = unescaped(parts[0].drop { $0 != "/" }.dropFirst())
+        return "nbd+unix://\(export.isEmpty ? "" : "/\(export)")?"
+            + unescaped(socket)
+    }
+
+    /// %XX back to what it stands for (RFC 3986, section 2.1).
+    private static func unescaped(_ text: Substring) -> String {
+        var bytes: [UInt8] = []
+        var rest = text.utf8
+        while let byte = rest.popFirst() {
+            if byte == UInt8(ascii: "%"), let value = UInt8(String(rest.prefix(2)) ?? "", radix: 16)
+            {
+                bytes.append(value)
+                rest = rest.dropFirst(2)
+            } else {
+                bytes.append(byte)
+            }
+        }
+        return String(decoding: bytes, as: UTF8.self)
+    }
+}

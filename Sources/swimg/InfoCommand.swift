@@ -1,0 +1,68 @@
+import ArgumentParser
+import DiskImage
+import ImageFormats
+import ImageTools
+
+struct InfoCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "info",
+        abstract: "Show what is known of an image.",
+        discussion: """
+            Only the image itself is looked at; what it lies on is named and, with --backing-chain, \
+            described too. Images that cannot be read (encrypted, with their data in another file) \
+            are described all the same.
+
+            Example: swimg info --output=json disk.qcow2
+            """)
+
+    static let letters = OptionLetters(flags: "U", valued: "f", missing: ["image-opts"])
+
+    @Option(
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
+        help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
+    var format: String?
+
+    @Option(help: ArgumentHelp("For people or for programs: human, json.", valueName: "form"))
+    var output = "human"
+
+    @Flag(name: .customLong("backing-chain"), help: "Describe the files below the image, too.")
+    var backingChain = false
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Look at an image that another process writes to.")
+    var forceShare = false
+
+    @Option(help: ArgumentHelp("Accepted: no secret is needed here.", valueName: "object"))
+    var object: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The image.", valueName: "file"))
+    var files: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
+        guard ["human", "json"].contains(output) else {
+            throw ImageError.invalid(
+                "invalid output form '\(output)': --output takes human or json")
+        }
+        let opener = ImageOpener(shareForced: forceShare, nbd: try nbd.options())
+        let known = try format.map(imageFormat)
+        try await signals.interrupting(
+            {
+                let images = try await opener.facts(
+                    files[0], format: known, wholeChain: backingChain)
+                show(images.map { InfoReport($0) })
+            }, onStatus: {})
+    }
+
+    private func show(_ reports: [InfoReport]) {
+        if output == "human" {
+            Output.print(reports.map(\.text).joined(separator: "\n"))
+        } else {
+            let values = reports.map(\.json)
+            Output.print((backingChain ? JSONValue.array(values) : values[0]).text + "\n")
+        }
+    }
+}

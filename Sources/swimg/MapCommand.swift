@@ -1,0 +1,142 @@
+import ArgumentParser
+import DiskImage
+import Glibc
+import ImageFormats
+import ImageTools
+
+struct MapCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "map",
+        abstract: "Show what is where: which parts of a disk lie in which places of which files.",
+        discussion: """
+            For people: the parts that lie in files (human), or the whole disk as a picture in the \
+            terminal (picture), which --svg writes to a file. For programs: json.
+
+            Example: swimg map --output=json disk.qcow2
+
+            Example: swimg map --output=picture --svg disk.svg disk.qcow2
+            """)
+
+    static let letters = OptionLetters(flags: "U", valued: "fsl", missing: ["image-opts"])
+
+    @Option(
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
+        help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
+    var format: String?
+
+    @Option(help: ArgumentHelp("human, json or picture.", valueName: "form"))
+    var output = "human"
+
+    @Option(
+        name: [.customShort("s"), .customLong("start-offset")], parsing: .unconditional,
+        help: ArgumentHelp("Begin here on the disk (k, M, G, …).", valueName: "offset"))
+    var startOffset: String?
+
+    @Option(
+        name: [.customShort("l"), .customLong("max-length")], parsing: .unconditional,
+        help: ArgumentHelp("Show no more of the disk than this.", valueName: "length"))
+    var maxLength: String?
+
+    @Option(help: ArgumentHelp("Write the picture to this file.", valueName: "file"))
+    var svg: String?
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Look at an image that another process writes to.")
+    var forceShare = false
+
+    @Option(help: ArgumentHelp("Accepted: no secret is needed here.", valueName: "object"))
+    var object: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The image.", valueName: "file"))
+    var files: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
+        guard ["human", "json", "picture"].contains(output) else {
+            throw ImageError.invalid(
+                "invalid output form '\(output)': --output takes human, json or picture")
+        }
+        guard svg == nil || output == "picture" else {
+            throw ImageError.invalid("--svg is for --output=picture")
+        }
+        let start = try size(startOffset, "start offset") ?? 0
+        let length = try size(maxLength, "length") ?? .max
+        let range = start..<start + min(length, .max - start)
+        let opener = ImageOpener(shareForced: forceShare, nbd: try nbd.options())
+        let known = try format.map(imageFormat)
+        try await signals.interrupting(
+            {
+                let map = ImageMap(try await opener.openChain(files[0], format: known))
+                if output == "picture" {
+                    try await draw(map, range)
+                } else {
+                    try await list(map, range)
+                }
+            }, onStatus: {})
+    }
+
+    private func size(_ text: String?, _ what: String) throws(ImageError) -> Int64? {
+        guard let text else { return nil }
+        guard let size = parseByteSize(text) else {
+            throw .invalid("invalid \(what) '\(text)': a number with k, M, G, T, P or E is needed")
+        }
+        return size
+    }
+
+    private func list(_ map: ImageMap, _ range: Range<Int64>) async throws {
+        var printer = MapPrinter(
+            output == "json" ? .json : .table, fileNames: map.fileNames,
+            write: { Output.print($0) })
+        do {
+            if range.isEmpty || range.lowerBound >= map.guestSize {
+                printer.addNothing(at: range.lowerBound)
+            }
+            try await map.forEachEntry(in: range) { try printer.add($0) }
+        } catch {
+            printer.finish(isWhole: false)
+            throw error
+        }
+        printer.finish()
+    }
+
+    private func draw(_ map: ImageMap, _ range: Range<Int64>) async throws {
+        let screen = TerminalScreen()
+        let shown =
+            min(range.lowerBound, map.guestSize)..<min(range.upperBound, map.guestSize)
+        var picture = MapPicture(
+            shown, layers: map.fileNames, columns: svg == nil ? screen.columns : 128)
+        try await map.forEachEntry(in: shown) { picture.add($0) }
+        guard let svg else {
+            return Output.print(
+                picture.text(isColored: screen.isColored, isUnicode: screen.isUnicode))
+        }
+        try Output.write(picture.svg, toFile: svg)
+    }
+}
+
+/// What the standard output can show.
+private struct TerminalScreen {
+    let columns: Int
+    let isColored: Bool
+    let isUnicode: Bool
+
+    init() {
+        var size = winsize()
+        let isTerminal = isatty(STDOUT_FILENO) == 1
+        let isKnown =
+            isTerminal && ioctl(STDOUT_FILENO, UInt(TIOCGWINSZ), &size) == 0 && size.ws_col > 0
+        columns = isKnown ? Int(size.ws_col) : 80
+        // https://no-color.org: set and not empty.
+        isColored = isTerminal && (Self.setting("NO_COLOR") ?? "").isEmpty
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].compactMap(Self.setting).first { !$0.isEmpty }
+        let encoding = (locale ?? "").uppercased().filter { $0 != "-" }
+        isUnicode = encoding.hasSuffix("UTF8")
+    }
+
+    private static func setting(_ name: String) -> String? {
+        getenv(name).map { String(cString: $0) }
+    }
+}
