@@ -29,18 +29,6 @@ struct ClusterReferences: Sendable {
             CheckFinding(text: text, severity: severity, position: runs.count))
         needsCopiedPass = true
     }
-
-    /// Adds a run, to the one before where it continues that and nothing has been found in between.
-    @inline(__always)
-    mutating func add(_ run: ClusterRun) {
-        if let last = runs.last, last.cluster + last.count == run.cluster, last.mark == run.mark,
-            findings.last?.position != runs.count
-        {
-            runs[runs.count - 1].count += run.count
-        } else {
-            runs.append(run)
-        }
-    }
 }
 
 func hexadecimal(_ number: some BinaryInteger) -> String { String(number, radix: 16) }

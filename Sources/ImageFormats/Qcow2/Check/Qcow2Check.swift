@@ -57,7 +57,7 @@ final class Qcow2Checker {
     private var hasReportedUnalignedBlock = false
 
     /// What a child task reads and counts at a time, in bytes.
-    private static let batchSize: Int64 = 1 << 20
+    private static let batchSize: Int64 = 256 << 10
     /// More than cores: a batch may wait for its turn.
     static let batchesInFlight = 4
     /// What qemu checks at most, in clusters.
@@ -211,22 +211,23 @@ extension Qcow2Checker {
         result.allocatedClusters += references.allocatedClusters
         result.fragmentedClusters += references.fragmentedClusters
         result.compressedClusters += references.compressedClusters
-        var findings = references.findings[...]
-        for (position, run) in references.runs.enumerated() {
-            while let finding = findings.first, finding.position <= position {
-                try await apply(finding)
-                findings.removeFirst()
-            }
-            counts.add(run) { cluster in
-                reportCorruption(
-                    "ERROR: overflow cluster offset=0x"
-                        + hexadecimal(Int64(cluster) * clusterSize))
-                say(
-                    "Use qemu-img amend to increase the refcount entry width or qemu-img convert "
-                        + "to create a clean copy if the image cannot be opened for writing")
-            }
+        var position = 0
+        for finding in references.findings {
+            apply(references.runs[position..<finding.position])
+            try await apply(finding)
+            position = finding.position
         }
-        for finding in findings { try await apply(finding) }
+        apply(references.runs[position...])
+    }
+
+    private func apply(_ runs: ArraySlice<ClusterRun>) {
+        counts.add(runs) { cluster in
+            reportCorruption(
+                "ERROR: overflow cluster offset=0x" + hexadecimal(Int64(cluster) * clusterSize))
+            say(
+                "Use qemu-img amend to increase the refcount entry width or qemu-img convert "
+                    + "to create a clean copy if the image cannot be opened for writing")
+        }
     }
 
     private func apply(_ finding: CheckFinding) async throws {

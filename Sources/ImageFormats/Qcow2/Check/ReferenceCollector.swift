@@ -45,9 +45,13 @@ struct ReferenceCollector: Sendable {
                 "ERROR: counting reference for region exceeding the end of the file by one cluster "
                     + "or more: offset 0x\(hexadecimal(offset)) size 0x\(hexadecimal(size))")
         }
-        let first = Int(offset >> UInt64(clusterBits))
-        let last = Int((end - 1) >> UInt64(clusterBits))
-        references.add(ClusterRun(cluster: first, count: last - first + 1, mark: mark))
+        var first = Int(offset >> UInt64(clusterBits))
+        let behind = Int((end - 1) >> UInt64(clusterBits)) + 1
+        while first < behind {
+            let count = min(behind - first, ClusterRun.maximumCount - 1)
+            references.runs.append(ClusterRun(cluster: first, count: count, mark: mark))
+            first += count
+        }
     }
 
     /// - Returns: where the L2 table is; nil if the entry names none.
@@ -71,39 +75,76 @@ struct ReferenceCollector: Sendable {
     ///   - bytes: all of a table.
     ///   - tableOffset: where it is in the file.
     mutating func addL2Table(_ bytes: RawSpan, at tableOffset: Int64) {
-        let wordSize = 8
-        let entrySize = wordSize * Int(context.geometry.wordsPerL2Entry)
-        // What an entry must have to be an ordinary one, and nothing else.
-        let extraordinary =
-            ~(Qcow2Entry.copied | Qcow2Entry.offsetMask) | UInt64(clusterSize - 1)
-        let isPlain = !context.hasDataFile
+        let isExtended = context.geometry.hasExtendedL2
+        let entrySize = isExtended ? 16 : 8
         var expected: UInt64 = 0
-        for index in 0..<bytes.byteCount / entrySize {
+        var index = 0
+        while index < bytes.byteCount / entrySize {
             let entry = bytes.bigEndian(at: index * entrySize, as: UInt64.self)
             let bitmap =
-                entrySize > wordSize
-                ? bytes.bigEndian(at: index * entrySize + wordSize, as: UInt64.self) : 0
-            if entry | bitmap == 0 { continue }
-            let offset = entry & Qcow2Entry.offsetMask
-            if isPlain, entry & extraordinary == 0, offset != 0,
-                offset < UInt64(context.fileSize), (bitmap >> 32) & bitmap == 0
-            {
-                countData(at: offset, &expected)
-                references.add(
-                    ClusterRun(
-                        cluster: Int(offset >> UInt64(clusterBits)), count: 1, mark: mark(entry)))
+                isExtended ? bytes.bigEndian(at: index * entrySize + 8, as: UInt64.self) : 0
+            if entry | bitmap == 0 {
+                index += 1
+            } else if isPlain(entry, bitmap) {
+                let count = plainRun(bytes, from: index, entrySize)
+                addPlainRun(entry, count, &expected)
+                index += count
             } else {
                 let place = tableOffset + Int64(index * entrySize)
                 addEntry(entry, bitmap, index, place, &expected)
+                index += 1
             }
         }
     }
 
-    private mutating func countData(at offset: UInt64, _ expected: inout UInt64) {
+    /// An ordinary cluster in this file, about which there is nothing to say.
+    @inline(__always)
+    private func isPlain(_ entry: UInt64, _ bitmap: UInt64) -> Bool {
+        let extraordinary =
+            ~(Qcow2Entry.copied | Qcow2Entry.offsetMask) | UInt64(clusterSize - 1)
+        let offset = entry & Qcow2Entry.offsetMask
+        return entry & extraordinary == 0 && offset != 0 && offset < UInt64(context.fileSize)
+            && (bitmap >> 32) & bitmap == 0 && !context.hasDataFile
+    }
+
+    /// How many plain entries from `first` on name one cluster after the other.
+    private func plainRun(_ bytes: RawSpan, from first: Int, _ entrySize: Int) -> Int {
+        let step = UInt64(clusterSize)
+        let fileSize = UInt64(context.fileSize)
+        let isExtended = entrySize > 8
+        var next = bytes.bigEndian(at: first * entrySize, as: UInt64.self)
+        var position = first * entrySize
+        while position < bytes.byteCount {
+            guard bytes.bigEndian(at: position, as: UInt64.self) == next,
+                next & Qcow2Entry.offsetMask < fileSize
+            else { break }
+            if isExtended {
+                let bitmap = bytes.bigEndian(at: position + 8, as: UInt64.self)
+                guard (bitmap >> 32) & bitmap == 0 else { break }
+            }
+            next += step
+            position += entrySize
+        }
+        return position / entrySize - first
+    }
+
+    private mutating func addPlainRun(
+        _ entry: UInt64, _ count: Int, _ expected: inout UInt64
+    ) {
+        let offset = entry & Qcow2Entry.offsetMask
+        countData(at: offset, count, &expected)
+        references.runs.append(
+            ClusterRun(
+                cluster: Int(offset >> UInt64(clusterBits)), count: count, mark: mark(entry)))
+    }
+
+    private mutating func countData(
+        at offset: UInt64, _ count: Int, _ expected: inout UInt64
+    ) {
         guard context.isActive else { return }
-        references.allocatedClusters += 1
+        references.allocatedClusters += Int64(count)
         if expected != 0, offset != expected { references.fragmentedClusters += 1 }
-        expected = offset + UInt64(clusterSize)
+        expected = offset + UInt64(count) * UInt64(clusterSize)
     }
 
     private func mark(_ entry: UInt64) -> ReferenceMark {
@@ -132,7 +173,7 @@ struct ReferenceCollector: Sendable {
             }
         }
         if (bitmap >> 32) & bitmap != 0 {
-            return references.report(
+            references.report(
                 "ERROR offset=\(hexadecimal(offset)): Allocated cluster has corrupted subcluster "
                     + "allocation bitmap")
         }
@@ -141,7 +182,7 @@ struct ReferenceCollector: Sendable {
                 context.geometry.hasExtendedL2 ? bitmap & Self.allocationBits != 0 : !isZero
             if reportUnaligned(offset, bitmap, holdsData: holdsData, place) { return }
         }
-        countData(at: offset, &expected)
+        countData(at: offset, 1, &expected)
         if context.hasDataFile {
             // Its clusters have no refcounts, and count as used once.
             if entry & Qcow2Entry.copied == 0 { references.needsCopiedPass = true }

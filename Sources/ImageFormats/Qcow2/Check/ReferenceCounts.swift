@@ -1,11 +1,23 @@
 import DiskImage
 
-/// Neighbouring host clusters to which a table refers.
+/// Neighbouring host clusters to which a table refers; packed, because there can be one for each entry.
 struct ClusterRun: Sendable, Equatable {
     /// The first of them: a number, not an offset.
-    var cluster: Int
-    var count: Int
-    var mark: ReferenceMark
+    private let first: UInt32
+    private var countAndMark: UInt32
+
+    static let maximumCount = 1 << 30
+    private static let countMask = UInt32(maximumCount) - 1
+
+    /// - Parameter count: less than `maximumCount`.
+    init(cluster: Int, count: Int, mark: ReferenceMark) {
+        first = UInt32(cluster)
+        countAndMark = UInt32(count) & Self.countMask | UInt32(mark.rawValue) << 16
+    }
+
+    var cluster: Int { Int(first) }
+    var count: Int { Int(countAndMark & Self.countMask) }
+    var mark: UInt16 { UInt16(truncatingIfNeeded: (countAndMark & ~Self.countMask) >> 16) }
 }
 
 /// What the entry that refers to a cluster says about its refcount.
@@ -50,24 +62,51 @@ struct ReferenceCounts: Sendable {
         return count == Self.countMask ? large[cluster] ?? UInt64(count) : UInt64(count)
     }
 
-    /// Counts one more reference to each cluster of a run.
+    /// Counts one more reference to each cluster of some runs.
     ///
     /// - Parameter onOverflow: called for a cluster whose count is as high as a refcount can be, and
     ///   stays so.
-    mutating func add(_ run: ClusterRun, onOverflow: (_ cluster: Int) -> Void) {
+    mutating func add(_ runs: ArraySlice<ClusterRun>, onOverflow: (_ cluster: Int) -> Void) {
+        // The chunk of the last single cluster, taken out of the others: scattered ones come one by one.
+        var current: [UInt16] = []
+        var currentIndex: Int?
+        func putBack() {
+            if let index = currentIndex { swap(&chunks[index], &current) }
+            currentIndex = nil
+        }
+        let limit = limit
+        for run in runs {
+            let index = run.cluster / Self.chunkSize
+            let position = run.cluster % Self.chunkSize
+            if run.count == 1, run.cluster < clusterCount {
+                if index != currentIndex {
+                    putBack()
+                    swap(&chunks[index], &current)
+                    currentIndex = index
+                }
+                if Self.add(&current, position..<position + 1, run.mark, limit) > position {
+                    continue
+                }
+            }
+            putBack()
+            add(run, onOverflow)
+        }
+        putBack()
+    }
+
+    /// What the plain bits count without a look at the rest.
+    private var limit: UInt16 { UInt16(min(maximum, UInt64(Self.countMask) - 1)) }
+
+    private mutating func add(_ run: ClusterRun, _ onOverflow: (_ cluster: Int) -> Void) {
         let end = run.cluster + run.count
         grow(to: end)
+        let limit = limit
         var cluster = run.cluster
         while cluster < end {
             let index = cluster / Self.chunkSize
             let first = index * Self.chunkSize
             let stop = min(end, first + Self.chunkSize)
-            if chunks[index].isEmpty {
-                chunks[index] = [UInt16](repeating: 0, count: Self.chunkSize)
-            }
-            let limit = UInt16(min(maximum, UInt64(Self.countMask) - 1))
-            let done = Self.add(
-                &chunks[index], cluster - first..<stop - first, run.mark.rawValue, limit)
+            let done = Self.add(&chunks[index], cluster - first..<stop - first, run.mark, limit)
             cluster = first + done
             if cluster < stop {
                 addLarge(cluster, run.mark, onOverflow)
@@ -80,6 +119,7 @@ struct ReferenceCounts: Sendable {
     private static func add(
         _ chunk: inout [UInt16], _ range: Range<Int>, _ mark: UInt16, _ limit: UInt16
     ) -> Int {
+        if chunk.isEmpty { chunk = [UInt16](repeating: 0, count: chunkSize) }
         for position in range {
             let value = chunk[position]
             if value & countMask >= limit { return position }
@@ -89,11 +129,11 @@ struct ReferenceCounts: Sendable {
     }
 
     private mutating func addLarge(
-        _ cluster: Int, _ mark: ReferenceMark, _ onOverflow: (Int) -> Void
+        _ cluster: Int, _ mark: UInt16, _ onOverflow: (Int) -> Void
     ) {
         let count = self[cluster]
         let (index, position) = (cluster / Self.chunkSize, cluster % Self.chunkSize)
-        chunks[index][position] |= mark.rawValue
+        chunks[index][position] |= mark
         guard count < maximum else { return onOverflow(cluster) }
         if count + 1 < UInt64(Self.countMask) {
             chunks[index][position] += 1
@@ -129,7 +169,8 @@ struct ReferenceCounts: Sendable {
     /// Counts free clusters as used once.
     mutating func take(_ clusters: Range<Int>) {
         guard !clusters.isEmpty else { return }
-        add(ClusterRun(cluster: clusters.lowerBound, count: clusters.count, mark: .none)) { _ in }
+        let run = ClusterRun(cluster: clusters.lowerBound, count: clusters.count, mark: .none)
+        add([run]) { _ in }
     }
 
     /// Makes clusters free again that `take` has taken.
