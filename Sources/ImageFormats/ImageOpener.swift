@@ -153,7 +153,10 @@ public struct ImageOpener: Sendable {
         return BackingReference(path: path, format: format)
     }
 
-    func openStorage(_ path: String, namedBy overlay: String?) throws -> any Storage {
+    /// Opens what holds an image, without looking into it.
+    public func openStorage(
+        _ path: String, namedBy overlay: String? = nil
+    ) throws -> any Storage {
         do {
             // What an image names is a file: `backingPath` lets nothing else through.
             if overlay == nil, let storage = try NBDStorage.open(path, nbd) { return storage }

@@ -1,0 +1,36 @@
+/// Does work on items beside each other, and hands over what came of it in their order.
+///
+/// - Parameters:
+///   - width: how many are worked on at once, or wait to be handed over.
+///   - work: runs in child tasks.
+///   - use: runs in the caller's task, never beside itself.
+/// - Throws: the first error of either; the other tasks are cancelled then.
+func inOrder<Item: Sendable, Product: Sendable>(
+    _ items: some Sequence<Item>, width: Int,
+    work: @escaping @Sendable (Item) async throws -> Product,
+    use: (Product) async throws -> Void
+) async throws {
+    try await withThrowingTaskGroup(of: (Int, Product).self) { group in
+        var iterator = items.makeIterator()
+        var started = 0
+        var used = 0
+        var waiting: [Int: Product] = [:]
+        func start() -> Bool {
+            guard let item = iterator.next() else { return false }
+            let number = started
+            started += 1
+            group.addTask { (number, try await work(item)) }
+            return true
+        }
+        for _ in 0..<width where !start() { break }
+        while used < started {
+            while let product = waiting.removeValue(forKey: used) {
+                used += 1
+                _ = start()
+                try await use(product)
+            }
+            guard used < started, let (number, product) = try await group.next() else { continue }
+            waiting[number] = product
+        }
+    }
+}

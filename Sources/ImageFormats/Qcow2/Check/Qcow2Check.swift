@@ -1,0 +1,373 @@
+import DiskImage
+import Glibc
+import ImageStorage
+
+/// Checks a qcow2 image: whether its refcounts are what its tables refer to, and the tables sound.
+///
+/// Messages about single clusters have qemu-img's words, because programs read them.
+public struct Qcow2Check: Sendable {
+    private let storage: any Storage
+    private let repair: CheckRepair?
+    private let onMessage: @Sendable (String) -> Void
+
+    /// - Parameters:
+    ///   - repair: what to put right; the storage has to be open for writing then.
+    ///   - onMessage: told of each finding, one line each, in the order of the tables.
+    public init(
+        _ storage: any Storage, repair: CheckRepair? = nil,
+        onMessage: @escaping @Sendable (String) -> Void
+    ) {
+        self.storage = storage
+        self.repair = repair
+        self.onMessage = onMessage
+    }
+
+    /// - Throws: `ImageError` where the image cannot be read or written, is no qcow2 image, or is
+    ///   damaged so that the check cannot go on.
+    public func run() async throws -> CheckResult {
+        try await withTaskExecutorPreference(IOExecutor.shared) {
+            let header = try await Qcow2CheckHeader.read(from: storage)
+            let checker = try await Qcow2Checker(
+                storage, header, repair: repair, onMessage: onMessage)
+            return try await checker.run()
+        }
+    }
+}
+
+/// One run of a check. Used by one task; what it gives to child tasks is copied.
+final class Qcow2Checker {
+    let storage: any Storage
+    var header: Qcow2CheckHeader
+    let repair: CheckRepair?
+    private let onMessage: @Sendable (String) -> Void
+
+    var result = CheckResult()
+    /// What has been found about refcounts and tables so far.
+    var damage = DamageCounts()
+    var counts: ReferenceCounts
+    /// Up to the end of the file; what would lie behind reads as zeros.
+    var l1: [UInt64]
+    var refcountTable: [UInt64] = []
+    /// Refcounts cannot be put right one by one: a block or the table is damaged or missing.
+    var needsRebuild = false
+    var needsCopiedPass = false
+    var lastUsedCluster = 0
+    /// Clusters that a damaged refcount table names: a repair must not write there before it is done.
+    var doubtfulClusters: Set<Int> = []
+    private var hasReportedUnalignedBlock = false
+
+    /// What a child task reads and counts at a time, in bytes.
+    private static let batchSize: Int64 = 256 << 10
+    /// More than cores: a batch may wait for its turn.
+    static let batchesInFlight = 4
+    /// What qemu checks at most, in clusters.
+    private static let maximumClusters = Int64(Int32.max)
+
+    init(
+        _ storage: any Storage, _ header: Qcow2CheckHeader, repair: CheckRepair?,
+        onMessage: @escaping @Sendable (String) -> Void
+    ) async throws {
+        self.storage = storage
+        self.header = header
+        self.repair = repair
+        self.onMessage = onMessage
+        let clusters = storage.size.dividedUp(by: header.geometry.clusterSize)
+        guard clusters <= Self.maximumClusters else {
+            throw ImageError.checkFailed(EFBIG)
+        }
+        counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
+        l1 = try await storage.readWords(at: header.l1Offset, count: header.l1Entries)
+    }
+
+    var clusterSize: Int64 { header.geometry.clusterSize }
+    var codec: RefcountCodec { RefcountCodec(bits: header.refcountBits) }
+    var blockEntries: Int { codec.entries(inBytes: clusterSize) }
+
+    func run() async throws -> CheckResult {
+        result.totalClusters = header.geometry.virtualSize.dividedUp(by: clusterSize)
+        if repair != nil { try await clearUnknownFeatures() }
+        let snapshots = try await readSnapshots()
+        try await checkRefcounts(snapshots)
+        result.add(damage)
+        result.add(snapshots.damage)
+        if repair != nil, result.checkErrors == 0, result.corruptions == 0 {
+            try await markClean()
+        }
+        return result
+    }
+
+    private func checkRefcounts(_ snapshots: Snapshots) async throws {
+        refcountTable = try await readRefcountTable()
+        try await countReferences(snapshots, repairs: repair == .all)
+        let counted = damage
+        try await compareRefcounts(repair: nil)
+        if needsRebuild, repair == .all {
+            try await rebuildRefcounts(snapshots)
+        } else if let repair {
+            guard !needsRebuild else {
+                say("ERROR need to rebuild refcount structures")
+                throw ImageError.checkFailed(EIO)
+            }
+            if damage.leaks > 0 || damage.corruptions > 0 {
+                damage = counted
+                try await compareRefcounts(repair: repair)
+            }
+        }
+        if needsCopiedPass || repair != nil { try await checkCopiedFlags() }
+        result.imageEndOffset = Int64(lastUsedCluster + 1) * clusterSize
+    }
+
+    func say(_ text: String) { onMessage(text) }
+
+    func reportCorruption(_ text: String) {
+        damage.corruptions += 1
+        say(text)
+    }
+
+    func readRefcountTable() async throws -> [UInt64] {
+        try await storage.readWords(
+            at: header.refcountTableOffset,
+            count: header.refcountTableClusters * clusterSize / 8)
+    }
+}
+
+// Counting what refers to each cluster.
+extension Qcow2Checker {
+    func countReferences(_ snapshots: Snapshots, repairs: Bool) async throws {
+        result.allocatedClusters = 0
+        result.fragmentedClusters = 0
+        result.compressedClusters = 0
+        try await count { $0.addRegion(offset: 0, size: UInt64(clusterSize)) }
+        try await countTables(
+            l1, at: UInt64(header.l1Offset), entries: header.l1Entries, isActive: true,
+            repairs: repairs)
+        try await countSnapshots(snapshots, repairs: repairs)
+        try await count {
+            $0.addRegion(
+                offset: UInt64(header.refcountTableOffset),
+                size: UInt64(header.refcountTableClusters * clusterSize))
+        }
+        if let range = header.encryptionHeader {
+            try await count { $0.addRegion(offset: range.offset, size: range.length) }
+        }
+        try await countBitmaps()
+        try await countRefcountBlocks(repairs: repairs)
+    }
+
+    func collectorContext(isActive: Bool, repairs: Bool) -> ReferenceCollector.Context {
+        ReferenceCollector.Context(
+            geometry: header.geometry, hasDataFile: header.hasDataFile, fileSize: storage.size,
+            isActive: isActive, repairs: repairs)
+    }
+
+    func count(_ collect: (inout ReferenceCollector) -> Void) async throws {
+        var collector = ReferenceCollector(collectorContext(isActive: false, repairs: false))
+        collect(&collector)
+        try await apply(collector.references)
+    }
+
+    /// Counts an L1 table and the L2 tables that it names: these are read and decoded beside each other.
+    ///
+    /// - Parameters:
+    ///   - l1: as much of it as there is.
+    ///   - entries: as many as it is said to have.
+    func countTables(
+        _ l1: [UInt64], at offset: UInt64, entries: Int64, isActive: Bool, repairs: Bool
+    ) async throws {
+        guard entries > 0 else { return }
+        try await count { $0.addRegion(offset: offset, size: UInt64(entries) * 8) }
+        let context = collectorContext(isActive: isActive, repairs: repairs)
+        let tablesPerBatch = Int(max(1, Self.batchSize / clusterSize))
+        try await inOrder(
+            L1Batches(l1, tablesPerBatch: tablesPerBatch), width: Self.batchesInFlight
+        ) { [storage] batch in
+            try Task.checkCancellation()
+            IOExecutor.willBeBusy()
+            return try await Self.collect(batch, from: storage, context)
+        } use: {
+            IOExecutor.willBeBusy()
+            try await self.apply($0)
+        }
+    }
+
+    private static func collect(
+        _ l1: [UInt64], from storage: any Storage, _ context: ReferenceCollector.Context
+    ) async throws -> ClusterReferences {
+        let clusterSize = context.geometry.clusterSize
+        var collector = ReferenceCollector(context)
+        var buffer = IOBuffer(byteCount: Int(clusterSize))
+        for entry in l1 {
+            guard let offset = collector.addL1Entry(entry) else { continue }
+            // Whatever lies there: a table that is cut short goes on with zeros.
+            let count = try await storage.readAvailable(into: &buffer, at: offset)
+            guard count > 0 else { continue }
+            collector.addL2Table(buffer.bytes, at: offset)
+        }
+        return collector.references
+    }
+
+    private func apply(_ references: ClusterReferences) async throws {
+        if references.needsCopiedPass { needsCopiedPass = true }
+        result.allocatedClusters += references.allocatedClusters
+        result.fragmentedClusters += references.fragmentedClusters
+        result.compressedClusters += references.compressedClusters
+        var position = 0
+        for finding in references.findings {
+            apply(references.runs[position..<finding.position])
+            try await apply(finding)
+            position = finding.position
+        }
+        apply(references.runs[position...])
+    }
+
+    private func apply(_ runs: ArraySlice<ClusterRun>) {
+        counts.add(runs) { cluster in
+            reportCorruption(
+                "ERROR: overflow cluster offset=0x" + hexadecimal(Int64(cluster) * clusterSize))
+            say(
+                "Use qemu-img amend to increase the refcount entry width or qemu-img convert "
+                    + "to create a clean copy if the image cannot be opened for writing")
+        }
+    }
+
+    private func apply(_ finding: CheckFinding) async throws {
+        say(finding.text)
+        damage.corruptions += 1
+        guard case .repairable(let offset, let words) = finding.severity,
+            !isOtherMetadata(offset)
+        else { return }
+        try await storage.write(words, at: offset)
+        damage.corruptions -= 1
+        damage.corruptionsFixed += 1
+    }
+
+    /// Refcount blocks have one reference each, from the refcount table.
+    private func countRefcountBlocks(repairs: Bool) async throws {
+        doubtfulClusters = []
+        for (index, entry) in refcountTable.enumerated() where entry != 0 {
+            let offset = entry & Qcow2Entry.refcountBlockMask
+            let cluster = Int(offset >> UInt64(header.geometry.clusterBits))
+            if entry != offset {
+                needsRebuild = true
+                doubtfulClusters.insert(cluster)
+                reportCorruption("ERROR refcount table entry \(index) has reserved bits set")
+                continue
+            }
+            if offset % UInt64(clusterSize) != 0 {
+                needsRebuild = true
+                doubtfulClusters.formUnion([cluster, cluster + 1])
+                reportCorruption(
+                    "ERROR refcount block \(index) is not cluster aligned; refcount table entry "
+                        + "corrupted")
+                continue
+            }
+            guard cluster < counts.clusterCount else {
+                if repairs { needsRebuild = true }
+                reportCorruption("ERROR refcount block \(index) is outside image")
+                continue
+            }
+            try await count { $0.addRegion(offset: offset, size: UInt64(clusterSize)) }
+            let references = counts[cluster]
+            guard references != 1 else { continue }
+            needsRebuild = true
+            reportCorruption("ERROR refcount block \(index) refcount=\(references)")
+        }
+    }
+}
+
+// Comparing refcounts with references.
+extension Qcow2Checker {
+    private struct Comparison: Sendable {
+        var found = RefcountComparison()
+        /// Blocks that are at no place where one can be: index, offset.
+        var unaligned: (index: Int, offset: UInt64)?
+        var clusters: Range<Int>
+    }
+
+    /// - Parameter repair: which mismatches are put right; without a block for a cluster none is.
+    func compareRefcounts(repair: CheckRepair?) async throws {
+        lastUsedCluster = 0
+        let step = max(blockEntries, ReferenceCounts.chunkSize)
+        let starts = stride(from: 0, to: counts.clusterCount, by: step)
+        let reader = RefcountReader(
+            storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
+        let counts = counts
+        try await inOrder(starts, width: Self.batchesInFlight) { start in
+            try Task.checkCancellation()
+            IOExecutor.willBeBusy()
+            return try await Self.compare(
+                start..<min(start + step, counts.clusterCount), reader, counts)
+        } use: { comparisons in
+            for comparison in comparisons { try await self.apply(comparison, repair) }
+        }
+    }
+
+    /// One comparison for each block of a range of clusters.
+    private static func compare(
+        _ clusters: Range<Int>, _ reader: RefcountReader, _ counts: ReferenceCounts
+    ) async throws -> [Comparison] {
+        var comparisons: [Comparison] = []
+        var buffer = IOBuffer(byteCount: Int(reader.clusterSize))
+        let blockEntries = reader.blockEntries
+        for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: blockEntries) {
+            let part = first..<min(first + blockEntries, clusters.upperBound)
+            var comparison = Comparison(clusters: part)
+            let index = first / blockEntries
+            let offset = reader.blockOffset(index)
+            if offset % UInt64(reader.clusterSize) != 0 {
+                comparison.unaligned = (index, offset)
+            } else {
+                let isThere = try await reader.readBlock(index, into: &buffer)
+                comparison.found.compare(
+                    buffer.bytes.extracting(0..<(isThere ? buffer.byteCount : 0)), reader.codec,
+                    0..<part.count, firstOfBlock: first, with: counts)
+            }
+            comparisons.append(comparison)
+        }
+        return comparisons
+    }
+
+    private func apply(_ comparison: Comparison, _ repair: CheckRepair?) async throws {
+        if let (index, offset) = comparison.unaligned {
+            return reportUnaligned(index, offset, comparison.clusters)
+        }
+        let found = comparison.found
+        if let last = found.lastUsed { lastUsedCluster = last }
+        if found.contradictsMarks { needsCopiedPass = true }
+        var fixed: [RefcountComparison.Mismatch] = []
+        for mismatch in found.mismatches {
+            let isLeak = mismatch.refcount > mismatch.references
+            let isFixed =
+                mismatch.refcount > 0
+                && (isLeak ? repair != nil : repair == .all)
+            if mismatch.refcount == 0 { needsRebuild = true }
+            let verb = isFixed ? "Repairing" : isLeak ? "Leaked" : "ERROR"
+            say(
+                "\(verb) cluster \(mismatch.cluster) refcount=\(mismatch.refcount) "
+                    + "reference=\(mismatch.references)")
+            switch (isFixed, isLeak) {
+            case (true, true): damage.leaksFixed += 1
+            case (true, false): damage.corruptionsFixed += 1
+            case (false, true): damage.leaks += 1
+            case (false, false): damage.corruptions += 1
+            }
+            if isFixed { fixed.append(mismatch) }
+        }
+        if !fixed.isEmpty { try await writeRefcounts(fixed) }
+    }
+
+    private func reportUnaligned(_ index: Int, _ offset: UInt64, _ clusters: Range<Int>) {
+        if !hasReportedUnalignedBlock {
+            hasReportedUnalignedBlock = true
+            say(
+                "qcow2: Image is corrupt: Refblock offset 0x\(hexadecimal(offset)) unaligned "
+                    + "(reftable index: \(index == 0 ? "0" : "0x" + hexadecimal(index))); further "
+                    + "non-fatal corruption events will be suppressed")
+        }
+        let reason = String(cString: strerror(EIO))
+        for cluster in clusters {
+            damage.checkErrors += 1
+            say("Can't get refcount for cluster \(cluster): \(reason)")
+        }
+    }
+}

@@ -1,0 +1,90 @@
+import DiskImage
+import Glibc
+import ImageStorage
+
+// Whether the active tables say of their clusters' refcounts what these are (OFLAG_COPIED).
+extension Qcow2Checker {
+    /// Reads all active tables once more; needed only where the marks of the counts contradict the
+    /// refcounts, or something has been repaired.
+    func checkCopiedFlags() async throws {
+        // After the refcounts have been put right they tell what the flags are to be.
+        let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
+        let repairs = repair == .all || (repair == .leaks && isSafe)
+        if repair != nil { try await storage.flush() }
+        var refcounts = RefcountCache(
+            RefcountReader(
+                storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize))
+        var buffer = IOBuffer(byteCount: Int(clusterSize))
+        for index in l1.indices {
+            let offset = l1[index] & Qcow2Entry.offsetMask
+            guard offset != 0 else { continue }
+            try Task.checkCancellation()
+            let cluster = Int(offset >> UInt64(header.geometry.clusterBits))
+            guard let refcount = try await refcounts.refcount(of: cluster) else { continue }
+            if (refcount == 1) != (l1[index] & Qcow2Entry.copied != 0) {
+                let verb = repairs ? "Repairing" : "ERROR"
+                reportCorruption(
+                    "\(verb) OFLAG_COPIED L2 cluster: l1_index=\(index) "
+                        + "l1_entry=\(hexadecimal(l1[index])) refcount=\(refcount)")
+                if repairs {
+                    l1[index] ^= Qcow2Entry.copied
+                    try await storage.write(
+                        [l1[index]], at: header.l1Offset + Int64(index) * 8)
+                    damage.corruptions -= 1
+                    damage.corruptionsFixed += 1
+                }
+            }
+            guard try await storage.readAvailable(into: &buffer, at: Int64(offset)) > 0 else {
+                continue
+            }
+            try await checkCopiedFlags(&buffer, at: Int64(offset), repairs, &refcounts)
+        }
+    }
+
+    private func checkCopiedFlags(
+        _ table: inout IOBuffer, at offset: Int64, _ repairs: Bool, _ refcounts: inout RefcountCache
+    ) async throws {
+        let entrySize = Int(header.geometry.wordsPerL2Entry) * 8
+        var fixed: [(position: Int, entry: UInt64)] = []
+        for position in stride(from: 0, to: table.byteCount, by: entrySize) {
+            let entry = table.bytes.bigEndian(at: position, as: UInt64.self)
+            guard hasCluster(entry) else { continue }
+            let host = entry & Qcow2Entry.offsetMask
+            let cluster = Int(host >> UInt64(header.geometry.clusterBits))
+            // The clusters of a data file have no refcounts, and are used once.
+            guard
+                let refcount =
+                    header.hasDataFile ? 1 : try await refcounts.refcount(of: cluster),
+                (refcount == 1) != (entry & Qcow2Entry.copied != 0)
+            else { continue }
+            reportCorruption(
+                "\(repairs ? "Repairing" : "ERROR") OFLAG_COPIED data cluster: "
+                    + "l2_entry=\(hexadecimal(entry)) refcount=\(refcount)")
+            if repairs { fixed.append((position, entry ^ Qcow2Entry.copied)) }
+        }
+        guard let first = fixed.first, let last = fixed.last else { return }
+        guard offset % clusterSize == 0, !isOtherMetadata(offset) else {
+            say(
+                "ERROR: Could not write L2 table; metadata overlap check failed: "
+                    + String(cString: strerror(EIO)))
+            damage.checkErrors += 1
+            return
+        }
+        // From the first changed entry to the last one: what lies around stays untouched.
+        var words = stride(from: first.position, through: last.position, by: 8).map {
+            table.bytes.bigEndian(at: $0, as: UInt64.self)
+        }
+        for (position, entry) in fixed { words[(position - first.position) / 8] = entry }
+        try await storage.write(words, at: offset + Int64(first.position))
+        damage.corruptions -= Int64(fixed.count)
+        damage.corruptionsFixed += Int64(fixed.count)
+    }
+
+    /// A standard cluster with a place in the file, whether it reads as zeros or not.
+    private func hasCluster(_ entry: UInt64) -> Bool {
+        guard entry & Qcow2Entry.compressed == 0 else { return false }
+        if entry & Qcow2Entry.offsetMask != 0 { return true }
+        let isZero = !header.geometry.hasExtendedL2 && entry & Qcow2Entry.zero != 0
+        return header.hasDataFile && !isZero && entry & Qcow2Entry.copied != 0
+    }
+}

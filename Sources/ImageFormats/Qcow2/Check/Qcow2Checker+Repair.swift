@@ -1,0 +1,170 @@
+import DiskImage
+import Glibc
+import ImageStorage
+
+// What is written. Always to be no worse off if the power fails in between: refcounts one by one, new
+// structures to free clusters, and the header after a flush.
+extension Qcow2Checker {
+    /// Whether a table that is said to be here would lie over another kind of metadata, and must not be
+    /// written.
+    func isOtherMetadata(_ offset: Int64) -> Bool {
+        let cluster = offset / clusterSize
+        func covers(_ start: Int64, _ size: Int64) -> Bool {
+            let first = start / clusterSize
+            return cluster >= first && cluster < first + size.dividedUp(by: clusterSize)
+        }
+        return cluster == 0 || covers(header.l1Offset, header.l1Entries * 8)
+            || covers(header.refcountTableOffset, header.refcountTableClusters * clusterSize)
+            || header.snapshotCount > 0
+                && header.snapshotTableOffset / UInt64(clusterSize) == UInt64(cluster)
+            || refcountTable.contains {
+                ($0 & Qcow2Entry.refcountBlockMask) / UInt64(clusterSize) == UInt64(cluster)
+            }
+    }
+
+    /// Sets the refcounts of clusters to their numbers of references.
+    ///
+    /// - Parameter mismatches: of clusters that one block counts, in order.
+    func writeRefcounts(_ mismatches: [RefcountComparison.Mismatch]) async throws {
+        guard let first = mismatches.first else { return }
+        let index = first.cluster / blockEntries
+        let reader = RefcountReader(
+            storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
+        var buffer = IOBuffer(byteCount: Int(clusterSize))
+        guard try await reader.readBlock(index, into: &buffer) else { return }
+        var block = buffer.bytes.withUnsafeBytes { Array($0) }
+        for mismatch in mismatches {
+            codec.write(mismatch.references, into: &block, mismatch.cluster % blockEntries)
+        }
+        try await storage.write(block, at: Int64(reader.blockOffset(index)))
+    }
+
+    /// Writes new refcount blocks and a new table, and counts everything again.
+    func rebuildRefcounts(_ snapshots: Snapshots) async throws {
+        say("Rebuilding refcount structure")
+        let before = damage
+        try await writeNewRefcounts()
+        damage.corruptions = 0
+        damage.leaks = 0
+        damage.checkErrors = 0
+        needsRebuild = false
+        refcountTable = try await readRefcountTable()
+        counts = ReferenceCounts(
+            clusterCount: Int(storage.size.dividedUp(by: clusterSize)),
+            refcountBits: header.refcountBits)
+        try await countReferences(snapshots, repairs: false)
+        let counted = damage
+        // What the old structures took is free now.
+        try await compareRefcounts(repair: .leaks)
+        if needsRebuild { say("ERROR rebuilt refcount structure is still broken") }
+        damage = counted
+        damage.corruptionsFixed += max(0, before.corruptions - damage.corruptions)
+        damage.leaksFixed += max(0, before.leaks - damage.leaks)
+    }
+
+    private func writeNewRefcounts() async throws {
+        let layout = RefcountLayout(
+            &counts, blockEntries: blockEntries, clusterSize: clusterSize,
+            avoiding: doubtfulClusters)
+        let tableClusters = Int64(layout.tableClusters)
+        guard tableClusters * clusterSize <= Qcow2CheckHeader.maximumRefcountTable else {
+            throw ImageError.checkFailed(EFBIG)
+        }
+        let end = Int64(layout.end) * clusterSize
+        if end > storage.size { try await storage.truncate(to: end) }
+        var table = [UInt64](repeating: 0, count: Int(tableClusters * clusterSize) / 8)
+        for (index, cluster) in layout.blocks {
+            try Task.checkCancellation()
+            table[index] = UInt64(cluster) * UInt64(clusterSize)
+            var block = [UInt8](repeating: 0, count: Int(clusterSize))
+            let first = index * blockEntries
+            let last = min(first + blockEntries, counts.clusterCount)
+            for cluster in first..<last {
+                codec.write(counts[cluster], into: &block, cluster - first)
+            }
+            try await storage.write(block, at: Int64(cluster) * clusterSize)
+        }
+        let tableOffset = Int64(layout.tableCluster) * clusterSize
+        try await storage.write(table, at: tableOffset)
+        try await storage.flush()
+
+        var fields: [UInt8] = []
+        fields.appendBigEndian(UInt64(tableOffset))
+        fields.appendBigEndian(UInt32(tableClusters))
+        try await storage.write(fields, at: Qcow2CheckHeader.FieldOffset.refcountTable)
+        try await storage.flush()
+        header.refcountTableOffset = tableOffset
+        header.refcountTableClusters = tableClusters
+    }
+
+    /// Who writes to an image clears the autoclear bits that he does not know (the spec's header section).
+    func clearUnknownFeatures() async throws {
+        let known = header.autoclearFeatures & Qcow2CheckHeader.AutoclearFeature.known
+        guard known != header.autoclearFeatures else { return }
+        header.autoclearFeatures = known
+        try await storage.write([known], at: Qcow2CheckHeader.FieldOffset.autoclearFeatures)
+    }
+
+    /// The image is sound: neither dirty nor corrupt.
+    func markClean() async throws {
+        let marks =
+            Qcow2Header.IncompatibleFeature.dirty | Qcow2Header.IncompatibleFeature.corrupt
+        try await storage.flush()
+        guard header.incompatibleFeatures & marks != 0 else { return }
+        header.incompatibleFeatures &= ~marks
+        try await storage.write(
+            [header.incompatibleFeatures],
+            at: Qcow2CheckHeader.FieldOffset.incompatibleFeatures)
+        try await storage.flush()
+    }
+}
+
+/// Where the blocks and the table of new refcounts go. Pure.
+struct RefcountLayout {
+    /// Index of the block and host cluster, in order.
+    private(set) var blocks: [(index: Int, cluster: Int)] = []
+    private(set) var tableCluster = 0
+    private(set) var tableClusters = 0
+
+    /// Finds places where nothing is, and counts them in.
+    ///
+    /// - Parameter avoiding: clusters that are not to be used although nothing refers to them.
+    init(
+        _ counts: inout ReferenceCounts, blockEntries: Int, clusterSize: Int64,
+        avoiding taken: Set<Int>
+    ) {
+        var placed: Set<Int> = []
+        var cursor = 0
+        var grows = true
+        while grows {
+            grows = false
+            // Placing a block can need another one that counts it: that one comes later in the loop.
+            var index = 0
+            while index * blockEntries < counts.clusterCount {
+                let range = index * blockEntries..<(index + 1) * blockEntries
+                if !placed.contains(index), counts.hasReferences(in: range) {
+                    let cluster = counts.firstFree(
+                        1, from: max(cursor, range.lowerBound), avoiding: taken)
+                    cursor = cluster + 1
+                    counts.take(cluster..<cluster + 1)
+                    placed.insert(index)
+                    blocks.append((index, cluster))
+                    grows = true
+                }
+                index += 1
+            }
+            let entries = (blocks.map(\.index).max() ?? 0) + 1
+            let needed = Int(Int64(entries * 8).dividedUp(by: clusterSize))
+            guard needed != tableClusters else { continue }
+            counts.release(tableCluster..<tableCluster + tableClusters)
+            tableClusters = needed
+            tableCluster = counts.firstFree(needed, from: cursor, avoiding: taken)
+            counts.take(tableCluster..<tableCluster + needed)
+            grows = true
+        }
+        blocks.sort { $0.index < $1.index }
+    }
+
+    /// The first cluster behind all of them.
+    var end: Int { max((blocks.map(\.cluster).max() ?? 0) + 1, tableCluster + tableClusters) }
+}

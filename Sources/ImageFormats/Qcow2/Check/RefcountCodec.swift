@@ -1,0 +1,115 @@
+import DiskImage
+
+/// The entries of refcount blocks: big-endian numbers, or parts of a byte with the lowest bits first.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, section "Host cluster management".
+struct RefcountCodec: Sendable {
+    /// A power of two from 1 to 64.
+    let bits: Int
+
+    func read(_ block: RawSpan, _ index: Int) -> UInt64 {
+        switch bits {
+        case 8: UInt64(block.unsafeLoad(fromByteOffset: index, as: UInt8.self))
+        case 16: UInt64(block.bigEndian(at: index * 2, as: UInt16.self))
+        case 32: UInt64(block.bigEndian(at: index * 4, as: UInt32.self))
+        case 64: block.bigEndian(at: index * 8, as: UInt64.self)
+        default:
+            UInt64(
+                block.unsafeLoad(fromByteOffset: index * bits / 8, as: UInt8.self)
+                    >> UInt8(index * bits % 8)) & ((1 << UInt64(bits)) - 1)
+        }
+    }
+
+    /// - Parameter value: no larger than `bits` allow.
+    func write(_ value: UInt64, into block: inout [UInt8], _ index: Int) {
+        guard bits < 8 else {
+            let size = bits / 8
+            for byte in 0..<size {
+                block[index * size + byte] = UInt8(
+                    truncatingIfNeeded: value >> UInt64(8 * (size - 1 - byte)))
+            }
+            return
+        }
+        let shift = UInt8(index * bits % 8)
+        let mask = UInt8((1 << bits) - 1)
+        let byte = index * bits / 8
+        block[byte] = block[byte] & ~(mask << shift) | (UInt8(value) & mask) << shift
+    }
+
+    /// How many clusters a block of so many bytes counts.
+    func entries(inBytes size: Int64) -> Int { Int(size * 8) / bits }
+}
+
+/// What comparing some clusters' refcounts with the references to them has shown.
+struct RefcountComparison: Sendable, Equatable {
+    struct Mismatch: Sendable, Equatable {
+        var cluster: Int
+        var refcount: UInt64
+        var references: UInt64
+    }
+
+    var mismatches: [Mismatch] = []
+    /// The last cluster that has a refcount or a reference.
+    var lastUsed: Int?
+    /// An active entry says otherwise about a refcount than the refcount itself.
+    var contradictsMarks = false
+
+    /// Compares the clusters from `start` on.
+    ///
+    /// - Parameters:
+    ///   - block: the refcount block of these clusters; empty stands for zeros.
+    ///   - range: which of them, counted from the block's first.
+    mutating func compare(
+        _ block: RawSpan, _ codec: RefcountCodec, _ range: Range<Int>, firstOfBlock: Int,
+        with counts: ReferenceCounts
+    ) {
+        var position = range.lowerBound
+        while position < range.upperBound {
+            let cluster = firstOfBlock + position
+            let index = cluster / ReferenceCounts.chunkSize
+            let chunkStart = index * ReferenceCounts.chunkSize
+            let stop = min(
+                range.upperBound, chunkStart + ReferenceCounts.chunkSize - firstOfBlock)
+            let chunk = counts.chunk(index)
+            if !chunk.isEmpty || !block.isEmpty {
+                comparePart(block, codec, position..<stop, firstOfBlock, chunk, chunkStart, counts)
+            }
+            position = stop
+        }
+    }
+
+    private mutating func comparePart(
+        _ block: RawSpan, _ codec: RefcountCodec, _ range: Range<Int>, _ firstOfBlock: Int,
+        _ chunk: [UInt16], _ chunkStart: Int, _ counts: ReferenceCounts
+    ) {
+        let shift = firstOfBlock - chunkStart
+        let hasBlock = !block.isEmpty
+        let isUsual = codec.bits == 16 && hasBlock && !chunk.isEmpty
+        var last = -1
+        for position in range {
+            let refcount: UInt64
+            let value: UInt16
+            if isUsual {
+                refcount = UInt64(block.bigEndian(at: position * 2, as: UInt16.self))
+                value = chunk[position + shift]
+            } else {
+                refcount = hasBlock ? codec.read(block, position) : 0
+                value = chunk.isEmpty ? 0 : chunk[position + shift]
+            }
+            if refcount | UInt64(value) == 0 { continue }
+            last = position
+            let copied = value & ReferenceMark.copied.rawValue != 0
+            let shared = value & ReferenceMark.shared.rawValue != 0
+            if refcount == 1 ? shared : copied { contradictsMarks = true }
+            let count = value & ReferenceCounts.countMask
+            if refcount != UInt64(count) || count == ReferenceCounts.countMask {
+                let cluster = firstOfBlock + position
+                let references = counts[cluster]
+                guard refcount != references else { continue }
+                mismatches.append(
+                    Mismatch(cluster: cluster, refcount: refcount, references: references))
+            }
+        }
+        if last >= 0 { lastUsed = firstOfBlock + last }
+    }
+}

@@ -1,0 +1,243 @@
+import DiskImage
+
+/// Finds out which host clusters the entries of tables refer to. Pure; no entry, however wrong, ends it.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, sections "Cluster mapping", "L2 table entry" and "Extended L2
+/// entries".
+struct ReferenceCollector: Sendable {
+    struct Context: Sendable {
+        var geometry: Qcow2Geometry
+        var hasDataFile: Bool
+        /// In bytes.
+        var fileSize: Int64
+        /// The table is the guest disk's, not a snapshot's: only there does OFLAG_COPIED mean anything.
+        var isActive: Bool
+        /// What can be repaired in a table is to be.
+        var repairs: Bool
+    }
+
+    private enum Reserved {
+        static let l1: UInt64 = 0x7f00_0000_0000_01ff
+        static let l2: UInt64 = 0x3f00_0000_0000_01fe
+    }
+
+    /// The bits of an extended entry's second word that say "allocated".
+    static let allocationBits: UInt64 = 0xffff_ffff
+
+    private(set) var references = ClusterReferences()
+    private let context: Context
+    private let clusterBits: Int64
+    private let clusterSize: Int64
+
+    init(_ context: Context) {
+        self.context = context
+        clusterBits = Int64(context.geometry.clusterBits)
+        clusterSize = context.geometry.clusterSize
+    }
+
+    /// A piece of the file that something refers to, in bytes.
+    mutating func addRegion(offset: UInt64, size: UInt64, mark: ReferenceMark = .none) {
+        guard size > 0 else { return }
+        let (end, overflow) = offset.addingReportingOverflow(size)
+        // The last cluster of a file may be cut short.
+        guard !overflow, end < UInt64(context.fileSize) + UInt64(clusterSize) else {
+            return references.report(
+                "ERROR: counting reference for region exceeding the end of the file by one cluster "
+                    + "or more: offset 0x\(hexadecimal(offset)) size 0x\(hexadecimal(size))")
+        }
+        var first = Int(offset >> UInt64(clusterBits))
+        let behind = Int((end - 1) >> UInt64(clusterBits)) + 1
+        while first < behind {
+            let count = min(behind - first, ClusterRun.maximumCount - 1)
+            references.runs.append(ClusterRun(cluster: first, count: count, mark: mark))
+            first += count
+        }
+    }
+
+    /// - Returns: where the L2 table is; nil if the entry names none.
+    mutating func addL1Entry(_ entry: UInt64) -> Int64? {
+        guard entry != 0 else { return nil }
+        if entry & Reserved.l1 != 0 {
+            references.report(
+                "ERROR found L1 entry with reserved bits set: \(hexadecimal(entry))")
+        }
+        let offset = entry & Qcow2Entry.offsetMask
+        addRegion(offset: offset, size: UInt64(clusterSize), mark: mark(entry))
+        if offset % UInt64(clusterSize) != 0 {
+            references.report(
+                "ERROR l2_offset=\(hexadecimal(offset)): Table is not cluster aligned; "
+                    + "L1 entry corrupted")
+        }
+        return Int64(offset)
+    }
+
+    /// - Parameters:
+    ///   - bytes: all of a table.
+    ///   - tableOffset: where it is in the file.
+    mutating func addL2Table(_ bytes: RawSpan, at tableOffset: Int64) {
+        let isExtended = context.geometry.hasExtendedL2
+        let entrySize = isExtended ? 16 : 8
+        var expected: UInt64 = 0
+        var index = 0
+        while index < bytes.byteCount / entrySize {
+            let entry = bytes.bigEndian(at: index * entrySize, as: UInt64.self)
+            let bitmap =
+                isExtended ? bytes.bigEndian(at: index * entrySize + 8, as: UInt64.self) : 0
+            if entry | bitmap == 0 {
+                index += 1
+            } else if isPlain(entry, bitmap) {
+                let count = plainRun(bytes, from: index, entrySize)
+                addPlainRun(entry, count, &expected)
+                index += count
+            } else {
+                let place = tableOffset + Int64(index * entrySize)
+                addEntry(entry, bitmap, index, place, &expected)
+                index += 1
+            }
+        }
+    }
+
+    /// An ordinary cluster in this file, about which there is nothing to say.
+    @inline(__always)
+    private func isPlain(_ entry: UInt64, _ bitmap: UInt64) -> Bool {
+        let extraordinary =
+            ~(Qcow2Entry.copied | Qcow2Entry.offsetMask) | UInt64(clusterSize - 1)
+        let offset = entry & Qcow2Entry.offsetMask
+        return entry & extraordinary == 0 && offset != 0 && offset < UInt64(context.fileSize)
+            && (bitmap >> 32) & bitmap == 0 && !context.hasDataFile
+    }
+
+    /// How many plain entries from `first` on name one cluster after the other.
+    private func plainRun(_ bytes: RawSpan, from first: Int, _ entrySize: Int) -> Int {
+        let step = UInt64(clusterSize)
+        let fileSize = UInt64(context.fileSize)
+        let isExtended = entrySize > 8
+        var next = bytes.bigEndian(at: first * entrySize, as: UInt64.self)
+        var position = first * entrySize
+        while position < bytes.byteCount {
+            guard bytes.bigEndian(at: position, as: UInt64.self) == next,
+                next & Qcow2Entry.offsetMask < fileSize
+            else { break }
+            if isExtended {
+                let bitmap = bytes.bigEndian(at: position + 8, as: UInt64.self)
+                guard (bitmap >> 32) & bitmap == 0 else { break }
+            }
+            next += step
+            position += entrySize
+        }
+        return position / entrySize - first
+    }
+
+    private mutating func addPlainRun(
+        _ entry: UInt64, _ count: Int, _ expected: inout UInt64
+    ) {
+        let offset = entry & Qcow2Entry.offsetMask
+        countData(at: offset, count, &expected)
+        references.runs.append(
+            ClusterRun(
+                cluster: Int(offset >> UInt64(clusterBits)), count: count, mark: mark(entry)))
+    }
+
+    private mutating func countData(
+        at offset: UInt64, _ count: Int, _ expected: inout UInt64
+    ) {
+        guard context.isActive else { return }
+        references.allocatedClusters += Int64(count)
+        if expected != 0, offset != expected { references.fragmentedClusters += 1 }
+        expected = offset + UInt64(count) * UInt64(clusterSize)
+    }
+
+    private func mark(_ entry: UInt64) -> ReferenceMark {
+        guard context.isActive else { return .none }
+        return entry & Qcow2Entry.copied != 0 ? .copied : .shared
+    }
+
+    private mutating func addEntry(
+        _ entry: UInt64, _ bitmap: UInt64, _ index: Int, _ place: Int64, _ expected: inout UInt64
+    ) {
+        if entry & Qcow2Entry.compressed != 0 { return addCompressed(entry, bitmap, index) }
+        if entry & Reserved.l2 != 0 {
+            references.report(
+                "ERROR found l2 entry with reserved bits set: \(hexadecimal(entry))")
+        }
+        let offset = entry & Qcow2Entry.offsetMask
+        let isZero = !context.geometry.hasExtendedL2 && entry & Qcow2Entry.zero != 0
+        if offset == 0 {
+            // The first cluster of a data file is at offset 0; only the flag tells of it.
+            guard !isZero, context.hasDataFile, entry & Qcow2Entry.copied != 0 else {
+                if bitmap & Self.allocationBits != 0 {
+                    references.report(
+                        "ERROR: Unallocated cluster has non-zero subcluster allocation map")
+                }
+                return
+            }
+        }
+        if (bitmap >> 32) & bitmap != 0 {
+            references.report(
+                "ERROR offset=\(hexadecimal(offset)): Allocated cluster has corrupted subcluster "
+                    + "allocation bitmap")
+        }
+        if offset % UInt64(clusterSize) != 0 {
+            let holdsData =
+                context.geometry.hasExtendedL2 ? bitmap & Self.allocationBits != 0 : !isZero
+            if reportUnaligned(offset, bitmap, holdsData: holdsData, place) { return }
+        }
+        countData(at: offset, 1, &expected)
+        if context.hasDataFile {
+            // Its clusters have no refcounts, and count as used once.
+            if entry & Qcow2Entry.copied == 0 { references.needsCopiedPass = true }
+        } else {
+            addRegion(offset: offset, size: UInt64(clusterSize), mark: mark(entry))
+        }
+    }
+
+    /// - Returns: the entry will name no cluster any more.
+    private mutating func reportUnaligned(
+        _ offset: UInt64, _ bitmap: UInt64, holdsData: Bool, _ place: Int64
+    ) -> Bool {
+        guard !holdsData else {
+            references.report(
+                "ERROR offset=\(hexadecimal(offset)): Data cluster is not properly aligned; "
+                    + "L2 entry corrupted.")
+            return false
+        }
+        let text =
+            " offset=\(hexadecimal(offset)): Preallocated cluster is not properly aligned; "
+            + "L2 entry corrupted."
+        guard context.repairs else {
+            references.report("ERROR" + text)
+            return false
+        }
+        // No cluster, and zeros where there were zeros: an extended entry keeps its bitmap.
+        let words = context.geometry.hasExtendedL2 ? [0, bitmap] : [Qcow2Entry.zero]
+        references.report("Repairing" + text, .repairable(at: place, words))
+        return true
+    }
+
+    private mutating func addCompressed(_ entry: UInt64, _ bitmap: UInt64, _ index: Int) {
+        let offsetBits = UInt64(context.geometry.compressedOffsetBits)
+        let offset = entry & ((1 << offsetBits) - 1)
+        if entry & Qcow2Entry.copied != 0 {
+            references.report(
+                "ERROR: coffset=0x\(hexadecimal(offset)): copied flag must never be set for "
+                    + "compressed clusters")
+        }
+        let plainEntry = hexadecimal(entry & ~Qcow2Entry.copied)
+        if context.hasDataFile {
+            return references.report(
+                "ERROR compressed cluster \(index) with data file, entry=0x\(plainEntry)")
+        }
+        if bitmap != 0 {
+            return references.report(
+                "ERROR compressed cluster \(index) with non-zero subcluster allocation bitmap, "
+                    + "entry=0x\(plainEntry)")
+        }
+        let furtherSectors = (entry & (Qcow2Entry.compressed - 1)) >> offsetBits
+        addRegion(offset: offset, size: (furtherSectors + 1) * 512 - offset % 512)
+        guard context.isActive else { return }
+        references.allocatedClusters += 1
+        references.compressedClusters += 1
+        // What lies anywhere in a cluster is no cluster's neighbour.
+        references.fragmentedClusters += 1
+    }
+}

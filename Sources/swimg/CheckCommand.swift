@@ -1,0 +1,102 @@
+import ArgumentParser
+import DiskImage
+import ImageFormats
+import ImageStorage
+import ImageTools
+import NBDStorage
+
+struct CheckCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "check",
+        abstract: "Check a disk image for errors, and repair them.",
+        discussion: """
+            Exits 0 if the image is sound, 2 if it has errors, 3 if clusters are leaked and nothing else \
+            is wrong, 63 if images of its format cannot be checked, 1 if the check failed.
+
+            Example: swimg check -r leaks disk.qcow2
+            """)
+
+    static let letters = OptionLetters(flags: "qU", valued: "frT", missing: ["image-opts"])
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
+    var format: String?
+
+    @Option(
+        name: .customLong("output"), parsing: .unconditional,
+        help: ArgumentHelp("How to show the outcome: human or json.", valueName: "form"))
+    var output = "human"
+
+    @Option(
+        name: .customShort("r"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "Repair: leaks lowers refcounts that are too high, all mends what can be mended.",
+            valueName: "what"))
+    var repair: String?
+
+    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    var quiet = false
+
+    @Option(
+        name: .customShort("T"), parsing: .unconditional,
+        help: ArgumentHelp("Cache mode of the image.", valueName: "mode"))
+    var cache = "writeback"
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Check an image that another process writes to.")
+    var forceShare = false
+
+    @Option(
+        parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted; no image that can be opened needs one.", valueName: "object"))
+    var object: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The image.", valueName: "file"))
+    var files: [String] = []
+
+    private static let unsupportedStatus: Int32 = 63
+
+    func run(_ signals: Signals) async throws {
+        guard ["human", "json"].contains(output) else {
+            throw ImageError.invalid("--output must be used with human or json as argument.")
+        }
+        let isHuman = output == "human"
+        let show: @Sendable (String) -> Void = { [quiet] in if !quiet { Output.print($0) } }
+        var check = try makeCheck()
+        check.onMessage = { Output.printError($0 + "\n") }
+        if isHuman { check.onRepaired = { show(CheckReport.repairedText($0)) } }
+        try await signals.interrupting(
+            { [check] in
+                guard let report = try await check.run() else {
+                    throw FailureWithStatus(
+                        status: Self.unsupportedStatus,
+                        cause: .invalid("This image format does not support checks"))
+                }
+                show(isHuman ? report.text : report.json.text + "\n")
+                guard let status = report.status else { throw ImageError.invalid("Check failed") }
+                if status != 0 { throw Verdict(status: status) }
+            }, onStatus: {})
+    }
+
+    private func makeCheck() throws(ImageError) -> ImageCheck {
+        guard let path = files.first, files.count == 1 else {
+            throw .invalid("Expecting one image file name")
+        }
+        var check = ImageCheck(path: path)
+        check.format = try format.map(imageFormat)
+        if let repair {
+            guard let known = CheckRepair(rawValue: repair) else {
+                throw .invalid(
+                    "Unknown option value for -r (expecting 'leaks' or 'all'): \(repair)")
+            }
+            check.repair = known
+        }
+        check.opener = ImageOpener(
+            cacheMode: try cacheMode(cache), shareForced: forceShare, nbd: try nbd.options())
+        return check
+    }
+}
