@@ -64,7 +64,7 @@ struct CreateCommand: ImageCommand {
         }
         guard let path = words.first else { throw ImageError.invalid("Expecting image file name") }
         guard words.count <= 2 else {
-            throw ImageError.invalid("Unexpected argument '\(words[2])'")
+            throw ImageError.invalid("Unexpected argument: \(words[2])")
         }
         var creation = ImageCreation(path: path, format: try knownFormat())
         creation.options = given

@@ -12,7 +12,9 @@ import Testing
         #expect(parseByteSize(text) == bytes)
     }
 
-    @Test(arguments: ["", "k", "-1", "1x", "8E", "1.5", "1.k", ".5k", "1 k", "0x", "0xk", "٣", "1kk"])
+    @Test(arguments: [
+        "", "k", "-1", "1x", "8E", "1.5", "1.k", ".5k", "1 k", "0x", "0xk", "٣", "1kk",
+    ])
     func refusesOtherText(text: String) {
         #expect(parseByteSize(text) == nil)
     }

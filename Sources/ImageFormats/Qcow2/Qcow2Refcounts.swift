@@ -30,6 +30,9 @@ struct Qcow2Refcounts {
     private(set) var end: Int64 = 0
     /// What was handed out, for `undoAllocations`.
     private var handedOut: [Range<Int64>] = []
+    /// What is in memory is what is in the image, or will be after a flush. Not so within an allocation,
+    /// and after one that failed.
+    private var isConsistent = true
 
     init(storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage
@@ -117,6 +120,7 @@ struct Qcow2Refcounts {
     ///
     /// - Returns: the first of them.
     mutating func allocate(_ count: Int64) async throws -> Int64 {
+        isConsistent = false
         let room = try roomNeeded(count)
         let start = end
         let firstBlock = start + room.tableClusters
@@ -138,16 +142,33 @@ struct Qcow2Refcounts {
                 block: Qcow2RefcountBlock(bits: bits, byteCount: Int(clusterSize)),
                 isDirty: true, lastUse: clock)
         }
-        for cluster in start..<newEnd {
-            guard try await self.count(of: cluster) == 0 else {
-                throw Self.damaged(storage, "cluster \(cluster) behind the end is in use")
-            }
-            set(cluster, to: 1)
+        var next = start
+        while next < newEnd {
+            let index = next / clustersPerBlock
+            let stop = min(newEnd, (index + 1) * clustersPerBlock)
+            try await load(Int(index))
+            try take(next..<stop, in: Int(index))
+            next = stop
         }
         end = newEnd
-        handedOut.append(first..<newEnd)
         try await publish(room, tableAt: HostOffset(start * clusterSize))
+        handedOut.append(first..<newEnd)
+        isConsistent = true
         return first
+    }
+
+    /// Counts clusters of one block's range that must be free.
+    private mutating func take(_ clusters: Range<Int64>, in index: Int) throws(ImageError) {
+        guard var cached = cache.removeValue(forKey: index) else { return }
+        for cluster in clusters {
+            let place = Int(cluster % clustersPerBlock)
+            guard cached.block[place] == 0 else {
+                throw Self.damaged(storage, "cluster \(cluster) behind the end is in use")
+            }
+            cached.block[place] = 1
+        }
+        cached.isDirty = true
+        cache[index] = cached
     }
 
     private struct Room {
@@ -192,7 +213,8 @@ struct Qcow2Refcounts {
         guard room.tableClusters > 0 else {
             for index in room.blocks {
                 try await storage.write(
-                    [UInt64]([table[index]]).bigEndianBytes, at: tableOffset.bytes + Int64(index) * 8)
+                    [UInt64]([table[index]]).bigEndianBytes,
+                    at: tableOffset.bytes + Int64(index) * 8)
             }
             return
         }
@@ -213,6 +235,7 @@ struct Qcow2Refcounts {
 
     /// Frees all that was handed out, as far as that works: nothing leads to it.
     mutating func undoAllocations() async throws {
+        guard isConsistent else { return }
         for run in handedOut {
             for cluster in run { _ = try await lower(cluster) }
         }

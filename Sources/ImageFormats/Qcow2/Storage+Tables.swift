@@ -32,6 +32,6 @@ extension Storage {
 extension Array where Element == UInt64 {
     /// As they are stored.
     var bigEndianBytes: [UInt8] {
-        map(\.bigEndian).withUnsafeBytes { Array<UInt8>($0) }
+        map(\.bigEndian).withUnsafeBytes { [UInt8]($0) }
     }
 }
