@@ -50,6 +50,21 @@ int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) {
     return fallocate(fd, mode, offset, length);
 }
 
+int clinux_set_no_cow(int fd) {
+    int flags;
+    if (ioctl(fd, FS_IOC_GETFLAGS, &flags) != 0) return -1;
+    flags |= FS_NOCOW_FL;
+    return ioctl(fd, FS_IOC_SETFLAGS, &flags);
+}
+
+int clinux_set_extent_size_hint(int fd, uint32_t bytes) {
+    struct fsxattr attributes;
+    if (ioctl(fd, FS_IOC_FSGETXATTR, &attributes) != 0) return -1;
+    attributes.fsx_xflags |= FS_XFLAG_EXTSIZE;
+    attributes.fsx_extsize = bytes;
+    return ioctl(fd, FS_IOC_FSSETXATTR, &attributes);
+}
+
 int clinux_device_size(int fd, uint64_t *bytes) {
     return ioctl(fd, BLKGETSIZE64, bytes);
 }

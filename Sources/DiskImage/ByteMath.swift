@@ -21,31 +21,70 @@ extension FixedWidthInteger {
 /// The unit in which qemu counts guest disks: a disk's size is a multiple of it, in bytes.
 public let guestSectorSize: Int64 = 512
 
-/// Reads a size as qemu-img writes them: digits with one optional suffix (b, k, M, G, T, P, E;
-/// powers of 1024, either case) and an optional decimal fraction (`1.5G`).
-///
-/// - Returns: bytes, or nil if the text is no size or does not fit.
-public func parseByteSize(_ text: some StringProtocol) -> Int64? {
-    let shifts: [Character: Int64] = [
-        "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60,
-    ]
-    var digits = Substring(text)
-    var shift: Int64 = 0
-    if let last = digits.last, let known = shifts[Character(last.lowercased())] {
-        shift = known
-        digits.removeLast()
+/// What a text says about a size.
+public enum ByteSizeText: Sendable, Equatable {
+    case bytes(Int64)
+    /// A number, but negative or of more than 63 bits.
+    case outOfRange
+    case malformed
+
+    /// Reads a size as qemu-img writes them: digits with one optional suffix (b, k, M, G, T, P, E;
+    /// powers of 1024, either case) and an optional decimal fraction (`1.5G`), or hexadecimal digits
+    /// behind `0x`.
+    public init(_ text: some StringProtocol) {
+        let number = text.drop { $0 == " " || $0 == "\t" || $0 == "\n" }
+        if number.hasPrefix("-") {
+            let size = ByteSizeText(number.dropFirst())
+            self =
+                switch size {
+                case .bytes(0), .malformed: size
+                default: .outOfRange
+                }
+        } else {
+            self = Self.unsigned(Substring(number.hasPrefix("+") ? number.dropFirst() : number))
+        }
     }
-    let parts = digits.split(separator: ".", omittingEmptySubsequences: false)
-    guard (1...2).contains(parts.count), let first = parts.first, !first.isEmpty,
-        parts.allSatisfy({ $0.allSatisfy { $0.isASCII && $0.isNumber } }),
-        let whole = Int64(first)
-    else { return nil }
-    let (bytes, overflow) = whole.multipliedReportingOverflow(by: 1 << shift)
-    guard !overflow else { return nil }
-    guard parts.count == 2 else { return bytes }
-    // A fraction of a byte means nothing.
-    guard shift > 0, !parts[1].isEmpty, let fraction = Double("0.\(parts[1])") else { return nil }
-    let (sum, sumOverflow) = bytes.addingReportingOverflow(
-        Int64(fraction * Double(Int64(1) << shift)))
-    return sumOverflow ? nil : sum
+
+    private static func unsigned(_ text: Substring) -> ByteSizeText {
+        if text.lowercased().hasPrefix("0x") { return hexadecimal(text.dropFirst(2)) }
+        let shifts: [Character: Int64] = [
+            "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60,
+        ]
+        var digits = text
+        var shift: Int64 = 0
+        if let last = digits.last, let known = shifts[Character(last.lowercased())] {
+            shift = known
+            digits.removeLast()
+        }
+        let parts = digits.split(separator: ".", omittingEmptySubsequences: false)
+        guard (1...2).contains(parts.count), !parts[0].isEmpty,
+            parts.allSatisfy({ $0.allSatisfy { $0.isASCII && $0.isNumber } })
+        else { return .malformed }
+        var fraction = 0.0
+        if parts.count == 2 {
+            // A fraction of a byte means nothing.
+            guard shift > 0, !parts[1].isEmpty, let value = Double("0.\(parts[1])") else {
+                return .malformed
+            }
+            fraction = value
+        }
+        guard let whole = Int64(parts[0]) else { return .outOfRange }
+        let (bytes, overflow) = whole.multipliedReportingOverflow(by: 1 << shift)
+        let (sum, sumOverflow) = bytes.addingReportingOverflow(
+            Int64(fraction * Double(Int64(1) << shift)))
+        return overflow || sumOverflow ? .outOfRange : .bytes(sum)
+    }
+
+    private static func hexadecimal(_ digits: Substring) -> ByteSizeText {
+        guard !digits.isEmpty, digits.allSatisfy({ $0.isASCII && $0.isHexDigit }) else {
+            return .malformed
+        }
+        return Int64(digits, radix: 16).map { .bytes($0) } ?? .outOfRange
+    }
+}
+
+/// A size in bytes; nil if the text is no size or does not fit.
+public func parseByteSize(_ text: some StringProtocol) -> Int64? {
+    guard case .bytes(let bytes) = ByteSizeText(text) else { return nil }
+    return bytes
 }

@@ -86,8 +86,12 @@ public struct Conversion: Sendable {
             files += backing.image.files
         }
 
+        var conversion = self
+        // Every byte is to be written, so each is written once: with what belongs there.
+        if parameters.preallocation == .full { conversion.minSparse = 0 }
+        try created.check()
         let job = TargetJob(
-            conversion: self, input: input, askedSize: parameters.size, qcow2: created,
+            conversion: conversion, input: input, parameters: parameters, qcow2: created,
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0)
         var targetNBD = nbd
         targetNBD.writesThrough = targetCacheMode.isSynchronous
@@ -150,7 +154,17 @@ public struct Conversion: Sendable {
         if compress, targetFormat == .raw {
             throw .invalid("compression is not supported for format 'raw'")
         }
-        var parameters = try ImageParameters(options, for: targetFormat)
+        var parameters: ImageParameters
+        do {
+            parameters = try ImageParameters(options, for: targetFormat)
+        } catch {
+            throw ImageError(
+                error.kind, path: target,
+                "error while converting \(targetFormat.rawValue): \(error.message)")
+        }
+        if compress, parameters.preallocation != .off {
+            throw .invalid("Compression and preallocation not supported at the same time")
+        }
         parameters.backingFile = backingFile ?? parameters.backingFile
         parameters.backingFormat = backingFormat ?? parameters.backingFormat
         if parameters.backingFile == nil, parameters.backingFormat != nil {
@@ -162,6 +176,13 @@ public struct Conversion: Sendable {
             }
             if sources.count > 1 {
                 throw .invalid("a backing file cannot be used with several sources")
+            }
+            if parameters.preallocation != .off {
+                throw .invalid(
+                    parameters.qcow2.extendedL2
+                        ? "preallocation of a target with a backing file is not supported yet"
+                        : "Backing file and preallocation can only be used at the same time if "
+                            + "extended_l2 is on")
             }
             if parameters.backingFormat == nil {
                 throw .invalid("the use of a backing file needs its format (-F)")

@@ -7,8 +7,7 @@ import NBDStorage
 struct TargetJob {
     let conversion: Conversion
     let input: CopyInput
-    /// `-o size=`, in bytes.
-    let askedSize: Int64?
+    let parameters: ImageParameters
     let qcow2: Qcow2Options
     /// How many requests the source wants at once.
     let requestsInFlight: Int
@@ -16,7 +15,9 @@ struct TargetJob {
     func write(to storage: any Storage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
         // And a server's blocks are nowhere to be shared.
-        if !conversion.sharesBlocks || conversion.scannedMinSparse == 0 || requestsInFlight > 0 {
+        if !conversion.sharesBlocks || conversion.scannedMinSparse == 0 || requestsInFlight > 0
+            || parameters.preallocation.takesBlocks
+        {
             (storage as? FileStorage)?.stopSharing()
         }
         let size = try virtualSize()
@@ -46,7 +47,7 @@ struct TargetJob {
 
     private func virtualSize() throws(ImageError) -> Int64 {
         let size = input.content.virtualSize
-        guard let asked = askedSize?.roundedUp(to: guestSectorSize) else { return size }
+        guard let asked = parameters.size?.roundedUp(to: guestSectorSize) else { return size }
         guard asked >= size else {
             throw .invalid(
                 "the size asked for (\(asked) bytes) is smaller than the source (\(size) bytes)")
@@ -57,6 +58,8 @@ struct TargetJob {
     private func makeTarget(_ storage: any Storage, _ size: Int64) async throws -> any ImageTarget {
         let isFresh = storage.traits.readsAsZero
         if isFresh, conversion.scannedMinSparse == 0 { try storage.requireSpace(size) }
+        // Nobody depends on these, and a line on stderr counts as a failure where programs call us.
+        if isFresh { _ = parameters.attributes.apply(to: storage) }
         switch conversion.targetFormat {
         case .raw:
             if conversion.skipsCreation || storage.traits.requestsInFlight > 0 {
@@ -67,6 +70,10 @@ struct TargetJob {
                 }
             } else {
                 try await storage.truncate(to: size)
+                if parameters.preallocation.takesBlocks {
+                    try storage.requireSpace(size)
+                    try storage.allocate(0..<size, parameters.preallocation)
+                }
             }
             return RawTarget(
                 storage: storage, minSparse: Int(conversion.scannedMinSparse),
@@ -76,7 +83,7 @@ struct TargetJob {
             let target = try Qcow2Target(
                 storage: storage, virtualSize: size, options: qcow2,
                 compress: conversion.compress, minSparse: Int(conversion.scannedMinSparse))
-            try await target.invalidateOldHeader()
+            try await target.prepare()
             return target
         }
     }

@@ -37,7 +37,7 @@ public struct ImageDescription: Sendable, Equatable {
     /// - Throws: `ImageError` for words that are no options.
     public static func name(fromOptions text: String) throws(ImageError) -> String {
         var members: [String: OptionTree] = [:]
-        for word in OptionWords.split(text) {
+        for word in OptionWords.split(text) where !word.isEmpty {
             guard let equals = word.firstIndex(of: "=") else {
                 throw .invalid("expected 'key=value' in image options, got '\(word)'")
             }

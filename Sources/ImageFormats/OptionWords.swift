@@ -1,6 +1,6 @@
 /// qemu's lists of options: `key=value,key=value`.
 public enum OptionWords {
-    /// The words between the commas. A doubled comma stands for a comma in a value.
+    /// What stands between the commas, also nothing. A doubled comma stands for a comma in a value.
     public static func split(_ text: String) -> [String] {
         var words = [""]
         var rest = text[...]
@@ -14,6 +14,6 @@ public enum OptionWords {
                 words.append("")
             }
         }
-        return words.filter { !$0.isEmpty }
+        return words
     }
 }

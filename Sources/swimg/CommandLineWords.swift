@@ -29,6 +29,8 @@ struct CommandLineWords {
             if word.hasPrefix("--") {
                 try checkLong(word)
                 result.append(word)
+            } else if letters.hasSignedSize, isNegativeSize(word) {
+                result.append("\(Self.signedSizeMark)\(word)")
             } else if word.hasPrefix("-"), word.count > 1 {
                 try takeApart(word.dropFirst(), &rest, &result)
             } else {
@@ -36,6 +38,14 @@ struct CommandLineWords {
             }
         }
         return result
+    }
+
+    /// Stands before a word that begins with a minus sign and is no option.
+    static let signedSizeMark: Character = "="
+
+    private func isNegativeSize(_ word: String) -> Bool {
+        let behind = word.dropFirst()
+        return word.hasPrefix("-") && (behind.first?.isNumber ?? false)
     }
 
     private func joiningServers(
@@ -95,10 +105,16 @@ struct OptionLetters {
     var valued: Set<Character>
     /// What qemu-img's verb has and ours has not yet, letters and long names.
     var missing: Set<String>
+    /// A size may be given as a difference: `-10G` is no option then.
+    var hasSignedSize: Bool
 
-    init(flags: String = "", valued: String = "", missing: Set<String> = []) {
+    init(
+        flags: String = "", valued: String = "", missing: Set<String> = [],
+        hasSignedSize: Bool = false
+    ) {
         self.flags = Set(flags)
         self.valued = Set(valued)
         self.missing = missing
+        self.hasSignedSize = hasSignedSize
     }
 }

@@ -67,8 +67,7 @@ struct ConvertCommand: ImageCommand {
         name: .customShort("o"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp(
             """
-            Options of the new image, as key=value,…: size; for qcow2 also compat (1.1, 0.10), \
-            cluster_size, compression_type (zlib, zstd), compression_level, backing_file, backing_fmt.
+            Options of the new image, as key=value,…; -o help lists them.
             """, valueName: "options"))
     var options: [String] = []
 
@@ -129,6 +128,7 @@ struct ConvertCommand: ImageCommand {
     var files: [String] = []
 
     func run(_ signals: Signals) async throws {
+        if try printsOptionHelp() { return }
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
         if let printer {
@@ -187,6 +187,15 @@ struct ConvertCommand: ImageCommand {
         conversion.backingFormat = backingFormat
         conversion.nbd = try nbd.options()
         return conversion
+    }
+
+    private func printsOptionHelp() throws(ImageError) -> Bool {
+        var asked = CreationOptions()
+        for text in options { try asked.add(text) }
+        guard asked.asksForHelp else { return false }
+        Output.print(
+            OptionSchema.help(for: try imageFormat(targetFormat), includesFile: files.count > 1))
+        return true
     }
 
     private func sharesBlocks() throws(ImageError) -> Bool {

@@ -110,7 +110,8 @@ struct Swimg: ParsableCommand {
         subcommands: commands.map { $0 })
 
     static let commands: [any ImageCommand.Type] = [
-        CheckCommand.self, ConvertCommand.self, InfoCommand.self, MapCommand.self,
+        CheckCommand.self, ConvertCommand.self, CreateCommand.self, InfoCommand.self,
+        MapCommand.self, ResizeCommand.self,
     ]
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }

@@ -26,6 +26,12 @@ int clinux_open(const char *path, int flags, unsigned int mode);
 
 int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
+/// FS_NOCOW_FL: asks a file system to write to a file in place instead of to copies of its blocks.
+int clinux_set_no_cow(int fd);
+
+/// FS_IOC_FSSETXATTR: the unit in bytes in which a file's blocks are allocated.
+int clinux_set_extent_size_hint(int fd, uint32_t bytes);
+
 /// BLKGETSIZE64: the size of a block device in bytes.
 int clinux_device_size(int fd, uint64_t *bytes);
 

@@ -26,6 +26,8 @@ public struct Qcow2Geometry: Sendable, Equatable {
     public static let allowedClusterBits = 9...21
     /// Clusters are cut in 32 in images with extended L2 entries.
     static let subclustersPerCluster: Int64 = 32
+    /// With such entries, in bytes.
+    static let smallestExtendedCluster: Int64 = 16 << 10
 
     public let clusterBits: Int
     public let hasExtendedL2: Bool
@@ -68,4 +70,7 @@ enum Qcow2Entry {
     /// Reads as zeros (version 3, standard clusters).
     static let zero: UInt64 = 1
     static let offsetMask: UInt64 = 0x00ff_ffff_ffff_fe00
+    /// The second word of an extended entry: which subclusters are allocated, which read as zeros.
+    static let allSubclustersAllocated: UInt64 = 0x0000_0000_ffff_ffff
+    static let allSubclustersZero: UInt64 = 0xffff_ffff_0000_0000
 }

@@ -29,10 +29,11 @@ extension Qcow2Header {
         bytes.appendBigEndian(UInt64(0))  // snapshot table
         if version >= 3 {
             bytes.appendBigEndian(
-                compression == .zlib ? 0 : IncompatibleFeature.compressionType)
-            bytes.appendBigEndian(UInt64(0))  // compatible features
+                (compression == .zlib ? 0 : IncompatibleFeature.compressionType)
+                    | (geometry.hasExtendedL2 ? IncompatibleFeature.extendedL2 : 0))
+            bytes.appendBigEndian(extras.compatibleFeatures)
             bytes.appendBigEndian(UInt64(0))  // autoclear features
-            bytes.appendBigEndian(UInt32(Qcow2Layout.refcountBits.trailingZeroBitCount))
+            bytes.appendBigEndian(UInt32(extras.refcountBits.trailingZeroBitCount))
             bytes.appendBigEndian(UInt32(length))
             bytes.append(compression.headerNumber)
             bytes.append(contentsOf: repeatElement(0, count: length - bytes.count))

@@ -14,6 +14,15 @@ public struct Qcow2Header: Sendable, Equatable {
     static let maximumL1Entries: Int64 = (32 << 20) / 8
     static let maximumBackingNameLength = 1023
 
+    /// Where the fields are that are changed in place, in bytes.
+    enum FieldOffset {
+        static let virtualSize: Int64 = 24
+        static let l1Entries: Int64 = 36
+        static let refcountTable: Int64 = 48
+        static let refcountTableClusters: Int64 = 56
+        static let autoclearFeatures: Int64 = 88
+    }
+
     enum IncompatibleFeature {
         static let dirty: UInt64 = 1 << 0
         static let corrupt: UInt64 = 1 << 1
@@ -21,6 +30,10 @@ public struct Qcow2Header: Sendable, Equatable {
         static let compressionType: UInt64 = 1 << 3
         static let extendedL2: UInt64 = 1 << 4
         static let known = dirty | corrupt | externalDataFile | compressionType | extendedL2
+    }
+
+    enum CompatibleFeature {
+        static let lazyRefcounts: UInt64 = 1 << 0
     }
 
     enum ExtensionType {
@@ -48,6 +61,8 @@ public struct Qcow2Header: Sendable, Equatable {
     struct Extras: Sendable, Equatable {
         var refcountBits = 16
         var snapshots: UInt32 = 0
+        var incompatibleFeatures: UInt64 = 0
+        var compatibleFeatures: UInt64 = 0
         var autoclearFeatures: UInt64 = 0
     }
 

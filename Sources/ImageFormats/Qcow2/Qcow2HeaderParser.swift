@@ -59,6 +59,8 @@ struct Qcow2HeaderParser {
                 throw .corrupt(name, "refcounts of 2^\(refcountOrder) bits are not allowed")
             }
             extras.refcountBits = 1 << Int(refcountOrder)
+            extras.incompatibleFeatures = features
+            extras.compatibleFeatures = bytes.bigEndian(at: 80, as: UInt64.self)
             extras.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
         }
         let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0

@@ -11,9 +11,8 @@ import DiskImage
 /// to be written then: memory holds one of each, whatever the size of the image. L1 and refcount table
 /// come last, when their contents and sizes are known.
 struct Qcow2Layout {
-    static let refcountBits: Int64 = 16
     /// What qemu accepts: a refcount table of 8 MiB.
-    private static let maximumRefcountTable: Int64 = 8 << 20
+    static let maximumRefcountTable: Int64 = 8 << 20
 
     private let geometry: Qcow2Geometry
     private let clusterSize: Int64
@@ -23,18 +22,18 @@ struct Qcow2Layout {
     private var nextCluster: Int64
     private var l1: [UInt64]
     private var refcountTable: [UInt64]
-    private var refcounts: [UInt16]
+    private var refcounts: Qcow2RefcountBlock
     private var openL2: (index: Int64, host: HostOffset, entries: [UInt64])?
     /// Behind the last compressed cluster, where the next one goes if it fits.
     private var compressedEnd: HostOffset?
 
-    init(_ geometry: Qcow2Geometry) {
+    init(_ geometry: Qcow2Geometry, refcountBits: Int = 16) {
         self.geometry = geometry
         clusterSize = geometry.clusterSize
-        clustersPerBlock = geometry.clusterSize * 8 / Self.refcountBits
         l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
         // The header is cluster 0, its refcount block cluster 1.
-        refcounts = Array(repeating: 0, count: Int(clustersPerBlock))
+        refcounts = Qcow2RefcountBlock(bits: refcountBits, byteCount: Int(clusterSize))
+        clustersPerBlock = Int64(refcounts.count)
         refcounts[0] = 1
         refcounts[1] = 1
         refcountTable = [UInt64(clusterSize)]
@@ -67,7 +66,12 @@ struct Qcow2Layout {
         for guest in stride(
             from: range.lowerBound, to: range.upperBound, by: Int64.Stride(clusterSize))
         {
-            setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
+            if geometry.hasExtendedL2 {
+                setEntry(
+                    GuestOffset(guest), 0, subclusters: Qcow2Entry.allSubclustersZero, &placement)
+            } else {
+                setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
+            }
         }
     }
 
@@ -76,7 +80,9 @@ struct Qcow2Layout {
     ) {
         openTable(for: guest, &placement)
         let host = allocateCluster(&placement)
-        setEntry(guest, UInt64(host.bytes) | Qcow2Entry.copied, &placement)
+        setEntry(
+            guest, UInt64(host.bytes) | Qcow2Entry.copied,
+            subclusters: Qcow2Entry.allSubclustersAllocated, &placement)
         placement.append(.plain(positions), at: host.bytes)
     }
 
@@ -94,14 +100,35 @@ struct Qcow2Layout {
         placement.append(.compressed(positions), at: host.bytes)
     }
 
+    /// Gives all clusters that one L2 table maps a place each, without anything to write there.
+    ///
+    /// - Parameter subclusters: what extended entries say of theirs.
+    mutating func preallocate(table: Int64, subclusters: UInt64) -> Placement {
+        var placement = Placement()
+        let end = min((table + 1) * geometry.l2Coverage, geometry.virtualSize)
+        for guest in stride(
+            from: table * geometry.l2Coverage, to: end, by: Int64.Stride(clusterSize))
+        {
+            let guest = GuestOffset(guest)
+            openTable(for: guest, &placement)
+            let host = allocateCluster(&placement)
+            setEntry(
+                guest, UInt64(host.bytes) | Qcow2Entry.copied, subclusters: subclusters, &placement)
+        }
+        return placement
+    }
+
     // MARK: Tables
 
     private mutating func setEntry(
-        _ guest: GuestOffset, _ entry: UInt64, _ placement: inout Placement
+        _ guest: GuestOffset, _ entry: UInt64, subclusters: UInt64 = 0,
+        _ placement: inout Placement
     ) {
         openTable(for: guest, &placement)
-        let index = Int(guest.bytes % geometry.l2Coverage / clusterSize)
+        let index = Int(
+            guest.bytes % geometry.l2Coverage / clusterSize * geometry.wordsPerL2Entry)
         openL2?.entries[index] = entry.bigEndian
+        if geometry.hasExtendedL2 { openL2?.entries[index + 1] = subclusters.bigEndian }
     }
 
     private mutating func openTable(for guest: GuestOffset, _ placement: inout Placement) {
@@ -110,7 +137,7 @@ struct Qcow2Layout {
         closeL2(&placement)
         let host = allocateCluster(&placement)
         l1[Int(index)] = (UInt64(host.bytes) | Qcow2Entry.copied).bigEndian
-        openL2 = (index, host, Array(repeating: 0, count: Int(geometry.l2Entries)))
+        openL2 = (index, host, Array(repeating: 0, count: Int(clusterSize / 8)))
     }
 
     private mutating func closeL2(_ placement: inout Placement) {
@@ -132,7 +159,7 @@ struct Qcow2Layout {
     private mutating func openRefcountBlock(_ placement: inout Placement) {
         closeRefcountBlock(&placement)
         refcountTable.append(UInt64(nextCluster * clusterSize))
-        refcounts = Array(repeating: 0, count: Int(clustersPerBlock))
+        refcounts = Qcow2RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
         refcounts[0] = 1
         nextCluster += 1
         // A stream added to a cluster of the range before would have to be counted there.
@@ -141,7 +168,7 @@ struct Qcow2Layout {
 
     private func closeRefcountBlock(_ placement: inout Placement) {
         guard let host = refcountTable.last else { return }
-        placement.append(.metadata(Self.bytes(refcounts.map { $0.bigEndian })), at: Int64(host))
+        placement.append(.metadata(refcounts.bytes), at: Int64(host))
     }
 
     /// Finds room for a compressed cluster as qemu does: behind the last one, also over the edge of
@@ -152,7 +179,7 @@ struct Qcow2Layout {
         if let end = compressedEnd {
             let edge = end.bytes.roundedUp(to: clusterSize)
             let shared = Int(end.bytes / clusterSize % clustersPerBlock)
-            if refcounts[shared] < .max {
+            if refcounts[shared] < refcounts.maximum {
                 if edge - end.bytes >= count {
                     refcounts[shared] += 1
                     return setCompressedEnd(behind: end, count)
@@ -232,7 +259,7 @@ struct Qcow2Layout {
             if index == 0 {
                 closeRefcountBlock(&placement)
                 refcountTable.append(UInt64(nextBlock.bytes))
-                refcounts = Array(repeating: 0, count: Int(clustersPerBlock))
+                refcounts = Qcow2RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
                 nextBlock = nextBlock + clusterSize
             }
             refcounts[index] = 1

@@ -12,6 +12,13 @@ public struct Qcow2Options: Sendable, Equatable {
     /// One of `compression.levels`; nil takes the library's own.
     public var compressionLevel: Int?
     public var backing: Backing?
+    /// Of one reference count, in bits: a power of two from 1 to 64.
+    public var refcountBits = 16
+    /// Reference counts may be stale while a machine runs: `lazy_refcounts`.
+    public var lazyRefcounts = false
+    /// Clusters are cut in 32 subclusters, each with a state of its own.
+    public var extendedL2 = false
+    public var preallocation = Preallocation.off
 
     /// What the new image will lie on.
     public struct Backing: Sendable, Equatable {
@@ -31,25 +38,58 @@ public struct Qcow2Options: Sendable, Equatable {
 
     public init() {}
 
-    func geometry(virtualSize: Int64) throws(ImageError) -> Qcow2Geometry {
+    /// Checks that the options go together; in qemu-img's words, which people search for.
+    public func check() throws(ImageError) {
         guard clusterSize.isPowerOfTwo,
             Qcow2Geometry.allowedClusterBits.contains(clusterSize.trailingZeroBitCount)
         else {
-            throw .invalid("the cluster size must be a power of two between 512 and 2048k")
+            throw .invalid("Cluster size must be a power of two between 512 and 2048k")
         }
-        guard version == 3 || compression == .zlib else {
-            throw .invalid("compression type \(compression) needs compat=1.1")
+        if extendedL2 {
+            try needsVersion3("Extended L2 entries are")
+            guard clusterSize >= Qcow2Geometry.smallestExtendedCluster else {
+                throw .invalid(
+                    "Extended L2 entries are only supported with cluster sizes of at least "
+                        + "\(Qcow2Geometry.smallestExtendedCluster) bytes")
+            }
         }
+        guard preallocation == .off || backing == nil || extendedL2 else {
+            throw .invalid(
+                "Backing file and preallocation can only be used at the same time if extended_l2 "
+                    + "is on")
+        }
+        if lazyRefcounts { try needsVersion3("Lazy refcounts") }
+        guard refcountBits.isPowerOfTwo, refcountBits <= 64 else {
+            throw .invalid("Refcount width must be a power of two and may not exceed 64 bits")
+        }
+        guard version == 3 || refcountBits == 16 else {
+            throw .invalid(
+                "Different refcount widths than 16 bits require compatibility level 1.1 or above "
+                    + "(use version=v3 or greater)")
+        }
+        if compression != .zlib { try needsVersion3("Non-zlib compression type is") }
         if let compressionLevel, !compression.levels.contains(compressionLevel) {
             throw .invalid(
                 "the compression level for \(compression) must be between "
                     + "\(compression.levels.lowerBound) and \(compression.levels.upperBound)")
         }
+    }
+
+    private func needsVersion3(_ what: String) throws(ImageError) {
+        guard version < 3 else { return }
+        throw .invalid(
+            "\(what) only supported with compatibility level 1.1 and above "
+                + "(use version=v3 or greater)")
+    }
+
+    func geometry(virtualSize: Int64) throws(ImageError) -> Qcow2Geometry {
+        try check()
         let geometry = Qcow2Geometry(
-            clusterBits: clusterSize.trailingZeroBitCount, virtualSize: virtualSize)
+            clusterBits: clusterSize.trailingZeroBitCount, hasExtendedL2: extendedL2,
+            virtualSize: virtualSize)
         guard geometry.l1Entries <= Qcow2Header.maximumL1Entries else {
             throw .invalid(
-                "the image size is too large for clusters of \(clusterSize) bytes "
+                "The image size is too large for file format 'qcow2' "
                     + "(try using a larger cluster size)")
         }
         return geometry

@@ -14,8 +14,12 @@ public struct Qcow2Source: ImageSource {
     ///
     /// - Throws: `ImageError` for damaged, cut, encrypted and otherwise unreadable images.
     public init(_ storage: any Storage) async throws {
+        try await self.init(storage, header: Qcow2Header.read(from: storage))
+    }
+
+    /// - Parameter header: of the image, or what it could be.
+    init(_ storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage
-        let header = try await Qcow2Header.read(from: storage)
         self.header = header
         tables = try await Qcow2Tables(storage: storage, header: header)
         decompressors = ResourcePool { Qcow2Decompressor(header.compression) }

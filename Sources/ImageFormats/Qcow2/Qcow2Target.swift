@@ -6,10 +6,16 @@ import Synchronization
 public final class Qcow2Target: ImageTarget {
     public let traits: TargetTraits
     public let compresses: Bool
-    private let storage: any Storage
+    let storage: any Storage
+    let options: Qcow2Options
+    /// Data will be written; false where an empty image is made.
+    let writesData: Bool
     private let geometry: Qcow2Geometry
-    private let options: Qcow2Options
     private let keepsZeros: Bool
+    /// Where everything lies in an image that is preallocated.
+    private let preallocated: Qcow2PreallocatedMap?
+    /// How a preallocated image ends: known before the data is written.
+    private let knownEnding = Mutex<Qcow2Layout.Ending?>(nil)
     private let layout: Mutex<Qcow2Layout>
     private let compressors: ResourcePool<Qcow2Compressor>
 
@@ -19,31 +25,52 @@ public final class Qcow2Target: ImageTarget {
     ///   - virtualSize: of the guest disk, in bytes.
     ///   - compress: store clusters compressed where that makes them smaller.
     ///   - minSparse: 0 stores zeros like data; otherwise a cluster of zeros is not stored.
+    ///   - writesData: false makes an image that holds nothing: only `prepare` and `finish` follow.
     /// - Throws: `ImageError` for options that contradict each other or the size.
     public init(
         storage: any Storage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
-        minSparse: Int
+        minSparse: Int, writesData: Bool = true
     ) throws(ImageError) {
         let geometry = try options.geometry(virtualSize: virtualSize)
         self.storage = storage
         self.geometry = geometry
         self.options = options
         compresses = compress
+        self.writesData = writesData
         keepsZeros = minSparse == 0
-        layout = Mutex(Qcow2Layout(geometry))
+        layout = Mutex(Qcow2Layout(geometry, refcountBits: options.refcountBits))
+        let isPreallocated = options.preallocation != .off
+        preallocated =
+            isPreallocated
+            ? Qcow2PreallocatedMap(
+                geometry: geometry,
+                clustersPerBlock: geometry.clusterSize * 8 / Int64(options.refcountBits)) : nil
         compressors = ResourcePool {
             Qcow2Compressor(options.compression, level: options.compressionLevel)
         }
         traits = TargetTraits(
-            granularity: geometry.clusterSize, readsAsZeroFrom: options.backing?.virtualSize ?? 0,
-            hasBacking: options.backing != nil, canWriteZeroes: options.version >= 3,
-            placesInOrder: true)
+            granularity: geometry.clusterSize,
+            readsAsZeroFrom: isPreallocated && !storage.traits.readsAsZero
+                ? .max : options.backing?.virtualSize ?? 0,
+            hasBacking: options.backing != nil,
+            canWriteZeroes: options.version >= 3 || isPreallocated,
+            placesInOrder: !isPreallocated)
         // Names that do not fit should be known before the work.
         _ = try header(nil).serialized()
     }
 
+    /// To be called first: makes the image's place ready, and preallocates.
+    public func prepare() async throws {
+        try await invalidateOldHeader()
+        guard let preallocated else { return }
+        let fills =
+            !writesData && (options.preallocation == .full || !storage.traits.readsAsZero)
+        let ending = try await preallocate(preallocated, fillsWithZeros: fills)
+        knownEnding.withLock { $0 = ending }
+    }
+
     /// Makes a device stop looking like the image it may hold. On an empty file: nothing to do.
-    public func invalidateOldHeader() async throws {
+    private func invalidateOldHeader() async throws {
         guard storage.traits.isDevice else { return }
         let zeros = IOBuffer.zeros(byteCount: Int(min(geometry.clusterSize, storage.size)))
         try await storage.write(zeros.bytes, at: 0)
@@ -107,6 +134,7 @@ public final class Qcow2Target: ImageTarget {
         let needed = pieces.filter {
             $0.form != .zero || $0.guestRange.lowerBound < traits.readsAsZeroFrom
         }
+        if let preallocated { return preallocated.place(needed) }
         return layout.withLock { $0.place(needed) }
     }
 
@@ -117,9 +145,14 @@ public final class Qcow2Target: ImageTarget {
     }
 
     public func finish() async throws {
-        let ending = try layout.withLock { layout throws(ImageError) in try layout.finish() }
-        try await storage.write(ending.placement, data: RawSpan(), encoded: RawSpan())
-        try await storage.truncate(to: ending.end.bytes)
+        let ending: Qcow2Layout.Ending
+        if let known = knownEnding.withLock({ $0 }) {
+            ending = known
+        } else {
+            ending = try layout.withLock { layout throws(ImageError) in try layout.finish() }
+            try await storage.write(ending.placement, data: RawSpan(), encoded: RawSpan())
+            try await storage.truncate(to: ending.end.bytes)
+        }
         // Whoever finds a header may rely on all that it leads to.
         try await storage.flush()
         let header = try header(ending).serialized()
@@ -127,11 +160,16 @@ public final class Qcow2Target: ImageTarget {
     }
 
     private func header(_ ending: Qcow2Layout.Ending?) -> Qcow2Header {
-        Qcow2Header(
+        var extras = Qcow2Header.Extras()
+        extras.refcountBits = options.refcountBits
+        if options.lazyRefcounts {
+            extras.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
+        }
+        return Qcow2Header(
             version: options.version, geometry: geometry, compression: options.compression,
             backingFile: options.backing?.file, backingFormat: options.backing?.format,
             l1Offset: ending?.l1Offset ?? HostOffset(0), l1Entries: geometry.l1Entries,
             refcountTableOffset: ending?.refcountTableOffset ?? HostOffset(0),
-            refcountTableClusters: ending?.refcountTableClusters ?? 0)
+            refcountTableClusters: ending?.refcountTableClusters ?? 0, extras: extras)
     }
 }

@@ -21,10 +21,10 @@ extension FileStorage {
         let start = range.lowerBound.roundedUp(to: unit)
         let end = range.upperBound.roundedDown(to: unit)
         guard start < end, zeroByMeans(start..<end, mayUnmap: mayUnmap) else {
-            return try writeZeros(range)
+            return try writePlainZeros(range)
         }
-        try writeZeros(range.lowerBound..<start)
-        try writeZeros(end..<range.upperBound)
+        try writePlainZeros(range.lowerBound..<start)
+        try writePlainZeros(end..<range.upperBound)
     }
 
     private func zeroByMeans(_ range: Range<Int64>, mayUnmap: Bool) -> Bool {
@@ -71,7 +71,7 @@ extension FileStorage {
         }
     }
 
-    private func writeZeros(_ range: Range<Int64>) throws(ImageError) {
+    private func writePlainZeros(_ range: Range<Int64>) throws(ImageError) {
         guard !range.isEmpty else { return }
         let pieceSize: Int64 = 1 << 20
         let zeros = UnsafeMutableRawBufferPointer.allocate(

@@ -1,0 +1,110 @@
+import DiskImage
+
+/// Where the clusters of a wholly preallocated image lie. Pure arithmetic: `Qcow2Layout` hands out host
+/// clusters in sequence, so the place of each follows from its number, and data can be written in any
+/// order.
+struct Qcow2PreallocatedMap: Sendable {
+    let geometry: Qcow2Geometry
+    /// How many clusters one refcount block counts.
+    let clustersPerBlock: Int64
+
+    /// The host range of the guest's clusters from one on, as far as they lie in one piece.
+    ///
+    /// - Parameter guest: a range in bytes that begins at a cluster.
+    func run(from guest: Range<Int64>) -> Range<Int64> {
+        let clusterSize = geometry.clusterSize
+        let first = guest.lowerBound / clusterSize
+        let end = guest.upperBound.dividedUp(by: clusterSize)
+        // An L2 table stands before the data that it maps, a refcount block before what it counts.
+        let tableEnd = (first / geometry.l2Entries + 1) * geometry.l2Entries
+        let host = hostCluster(first)
+        let blockEnd = host.roundedDown(to: clustersPerBlock) + clustersPerBlock
+        let count = min(end, tableEnd) - first
+        return host * clusterSize..<min(host + count, blockEnd) * clusterSize
+    }
+
+    /// Where the pieces go: every cluster has its place already.
+    func place(_ pieces: [EncodedPiece]) -> Placement {
+        var placement = Placement()
+        for piece in pieces {
+            var guest = piece.guestRange.lowerBound
+            while guest < piece.guestRange.upperBound {
+                let run = run(from: guest..<piece.guestRange.upperBound)
+                switch piece.form {
+                case .zero: placement.append(.zeros(Int64(run.count)), at: run.lowerBound)
+                case .plain(let positions):
+                    let start = positions.lowerBound + Int(guest - piece.guestRange.lowerBound)
+                    placement.append(.plain(start..<start + run.count), at: run.lowerBound)
+                case .compressed:
+                    preconditionFailure("a preallocated image holds no compressed clusters")
+                }
+                guest += Int64(run.count)
+            }
+        }
+        return placement
+    }
+
+    private func hostCluster(_ guestCluster: Int64) -> Int64 {
+        let table = guestCluster / geometry.l2Entries
+        let inTable = guestCluster % geometry.l2Entries
+        // Tables and data are handed out; what that skips is the first cluster of each block's range,
+        // and the header in the first.
+        let number = table * (geometry.l2Entries + 1) + 1 + inTable
+        let inFirstRange = clustersPerBlock - 2
+        guard number >= inFirstRange else { return number + 2 }
+        let (range, place) = (number - inFirstRange).quotientAndRemainder(
+            dividingBy: clustersPerBlock - 1)
+        return clustersPerBlock * (1 + range) + 1 + place
+    }
+}
+
+// How a preallocated image is written: the tables first, so that data can follow in any order.
+extension Qcow2Target {
+    /// Writes all tables, one L2 table after the other, and takes the blocks if that is asked for.
+    ///
+    /// - Parameter fillsWithZeros: write zeros to all the data clusters, too.
+    func preallocate(
+        _ map: Qcow2PreallocatedMap, fillsWithZeros: Bool
+    ) async throws -> Qcow2Layout.Ending {
+        let geometry = map.geometry
+        if options.preallocation.takesBlocks { try storage.requireSpace(geometry.virtualSize) }
+        var layout = Qcow2Layout(geometry, refcountBits: options.refcountBits)
+        for table in 0..<geometry.l1Entries {
+            try Task.checkCancellation()
+            let placement = layout.preallocate(table: table, subclusters: preallocatedSubclusters)
+            try await storage.write(placement, data: RawSpan(), encoded: RawSpan())
+        }
+        let ending = try layout.finish()
+        try await storage.write(ending.placement, data: RawSpan(), encoded: RawSpan())
+        try await storage.truncate(to: ending.end.bytes)
+        if options.preallocation.takesBlocks {
+            try storage.requireSpace(geometry.virtualSize)
+            try storage.allocate(0..<ending.end.bytes, options.preallocation)
+        }
+        if fillsWithZeros {
+            try await fillWithZeros(map, writes: options.preallocation == .full)
+        }
+        return ending
+    }
+
+    /// Reads as what lies below, or as zeros, until it is written, as qemu has it; where a conversion
+    /// writes, whole clusters of data follow.
+    private var preallocatedSubclusters: UInt64 {
+        writesData ? Qcow2Entry.allSubclustersAllocated : 0
+    }
+
+    private func fillWithZeros(_ map: Qcow2PreallocatedMap, writes: Bool) async throws {
+        var guest: Int64 = 0
+        let size = map.geometry.virtualSize
+        while guest < size {
+            try Task.checkCancellation()
+            let run = map.run(from: guest..<size)
+            if writes {
+                try await storage.writeZeros(run)
+            } else {
+                try await storage.zero(run, mayUnmap: true)
+            }
+            guest += Int64(run.count)
+        }
+    }
+}

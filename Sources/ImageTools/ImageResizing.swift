@@ -1,0 +1,123 @@
+import DiskImage
+import ImageFormats
+import ImageStorage
+import NBDStorage
+
+/// One `resize`: gives an image another size, where it is.
+public struct ImageResizing: Sendable {
+    public enum Change: Sendable, Equatable {
+        /// To this size, in bytes.
+        case to(Int64)
+        /// By so many bytes; negative ones shrink.
+        case by(Int64)
+    }
+
+    public var path: String
+    /// nil looks at the first bytes.
+    public var format: ImageFormat?
+    public var change: Change
+    /// What lies beyond the new end may be lost (`--shrink`).
+    public var shrinks = false
+    /// Of what is new.
+    public var preallocation = Preallocation.off
+    /// Told when the format was not given and the image has none that can be recognised.
+    public var onGuessedRaw: (@Sendable () -> Void)?
+
+    public init(path: String, change: Change) {
+        self.path = path
+        self.change = change
+    }
+
+    /// The new size is smaller, and nobody said that this is meant.
+    public struct ShrinkNotAllowed: Error {}
+
+    /// - Throws: `ImageError`, `ShrinkNotAllowed` or `CancellationError`. An image that was being resized
+    ///   is valid in any case.
+    public func run() async throws {
+        guard !NBDStorage.isName(path) else {
+            throw ImageError.invalid("Cannot resize NBD nodes")
+        }
+        let storage = try FileStorage.openExistingTarget(path, cacheMode: .writeback)
+        let known: ImageFormat
+        if let format {
+            known = format
+        } else {
+            known = try await ImageFormat.probe(storage)
+            if known == .raw { onGuessedRaw?() }
+        }
+        switch known {
+        case .raw:
+            let current = storage.size.roundedUp(to: guestSectorSize)
+            try await resizeRaw(storage, from: current, to: try newSize(current))
+        case .qcow2:
+            let header = try await Qcow2Source(storage).header
+            let backing = try await openBacking(header)
+            let size = try newSize(header.geometry.virtualSize)
+            var resizer = try await Qcow2Resizer(
+                storage: storage, header: header, backing: backing)
+            try await resizer.resize(to: size, preallocation: preallocation)
+        }
+    }
+
+    private func newSize(_ current: Int64) throws -> Int64 {
+        let size: Int64
+        switch change {
+        case .to(let bytes): size = bytes
+        case .by(let bytes):
+            let (sum, overflow) = current.addingReportingOverflow(bytes)
+            guard !overflow else { throw ImageError.invalid("New image size is too large") }
+            size = sum
+        }
+        guard size > 0 else { throw ImageError.invalid("New image size must be positive") }
+        if size <= current, preallocation != .off {
+            throw ImageError.invalid("Preallocation can only be used for growing images")
+        }
+        if size < current, !shrinks { throw ShrinkNotAllowed() }
+        return size
+    }
+
+    private func openBacking(_ header: Qcow2Header) async throws -> (any ImageSource)? {
+        guard let name = header.backingFile else { return nil }
+        var format: ImageFormat?
+        if let formatName = header.backingFormat, !formatName.isEmpty {
+            guard let known = ImageFormat(rawValue: formatName) else {
+                throw ImageError.unsupported(
+                    path, "backing format '\(formatName)' is not supported")
+            }
+            format = known
+        }
+        let backingPath = try ImageOpener.backingPath(name, namedBy: path)
+        guard FileIdentity(path: backingPath) != FileIdentity(path: path) else {
+            throw ImageError.corrupt(path, "the backing chain leads back to this file")
+        }
+        return try await ImageOpener().open(backingPath, format: format).source
+    }
+
+    private func resizeRaw(
+        _ storage: FileStorage, from current: Int64, to size: Int64
+    ) async throws {
+        if storage.traits.isDevice {
+            guard preallocation == .off else {
+                throw ImageError.invalid(
+                    "Preallocation mode '\(preallocation.rawValue)' unsupported for this "
+                        + "non-regular file")
+            }
+            guard size == current else { throw ImageError.invalid("Cannot resize device files") }
+            return
+        }
+        guard preallocation != .metadata else {
+            throw ImageError.invalid("Unsupported preallocation mode: metadata")
+        }
+        let old = storage.size
+        if preallocation.takesBlocks { try storage.requireSpace(size - old) }
+        try await storage.truncate(to: size)
+        do {
+            if preallocation.takesBlocks { try storage.allocate(old..<size, preallocation) }
+            if preallocation == .full { try await storage.writeZeros(old..<size) }
+        } catch {
+            try? await storage.truncate(to: old)
+            throw error
+        }
+        try await storage.flush()
+    }
+}

@@ -1,0 +1,106 @@
+import ArgumentParser
+import DiskImage
+import ImageConvert
+import ImageFormats
+import ImageTools
+
+struct CreateCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "create",
+        abstract: "Create a disk image that holds nothing yet.",
+        discussion: """
+            An existing file of that name is replaced when the new image is whole.
+
+            Example: swimg create -f qcow2 disk.qcow2 20G
+
+            Example: swimg create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+            """)
+
+    static let letters = OptionLetters(flags: "qu", valued: "fobF")
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the image: raw or qcow2.", valueName: "format"))
+    var format = "raw"
+
+    @Option(
+        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp(
+            "Options of the image, as key=value,…; -o help lists them.", valueName: "options"))
+    var options: [String] = []
+
+    @Option(
+        name: .customShort("b"), parsing: .unconditional,
+        help: ArgumentHelp("The file that the image lies on.", valueName: "file"))
+    var backingFile: String?
+
+    @Option(
+        name: .customShort("F"), parsing: .unconditional,
+        help: ArgumentHelp("The format of that file.", valueName: "format"))
+    var backingFormat: String?
+
+    @Flag(name: .customShort("u"), help: "Do not look at the backing file; needs a size.")
+    var unsafe = false
+
+    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    var quiet = false
+
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted: no object is of use here yet.", valueName: "definition"))
+    var objects: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The image, then its size.", valueName: "file"))
+    var words: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        var given = CreationOptions()
+        for text in options { try given.add(text) }
+        if given.asksForHelp {
+            return Output.print(
+                OptionSchema.help(for: try knownFormat(), includesFile: !words.isEmpty))
+        }
+        guard let path = words.first else { throw ImageError.invalid("Expecting image file name") }
+        guard words.count <= 2 else {
+            throw ImageError.invalid("Unexpected argument: \(words[2])")
+        }
+        var creation = ImageCreation(path: path, format: try knownFormat())
+        creation.options = given
+        creation.size = try words.dropFirst().first.map(imageSize)
+        creation.backingFile = backingFile
+        creation.backingFormat = backingFormat
+        creation.skipsBackingCheck = unsafe
+        creation.nbd = try nbd.options()
+        try await signals.interrupting(
+            { [creation, quiet] in
+                let plan = try await creation.prepare()
+                if !quiet { Output.print(plan.line + "\n") }
+                if let warning = try await plan.create() {
+                    Output.printError("\(ProgramName.called): warning: \(warning)\n")
+                }
+            }, onStatus: {})
+    }
+
+    private func knownFormat() throws(ImageError) -> ImageFormat {
+        guard let known = ImageFormat(rawValue: format) else {
+            throw ImageError(
+                .invalid, path: words.first, "Unknown file format '\(format)'")
+        }
+        return known
+    }
+
+    private func imageSize(_ text: String) throws(ImageError) -> Int64 {
+        switch ByteSizeText(text) {
+        case .bytes(let bytes): return bytes
+        case .outOfRange:
+            throw .invalid(
+                "Invalid image size specified. Must be between 0 and 9223372036854775807.")
+        case .malformed:
+            throw .invalid(
+                "Invalid image size specified. You may use k, M, G, T, P or E suffixes for "
+                    + "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
+        }
+    }
+}

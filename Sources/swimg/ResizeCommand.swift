@@ -1,0 +1,110 @@
+import ArgumentParser
+import DiskImage
+import ImageConvert
+import ImageFormats
+import ImageTools
+
+struct ResizeCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "resize",
+        abstract: "Change the size of a disk image.",
+        discussion: """
+            The size is what the disk is to have, or with + or - before it, by how much to change it.
+
+            Example: swimg resize -f qcow2 disk.qcow2 +10G
+
+            Example: swimg resize --shrink -f raw disk.raw 5G
+            """)
+
+    static let letters = OptionLetters(
+        flags: "q", valued: "f", missing: ["image-opts"], hasSignedSize: true)
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
+    var format: String?
+
+    @Flag(help: "Allow a smaller size; what lies beyond it is lost.")
+    var shrink = false
+
+    @Option(
+        parsing: .unconditional,
+        help: ArgumentHelp(
+            "How what is new takes its place: off, metadata, falloc, full.", valueName: "mode"))
+    var preallocation = "off"
+
+    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    var quiet = false
+
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted: no object is of use here yet.", valueName: "definition"))
+    var objects: [String] = []
+
+    @Argument(help: ArgumentHelp("The image, then its new size.", valueName: "file"))
+    var words: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        guard words.count == 2, let path = words.first, let size = words.last else {
+            throw ImageError.invalid("Expecting image file name and size")
+        }
+        var resizing = ImageResizing(path: path, change: try change(size))
+        if let format {
+            guard let known = ImageFormat(rawValue: format) else {
+                throw ImageError.invalid("Could not open '\(path)': Unknown driver '\(format)'")
+            }
+            resizing.format = known
+        }
+        resizing.shrinks = shrink
+        guard let mode = Preallocation(rawValue: preallocation) else {
+            throw ImageError.invalid("Invalid preallocation mode '\(preallocation)'")
+        }
+        resizing.preallocation = mode
+        resizing.onGuessedRaw = { Output.printError(Self.guessWarning(path)) }
+        do {
+            try await signals.interrupting(
+                { [resizing] in try await resizing.run() }, onStatus: {})
+        } catch is ImageResizing.ShrinkNotAllowed {
+            Output.printError(Self.shrinkWarning)
+            throw Verdict(status: 1)
+        }
+        if !quiet { Output.print("Image resized.\n") }
+    }
+
+    private func change(_ word: String) throws(ImageError) -> ImageResizing.Change {
+        var text = Substring(word)
+        if text.first == CommandLineWords.signedSizeMark { text.removeFirst() }
+        let sign = text.first
+        let bytes = try sizeValue(String(sign == "+" || sign == "-" ? text.dropFirst() : text))
+        return switch sign {
+        case "+": .by(bytes)
+        case "-": .by(-bytes)
+        default: .to(bytes)
+        }
+    }
+
+    private func sizeValue(_ text: String) throws(ImageError) -> Int64 {
+        // One sign is enough.
+        guard text.first != "+", text.first != "-" else {
+            return try ImageConvert.sizeValue("", of: "size")
+        }
+        return try ImageConvert.sizeValue(text, of: "size")
+    }
+
+    private static func guessWarning(_ path: String) -> String {
+        """
+        WARNING: Image format was not specified for '\(path)' and probing guessed raw.
+                 Automatically detecting the format is dangerous for raw images, write operations \
+        on block 0 will be restricted.
+                 Specify the 'raw' format explicitly to remove the restrictions.
+
+        """
+    }
+
+    private static let shrinkWarning = """
+        \(ProgramName.called): Use the --shrink option to perform a shrink operation.
+        \(ProgramName.called): warning: Shrinking an image will delete all data beyond the shrunken \
+        image's end. Before performing such an operation, make sure there is no important data there.
+
+        """
+}
