@@ -14,6 +14,8 @@ public struct OpenedImage: Sendable {
     public let backing: (any ImageSource)?
     /// The files behind it, the image itself first.
     public let files: [FileIdentity]
+    /// The image and all that lies below it, one by one.
+    public let layers: [OpenedLayer]
     /// How many requests the most distant of its storages wants at once.
     public let requestsInFlight: Int
 }
@@ -85,7 +87,7 @@ public struct ImageOpener: Sendable {
             format: layers[0].format, source: LayeredSource(layers: sources),
             topLayer: sources[0],
             backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
-            files: files,
+            files: files, layers: layers,
             requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0)
     }
 

@@ -109,7 +109,7 @@ struct Swimg: ParsableCommand {
         version: ProgramName.versionLine,
         subcommands: commands.map { $0 })
 
-    static let commands: [any ImageCommand.Type] = [ConvertCommand.self]
+    static let commands: [any ImageCommand.Type] = [ConvertCommand.self, CompareCommand.self]
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
 }

@@ -27,6 +27,7 @@ public struct Qcow2Header: Sendable, Equatable {
         static let end: UInt32 = 0
         static let backingFormat: UInt32 = 0xe279_2aca
         static let featureNames: UInt32 = 0x6803_f857
+        static let bitmaps: UInt32 = 0x2385_2875
     }
 
     public var version: Int
@@ -46,6 +47,8 @@ public struct Qcow2Header: Sendable, Equatable {
         var refcountBits = 16
         var snapshots: UInt32 = 0
         var autoclearFeatures: UInt64 = 0
+        /// Where the bitmap directory lies; nil if the image has none that can be trusted.
+        var bitmapDirectory: Qcow2BitmapDirectory?
     }
 
     /// Why an image written anew with the same options would not be the same image; nil if it would.

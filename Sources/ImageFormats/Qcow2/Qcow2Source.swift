@@ -6,8 +6,8 @@ import ImageStorage
 /// `extent` says `.backing` for what the image leaves to its backing file; `read` gives zeros there.
 public struct Qcow2Source: ImageSource {
     public let header: Qcow2Header
-    private let storage: any Storage
-    private let tables: Qcow2Tables
+    let storage: any Storage
+    let tables: Qcow2Tables
     private let decompressors: ResourcePool<Qcow2Decompressor>
 
     /// Opens an image: reads the header and the L1 table.
