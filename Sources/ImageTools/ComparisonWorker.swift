@@ -16,6 +16,8 @@ final class ComparisonCursor: Sendable {
     let end: Int64
     private let cellSize: Int64
     private let state = Mutex(State())
+    /// Looked at before each piece, so without the lock.
+    private let foundOffset = Atomic<Int64>(.max)
     private let report: @Sendable (Int64) -> Void
 
     /// - Parameters:
@@ -31,7 +33,7 @@ final class ComparisonCursor: Sendable {
     var finding: Finding? { state.withLock { $0.found?.finding } }
 
     /// Where there is no need to look any more.
-    var limit: Int64 { state.withLock { $0.found?.offset ?? end } }
+    var limit: Int64 { min(end, foundOffset.load(ordering: .relaxed)) }
 
     /// - Returns: nil at the end of what has to be compared.
     func takeCell() -> Range<Int64>? {
@@ -72,6 +74,7 @@ final class ComparisonCursor: Sendable {
         state.withLock {
             if let known = $0.found, known.offset <= offset { return }
             $0.found = (offset, finding)
+            foundOffset.store(offset, ordering: .relaxed)
         }
     }
 }

@@ -109,7 +109,9 @@ struct Swimg: ParsableCommand {
         version: ProgramName.versionLine,
         subcommands: commands.map { $0 })
 
-    static let commands: [any ImageCommand.Type] = [ConvertCommand.self, CompareCommand.self]
+    static let commands: [any ImageCommand.Type] = [
+        ConvertCommand.self, CompareCommand.self, DdCommand.self, DigestCommand.self, MeasureCommand.self,
+    ]
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
 }
