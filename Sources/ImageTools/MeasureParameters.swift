@@ -76,8 +76,8 @@ struct MeasureParameters {
 
     private static func version(_ text: String?) throws(ImageError) -> Int {
         switch text {
-        case nil, "1.1", "v3": return 3
-        case "0.10", "v2": return 2
+        case nil, "1.1": return 3
+        case "0.10": return 2
         case .some(let other): throw .invalid("Invalid compatibility level: '\(other)'")
         }
     }

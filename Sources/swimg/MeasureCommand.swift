@@ -33,7 +33,9 @@ struct MeasureCommand: ImageCommand {
         help: ArgumentHelp("Options of the new image, as key=value,….", valueName: "options"))
     var options: [String] = []
 
-    @Option(help: ArgumentHelp("Of an empty disk, in bytes (k, M, G, T).", valueName: "size"))
+    @Option(
+        parsing: .unconditional,
+        help: ArgumentHelp("Of an empty disk, in bytes (k, M, G, T).", valueName: "size"))
     var size: String?
 
     @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
