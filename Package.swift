@@ -39,7 +39,7 @@ let package = Package(
             swiftSettings: strict),
         .target(
             name: "ImageConvert",
-            dependencies: ["ImageFormats", "NBDStorage", "ImageStorage", "DiskImage"],
+            dependencies: ["ImageFormats", "NBDStorage", "ImageStorage", "DiskImage", "CDigest"],
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
@@ -55,6 +55,7 @@ let package = Package(
         .target(name: "DiskImage", swiftSettings: strict),
         .target(name: "CLinux"),
         .target(name: "CNBD"),
+        .target(name: "CDigest"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(

@@ -41,6 +41,14 @@ public struct Conversion: Sendable {
     /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
     public var backingFile: String?
     public var backingFormat: String?
+    /// The part of the source that is copied; nil: all of it.
+    public var slice: BlockSlice?
+    /// Told the SHA-256 of the guest disk as it is written, once all of it is, before it gets its name.
+    public var onDigest: (@Sendable (_ digest: String) -> Void)?
+    /// What that has to be: 64 hexadecimal digits.
+    public var expectedDigest: String?
+    /// Told what a person should know though it is no failure.
+    public var onWarning: (@Sendable (_ message: String) -> Void)?
     /// Told how far the conversion is, in bytes of the guest disk, from any task.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
@@ -127,12 +135,21 @@ public struct Conversion: Sendable {
     private func input(
         _ opened: [OpenedImage], _ parameters: ImageParameters
     ) throws(ImageError) -> CopyInput {
-        let content = try ConcatenatedSource(opened.map(\.source))
+        let content = try sliced(ConcatenatedSource(opened.map(\.source)))
         guard parameters.backingFile != nil else {
             return CopyInput(content: content, extents: content)
         }
         return CopyInput(
             content: content, extents: try ConcatenatedSource(opened.map(\.topLayer)))
+    }
+
+    private func sliced(_ source: ConcatenatedSource) throws(ImageError) -> ConcatenatedSource {
+        guard let slice else { return source }
+        guard let range = slice.range(of: source.virtualSize) else {
+            onWarning?("\(sources[0]): cannot skip to specified offset")
+            return try ConcatenatedSource([])
+        }
+        return try ConcatenatedSource([SliceSource(source, range)])
     }
 
     /// Finds what contradicts itself before anything is opened.
@@ -146,6 +163,13 @@ public struct Conversion: Sendable {
         else {
             throw .invalid(
                 "the buffer size for sparse output (-S) must be a multiple of 512 up to 16777216")
+        }
+        if let expectedDigest,
+            expectedDigest.count != 64
+                || !expectedDigest.allSatisfy({ $0.isASCII && $0.isHexDigit })
+        {
+            throw .invalid(
+                "invalid digest '\(expectedDigest)': a SHA-256 has 64 hexadecimal digits")
         }
         if skipsCreation, !options.isEmpty {
             throw .invalid("-o has no effect when skipping image creation (-n)")

@@ -68,10 +68,11 @@ struct ExistingQcow2 {
         }
         guard size > written else { return input }
         input.content = try ConcatenatedSource([
-            input.content, TailSource(image.source, from: written),
+            input.content, SliceSource(image.source, written..<size),
         ])
         input.extents = try ConcatenatedSource([
-            input.extents, TailSource(leavesBacking ? image.topLayer : image.source, from: written),
+            input.extents,
+            SliceSource(leavesBacking ? image.topLayer : image.source, written..<size),
         ])
         return input
     }

@@ -29,6 +29,8 @@ public struct Pipeline: Sendable {
     public var writesInOrder: Bool
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
+    /// Hashes what passes by.
+    public var digest: DigestStage?
     /// Told how many bytes of the guest disk are done, now and then, from any task.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
@@ -60,7 +62,7 @@ public struct Pipeline: Sendable {
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
             compressedChunkSize: compressedChunkSize,
-            sharesUnread: { target.sharesUnread })
+            sharesUnread: { [hashes = digest != nil] in !hashes && target.sharesUnread })
         let reading = ReadStage(source: source, target: target, chunkSize: chunkSize)
         let sharing = ShareStage(source: source, target: target, chunkSize: chunkSize)
         let writing = WriteStage(source: source, target: target, isOrdered: writesInOrder)
@@ -86,6 +88,7 @@ public struct Pipeline: Sendable {
                             } else {
                                 let pieces = try await reading.prepare(
                                     chunk, data: &data, encoded: &encoded)
+                                try await digest?.add(chunk, data: data.bytes)
                                 try await writing.write(
                                     pieces, of: chunk, data: data.bytes, encoded: encoded.bytes)
                             }
@@ -98,6 +101,7 @@ public struct Pipeline: Sendable {
                 for try await _ in group {}
             }
             try Task.checkCancellation()
+            try await digest?.finish(at: source.virtualSize)
             try await target.finish()
         }
         progress.reach(source.virtualSize)

@@ -42,7 +42,25 @@ struct TargetJob {
         if let report = conversion.onProgress {
             pipeline.onProgress = { done in report(done, size) }
         }
+        if conversion.onDigest != nil || conversion.expectedDigest != nil {
+            pipeline.digest = try digestStage(
+                skipped: target.traits.hasBacking ? input.content : nil)
+        }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
+    }
+
+    /// - Parameter skipped: what is left to the target's backing file belongs to the disk as well.
+    private func digestStage(
+        skipped: (any ImageSource)?
+    ) throws(ImageError) -> DigestStage {
+        try DigestStage(skipped: skipped) { [conversion] digest in
+            if let expected = conversion.expectedDigest?.lowercased(), digest != expected {
+                throw ImageError(
+                    .invalid, path: conversion.target,
+                    "the SHA-256 of what was converted is \(digest), not \(expected)")
+            }
+            conversion.onDigest?(digest)
+        }
     }
 
     private func virtualSize() throws(ImageError) -> Int64 {

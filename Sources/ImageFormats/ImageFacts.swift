@@ -49,14 +49,14 @@ extension ImageOpener {
         var next: BackingReference? = BackingReference(path: path, format: format)
         while let reference = next {
             let storage = try openStorage(reference.path, namedBy: images.last?.path)
-            if let identity = (storage as? FileStorage)?.identity {
+            if let identity = storage.file {
                 guard !files.contains(identity) else {
                     throw ImageError.corrupt(
                         reference.path, "the backing chain leads back to this file")
                 }
                 files.append(identity)
             }
-            let image = try await Self.facts(storage, reference)
+            let image = try await facts(storage, reference, isNamed: !images.isEmpty)
             images.append(image)
             guard wholeChain, let header = image.qcow2?.header else { break }
             next = try backing(of: header, at: image.path)
@@ -64,17 +64,16 @@ extension ImageOpener {
         return images
     }
 
-    private static func facts(
-        _ storage: any Storage, _ reference: BackingReference
+    private func facts(
+        _ storage: any Storage, _ reference: BackingReference, isNamed: Bool
     ) async throws -> ImageFacts {
-        let format =
-            if let format = reference.format { format } else {
-                try await ImageFormat.probe(storage)
-            }
+        let described = isNamed ? nil : try ImageDescription(reference.path)
+        let format = try await knownFormat(reference.format, of: storage, described: described)
+        let path = described?.place ?? reference.path
         let description =
             format == .qcow2 ? try await Qcow2Description.read(from: storage) : nil
         return ImageFacts(
-            path: reference.path, fileName: NBDAddress.qemuName(reference.path), format: format,
+            path: path, fileName: NBDAddress.qemuName(path), format: format,
             virtualSize: description?.header.geometry.virtualSize
                 .roundedDown(to: guestSectorSize) ?? storage.size.roundedUp(to: guestSectorSize),
             actualSize: (storage as? FileStorage)?.allocatedSize, qcow2: description,

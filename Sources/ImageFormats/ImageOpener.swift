@@ -14,6 +14,8 @@ public struct OpenedImage: Sendable {
     public let backing: (any ImageSource)?
     /// The files behind it, the image itself first.
     public let files: [FileIdentity]
+    /// The image and all that lies below it, one by one.
+    public let layers: [OpenedLayer]
     /// How many requests the most distant of its storages wants at once.
     public let requestsInFlight: Int
 }
@@ -72,7 +74,7 @@ public struct ImageOpener: Sendable {
             format: layers[0].format, source: LayeredSource(layers: sources),
             topLayer: sources[0],
             backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
-            files: layers.compactMap { ($0.storage as? FileStorage)?.identity },
+            files: layers.compactMap(\.storage.file), layers: layers,
             requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0)
     }
 
@@ -106,21 +108,9 @@ public struct ImageOpener: Sendable {
     public func openLayer(
         _ path: String, format: ImageFormat?, namedBy overlay: String? = nil
     ) async throws -> OpenedLayer {
-        // Only a person may describe an image; what an image names is the path of a file.
+        let storage = try openStorage(path, namedBy: overlay)
         let description = overlay == nil ? try ImageDescription(path) : nil
-        var storage = try openStorage(description?.place ?? path, namedBy: overlay)
-        for window in description?.windows ?? [] {
-            storage = try StorageWindow(of: storage, offset: window.offset, size: window.size)
-        }
-        if let format, let described = description?.format, described != format {
-            throw ImageError.invalid(
-                "format '\(format.rawValue)' was asked for, and '\(described.rawValue)' is described"
-            )
-        }
-        let known =
-            if let format = format ?? description?.format { format } else {
-                try await ImageFormat.probe(storage)
-            }
+        let known = try await knownFormat(format, of: storage, described: description)
         let source: any ImageSource
         switch known {
         case .raw: source = RawSource(storage)
@@ -129,6 +119,19 @@ public struct ImageOpener: Sendable {
         return OpenedLayer(
             path: description?.place ?? path, format: known, storage: storage, source: source,
             ignoresBacking: description?.ignoresBacking ?? false)
+    }
+
+    /// The format that was asked for, or is described, or else is found out.
+    public func knownFormat(
+        _ asked: ImageFormat?, of storage: any Storage, described description: ImageDescription?
+    ) async throws -> ImageFormat {
+        if let asked, let described = description?.format, described != asked {
+            throw ImageError.invalid(
+                "format '\(asked.rawValue)' was asked for, and '\(described.rawValue)' is described"
+            )
+        }
+        if let format = asked ?? description?.format { return format }
+        return try await ImageFormat.probe(storage)
     }
 
     /// What an image names as its backing file, after the gate has let it through; nil if nothing.
@@ -154,9 +157,23 @@ public struct ImageOpener: Sendable {
     }
 
     /// Opens what holds an image, without looking into it.
+    ///
+    /// - Parameter overlay: the image that names it; nil for a name, or a description, that a person typed.
     public func openStorage(
         _ path: String, namedBy overlay: String? = nil
     ) throws -> any Storage {
+        // What an image names is never a description.
+        guard overlay == nil, let description = try ImageDescription(path) else {
+            return try openPlace(path, namedBy: overlay)
+        }
+        var storage = try openPlace(description.place, namedBy: nil)
+        for window in description.windows {
+            storage = try StorageWindow(of: storage, offset: window.offset, size: window.size)
+        }
+        return storage
+    }
+
+    private func openPlace(_ path: String, namedBy overlay: String?) throws -> any Storage {
         do {
             // What an image names is a file: `backingPath` lets nothing else through.
             if overlay == nil, let storage = try NBDStorage.open(path, nbd) { return storage }

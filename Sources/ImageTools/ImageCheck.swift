@@ -22,7 +22,8 @@ public struct ImageCheck: Sendable {
     /// - Throws: `ImageError` if the image cannot be opened, or so damaged that the check cannot go on.
     public func run() async throws -> CheckReport? {
         let storage = try open()
-        let known = if let format { format } else { try await ImageFormat.probe(storage) }
+        let known = try await opener.knownFormat(
+            format, of: storage, described: try ImageDescription(path))
         guard known == .qcow2 else { return nil }
         var result = try await Qcow2Check(storage, repair: repair, onMessage: onMessage).run()
         if result.corruptionsFixed > 0 || result.leaksFixed > 0 {
@@ -44,7 +45,12 @@ public struct ImageCheck: Sendable {
         guard !NBDStorage.isName(path) else {
             throw ImageError.unsupported(path, "an image behind NBD cannot be repaired")
         }
-        return try FileStorage.openExistingTarget(path, cacheMode: opener.cacheMode)
+        let described = try ImageDescription(path)
+        guard described?.isWhole ?? true else {
+            throw ImageError.unsupported(path, "a part of a file can only be read")
+        }
+        return try FileStorage.openExistingTarget(
+            described?.place ?? path, cacheMode: opener.cacheMode)
     }
 }
 

@@ -4,6 +4,7 @@ import ImageConvert
 import ImageFormats
 import ImageStorage
 import NBDStorage
+import Synchronization
 
 struct ConvertCommand: ImageCommand {
     static let configuration = CommandConfiguration(
@@ -122,6 +123,14 @@ struct ConvertCommand: ImageCommand {
         help: "The existing target is described by options (with -n).")
     var targetImageOpts = false
 
+    @Flag(help: "Print the SHA-256 of the guest disk as it was written (and its target).")
+    var digest = false
+
+    @Option(
+        name: .customLong("expect-digest"),
+        help: ArgumentHelp("Fail if that SHA-256 is another one.", valueName: "hex"))
+    var expectedDigest: String?
+
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
@@ -134,6 +143,8 @@ struct ConvertCommand: ImageCommand {
         if let printer {
             conversion.onProgress = { done, total in printer.update(done: done, total: total) }
         }
+        let found = Mutex("")
+        if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
         do {
             try await signals.interrupting(
                 { [conversion] in try await conversion.run() },
@@ -143,6 +154,7 @@ struct ConvertCommand: ImageCommand {
             throw error
         }
         printer?.finish()
+        if digest { Output.print("\(found.withLock { $0 })  \(conversion.target)\n") }
     }
 
     private func makeConversion() throws(ImageError) -> Conversion {
@@ -186,6 +198,7 @@ struct ConvertCommand: ImageCommand {
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
         conversion.nbd = try nbd.options()
+        conversion.expectedDigest = expectedDigest
         return conversion
     }
 
@@ -194,7 +207,7 @@ struct ConvertCommand: ImageCommand {
         for text in options { try asked.add(text) }
         guard asked.asksForHelp else { return false }
         Output.print(
-            OptionSchema.help(for: try imageFormat(targetFormat), includesFile: files.count > 1))
+            OptionSchema.help(for: try imageFormat(targetFormat ?? "raw"), includesFile: files.count > 1))
         return true
     }
 

@@ -110,8 +110,9 @@ struct Swimg: ParsableCommand {
         subcommands: commands.map { $0 })
 
     static let commands: [any ImageCommand.Type] = [
-        CheckCommand.self, ConvertCommand.self, CreateCommand.self, InfoCommand.self,
-        MapCommand.self, ResizeCommand.self,
+        CheckCommand.self, CompareCommand.self, ConvertCommand.self, CreateCommand.self,
+        DdCommand.self, DigestCommand.self, InfoCommand.self, MapCommand.self,
+        MeasureCommand.self, ResizeCommand.self,
     ]
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }

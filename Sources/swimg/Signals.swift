@@ -41,6 +41,21 @@ struct Signals: Sendable {
         }
     }
 
+    /// The same for a body that finds something out.
+    func result<Value: Sendable>(
+        of body: @escaping @Sendable () async throws -> Value,
+        onStatus: @escaping @Sendable () -> Void
+    ) async throws -> Value {
+        let (values, continuation) = AsyncStream.makeStream(of: Value.self)
+        try await interrupting(
+            {
+                continuation.yield(try await body())
+                continuation.finish()
+            }, onStatus: onStatus)
+        for await value in values { return value }
+        throw CancellationError()
+    }
+
     /// Runs a body, and cancels it when a signal asks for an end.
     ///
     /// - Parameter onStatus: called at SIGUSR1.

@@ -33,7 +33,7 @@ public struct Qcow2Bitmap: Sendable, Equatable {
                 throw ImageError.unsupported(
                     storage.name, "bitmaps with extra data are not supported")
             }
-            let padded = (fixedLength + nameLength).roundedUp(to: 8)
+            let padded = entryLength(nameLength)
             let rest = try await cursor.next(padded - fixedLength)
             bitmaps.append(
                 try Qcow2Bitmap(fixed, rest.text(0..<nameLength), storage.name, geometry))
@@ -46,6 +46,13 @@ public struct Qcow2Bitmap: Sendable, Equatable {
                     + "\(directory.count)")
         }
         return bitmaps
+    }
+
+    /// How long its entry in the directory is, in bytes: entries begin at multiples of 8.
+    static func entryLength(name: String) -> Int { entryLength(name.utf8.count) }
+
+    private static func entryLength(_ nameLength: Int) -> Int {
+        (fixedLength + nameLength).roundedUp(to: 8)
     }
 
     private init(
@@ -74,6 +81,8 @@ public struct Qcow2Bitmap: Sendable, Equatable {
 
 /// What the header extension says of the bitmap directory.
 struct Qcow2BitmapDirectory: Sendable, Equatable {
+    /// The autoclear bit that says: whoever wrote last to the image took care of its bitmaps.
+    static let autoclearFeature: UInt64 = 1
     var count: Int
     var reserved: UInt32
     /// In bytes.

@@ -64,6 +64,8 @@ public struct Qcow2Header: Sendable, Equatable {
         var incompatibleFeatures: UInt64 = 0
         var compatibleFeatures: UInt64 = 0
         var autoclearFeatures: UInt64 = 0
+        /// Where the bitmap directory lies; nil if the image has none that can be trusted.
+        var bitmapDirectory: Qcow2BitmapDirectory?
     }
 
     /// Why an image written anew with the same options would not be the same image; nil if it would.

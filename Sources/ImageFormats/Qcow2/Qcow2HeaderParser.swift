@@ -62,6 +62,9 @@ struct Qcow2HeaderParser {
             extras.incompatibleFeatures = features
             extras.compatibleFeatures = bytes.bigEndian(at: 80, as: UInt64.self)
             extras.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
+            if extras.autoclearFeatures & Qcow2BitmapDirectory.autoclearFeature != 0 {
+                extras.bitmapDirectory = extensions.bitmapDirectory
+            }
         }
         let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0
         guard !hasExtendedL2 || clusterBits >= 14 else {
@@ -156,6 +159,7 @@ struct Qcow2HeaderParser {
     private struct Extensions {
         var backingFormat: String?
         var featureNames: [Int: String] = [:]
+        var bitmapDirectory: Qcow2BitmapDirectory?
     }
 
     private func parseExtensions(_ bytes: RawSpan) throws(ImageError) -> Extensions {
@@ -177,6 +181,9 @@ struct Qcow2HeaderParser {
                 found.backingFormat = text(bytes, position..<position + length)
             case Qcow2Header.ExtensionType.featureNames:
                 found.featureNames = incompatibleNames(bytes, position..<position + length)
+            case Qcow2Header.ExtensionType.bitmaps:
+                found.bitmapDirectory = Qcow2BitmapDirectory(
+                    bytes.extracting(position..<position + length))
             default: break  // The spec: unknown extensions are to be ignored.
             }
             position += length.roundedUp(to: 8)

@@ -1,20 +1,21 @@
 import DiskImage
 
-/// A guest disk from some offset on.
-public struct TailSource: ImageSource {
+/// A part of a guest disk, as a disk of its own.
+public struct SliceSource: ImageSource {
     private let source: any ImageSource
-    private let start: Int64
+    private let range: Range<Int64>
 
-    /// - Parameter start: in bytes, within the disk.
-    public init(_ source: any ImageSource, from start: Int64) {
+    /// - Parameter range: in bytes, within the disk.
+    public init(_ source: any ImageSource, _ range: Range<Int64>) {
         self.source = source
-        self.start = start
+        self.range = range
     }
 
-    public var virtualSize: Int64 { source.virtualSize - start }
+    public var virtualSize: Int64 { Int64(range.count) }
     public var readGranularity: Int64 { source.readGranularity }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        let start = range.lowerBound
         let found = try await source.extent(at: start + offset, limit: start + limit)
         return Extent(
             range: found.range.lowerBound - start..<found.range.upperBound - start,
@@ -22,10 +23,11 @@ public struct TailSource: ImageSource {
     }
 
     public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
-        try await source.location(at: start + offset, limit: start + limit)
+        try await source.location(
+            at: range.lowerBound + offset, limit: range.lowerBound + limit)
     }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
-        try await source.read(into: &buffer, at: start + offset)
+        try await source.read(into: &buffer, at: range.lowerBound + offset)
     }
 }

@@ -1,0 +1,62 @@
+import DiskImage
+import ImageFormats
+import ImageStorage
+import NBDStorage
+import Synchronization
+
+/// One `swimg digest`: the SHA-256 of a guest disk, the same whatever the image's format, sparseness and compression,
+/// and the same that `sha256sum` says of it as a raw image.
+public struct GuestDigest: Sendable {
+    /// A path, or the name of an NBD export.
+    public var path: String
+    /// nil finds it out from the first bytes.
+    public var format: ImageFormat?
+    public var cacheMode = CacheMode.writeback
+    /// Read an image that somebody else writes to (`-U`).
+    public var shareForced = false
+    public var nbd = NBDOptions()
+    /// Told how far it is, in bytes of the guest disk, from any task.
+    public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
+
+    public init(_ path: String) { self.path = path }
+
+    /// - Returns: 64 lower-case digits.
+    /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
+    public func run() async throws -> String {
+        let opener = ImageOpener(cacheMode: cacheMode, shareForced: shareForced, nbd: nbd)
+        let image = try await opener.open(path, format: format)
+        let source = try ConcatenatedSource([image.source])
+        var pipeline = Pipeline(writesInOrder: false)
+        if image.requestsInFlight > 0 {
+            pipeline.workers = max(pipeline.workers, image.requestsInFlight)
+            pipeline.smallestChunk = NBDStorage.requestSize
+            pipeline.chunksPerWorker = 1
+        }
+        if let onProgress {
+            pipeline.onProgress = { done in onProgress(done, source.virtualSize) }
+        }
+        let result = Mutex("")
+        pipeline.digest = try DigestStage { digest in result.withLock { $0 = digest } }
+        try await pipeline.copy(from: source, extents: source, to: DiscardingTarget())
+        return result.withLock { $0 }
+    }
+}
+
+/// Takes everything and keeps nothing: for what is read only to be looked at.
+private struct DiscardingTarget: ImageTarget {
+    let traits = TargetTraits(granularity: 4096, readsAsZeroFrom: 0, placesInOrder: false)
+    var compresses: Bool { false }
+
+    func encode(
+        _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
+        into encoded: inout MutableRawSpan, used: inout Int
+    ) -> [EncodedPiece] { [] }
+
+    func place(_ pieces: [EncodedPiece]) -> Placement { Placement() }
+
+    func write(
+        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
+    ) async throws {}
+
+    func finish() async throws {}
+}

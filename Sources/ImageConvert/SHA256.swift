@@ -1,0 +1,59 @@
+import CDigest
+import DiskImage
+import ImageStorage
+
+/// A SHA-256 in the making, for one task at a time. `CDigest.h` says whose.
+struct SHA256: ~Copyable, @unchecked Sendable {
+    /// How many zeros are hashed at once, in bytes: they stay in the cache of the core.
+    private static let zeroCount = 64 << 10
+
+    private let digest: UnsafeMutableRawPointer
+    private let zeros = IOBuffer.zeros(byteCount: SHA256.zeroCount)
+
+    /// Why there is no library; loads it when first asked.
+    private static let problem: String? = cdigest_load().map { String(cString: $0) }
+
+    /// - Throws: `ImageError` where libcrypto is missing.
+    init() throws(ImageError) {
+        if let problem = Self.problem {
+            throw .unsupported(
+                "libcrypto", "digests need OpenSSL's library (Debian: libssl3): \(problem)")
+        }
+        guard let digest = cdigest_sha256_create() else { throw Self.failure }
+        self.digest = digest
+    }
+
+    deinit { cdigest_destroy(digest) }
+
+    private static let failure = ImageError.unsupported("libcrypto", "cannot compute a SHA-256")
+
+    mutating func update(_ bytes: RawSpan) throws(ImageError) {
+        let isDone = bytes.withUnsafeBytes { cdigest_update(digest, $0.baseAddress, $0.count) }
+        guard isDone else { throw Self.failure }
+    }
+
+    /// The same for zeros, which need not be anywhere.
+    mutating func updateZeros(count: Int64) throws(ImageError) {
+        var rest = count
+        while rest > 0 {
+            let part = Int(min(rest, Int64(Self.zeroCount)))
+            let isDone = zeros.bytes.withUnsafeBytes {
+                cdigest_update(digest, $0.baseAddress, part)
+            }
+            guard isDone else { throw Self.failure }
+            rest -= Int64(part)
+        }
+    }
+
+    /// The end: 64 digits, lower case. Nothing can be added afterwards.
+    mutating func finish() throws(ImageError) -> String {
+        let length = Int(cdigest_sha256_length)
+        var isDone = false
+        let bytes = [UInt8](unsafeUninitializedCapacity: length) { buffer, count in
+            isDone = cdigest_finish(digest, buffer.baseAddress)
+            count = isDone ? length : 0
+        }
+        guard isDone else { throw Self.failure }
+        return bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+    }
+}

@@ -1,0 +1,24 @@
+import DiskImage
+import ImageStorage
+
+extension Qcow2Source {
+    /// How many bytes copies of the image's bitmaps would take in an image with clusters of this size, all of
+    /// each allocated; nil for images that cannot have any (version 2). A bitmap that was not closed is no use
+    /// to anybody and does not count.
+    ///
+    /// - Throws: `ImageError` if the bitmap directory cannot be read.
+    public func bitmapsSize(clusterSize: Int64) async throws -> Int64? {
+        guard header.version >= 3 else { return nil }
+        guard let directory = header.extras.bitmapDirectory else { return 0 }
+        let bitmaps = try await Qcow2Bitmap.readAll(storage, directory, header.geometry)
+        var sum: Int64 = 0
+        var directorySize: Int64 = 0
+        for bitmap in bitmaps where !bitmap.isInUse {
+            let bytes = virtualSize.dividedUp(by: bitmap.granularity).dividedUp(by: 8)
+            let clusters = bytes.dividedUp(by: clusterSize)
+            sum += clusters * clusterSize + (clusters * 8).roundedUp(to: clusterSize)
+            directorySize += Int64(Qcow2Bitmap.entryLength(name: bitmap.name))
+        }
+        return sum + directorySize.roundedUp(to: clusterSize)
+    }
+}

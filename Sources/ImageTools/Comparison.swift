@@ -1,0 +1,114 @@
+import DiskImage
+import ImageFormats
+import ImageStorage
+import NBDStorage
+
+/// One `swimg compare`: whether two images hold the same guest disk.
+///
+/// Cells of the disk are compared by several workers at once, each cell front to back, and no cell is begun behind a
+/// difference that is known: so the first difference is the one with the lowest offset, however the workers run.
+public struct Comparison: Sendable {
+    /// Paths, or names of NBD exports.
+    public var first: String
+    public var second: String
+    /// nil finds it out from the first bytes.
+    public var firstFormat: ImageFormat?
+    public var secondFormat: ImageFormat?
+    /// Sizes and block status have to be the same, too (`-s`).
+    public var isStrict = false
+    public var cacheMode = CacheMode.writeback
+    /// Read images that somebody else writes to (`-U`).
+    public var shareForced = false
+    public var nbd = NBDOptions()
+    /// Told how far the comparison is, in bytes of the larger guest disk, from any task.
+    public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
+
+    private static let workers = 8
+    /// What a worker compares at once, in bytes: the two pieces stay in the cache of its core.
+    private static let pieceSize: Int64 = 128 << 10
+    /// What a worker takes at a time, in bytes. From a server smaller ones, so that all workers have one.
+    private static let cellSize: Int64 = 4 << 20
+    private static let distantCellSize: Int64 = 1 << 20
+
+    public init(_ first: String, _ second: String) {
+        self.first = first
+        self.second = second
+    }
+
+    public enum Difference: Sendable, Equatable {
+        /// Of the guest disks' sizes; counts in strict mode only.
+        case size
+        /// Guest offset in bytes; strict mode only.
+        case blockStatus(at: Int64)
+        /// Guest offset in bytes of the first sector that differs, from the start of what was compared.
+        case content(at: Int64)
+    }
+
+    public struct Result: Sendable, Equatable {
+        /// nil: the images are the same.
+        public var difference: Difference?
+        /// Of the guest disks, in bytes, as whole sectors. Zeros are compared with what only one disk has.
+        public var firstSize: Int64
+        public var secondSize: Int64
+    }
+
+    /// What could not be done, where callers tell the cases apart.
+    public struct Failure: Error {
+        public enum Step: Sendable { case opening, blockStatus, reading }
+
+        public var step: Step
+        public var cause: ImageError
+
+        public init(_ step: Step, _ cause: ImageError) {
+            self.step = step
+            self.cause = cause
+        }
+    }
+
+    /// - Throws: `Failure`, or `CancellationError` if the task was cancelled.
+    public func run() async throws -> Result {
+        let images: (OpenedImage, OpenedImage)
+        let pair: ImagePair
+        do {
+            let opener = ImageOpener(cacheMode: cacheMode, shareForced: shareForced, nbd: nbd)
+            images = (
+                try await opener.open(first, format: firstFormat),
+                try await opener.open(second, format: secondFormat)
+            )
+            pair = try await ImagePair(images.0, images.1, isStrict: isStrict)
+        } catch let error as ImageError {
+            throw Failure(.opening, error)
+        }
+        var result = Result(
+            difference: nil, firstSize: pair.firstSize, secondSize: pair.secondSize)
+        if isStrict, pair.firstSize != pair.secondSize {
+            result.difference = .size
+        } else {
+            result.difference = try await firstDifference(
+                pair, requestsInFlight: images.0.requestsInFlight + images.1.requestsInFlight)
+        }
+        return result
+    }
+
+    private func firstDifference(
+        _ pair: ImagePair, requestsInFlight: Int
+    ) async throws -> Difference? {
+        let isDistant = requestsInFlight > 0
+        let pieceSize = max(
+            isDistant ? NBDStorage.requestSize : Self.pieceSize, pair.readGranularity)
+        let cellSize = max(isDistant ? Self.distantCellSize : Self.cellSize, pieceSize)
+        let size = pair.size
+        let cursor = ComparisonCursor(end: size, cellSize: cellSize) { [onProgress] done in
+            onProgress?(done, size)
+        }
+        let worker = ComparisonWorker(pair: pair, cursor: cursor, pieceSize: pieceSize)
+        let workers = min(Int64(max(Self.workers, requestsInFlight)), size / cellSize + 1)
+        try await withTaskExecutorPreference(IOExecutor.shared) {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for _ in 0..<workers { group.addTask { try await worker.run() } }
+                for try await _ in group {}
+            }
+        }
+        return try cursor.finding?.get()
+    }
+}

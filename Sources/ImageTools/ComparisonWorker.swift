@@ -1,0 +1,207 @@
+import DiskImage
+import ImageStorage
+import Synchronization
+
+/// Which part of the disk is to be compared next, and what has been found: shared by all workers.
+final class ComparisonCursor: Sendable {
+    typealias Finding = Result<Comparison.Difference, Comparison.Failure>
+
+    private struct State {
+        var position: Int64 = 0
+        var done: Int64 = 0
+        var isSkipping = false
+        var found: (offset: Int64, finding: Finding)?
+    }
+
+    let end: Int64
+    private let cellSize: Int64
+    private let state = Mutex(State())
+    /// Looked at before each piece, so without the lock.
+    private let foundOffset = Atomic<Int64>(.max)
+    private let report: @Sendable (Int64) -> Void
+
+    /// - Parameters:
+    ///   - end: of the disk, in bytes.
+    ///   - report: told how much is done, in bytes, never less than before.
+    init(end: Int64, cellSize: Int64, report: @escaping @Sendable (Int64) -> Void) {
+        self.end = end
+        self.cellSize = cellSize
+        self.report = report
+    }
+
+    /// The first thing found on the disk.
+    var finding: Finding? { state.withLock { $0.found?.finding } }
+
+    /// Where there is no need to look any more.
+    var limit: Int64 { min(end, foundOffset.load(ordering: .relaxed)) }
+
+    /// - Returns: nil at the end of what has to be compared.
+    func takeCell() -> Range<Int64>? {
+        state.withLock {
+            let start = $0.position
+            guard start < $0.found?.offset ?? end else { return nil }
+            $0.position = end - start > cellSize ? (start + 1).roundedUp(to: cellSize) : end
+            return start..<$0.position
+        }
+    }
+
+    func finish(_ cell: Range<Int64>) {
+        state.withLock {
+            guard cell.upperBound > $0.done else { return }
+            $0.done = cell.upperBound
+            // Under the lock: a report must not overtake a later one.
+            report($0.done)
+        }
+    }
+
+    /// One worker at a time looks for zeros far ahead; the others would find the same.
+    func beginSkipping() -> Bool {
+        state.withLock {
+            let isFree = !$0.isSkipping
+            $0.isSkipping = true
+            return isFree
+        }
+    }
+
+    /// All up to an offset needs no comparing.
+    func skip(to offset: Int64) {
+        state.withLock { $0.position = max($0.position, offset) }
+    }
+
+    func endSkipping() { state.withLock { $0.isSkipping = false } }
+
+    func found(_ finding: Finding, at offset: Int64) {
+        state.withLock {
+            if let known = $0.found, known.offset <= offset { return }
+            $0.found = (offset, finding)
+            foundOffset.store(offset, ordering: .relaxed)
+        }
+    }
+}
+
+/// Compares one cell after the other.
+struct ComparisonWorker: Sendable {
+    let pair: ImagePair
+    let cursor: ComparisonCursor
+    /// What is read at once, in bytes; cut at its multiples, so that no cluster is decompressed twice.
+    let pieceSize: Int64
+
+    func run() async throws {
+        var first = IOBuffer(byteCount: Int(pieceSize))
+        var second = IOBuffer(byteCount: Int(pieceSize))
+        while let cell = cursor.takeCell() {
+            try Task.checkCancellation()
+            let isZero = try await compare(cell, &first, &second)
+            cursor.finish(cell)
+            if isZero { try await skipZeros(from: cell.upperBound) }
+        }
+    }
+
+    /// - Returns: whether metadata knows all of the cell to be zero on both sides.
+    private func compare(
+        _ cell: Range<Int64>, _ first: inout IOBuffer, _ second: inout IOBuffer
+    ) async throws -> Bool {
+        var isZero = true
+        var position = cell.lowerBound
+        while position < min(cell.upperBound, cursor.limit) {
+            guard let (end, step) = try await step(at: position, limit: cell.upperBound) else {
+                return false
+            }
+            if step == .statusDiffers {
+                cursor.found(.success(.blockStatus(at: position)), at: position)
+                return false
+            }
+            if step != .nothing {
+                isZero = false
+                guard try await compare(position..<end, step, &first, &second) else {
+                    return false
+                }
+            }
+            position = end
+        }
+        return isZero
+    }
+
+    private func step(
+        at offset: Int64, limit: Int64
+    ) async throws -> (end: Int64, step: ImagePair.Step)? {
+        do {
+            return try await pair.step(at: offset, limit: limit)
+        } catch let error as ImageError {
+            cursor.found(.failure(Comparison.Failure(.blockStatus, error)), at: offset)
+            return nil
+        }
+    }
+
+    /// Goes piece by piece over what has to be read.
+    ///
+    /// - Returns: false if that is the end for this cell.
+    private func compare(
+        _ range: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
+        _ second: inout IOBuffer
+    ) async throws -> Bool {
+        var position = range.lowerBound
+        while position < range.upperBound {
+            guard position < cursor.limit else { return false }
+            let end = min(range.upperBound, (position + 1).roundedUp(to: pieceSize))
+            let piece = position..<end
+            do {
+                let found = try await firstDifference(in: piece, step, &first, &second)
+                if let found {
+                    let offset = position + Int64(found)
+                    cursor.found(.success(.content(at: offset)), at: offset)
+                    return false
+                }
+            } catch let error as ImageError {
+                cursor.found(.failure(Comparison.Failure(.reading, error)), at: position)
+                return false
+            }
+            position = end
+        }
+        return true
+    }
+
+    private func firstDifference(
+        in piece: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
+        _ second: inout IOBuffer
+    ) async throws -> Int? {
+        IOExecutor.willBeBusy()
+        if step != .readSecond { try await Self.read(piece, of: pair.first, into: &first) }
+        if step != .readFirst { try await Self.read(piece, of: pair.second, into: &second) }
+        let one = first.bytes.extracting(0..<piece.count)
+        let other = second.bytes.extracting(0..<piece.count)
+        return switch step {
+        case .readFirst: ByteComparison.firstNonzero(one)
+        case .readSecond: ByteComparison.firstNonzero(other)
+        default: ByteComparison.firstDifference(one, other)
+        }
+    }
+
+    private static func read(
+        _ piece: Range<Int64>, of source: any ImageSource, into buffer: inout IOBuffer
+    ) async throws {
+        var all = buffer.mutableBytes
+        var part = all.slice(0..<piece.count)
+        try await source.read(into: &part, at: piece.lowerBound)
+    }
+
+    /// Lets the cursor pass over zeros that follow, looking twice as far each time: a terabyte of nothing is done
+    /// in a moment, and little is looked at in vain where zeros and data alternate.
+    private func skipZeros(from start: Int64) async throws {
+        guard cursor.beginSkipping() else { return }
+        defer { cursor.endSkipping() }
+        var position = start
+        var reach = pieceSize
+        while position < cursor.limit {
+            let limit = cursor.end - position > reach ? position + reach : cursor.end
+            // A failure belongs to whoever compares that cell.
+            guard let (end, step) = try? await pair.step(at: position, limit: limit),
+                step == .nothing
+            else { return }
+            position = end
+            cursor.skip(to: position)
+            if end == limit, reach < 1 << 50 { reach *= 2 }
+            try Task.checkCancellation()
+        }
+    }
+}

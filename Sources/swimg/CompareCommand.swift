@@ -1,0 +1,121 @@
+import ArgumentParser
+import DiskImage
+import ImageFormats
+import ImageTools
+
+struct CompareCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "compare",
+        abstract: "Find out whether two disk images have the same content.",
+        discussion: """
+            Formats may differ, and one image may be larger if the rest of it reads as zeros. Exit status: \
+            0 the same, 1 different, 2 an image cannot be opened, 3 its metadata or 4 its data cannot \
+            be read.
+
+            Example: swimg compare -f qcow2 -F raw disk.qcow2 disk.raw
+            """)
+
+    static let letters = OptionLetters(flags: "pqsU", valued: "fFT", missing: ["image-opts"])
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the first image.", valueName: "format"))
+    var firstFormat: String?
+
+    @Option(
+        name: .customShort("F"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the second image.", valueName: "format"))
+    var secondFormat: String?
+
+    @Option(
+        name: .customShort("T"), parsing: .unconditional,
+        help: ArgumentHelp("Cache mode of the images.", valueName: "mode"))
+    var cache = "writeback"
+
+    @Flag(name: .customShort("s"), help: "Sizes and allocation have to be the same, too.")
+    var strict = false
+
+    @Flag(name: .customShort("p"), help: "Show progress.")
+    var progress = false
+
+    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    var quiet = false
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Read images that another process writes to.")
+    var forceShare = false
+
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
+    var objects: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The two images.", valueName: "file"))
+    var files: [String] = []
+
+    private static let isDifferent = Verdict(status: 1)
+
+    func run(_ signals: Signals) async throws {
+        let printer = ProgressPrinter(isShown: progress && !quiet)
+        var comparison = try makeComparison()
+        comparison.onProgress = { done, total in printer.update(done: done, total: total) }
+        let result: Comparison.Result
+        do {
+            result = try await signals.result(
+                of: { [comparison] in try await comparison.run() },
+                onStatus: { printer.printStatus() })
+        } catch let failure as Comparison.Failure {
+            printer.giveUp()
+            throw FailureWithStatus(status: Self.status(of: failure.step), cause: failure.cause)
+        } catch {
+            printer.giveUp()
+            throw error
+        }
+        if result.difference == nil { printer.finish() } else { printer.giveUp() }
+        if !quiet { Output.print(Self.text(result)) }
+        if result.difference != nil { throw Self.isDifferent }
+    }
+
+    private static func status(of step: Comparison.Failure.Step) -> Int32 {
+        switch step {
+        case .opening: 2
+        case .blockStatus: 3
+        case .reading: 4
+        }
+    }
+
+    /// Word for word what qemu-img says: programs look for it.
+    private static func text(_ result: Comparison.Result) -> String {
+        let warning =
+            result.firstSize == result.secondSize ? "" : "Warning: Image size mismatch!\n"
+        switch result.difference {
+        case nil: return warning + "Images are identical.\n"
+        case .size: return "Strict mode: Image size mismatch!\n"
+        case .blockStatus(let offset):
+            return "Strict mode: Offset \(offset) block status mismatch!\n"
+        case .content(let offset):
+            let isBehindOne = offset >= min(result.firstSize, result.secondSize)
+            return (isBehindOne ? warning : "") + "Content mismatch at offset \(offset)!\n"
+        }
+    }
+
+    private func makeComparison() throws -> Comparison {
+        guard files.count == 2 else { throw ImageError.invalid("Expecting two image file names") }
+        var comparison = Comparison(files[0], files[1])
+        do {
+            comparison.firstFormat = try firstFormat.map(imageFormat)
+            comparison.secondFormat = try secondFormat.map(imageFormat)
+            comparison.cacheMode = try cacheMode(cache)
+        } catch {
+            // 1 would say that the images differ.
+            throw FailureWithStatus(status: 2, cause: error)
+        }
+        comparison.isStrict = strict
+        comparison.shareForced = forceShare
+        comparison.nbd = try nbd.options()
+        return comparison
+    }
+}

@@ -1,0 +1,79 @@
+import ArgumentParser
+import DiskImage
+import ImageConvert
+import ImageFormats
+
+struct DdCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "dd",
+        abstract: "Copy a part of a disk image.",
+        discussion: """
+            Operands: if=file of=file bs=size count=blocks skip=blocks. As with qemu-img, count= is where to \
+            stop, counted from the start of the source: count=10 skip=4 copies six blocks.
+
+            Example: swimg dd -f qcow2 -O raw bs=1M count=64 if=disk.qcow2 of=start.raw
+            """)
+
+    static let letters = OptionLetters(flags: "U", valued: "fO", missing: ["image-opts"])
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the source (default: found out).", valueName: "format"))
+    var sourceFormat: String?
+
+    @Option(
+        name: .customShort("O"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the target: raw or qcow2.", valueName: "format"))
+    var targetFormat = "raw"
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Read an image that another process writes to.")
+    var forceShare = false
+
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
+    var objects: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("What to copy, as key=value.", valueName: "operand"))
+    var operands: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        var conversion = try makeConversion()
+        conversion.onWarning = { Output.printError("\(ProgramName.called): \($0)\n") }
+        try await signals.interrupting(
+            { [conversion] in try await conversion.run() }, onStatus: {})
+    }
+
+    private func makeConversion() throws(ImageError) -> Conversion {
+        var slice = BlockSlice()
+        var source: String?
+        var target: String?
+        for operand in operands {
+            let key = operand.prefix { $0 != "=" }
+            let value = String(operand.dropFirst(key.count + 1))
+            switch operand.contains("=") ? key : "" {
+            case "if": source = value
+            case "of": target = value
+            case "bs":
+                slice.blockSize = try sizeArgument(value, name: "bs", in: 1...Int64(Int32.max))
+            case "count": slice.count = try sizeArgument(value, name: "count")
+            case "skip": slice.skip = try sizeArgument(value, name: "skip")
+            default: throw .invalid("unrecognized operand \(key)")
+            }
+        }
+        guard let source, let target else {
+            throw .invalid("Must specify both input and output files")
+        }
+        var conversion = Conversion(sources: [source], target: target)
+        conversion.sourceFormat = try sourceFormat.map(imageFormat)
+        conversion.targetFormat = try imageFormat(targetFormat)
+        conversion.slice = slice
+        conversion.shareForced = forceShare
+        conversion.nbd = try nbd.options()
+        return conversion
+    }
+}

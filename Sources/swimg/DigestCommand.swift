@@ -1,0 +1,71 @@
+import ArgumentParser
+import DiskImage
+import ImageConvert
+import ImageFormats
+import ImageTools
+
+struct DigestCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "digest",
+        abstract: "Print the SHA-256 of a disk image's content.",
+        discussion: """
+            It is that of the guest disk, the same for every format and for what is sparse or compressed, and \
+            what sha256sum says of the disk as a raw image.
+
+            Example: swimg digest -f qcow2 disk.qcow2
+            """)
+
+    static let letters = OptionLetters(flags: "pU", valued: "f", missing: ["image-opts"])
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
+    var format: String?
+
+    @Flag(name: .customShort("p"), help: "Show progress.")
+    var progress = false
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Read an image that another process writes to.")
+    var forceShare = false
+
+    @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
+    var output = "human"
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The image.", valueName: "file"))
+    var files: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        guard files.count == 1, let path = files.first else {
+            throw ImageError.invalid("Expecting one image file name")
+        }
+        guard output == "human" || output == "json" else {
+            throw ImageError.invalid("--output must be used with human or json as argument.")
+        }
+        let printer = ProgressPrinter(isShown: progress)
+        var digest = GuestDigest(path)
+        digest.format = try format.map(imageFormat)
+        digest.shareForced = forceShare
+        digest.nbd = try nbd.options()
+        digest.onProgress = { done, total in printer.update(done: done, total: total) }
+        let result: String
+        do {
+            result = try await signals.result(
+                of: { [digest] in try await digest.run() }, onStatus: { printer.printStatus() })
+        } catch {
+            printer.giveUp()
+            throw error
+        }
+        printer.finish()
+        Output.print(output == "json" ? Self.json(path, result) : "\(result)  \(path)\n")
+    }
+
+    private static func json(_ path: String, _ digest: String) -> String {
+        JSONValue.object([
+            .init("filename", .string(path)), .init("sha256", .string(digest)),
+        ]).text + "\n"
+    }
+}

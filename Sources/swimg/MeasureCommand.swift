@@ -1,0 +1,117 @@
+import ArgumentParser
+import DiskImage
+import ImageConvert
+import ImageFormats
+import ImageTools
+
+struct MeasureCommand: ImageCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "measure",
+        abstract: "Tell how much space an image would take.",
+        discussion: """
+            Of an image that is to be converted, or of an empty disk (--size). A conversion with the same -O and -o \
+            stores no more than the required size.
+
+            Example: swimg measure -O qcow2 --output=json -f raw disk.raw
+            """)
+
+    static let letters = OptionLetters(
+        flags: "U", valued: "fOo", missing: ["l", "snapshot", "image-opts"])
+
+    @Option(
+        name: .customShort("f"), parsing: .unconditional,
+        help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
+    var sourceFormat: String?
+
+    @Option(
+        name: .customShort("O"), parsing: .unconditional,
+        help: ArgumentHelp("The format to measure for: raw or qcow2.", valueName: "format"))
+    var targetFormat = "raw"
+
+    @Option(
+        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Options of the new image, as key=value,….", valueName: "options"))
+    var options: [String] = []
+
+    @Option(
+        parsing: .unconditional,
+        help: ArgumentHelp("Of an empty disk, in bytes (k, M, G, T).", valueName: "size"))
+    var size: String?
+
+    @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
+    var output = "human"
+
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Read an image that another process writes to.")
+    var forceShare = false
+
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
+    var objects: [String] = []
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    @Argument(help: ArgumentHelp("The image.", valueName: "file"))
+    var files: [String] = []
+
+    func run(_ signals: Signals) async throws {
+        let measurement = try makeMeasurement()
+        let result = try await signals.result(
+            of: { try await measurement.run() }, onStatus: {})
+        Output.print(output == "json" ? Self.json(result) : Self.text(result))
+    }
+
+    private func makeMeasurement() throws(ImageError) -> Measurement {
+        guard output == "human" || output == "json" else {
+            throw .invalid("--output must be used with human or json as argument.")
+        }
+        guard files.count <= 1 else {
+            throw .invalid("At most one filename argument is allowed.")
+        }
+        var measurement = Measurement(try disk())
+        guard let format = ImageFormat(rawValue: targetFormat) else {
+            throw .invalid("Unknown file format '\(targetFormat)'")
+        }
+        measurement.targetFormat = format
+        for text in options { try measurement.options.add(text) }
+        measurement.shareForced = forceShare
+        measurement.nbd = try nbd.options()
+        return measurement
+    }
+
+    private func disk() throws(ImageError) -> Measurement.Disk {
+        // What is rounded up to whole sectors has to stay a number.
+        let bytes = try size.map { text throws(ImageError) in
+            try sizeArgument(text, name: "image size", in: 0...Int64.max - 511)
+        }
+        switch (files.first, bytes) {
+        case (nil, nil): throw .invalid("Either --size N or one filename must be specified.")
+        case (_?, _?):
+            throw .invalid("--size N cannot be used together with a filename.")
+        case (nil, let bytes?):
+            guard sourceFormat == nil else {
+                throw .invalid("--image-opts, -f, and -l require a filename argument.")
+            }
+            return .empty(bytes)
+        case (let path?, nil): return .image(path, try sourceFormat.map(imageFormat))
+        }
+    }
+
+    private static func text(_ result: Measurement.Result) -> String {
+        let bitmaps = result.bitmaps.map { "bitmaps size: \($0)\n" } ?? ""
+        return "required size: \(result.required)\n"
+            + "fully allocated size: \(result.fullyAllocated)\n" + bitmaps
+    }
+
+    private static func json(_ result: Measurement.Result) -> String {
+        let bitmaps = result.bitmaps.map { [JSONValue.Member("bitmaps", .integer($0))] } ?? []
+        return JSONValue.object(
+            bitmaps + [
+                .init("required", .integer(result.required)),
+                .init("fully-allocated", .integer(result.fullyAllocated)),
+            ]
+        ).text + "\n"
+    }
+}
