@@ -46,10 +46,12 @@ extension String {
     /// Image files carry names and feature strings chosen by strangers, and text goes to a
     /// terminal: control characters (and with them escape sequences and line breaks) become `?`.
     public var withoutControlCharacters: String {
-        String(
+        // In UTF-8 the second sort of them, U+0080 to U+009F, begins with 0xc2.
+        guard utf8.contains(where: { $0 < 0x20 || $0 == 0x7f || $0 == 0xc2 }) else { return self }
+        return String(
             String.UnicodeScalarView(
                 unicodeScalars.map { scalar in
-                    scalar.properties.generalCategory == .control ? "?" : scalar
+                    scalar.value < 0x20 || (0x7f...0x9f).contains(scalar.value) ? "?" : scalar
                 }))
     }
 }

@@ -20,46 +20,74 @@ public enum JSONValue: Sendable, Equatable {
     }
 
     /// The document, four spaces for each level, without a line break at the end.
-    public var text: String { text(indentation: "") }
+    public var text: String {
+        var bytes: [UInt8] = []
+        append(to: &bytes, level: 0)
+        return String(decoding: bytes, as: UTF8.self)
+    }
 
-    private func text(indentation: String) -> String {
-        let inner = indentation + "    "
-        func lines(_ items: [String], _ open: String, _ close: String) -> String {
-            let body = items.map { inner + $0 }.joined(separator: ",\n")
-            return items.isEmpty
-                ? "\(open)\n\(indentation)\(close)" : "\(open)\n\(body)\n\(indentation)\(close)"
-        }
+    /// Into one buffer: a document can have as many parts as a stranger's image likes.
+    private func append(to bytes: inout [UInt8], level: Int) {
         switch self {
-        case .string(let string): return Self.quoted(string)
-        case .integer(let number): return String(number)
-        case .bool(let flag): return flag ? "true" : "false"
+        case .string(let string): Self.appendQuoted(string, to: &bytes)
+        case .integer(let number): bytes += String(number).utf8
+        case .bool(let flag): bytes += (flag ? "true" : "false").utf8
         case .array(let items):
-            return lines(items.map { $0.text(indentation: inner) }, "[", "]")
+            Self.append(items, "[", "]", to: &bytes, level: level) { item, bytes in
+                item.append(to: &bytes, level: level + 1)
+            }
         case .object(let members):
-            return lines(
-                members.map { "\(Self.quoted($0.key)): \($0.value.text(indentation: inner))" },
-                "{", "}")
+            Self.append(members, "{", "}", to: &bytes, level: level) { member, bytes in
+                Self.appendQuoted(member.key, to: &bytes)
+                bytes += ": ".utf8
+                member.value.append(to: &bytes, level: level + 1)
+            }
         }
+    }
+
+    private static func append<Item>(
+        _ items: [Item], _ open: String, _ close: String, to bytes: inout [UInt8], level: Int,
+        _ appendItem: (Item, inout [UInt8]) -> Void
+    ) {
+        func newLine(_ level: Int) {
+            bytes.append(UInt8(ascii: "\n"))
+            bytes += repeatElement(UInt8(ascii: " "), count: 4 * level)
+        }
+        bytes += open.utf8
+        for (index, item) in items.enumerated() {
+            if index > 0 { bytes.append(UInt8(ascii: ",")) }
+            newLine(level + 1)
+            appendItem(item, &bytes)
+        }
+        newLine(level)
+        bytes += close.utf8
     }
 
     /// A JSON string literal (RFC 8259, section 7), ASCII only as qemu's are.
     static func quoted(_ string: String) -> String {
-        var result = "\""
+        var bytes: [UInt8] = []
+        appendQuoted(string, to: &bytes)
+        return String(decoding: bytes, as: UTF8.self)
+    }
+
+    private static func appendQuoted(_ string: String, to bytes: inout [UInt8]) {
+        let digits = Array("0123456789ABCDEF".utf8)
+        bytes.append(0x22)
         for unit in string.utf16 {
             switch unit {
-            case 0x22: result += "\\\""
-            case 0x5c: result += "\\\\"
-            case 0x08: result += "\\b"
-            case 0x0c: result += "\\f"
-            case 0x0a: result += "\\n"
-            case 0x0d: result += "\\r"
-            case 0x09: result += "\\t"
-            case 0x20..<0x7f: result.unicodeScalars.append(Unicode.Scalar(UInt8(unit)))
+            case 0x22: bytes += "\\\"".utf8
+            case 0x5c: bytes += "\\\\".utf8
+            case 0x08: bytes += "\\b".utf8
+            case 0x0c: bytes += "\\f".utf8
+            case 0x0a: bytes += "\\n".utf8
+            case 0x0d: bytes += "\\r".utf8
+            case 0x09: bytes += "\\t".utf8
+            case 0x20..<0x7f: bytes.append(UInt8(unit))
             default:
-                let digits = String(unit, radix: 16, uppercase: true)
-                result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
+                bytes += "\\u".utf8
+                for shift in [12, 8, 4, 0] { bytes.append(digits[Int(unit >> UInt16(shift) & 15)]) }
             }
         }
-        return result + "\""
+        bytes.append(0x22)
     }
 }

@@ -34,7 +34,7 @@ extension MapPicture {
         }
         for (number, entry) in legend.enumerated() {
             let y = legendTop + number * Self.lineHeight
-            let look = Look(part: entry.part, isFaint: false)
+            let look = Look(part: entry.part)
             lines.append(rectangle(look, x: 10, y: y - 10, cells: 1))
             lines.append(text(entry.text, x: 28, y: y))
         }
@@ -60,7 +60,7 @@ extension MapPicture {
     }
 
     private func rectangle(_ look: Look, x: Int, y: Int, cells: Int) -> String {
-        let opacity = look.isFaint ? #" fill-opacity="0.5""# : ""
+        let opacity = look.level < 8 ? " fill-opacity=\"0.\(look.level + 1)\"" : ""
         return """
             <rect x="\(x)" y="\(y)" width="\(cells * Self.cell)" height="\(Self.rowHeight - 2)" \
             fill="\(color(look.part))"\(opacity)/>

@@ -19,7 +19,7 @@ extension MapPicture {
         lines.append("")
         for (part, text) in legend {
             lines.append(
-                "  \(brush.row([Look(part: part, isFaint: false)])) \(text.withoutControlCharacters)"
+                "  \(brush.row([Look(part: part)])) \(text.withoutControlCharacters)"
             )
         }
         lines.append(orderText)
@@ -34,6 +34,7 @@ extension MapPicture {
         /// By layer, as far as a terminal has colours that can be told apart.
         private static let colors = [32, 33, 36, 35, 34, 31, 92, 93, 96, 95]
         private static let gray = 90
+        private static let blocks: [Character] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"]
 
         /// Cells side by side; the colour is changed only where it has to be.
         func row(_ looks: [Look]) -> String {
@@ -57,9 +58,9 @@ extension MapPicture {
             if look.part.layer > 0, !isColored { return Character("\(look.part.layer)") }
             switch look.part.kind {
             case .data:
-                return isUnicode ? (look.isFaint ? "▄" : "█") : (look.isFaint ? "d" : "D")
+                return isUnicode ? Self.blocks[look.level - 1] : look.level < 4 ? "d" : "D"
             case .compressed:
-                return isUnicode ? (look.isFaint ? "░" : "▓") : (look.isFaint ? "c" : "C")
+                return isUnicode ? (look.level < 4 ? "░" : "▓") : look.level < 4 ? "c" : "C"
             case .preallocated: return isUnicode ? "□" : "p"
             case .zero: return isUnicode ? "○" : "z"
             case .hole: return isUnicode ? "·" : "."

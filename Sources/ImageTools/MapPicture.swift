@@ -90,7 +90,10 @@ public struct MapPicture: Sendable {
     public init(_ range: Range<Int64>, layers: [String], columns: Int) {
         self.range = range
         self.layers = layers
-        cellsPerRow = max(8, min(columns, 512) - Self.labelWidth - 1)
+        // Powers of two make round offsets at the start of each row.
+        var perRow = 8
+        while perRow * 2 < min(columns, 512) - Self.labelWidth { perRow *= 2 }
+        cellsPerRow = perRow
         let wanted = Int64(range.count).dividedUp(by: Int64(cellsPerRow) * Self.mostRows)
         var size = guestSectorSize
         while size < wanted { size *= 2 }
@@ -127,8 +130,8 @@ public struct MapPicture: Sendable {
     /// What is shown of a cell.
     struct Look: Hashable, Sendable {
         var part: Part
-        /// Less than half of the cell is data.
-        var isFaint: Bool
+        /// How much of the cell it fills, in eighths: 1 to 8.
+        var level = 8
     }
 
     /// Data shows wherever there is some; otherwise what there is most of.
@@ -138,8 +141,9 @@ public struct MapPicture: Sendable {
         let storedBytes = stored.reduce(0) { $0 + bytes($1) }
         let candidates = storedBytes > 0 ? stored : Part.all.filter { !$0.kind.hasLayer }
         let part = candidates.max { bytes($0) < bytes($1) } ?? Part(.hole, layer: 0)
+        guard storedBytes > 0 else { return Look(part: part) }
         let size = min(cellSize, Int64(range.count) - Int64(cell) * cellSize)
-        return Look(part: part, isFaint: storedBytes > 0 && storedBytes * 2 < size)
+        return Look(part: part, level: Int(max(1, storedBytes / max(1, size.dividedUp(by: 8)))))
     }
 
     // MARK: Words that both forms use
@@ -178,9 +182,8 @@ public struct MapPicture: Sendable {
     /// One line on how the data lies in the files.
     var orderText: String {
         guard order.pieces > 0 else { return "No data lies in the files as it is." }
-        let average = order.bytes / Int64(order.pieces)
-        return "In the files: \(order.pieces) \(order.pieces == 1 ? "piece" : "pieces") of "
-            + "\(TextLayout.size(UInt64(average))) on average, \(order.stepsBack) of them before the "
-            + "one that they follow on the disk."
+        let average = TextLayout.size(UInt64(order.bytes / Int64(order.pieces)))
+        return "Fragmentation: \(order.pieces) \(order.pieces == 1 ? "piece" : "pieces") of "
+            + "\(average) on average, \(order.stepsBack) steps backwards in the file."
     }
 }

@@ -102,12 +102,15 @@ struct MapCommand: ImageCommand {
         printer.finish()
     }
 
+    /// Cells do not get smaller with the window there.
+    private static let columnsInFile = 144
+
     private func draw(_ map: ImageMap, _ range: Range<Int64>) async throws {
         let screen = TerminalScreen()
         let shown =
             min(range.lowerBound, map.guestSize)..<min(range.upperBound, map.guestSize)
         var picture = MapPicture(
-            shown, layers: map.fileNames, columns: svg == nil ? screen.columns : 128)
+            shown, layers: map.fileNames, columns: svg == nil ? screen.columns : Self.columnsInFile)
         try await map.forEachEntry(in: shown) { picture.add($0) }
         guard let svg else {
             return Output.print(

@@ -30,6 +30,7 @@ public struct LUKSHeader: Sendable, Equatable {
 
     private static let length = 592
     private static let enabledKey: UInt32 = 0x00ac_71f3
+    private static let stripes: UInt32 = 4000
     private static let disabledKey: UInt32 = 0x0000_dead
 
     static func read(
@@ -65,13 +66,15 @@ public struct LUKSHeader: Sendable, Equatable {
         uuid = bytes.text(168..<208)
         slots = try stride(from: 208, to: Self.length, by: 48).map { start throws(ImageError) in
             let state = bytes.bigEndian(at: start, as: UInt32.self)
-            guard state == Self.enabledKey || state == Self.disabledKey else {
+            let stripes = bytes.bigEndian(at: start + 44, as: UInt32.self)
+            guard state == Self.enabledKey || state == Self.disabledKey, stripes == Self.stripes
+            else {
                 throw .corrupt(name, "a key slot of the LUKS header is damaged")
             }
             return KeySlot(
                 iterations: state == Self.enabledKey
                     ? bytes.bigEndian(at: start + 4, as: UInt32.self) : nil,
-                stripes: bytes.bigEndian(at: start + 44, as: UInt32.self),
+                stripes: stripes,
                 keyOffset: Int64(bytes.bigEndian(at: start + 40, as: UInt32.self)) * 512)
         }
     }

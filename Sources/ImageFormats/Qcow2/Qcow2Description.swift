@@ -81,6 +81,7 @@ public struct Qcow2Description: Sendable, Equatable {
         var incompatible: UInt64 = 0
         var compatible: UInt64 = 0
         var encryptionMethod: UInt32
+        var nameOffset: UInt64
         var snapshotsOffset: UInt64
         var refcountTableOffset: UInt64
         var refcountTableBytes: Int64
@@ -93,6 +94,7 @@ public struct Qcow2Description: Sendable, Equatable {
         /// - Parameter bytes: the first cluster, which the parser has found good.
         init(_ bytes: RawSpan, _ header: Qcow2Header) {
             encryptionMethod = bytes.bigEndian(at: 32, as: UInt32.self)
+            nameOffset = bytes.bigEndian(at: 8, as: UInt64.self)
             snapshotsOffset = bytes.bigEndian(at: 64, as: UInt64.self)
             refcountTableOffset = bytes.bigEndian(at: 48, as: UInt64.self)
             clusterSize = header.geometry.clusterSize
@@ -107,7 +109,6 @@ public struct Qcow2Description: Sendable, Equatable {
         }
 
         private mutating func readExtensions(_ bytes: RawSpan, from start: Int) {
-            let nameOffset = bytes.bigEndian(at: 8, as: UInt64.self)
             let end =
                 nameOffset == 0 ? bytes.byteCount : Int(min(nameOffset, UInt64(bytes.byteCount)))
             var position = start
@@ -127,7 +128,7 @@ public struct Qcow2Description: Sendable, Equatable {
             switch type {
             case Qcow2Header.ExtensionType.dataFile: dataFile = content.text()
             case Qcow2Header.ExtensionType.bitmaps: bitmaps = Qcow2BitmapDirectory(content)
-            case Qcow2Header.ExtensionType.encryption where content.byteCount >= 16:
+            case Qcow2Header.ExtensionType.encryption where content.byteCount == 16:
                 encryptionHeader = (
                     content.bigEndian(at: 0, as: UInt64.self),
                     content.bigEndian(at: 8, as: UInt64.self)
@@ -141,6 +142,12 @@ public struct Qcow2Description: Sendable, Equatable {
             if let format = header.backingFormat, format.utf8.count > 15 {
                 throw .corrupt(
                     name, "the name of the backing format is too long: \(format.utf8.count) bytes")
+            }
+            guard nameOffset <= UInt64(clusterSize) else {
+                throw .corrupt(name, "the backing file name lies outside the first cluster")
+            }
+            guard snapshotsOffset % UInt64(clusterSize) == 0 else {
+                throw .corrupt(name, "the offset of the snapshot table is invalid")
             }
             guard refcountTableBytes > 0 else {
                 throw .corrupt(name, "the image has no refcount table")

@@ -31,9 +31,6 @@ public struct Qcow2Snapshot: Sendable, Equatable {
         guard count <= maximumCount else {
             throw ImageError.corrupt(storage.name, "too many snapshots: \(count)")
         }
-        guard offset % 8 == 0 else {
-            throw ImageError.corrupt(storage.name, "the offset of the snapshot table is invalid")
-        }
         var cursor = try MetadataCursor(
             storage, "snapshot table", at: offset, maximum: maximumTableSize)
         var snapshots: [Qcow2Snapshot] = []
