@@ -132,7 +132,18 @@ struct Qcow2CheckHeader: Sendable, Equatable {
         }
         snapshotCount = bytes.bigEndian(at: 60, as: UInt32.self)
         snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
+        try Self.checkBackingName(bytes, name)
         try parseExtensions(bytes, from: headerLength, name)
+    }
+
+    /// The file behind the name does not matter to a check; that it has a place does.
+    private static func checkBackingName(_ bytes: RawSpan, _ name: String) throws(ImageError) {
+        let offset = bytes.bigEndian(at: 8, as: UInt64.self)
+        let length = Int(bytes.bigEndian(at: 16, as: UInt32.self))
+        guard offset != 0 else { return }
+        guard length <= Qcow2Header.maximumBackingNameLength, length <= bytes.byteCount,
+            offset <= UInt64(bytes.byteCount - length)
+        else { throw .corrupt(name, "the backing file name lies outside the first cluster") }
     }
 
     private static func tableOffset(
