@@ -52,15 +52,18 @@ import Testing
         ("refcount block outside", { try $0.setWord($0.refcountTable + 8, 1 << 40) }),
     ]
 
-    static let images =
-        [
-            "cluster_size=512,refcount_bits=1", "cluster_size=512", "refcount_bits=2",
-            "refcount_bits=4", "refcount_bits=8", "cluster_size=4k,refcount_bits=64",
-            "refcount_bits=32", "compat=0.10", "compat=0.10,cluster_size=4k", "extended_l2=on",
-            "cluster_size=16k,extended_l2=on", "cluster_size=2M,refcount_bits=1",
-            "preallocation=metadata", "cluster_size=4k,preallocation=falloc",
-        ].flatMap { options in ["", "snapshots"].map { "\(options) \($0)" } }
-        + ["cluster_size=4k compressed", "cluster_size=64k compressed", "refcount_bits=16 bitmaps"]
+    /// Options of the image, and what else it has.
+    static let images = [
+        "cluster_size=512,refcount_bits=1", "cluster_size=512", "refcount_bits=2",
+        "refcount_bits=4", "refcount_bits=8 snapshots", "cluster_size=4k,refcount_bits=64",
+        "refcount_bits=32 snapshots", "compat=0.10", "compat=0.10,cluster_size=4k snapshots",
+        "extended_l2=on snapshots", "cluster_size=16k,extended_l2=on",
+        "cluster_size=2M,refcount_bits=1", "cluster_size=4k snapshots",
+        "cluster_size=64k snapshots",
+        "preallocation=metadata", "cluster_size=4k,preallocation=falloc",
+        "cluster_size=512 compressed", "cluster_size=4k compressed", "cluster_size=64k compressed",
+        "cluster_size=64k bitmaps",
+    ]
 
     private static func make(_ image: String, _ path: String) throws {
         let words = image.words
@@ -69,9 +72,7 @@ import Testing
             "qcow2", path,
             ["write -P 1 0 700k", "write -P 2 2M 64k", "write -P 3 3M 300k", "write -z 1M 128k"])
         switch words.dropFirst().first {
-        case "snapshots"
-        where !words[0].contains("refcount_bits=1,") && !words[0].hasSuffix("=1")
-            && !words[0].contains("prealloc"):
+        case "snapshots":
             try Qemu.img("snapshot", "-c", "one", path)
             try Qemu.io("qcow2", path, ["write -P 9 100k 100k"])
             try Qemu.img("snapshot", "-c", "two", path)
@@ -92,23 +93,19 @@ import Testing
     func saysAndRepairsAsQemu(_ image: String) throws {
         let folder = try TempFolder()
         try Self.make(image, folder.path("whole"))
-        // Each image meets a third of the damages, each damage a third of the images: seconds, not minutes.
-        let turn = (Self.images.firstIndex(of: image) ?? 0) % 3
-        for (number, damage) in Self.damages.enumerated()
-        where number == 0 || number % 3 == turn {
+        // Each image meets a sixth of the damages: seconds, not minutes.
+        let turn = (Self.images.firstIndex(of: image) ?? 0) % 6
+        for (number, damage) in Self.damages.enumerated() where number % 6 == turn {
             let path = try damaged(folder, damage.apply)
-            for options in [["--output=json"], []] {
-                try expectSame(["check"] + options, path, folder, "\(image), \(damage.name)")
+            let modes = ["", "--output=json", "-r leaks --output=json", "-r all"]
+            for mode in modes {
+                try expectSame(
+                    ["check"] + mode.words, path, folder, "\(image), \(damage.name)")
             }
-            for what in ["leaks", "all"] {
-                try expectSame(["check", "-r", what], path, folder, "\(image), \(damage.name)")
-            }
-            try expectSame(
-                ["check", "--output=json", "-r", "all"], path, folder, "\(image), \(damage.name)")
         }
     }
 
-    @Test(arguments: images.filter { !$0.contains("snapshots") })
+    @Test(arguments: images.filter { !$0.contains(" ") })
     func repairsWhatQemuCannot(_ image: String) throws {
         let folder = try TempFolder()
         try Self.make(image, folder.path("whole"))
@@ -158,20 +155,19 @@ import Testing
         #expect(states[0] == states[1], "\(what)\n\(ours)")
         let difference = try Qemu.difference(
             folder.path("theirs/image"), "qcow2", folder.path("ours/image"), "qcow2")
-        let isReadable =
-            try Qemu.difference(
-                folder.path("theirs/image"), "qcow2", folder.path("theirs/image"), "qcow2") == nil
-        #expect(difference == nil || !isReadable, "\(what)\n\(ours)")
+        guard let difference else { return }
+        // What qemu-img cannot read it cannot compare either.
+        let itself = try Qemu.difference(
+            folder.path("theirs/image"), "qcow2", folder.path("theirs/image"), "qcow2")
+        #expect(itself != nil, "\(what): \(difference)\n\(ours)")
     }
 
     /// The repository's images, except those that qemu-img does not open for what a check does not need:
     /// a backing or data file, a key.
     @Test func saysTheSameOfFixtures() throws {
-        let opened = ["backing", "data-file", "encrypted", "stale-bitmaps", "qcow2-in-raw"]
+        let others = ["bad-backing", "data-file", "encrypted-aes", "encrypted-luks"]
         for fixture in Fixture.all where fixture.file.hasSuffix(".qcow2") {
-            guard !opened.contains(where: fixture.file.contains),
-                !["chain", "overlay", "bad-l1", "bad-size"].contains(where: fixture.file.hasPrefix)
-            else { continue }
+            guard !others.contains(where: fixture.file.contains) else { continue }
             let path = try fixture.path()
             let theirs = try run("qemu-img", ["check", "-f", "qcow2", "--output=json", path])
             let ours = try run(Swimg.path, ["check", "-f", "qcow2", "--output=json", path])
