@@ -55,6 +55,7 @@ struct Qcow2CheckHeader: Sendable, Equatable {
     /// What qemu takes for a refcount table, in bytes.
     static let maximumRefcountTable: Int64 = 8 << 20
     private static let maximumBitmaps = 65535
+    private static let luks: UInt32 = 2
     /// 1024 bytes for each bitmap, as qemu has it.
     private static let maximumBitmapDirectory = UInt64(1024 * maximumBitmaps)
 
@@ -132,7 +133,45 @@ struct Qcow2CheckHeader: Sendable, Equatable {
         }
         snapshotCount = bytes.bigEndian(at: 60, as: UInt32.self)
         snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
+        try Self.checkBackingName(bytes, name)
         try parseExtensions(bytes, from: headerLength, name)
+        try checkCoding(bytes, headerLength, name)
+    }
+
+    /// What decides how clusters are to be read: a header that contradicts itself there is damaged.
+    private func checkCoding(
+        _ bytes: RawSpan, _ headerLength: Int, _ name: String
+    ) throws(ImageError) {
+        let number =
+            version >= 3 && headerLength > Qcow2Header.version3Length
+            ? bytes.unsafeLoad(fromByteOffset: Qcow2Header.version3Length, as: UInt8.self) : 0
+        guard let compression = Qcow2Compression(headerNumber: number) else {
+            throw .unsupported(name, "compression type \(number) is not supported")
+        }
+        let isFlagged =
+            incompatibleFeatures & Qcow2Header.IncompatibleFeature.compressionType != 0
+        guard isFlagged == (compression != .zlib) else {
+            throw .corrupt(
+                name,
+                "the compression type (\(compression)) contradicts the incompatible feature bits")
+        }
+        let encryption = bytes.bigEndian(at: 32, as: UInt32.self)
+        guard encryption <= Self.luks else {
+            throw .unsupported(name, "encryption method \(encryption) is not supported")
+        }
+        guard encryption != Self.luks || encryptionHeader != nil else {
+            throw .corrupt(name, "the extension that names the encryption header is missing")
+        }
+    }
+
+    /// The file behind the name does not matter to a check; that it has a place does.
+    private static func checkBackingName(_ bytes: RawSpan, _ name: String) throws(ImageError) {
+        let offset = bytes.bigEndian(at: 8, as: UInt64.self)
+        let length = Int(bytes.bigEndian(at: 16, as: UInt32.self))
+        guard offset != 0 else { return }
+        guard length <= Qcow2Header.maximumBackingNameLength, length <= bytes.byteCount,
+            offset <= UInt64(bytes.byteCount - length)
+        else { throw .corrupt(name, "the backing file name lies outside the first cluster") }
     }
 
     private static func tableOffset(

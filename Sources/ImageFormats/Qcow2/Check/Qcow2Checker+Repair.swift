@@ -158,7 +158,7 @@ struct RefcountLayout {
             guard needed != tableClusters else { continue }
             counts.release(tableCluster..<tableCluster + tableClusters)
             tableClusters = needed
-            tableCluster = counts.firstFree(needed, from: cursor, avoiding: taken)
+            tableCluster = counts.firstFree(needed, from: 0, avoiding: taken)
             counts.take(tableCluster..<tableCluster + needed)
             grows = true
         }
