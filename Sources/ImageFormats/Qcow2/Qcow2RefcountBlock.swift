@@ -32,7 +32,11 @@ struct Qcow2RefcountBlock: Sendable {
                 return UInt64(bytes[index * bits / 8] >> UInt8(shift)) & maximum
             }
             let length = bits / 8
-            return bytes[index * length..<(index + 1) * length].reduce(0) { $0 << 8 | UInt64($1) }
+            var value: UInt64 = 0
+            for place in index * length..<(index + 1) * length {
+                value = value << 8 | UInt64(bytes[place])
+            }
+            return value
         }
         set {
             precondition(newValue <= maximum)

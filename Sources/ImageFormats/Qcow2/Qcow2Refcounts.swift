@@ -59,10 +59,15 @@ struct Qcow2Refcounts {
     // MARK: Counts
 
     mutating func count(of cluster: Int64) async throws -> UInt64 {
+        guard hasBlock(for: cluster) else { return 0 }
         let index = Int(cluster / clustersPerBlock)
-        guard index < table.count, table[index] != 0 else { return 0 }
         try await load(index)
         return cache[index]?.block[Int(cluster % clustersPerBlock)] ?? 0
+    }
+
+    private func hasBlock(for cluster: Int64) -> Bool {
+        let index = cluster / clustersPerBlock
+        return index < table.count && table[Int(index)] != 0
     }
 
     /// Takes one reference away.
@@ -248,22 +253,25 @@ struct Qcow2Refcounts {
     /// Gives up the blocks that count nothing any more, and cuts a file behind its last cluster.
     mutating func releaseEnd() async throws {
         try await flush()
-        var dropped: [Int64] = []
-        var index = table.count - 1
-        while index >= 0 {
-            if table[index] != 0 {
-                let own = Int64(table[index]) / clusterSize
-                guard try await lastUsed(in: index, except: own) == nil else { break }
-                try await storage.write([UInt8](repeating: 0, count: 8), at: entryOffset(index))
-                table[index] = 0
-                cache[index] = nil
-                // A block in its own range has gone with its count.
-                if own / clustersPerBlock != Int64(index) { dropped.append(own) }
+        // From the end on: a block lies in the range of the one before it as a rule.
+        var dropped: Set<Int64> = []
+        var indices: [Int] = []
+        for index in table.indices.reversed() where table[index] != 0 {
+            let own = Int64(table[index]) / clusterSize
+            let isNew = dropped.insert(own).inserted
+            if try await lastUsed(in: index, except: dropped) == nil {
+                indices.append(index)
+            } else if isNew {
+                dropped.remove(own)
             }
-            index -= 1
+        }
+        for index in indices {
+            try await storage.write([UInt8](repeating: 0, count: 8), at: entryOffset(index))
+            table[index] = 0
+            cache[index] = nil
         }
         try await storage.flush()
-        for cluster in dropped { _ = try await lower(cluster) }
+        for cluster in dropped where hasBlock(for: cluster) { _ = try await lower(cluster) }
         try await flush()
         end = try await lastUsedCluster() + 1
         if !storage.traits.isDevice, end * clusterSize < storage.size {
@@ -275,13 +283,13 @@ struct Qcow2Refcounts {
 
     /// The last cluster of a block's range that is in use.
     private mutating func lastUsed(
-        in index: Int, except cluster: Int64? = nil
+        in index: Int, except ignored: Set<Int64> = []
     ) async throws -> Int64? {
         try await load(index)
         guard let block = cache[index]?.block else { return nil }
         for place in stride(from: block.count - 1, through: 0, by: -1) where block[place] != 0 {
             let found = Int64(index) * clustersPerBlock + Int64(place)
-            if found != cluster { return found }
+            if !ignored.contains(found) { return found }
         }
         return nil
     }

@@ -22,9 +22,11 @@ extension Qcow2Resizer {
         var growth = try plan(size, preallocation)
         var hasReferences = false
         do {
+            // Taken first: behind all that is new it would keep the file from getting shorter again.
+            let movedL1 = try await placeForL1(&growth)
             try await hideTail(&growth)
             try await writeTables(&growth)
-            let movedL1 = try await moveL1(&growth)
+            if let movedL1 { try await storage.write(l1.bigEndianBytes, at: movedL1.bytes) }
             try await refcounts.flush()
             hasReferences = true
             try await refer(growth, movedL1)
@@ -46,7 +48,7 @@ extension Qcow2Resizer {
         let first = self.geometry.virtualSize.dividedUp(by: geometry.clusterSize)
         let end = size.dividedUp(by: geometry.clusterSize)
         let below = min(size, backing?.virtualSize ?? 0).dividedUp(by: geometry.clusterSize)
-        guard header.version >= 3 || below <= first else {
+        guard header.version >= 3 || below <= first || preallocation != .off else {
             throw .invalid("Failed to zero out new clusters: Operation not supported")
         }
         return Growth(
@@ -122,8 +124,6 @@ extension Qcow2Resizer {
             try storage.requireSpace(Int64(growth.new.count) * geometry.clusterSize)
         }
         guard first < end else { return }
-        let needed = Int(growth.geometry.l1Entries)
-        l1.append(contentsOf: repeatElement(0, count: max(0, needed - l1.count)))
         for table in first / entries...(end - 1) / entries {
             try Task.checkCancellation()
             let range = table * entries..<(table + 1) * entries
@@ -151,7 +151,9 @@ extension Qcow2Resizer {
                 words[word] = host
                 words[word + 1] = isHidden ? Qcow2Entry.allSubclustersZero : 0
             } else {
-                words[word] = host | (isHidden ? Qcow2Entry.zero : 0)
+                // Version 2 knows no zero clusters: there it is new ones that read as zeros.
+                let flag = isHidden && header.version >= 3 ? Qcow2Entry.zero : 0
+                words[word] = host | flag
             }
         }
         if let tail = growth.tail, tail.guestCluster / geometry.l2Entries == index {
@@ -187,14 +189,13 @@ extension Qcow2Resizer {
 
     // MARK: What leads to it
 
-    /// Writes the L1 table to a new place if it has to be larger than the old one.
-    private mutating func moveL1(_ growth: inout Growth) async throws -> HostOffset? {
+    /// Takes a new place for the L1 table if it has to be larger than the old one.
+    private mutating func placeForL1(_ growth: inout Growth) async throws -> HostOffset? {
         let needed = growth.geometry.l1Entries
         guard needed > header.l1Entries else { return nil }
-        l1.append(contentsOf: repeatElement(0, count: max(0, Int(needed) - l1.count)))
+        l1.append(contentsOf: repeatElement(0, count: Int(needed) - l1.count))
         let count = (needed * 8).dividedUp(by: geometry.clusterSize)
         let host = HostOffset(try await refcounts.allocate(count) * geometry.clusterSize)
-        try await storage.write(l1.bigEndianBytes, at: host.bytes)
         let oldStart = header.l1Offset.bytes / geometry.clusterSize
         let oldCount = (header.l1Entries * 8).dividedUp(by: geometry.clusterSize)
         growth.freed += oldStart..<oldStart + oldCount

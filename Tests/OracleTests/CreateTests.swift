@@ -1,0 +1,174 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// The same command to qemu-img and to swimg: the same text, the same status, the same image.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CreateTests {
+    private let folder: TempFolder
+
+    init() throws {
+        folder = try TempFolder()
+        try writeFilled(folder.path("base.raw"), byte: 7, count: 700_001)
+        try Qemu.img("create", "-q", "-f", "qcow2", folder.path("base.qcow2"), "3M")
+    }
+
+    static let plain = [
+        "-f raw", "", "-f qcow2", "-f qcow2 -o compat=0.10", "-f qcow2 -o compat=v3",
+        "-f qcow2 -o cluster_size=512", "-f qcow2 -o cluster_size=2048k -q",
+        "-f qcow2 -o cluster_size=64k,cluster_size=4k -o refcount_bits=8",
+        "-f qcow2 -o compression_type=zstd", "-f qcow2 -o lazy_refcounts=yes",
+        "-f qcow2 -o lazy_refcounts", "-f qcow2 -o refcount_bits=1",
+        "-f qcow2 -o refcount_bits=64,cluster_size=512", "-f qcow2 -o extended_l2=on",
+        "-f qcow2 -o extended_l2=on,cluster_size=16k", "-f qcow2 -o nocow=on,encryption=off",
+        "-f qcow2 -b base.qcow2 -F qcow2", "-f qcow2 -o backing_file=base.raw,backing_fmt=raw",
+        "-f qcow2 -u -b nowhere -F qcow2", "-f qcow2 --object secret,id=s,data=x",
+    ]
+
+    @Test(arguments: plain, ["0", "1000", "1M", "1.5g", "0x20000", "20G"])
+    func emptyImages(_ options: String, _ size: String) throws {
+        try compareCreation(options.words + ["new", size])
+    }
+
+    static let preallocated =
+        [
+            "-f raw -o preallocation=falloc", "-f raw -o preallocation=full",
+        ]
+        + ["metadata", "falloc", "full"].flatMap { mode in
+            [
+                "", ",cluster_size=512", ",cluster_size=4k,compat=0.10", ",cluster_size=2M",
+                ",cluster_size=1k,refcount_bits=64", ",cluster_size=1k,refcount_bits=1",
+                ",extended_l2=on", ",lazy_refcounts=on",
+            ].map { "-f qcow2 -o preallocation=\(mode)\($0)" }
+        }
+
+    @Test(arguments: preallocated, ["0", "1000", "3M", "5000192"])
+    func preallocatedImages(_ options: String, _ size: String) throws {
+        try compareCreation(options.words + ["new", size])
+    }
+
+    /// Tables of many terabytes would not fit into memory.
+    @Test(arguments: ["cluster_size=2M", "cluster_size=1M,refcount_bits=1"])
+    func largeMetadata(_ options: String) throws {
+        try compareCreation(
+            ["-f", "qcow2", "-o", "preallocation=metadata,\(options)", "new", "2T"])
+    }
+
+    /// The size comes from the backing file.
+    @Test(arguments: [
+        "-b base.qcow2 -F qcow2", "-b base.raw -F raw",
+        "-o backing_file=base.qcow2 -b base.raw -F raw -o cluster_size=512",
+        "-b base.raw -F raw -o extended_l2=on,preallocation=metadata",
+    ])
+    func sizeOfTheBackingFile(_ options: String) throws {
+        try compareCreation(["-f", "qcow2"] + options.words + ["new"])
+    }
+
+    @Test(arguments: [
+        "-f qcow2 new", "new", "-f qcow2 -u -b nowhere -F qcow2 new", "-f qcow2 -F qcow2 new 1M",
+        "-f qcow2 -u -b nowhere new 1M", "-f raw -b base.raw -F raw new", "new 8E", "new 7E",
+        "-f qcow2 new 1E", "-f qcow2 -o size=5M new 1M", "-f nosuch new 1M",
+        "-f qcow2 -o nosuch=1 new 1M", "-f raw -o cluster_size=4k new 1M",
+        "-f qcow2 -o ,compat=1.1 new 1M", "-f qcow2 -o cluster_size=100 new 1M",
+        "-f qcow2 -o cluster_size=4M new 1M", "-f qcow2 -o refcount_bits=3 new 1M",
+        "-f qcow2 -o refcount_bits=x new 1M", "-f qcow2 -o refcount_bits=8,compat=0.10 new 1M",
+        "-f qcow2 -o lazy_refcounts=1 new 1M", "-f qcow2 -o lazy_refcounts=on,compat=v2 new 1M",
+        "-f qcow2 -o extended_l2=on,cluster_size=8k new 1M",
+        "-f qcow2 -o extended_l2=on,compat=0.10 new 1M", "-f qcow2 -o compat=0.9 new 1M",
+        "-f qcow2 -o compression_type=zstd,compat=0.10 new 1M",
+        "-f qcow2 -o compression_type=foo new 1M", "-f raw -o preallocation=metadata new 1M",
+        "-f raw -o preallocation=foo new 1M", "-f qcow2 -o preallocation=foo new 1M",
+        "-f qcow2 -o preallocation new 1M", "-f raw -o extent_size_hint=8G new 1M",
+        "-f qcow2 -b base.raw -F raw -o preallocation=metadata new", "-f qcow2 -b new -F raw new",
+    ])
+    func refusals(_ line: String) throws {
+        let theirs = try run("qemu-img", ["create"] + line.words, in: folder.path)
+        try? FileManager.default.removeItem(atPath: folder.path("new"))
+        let ours = try run(Swimg.path, ["create"] + line.words, in: folder.path)
+        #expect(ours.status == 1 && theirs.status == 1, "\(ours)\n\(theirs)")
+        #expect(ours.outputText == theirs.outputText, "\(ours)\n\(theirs)")
+        #expect(withoutName(ours) == withoutName(theirs))
+        #expect(!folder.names.contains("new"), "left behind by \(ours)")
+    }
+
+    @Test(arguments: [
+        "create -o help", "create -f raw -o help new", "create -f qcow2 -o help",
+        "create -f qcow2 -o help new", "convert -O raw -o help", "convert -O qcow2 -o help",
+        "convert -O qcow2 -o compat=1.1,help base.raw new",
+    ])
+    func optionsAreListed(_ line: String) throws {
+        let ours = try run(Swimg.path, line.words, in: folder.path)
+        #expect(ours.outputText == (try require("qemu-img", line.words, in: folder.path)))
+        #expect(ours.isSuccess && ours.errors.isEmpty, "\(ours)")
+    }
+
+    /// What stands under the name is replaced whole, or stays.
+    @Test func existingFiles() throws {
+        let path = folder.path("new")
+        try writeFilled(path, byte: 1, count: 100_000)
+        try FileManager.default.setAttributes([.posixPermissions: 0o640], ofItemAtPath: path)
+        let refused = try run(Swimg.path, "create -f qcow2 -o cluster_size=3".words + [path, "1M"])
+        #expect(refused.status == 1)
+        #expect(try contents(path).count == 100_000)
+        try require(Swimg.path, ["create", "-q", "-f", "qcow2", path, "1M"])
+        #expect(try #require(FileStatus(path)).mode & 0o777 == 0o640)
+        #expect(try Qemu.damage(path) == nil)
+        let busy = try run(Swimg.path, ["create", "-b", path, "-F", "qcow2", "-f", "qcow2", path])
+        #expect(busy.status == 1, "\(busy)")
+    }
+
+    private func compareCreation(_ words: [String]) throws {
+        let theirs = try run("qemu-img", ["create"] + words, in: folder.path)
+        let judged = folder.path("qemu")
+        try FileManager.default.moveItem(atPath: folder.path("new"), toPath: judged)
+        let ours = try run(Swimg.path, ["create"] + words, in: folder.path)
+        #expect(ours.status == theirs.status && ours.errors == theirs.errors, "\(ours)\n\(theirs)")
+        #expect(ours.outputText == theirs.outputText)
+        let image = folder.path("new")
+        let format = words.contains("qcow2") ? "qcow2" : "raw"
+        #expect(try info(image, format) == info(judged, format), "\(ours)")
+        guard !words.contains("nowhere") else { return }
+        if format == "qcow2" { #expect(try Qemu.damage(image) == nil, "\(ours)") }
+        #expect(try Qemu.difference(image, format, judged, format) == nil, "\(ours)")
+        #expect(try coverage(image, format) == coverage(judged, format), "\(ours)")
+        let (own, their) = try (
+            #require(FileStatus(image)).allocated, #require(FileStatus(judged)).allocated
+        )
+        // Room for tables laid out otherwise.
+        #expect(abs(own - their) <= max(6 << 20, their / 20), "\(ours): \(own), not \(their)")
+    }
+}
+
+/// What `qemu-img info` says of an image itself, the file's name and its blocks left out.
+func info(_ path: String, _ format: String) throws -> NSDictionary {
+    let text = try Qemu.img("info", "--output=json", "-f", format, path)
+    let object = try JSONSerialization.jsonObject(with: Data(text.utf8))
+    let info = try #require(object as? NSDictionary).mutableCopy() as? NSMutableDictionary
+    let result = try #require(info)
+    result.removeObject(forKey: "filename")
+    result.removeObject(forKey: "actual-size")
+    return result
+}
+
+/// How many bytes of the guest disk are present, in which layer: what is a hole below depends on blocks.
+private func coverage(_ path: String, _ format: String) throws -> [Int: Int64] {
+    let text = try Qemu.img("map", "--output=json", "-f", format, path)
+    var result: [Int: Int64] = [:]
+    for entry in try JSONDecoder().decode([PresentEntry].self, from: Data(text.utf8)) {
+        result[entry.present ? entry.depth : -1, default: 0] += entry.length
+    }
+    return result
+}
+
+private struct PresentEntry: Decodable {
+    let length: Int64
+    let depth: Int
+    let present: Bool
+}
+
+/// The message behind the program's name.
+func withoutName(_ outcome: Outcome) -> String {
+    let text = outcome.errorText
+    guard let colon = text.range(of: ": ") else { return text }
+    return String(text[colon.upperBound...])
+        .replacingOccurrences(of: "\(Swimg.prefix)", with: "qemu-img: ")
+}

@@ -1,0 +1,174 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// swimg and qemu-img resize copies of one image.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct ResizeTests {
+    private let folder: TempFolder
+
+    init() throws {
+        folder = try TempFolder()
+        try writeFilled(folder.path("base"), byte: 0x5a, count: 3 << 20)
+    }
+
+    static let options = [
+        "", "compat=0.10", "cluster_size=512", "cluster_size=512,refcount_bits=64",
+        "cluster_size=4k,refcount_bits=1", "cluster_size=4k,refcount_bits=4,lazy_refcounts=on",
+        "cluster_size=2M,refcount_bits=32", "extended_l2=on,cluster_size=16k",
+        "preallocation=metadata,cluster_size=1k", "compression_type=zstd",
+    ]
+
+    static let ways = [
+        ["1000448"], ["+512"], ["20M"], ["--shrink 500k"], ["--shrink -512", "+1M"],
+        ["--shrink 512", "9M"], ["--preallocation=metadata 9M"], ["--preallocation=falloc +7M"],
+        ["--preallocation=full 5M", "--shrink 700k", "--preallocation=metadata 40M"],
+        ["60G", "--shrink 1M"], ["-q 1536k"],
+    ]
+
+    private enum Content: String, CaseIterable {
+        case plain, compressed, backed, snapshot
+    }
+
+    /// Each meets each of the options and ways; the contents go round.
+    @Test(arguments: options.indices, ways.indices)
+    func qcow2(_ row: Int, _ column: Int) throws {
+        let options = Self.options[row]
+        let possible = Content.allCases.filter { isPossible($0, options) }
+        let content = possible[(row + column) % possible.count]
+        let image = try make(content, options)
+        for way in Self.ways[column] { try resizeBoth(image, way, "\(content) \(options)") }
+    }
+
+    private func isPossible(_ content: Content, _ options: String) -> Bool {
+        switch content {
+        case .plain, .compressed: true
+        // qemu-img cannot hide a backing file in version 2, and no preallocated image has one.
+        case .backed: !options.contains("compat=0.10") && !options.contains("prealloc")
+        // A count of one bit cannot be shared, and version 2 does not resize.
+        case .snapshot: !options.contains("compat=0.10") && !options.contains("refcount_bits=1")
+        }
+    }
+
+    /// 1,000,000 bytes and some: neither the end of a cluster nor of an L2 table.
+    private func make(_ content: Content, _ options: String) throws -> String {
+        let image = folder.path("image")
+        let words = options.isEmpty ? [] : ["-o", options]
+        let backing = content == .backed ? ["-b", folder.path("base"), "-F", "raw"] : []
+        try require(
+            "qemu-img", ["create", "-q", "-f", "qcow2"] + words + backing + [image, "1000448"])
+        switch content {
+        case .plain: try Qemu.io("qcow2", image, ["write -P 1 0 1000448", "write -z 64k 64k"])
+        case .compressed: try Qemu.io("qcow2", image, ["write -P 1 0 64k", "write -c -P 2 0 2M"])
+        case .backed: try Qemu.io("qcow2", image, ["write -P 1 100k 300k"])
+        case .snapshot:
+            try Qemu.io("qcow2", image, ["write -P 1 0 1000448"])
+            try Qemu.img("snapshot", "-c", "old", image)
+            try Qemu.io("qcow2", image, ["write -P 2 300k 300k"])
+        }
+        return image
+    }
+
+    /// Resizes the image by swimg, a copy by qemu-img, and compares; the image goes on as swimg made it.
+    private func resizeBoth(_ image: String, _ way: String, _ what: String) throws {
+        let copy = folder.path("copy")
+        try? FileManager.default.removeItem(atPath: copy)
+        try FileManager.default.copyItem(atPath: image, toPath: copy)
+        let before = try head(of: image)
+        let options = Array(way.words.dropLast())
+        let size = try #require(way.words.last)
+        func line(_ path: String) -> [String] {
+            ["resize", "-f", "qcow2"] + options + [path, size]
+        }
+        let theirs = try run("qemu-img", line(copy))
+        let ours = try run(Swimg.path, line(image))
+        #expect(ours.status == theirs.status, "\(what): \(ours)\n\(theirs)")
+        #expect(ours.outputText == theirs.outputText && withoutName(ours) == withoutName(theirs))
+        #expect(try Qemu.damage(image) == nil, "\(what): \(ours)")
+        #expect(try info(image, "qcow2") == info(copy, "qcow2"), "\(what): \(ours)")
+        // What was beyond the end of a smaller disk is not to come back. (With qemu-img it may.)
+        let after = try head(of: image)
+        let kept = min(before.count, after.count)
+        #expect(after.prefix(kept) == before.prefix(kept), "\(what): \(ours)")
+        #expect(after.dropFirst(kept).allSatisfy { $0 == 0 }, "\(what): \(ours)")
+    }
+
+    /// The first bytes of the guest disk, as far as they are interesting.
+    private func head(of image: String) throws -> Data {
+        let raw = folder.path("content")
+        try Qemu.img("convert", "-f", "qcow2", "-O", "raw", image, raw)
+        defer { try? FileManager.default.removeItem(atPath: raw) }
+        let size = try #require(FileStatus(raw)).size
+        return Data(try contents(raw, at: 0, count: Int(min(size, 24 << 20))))
+    }
+
+    @Test(arguments: [
+        "1M", "+1M", "--shrink 1000", "--shrink -1k", "3000", "--preallocation=falloc 3M",
+        "--preallocation=full +1000", "+0", "-q 5M", "-0",
+    ])
+    func raw(_ way: String) throws {
+        try writeFilled(folder.path("image"), byte: 3, count: 2048)
+        try writeFilled(folder.path("copy"), byte: 3, count: 2048)
+        let words = ["resize", "-f", "raw"] + way.words.dropLast()
+        let size = way.words.suffix(1)
+        let theirs = try run("qemu-img", words + ["copy"] + size, in: folder.path)
+        let ours = try run(Swimg.path, words + ["image"] + size, in: folder.path)
+        #expect(ours.status == 0 && ours.outputText == theirs.outputText, "\(ours)\n\(theirs)")
+        #expect(ours.errors.isEmpty)
+        #expect(try contents(folder.path("image")) == contents(folder.path("copy")), "\(ours)")
+        let (own, their) = (FileStatus(folder.path("image")), FileStatus(folder.path("copy")))
+        #expect(own?.allocated == their?.allocated, "\(ours)")
+    }
+
+    @Test(arguments: [
+        "raw 1k", "-f raw raw 1k", "raw 3k", "-f raw raw foo", "-f raw --shrink raw -1M",
+        "-f raw --preallocation=metadata raw 1M", "-f raw --preallocation=foo raw 1M",
+        "-f raw --shrink --preallocation=full raw 1k", "-f raw raw 7E", "image 512",
+        "--shrink image 1000", "image 1E", "--shrink --preallocation=metadata image 512k",
+        "image 1000", "-f nosuch image 2M", "old 2M", "--shrink old 1k",
+    ])
+    func textAndStatus(_ line: String) throws {
+        try writeFilled(folder.path("raw"), byte: 3, count: 2048)
+        try Qemu.img("create", "-q", "-f", "qcow2", folder.path("image"), "1M")
+        try Qemu.img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", folder.path("old"), "1M")
+        try Qemu.img("snapshot", "-c", "then", folder.path("old"))
+        let before = try contents(folder.path("image"))
+        let ours = try run(Swimg.path, ["resize"] + line.words, in: folder.path)
+        #expect(try contents(folder.path("image")) == before)
+        try writeFilled(folder.path("raw"), byte: 3, count: 2048)
+        let theirs = try run("qemu-img", ["resize"] + line.words, in: folder.path)
+        #expect(ours.status == theirs.status, "\(ours)\n\(theirs)")
+        #expect(ours.outputText == theirs.outputText, "\(ours)\n\(theirs)")
+        // Two messages have lines that are one with us.
+        let (own, their) = (withoutName(ours), withoutName(theirs))
+        #expect(
+            own == their || own.contains(their.prefix { $0 != "\n" })
+                || own.contains("File too large"), "\(ours)\n\(theirs)")
+    }
+
+    /// Killed at any of its writes it leaves leaked clusters at worst, and the guest's bytes.
+    @Test(
+        .enabled(if: canTraceSystemCalls, "strace ends it at a certain write"),
+        arguments: ["20M", "--preallocation=metadata 3M", "--shrink 300k"])
+    func killedAnywhere(_ way: String) throws {
+        let image = try make(.snapshot, "cluster_size=4k")
+        let before = try head(of: image)
+        for number in 1...12 {
+            for (call, harm) in [
+                ("pwritev", "signal=KILL"), ("pwritev", "error=ENOSPC"), ("fdatasync", "error=EIO"),
+            ] {
+                let copy = folder.path("copy")
+                try? FileManager.default.removeItem(atPath: copy)
+                try FileManager.default.copyItem(atPath: image, toPath: copy)
+                let ours = try run(
+                    "strace",
+                    ["-f", "-qq", "-o", "/dev/null", "-e", "trace=\(call)", "-e"]
+                        + ["inject=\(call):\(harm):when=\(number)", Swimg.path, "resize", "-f"]
+                        + ["qcow2"] + way.words.dropLast() + [copy] + way.words.suffix(1))
+                let check = try run("qemu-img", ["check", "-f", "qcow2", copy])
+                #expect([0, 3].contains(check.status), "\(ours)\n\(check)")
+                guard !way.contains("shrink") else { continue }
+                #expect(try head(of: copy).prefix(before.count) == before, "\(ours)")
+            }
+        }
+    }
+}
