@@ -152,9 +152,11 @@ public struct Conversion: Sendable {
                 "the buffer size for sparse output (-S) must be a multiple of 512 up to 16777216")
         }
         if let expectedDigest,
-            expectedDigest.count != 64 || !expectedDigest.allSatisfy({ $0.isASCII && $0.isHexDigit })
+            expectedDigest.count != 64
+                || !expectedDigest.allSatisfy({ $0.isASCII && $0.isHexDigit })
         {
-            throw .invalid("invalid digest '\(expectedDigest)': a SHA-256 has 64 hexadecimal digits")
+            throw .invalid(
+                "invalid digest '\(expectedDigest)': a SHA-256 has 64 hexadecimal digits")
         }
         if skipsCreation, !options.isEmpty {
             throw .invalid("-o has no effect when skipping image creation (-n)")

@@ -110,7 +110,8 @@ struct Swimg: ParsableCommand {
         subcommands: commands.map { $0 })
 
     static let commands: [any ImageCommand.Type] = [
-        ConvertCommand.self, CompareCommand.self, DdCommand.self, DigestCommand.self, MeasureCommand.self,
+        ConvertCommand.self, CompareCommand.self, DdCommand.self, DigestCommand.self,
+        MeasureCommand.self,
     ]
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }

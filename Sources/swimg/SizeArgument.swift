@@ -12,8 +12,9 @@ func sizeArgument(
     }
     // Digits with a suffix that make no number make one that is too large.
     let digits = text.prefix { $0.isASCII && $0.isNumber }
-    if !digits.isEmpty, parseByteSize("1" + text.dropFirst(digits.count)) != nil
-        || "eEpPtTgG".contains(text.last ?? " ") && digits.count == text.count - 1
+    if !digits.isEmpty,
+        parseByteSize("1" + text.dropFirst(digits.count)) != nil
+            || "eEpPtTgG".contains(text.last ?? " ") && digits.count == text.count - 1
     {
         throw outOfRange(name, range)
     }

@@ -41,7 +41,8 @@ extension Qcow2Source {
                 let rest = min(Int64(table.byteCount), tableSize - index * 8)
                 var all = table.mutableBytes
                 var part = all.slice(0..<Int(rest))
-                try await storage.read(into: &part, at: header.refcountTableOffset.bytes + index * 8)
+                try await storage.read(
+                    into: &part, at: header.refcountTableOffset.bytes + index * 8)
             }
             let entry = table.bytes.bigEndian(at: place, as: UInt64.self)
             let offset = Int64(entry & Qcow2Entry.offsetMask)
