@@ -34,9 +34,6 @@ public struct Measurement: Sendable {
 
     public init(_ disk: Disk) { self.disk = disk }
 
-    /// How far to look for the end of an extent, in bytes: tables are read as they are needed.
-    private static let lookAhead: Int64 = 1 << 30
-
     /// - Throws: `ImageError`.
     public func run() async throws -> Result {
         let parameters = try MeasureParameters(options, for: targetFormat)
@@ -94,10 +91,7 @@ public struct Measurement: Sendable {
         var position: Int64 = 0
         while position < reader.virtualSize {
             try Task.checkCancellation()
-            let limit =
-                reader.virtualSize - position > Self.lookAhead
-                ? position + Self.lookAhead : reader.virtualSize
-            let found = try await reader.status(at: position, limit: limit)
+            let found = try await reader.status(at: position, limit: reader.virtualSize)
             position = found.range.upperBound
             if found.status.contains(.data), !found.status.contains(.zero) {
                 position = position.roundedUp(to: clusterSize)

@@ -1,0 +1,143 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// qemu-img says what `compare` has to say: text and exit status.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CompareTests {
+    private func expectSame(
+        _ arguments: [String], in folder: String? = nil,
+        at location: SourceLocation = #_sourceLocation
+    ) throws {
+        let theirs = try run("qemu-img", ["compare"] + arguments, in: folder)
+        let own = try run(Swimg.path, ["compare"] + arguments, in: folder)
+        #expect(own.status == theirs.status, "\(own)\n\(theirs)", sourceLocation: location)
+        #expect(own.outputText == theirs.outputText, "\(own)\n\(theirs)", sourceLocation: location)
+        #expect(own.errors.isEmpty == theirs.errors.isEmpty, "\(own)", sourceLocation: location)
+    }
+
+    /// Each with the next one and with the raw disk, in all modes. In strict mode nearly all pairs differ.
+    @Test(arguments: SourceGallery.names)
+    func gallery(_ name: String) throws {
+        let names = SourceGallery.names
+        let index = try #require(names.firstIndex(of: name))
+        let image = try SourceGallery.named(name)
+        let next = try SourceGallery.named(names[(index + 1) % names.count])
+        for other in [image, next, try SourceGallery.named("raw-sparse")] {
+            for options in [[], ["-q"], ["-U", "-T", "none"]] {
+                try expectSame(
+                    options + ["-f", image.format, "-F", other.format, image.path, other.path])
+            }
+        }
+        try expectSame(["-s", "-f", image.format, "-F", image.format, image.path, image.path])
+    }
+
+    /// One byte is changed: the sector that holds it is told, whichever worker comes first.
+    @Test(arguments: [0, 511, 512, 70_001, 131_071, 131_072, 5 << 20, (9 << 20) - 1])
+    func oneByte(_ offset: Int) throws {
+        let folder = try TempFolder()
+        let bytes = noise(4, 9 << 20)
+        let one = try folder.write("one.raw", bytes)
+        var changed = bytes
+        changed[offset] ^= 1
+        // There is another difference at the end, which must not come first.
+        changed[changed.count - 1] ^= 2
+        let other = try folder.write("other.raw", changed)
+        try expectSame(["-f", "raw", "-F", "raw", one, other])
+        for options in ["compat=1.1", "cluster_size=512", "compression_type=zstd"] {
+            let image = folder.path("image.qcow2")
+            let flag = options.hasPrefix("compression") ? "-c" : "-q"
+            try Qemu.img("convert", flag, "-O", "qcow2", "-o", options, other, image)
+            try expectSame(["-f", "raw", "-F", "qcow2", one, image])
+            try expectSame(["-f", "qcow2", "-F", "raw", image, one])
+        }
+        // Against zeros, which nobody reads.
+        let hole = folder.path("hole.raw")
+        try Qemu.img("create", "-q", hole, "9M")
+        var lone = [UInt8](repeating: 0, count: 9 << 20)
+        lone[offset] = 1
+        let island = try folder.write("island.raw", lone)
+        try expectSame(["-f", "raw", "-F", "raw", hole, island])
+        try expectSame(["-f", "raw", "-F", "raw", island, hole])
+    }
+
+    @Test(arguments: [0, 1, 511, 512, 513, 65_537, 1_000_000])
+    func sizes(_ size: Int) throws {
+        let folder = try TempFolder()
+        let bytes = noise(5, 1_000_000)
+        let short = try folder.write("short.raw", Array(bytes.prefix(size)))
+        let padded = try folder.write(
+            "padded.raw", bytes.prefix(size) + [UInt8](repeating: 0, count: 3_000_000 - size))
+        let long = try folder.write("long.raw", bytes + [1])
+        for (one, other) in [(short, padded), (padded, short), (short, long), (long, short)] {
+            for options in [[], ["-s"], ["-q"]] {
+                try expectSame(options + ["-f", "raw", "-F", "raw", one, other])
+            }
+        }
+    }
+
+    /// What strict mode sees: allocation, whatever the content.
+    @Test func strictMode() throws {
+        let folder = try TempFolder()
+        func image(_ name: String, _ options: String, _ commands: [String] = []) throws {
+            let options = options.isEmpty ? "compat=1.1" : options
+            try Qemu.img(
+                "create", "-q", "-f", "qcow2", "-o", options, name, "1M", in: folder.path)
+            try Qemu.io("qcow2", folder.path(name), commands)
+        }
+        try image("empty", "")
+        try image("zeros", "", ["write -z 0 1M"])
+        try image("half", "", ["write -z 512k 512k"])
+        try image("written", "", ["write -P 0 0 1M"])
+        try image("compressed", "", ["write -c -P 0 0 64k", "write -P 0 64k 960k"])
+        try image("metadata", "preallocation=metadata")
+        try image("full", "preallocation=full")
+        try image("overlay", "backing_file=half,backing_fmt=qcow2", ["write -z 0 64k"])
+        try Qemu.img("create", "-q", folder.path("hole"), "1M")
+        try Data(count: 1 << 20).write(to: URL(fileURLWithPath: folder.path("data")))
+        let names = folder.names
+        for one in names {
+            for other in names {
+                let formats = [one, other].map { ["data", "hole"].contains($0) ? "raw" : "qcow2" }
+                try expectSame(
+                    ["-s", "-f", formats[0], "-F", formats[1], one, other], in: folder.path)
+            }
+        }
+    }
+
+    @Test(arguments: [
+        "", "one", "one two three", "-f nothing one one", "-T nothing one one", "missing one",
+        "one missing", "-f qcow2 one one", "-x one one", "cut.qcow2 one", "bad.qcow2 bad.qcow2",
+    ])
+    func failures(_ line: String) throws {
+        let folder = try TempFolder()
+        _ = try folder.write("one", noise(6, 65536))
+        // A header that leads nowhere, and a stream that cannot be decompressed.
+        _ = try folder.write("cut.qcow2", [0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3])
+        let bad = try #require(Fixture.bad.first { $0.file == "bad-deflate-truncated.qcow2" })
+        try FileManager.default.copyItem(atPath: bad.path(), toPath: folder.path("bad.qcow2"))
+        try expectSame(line.words, in: folder.path)
+    }
+
+    @Test func progressIsAsOfConvert() throws {
+        let image = try SourceGallery.named("v3-64k")
+        let outcome = try run(
+            Swimg.path, ["compare", "-p", "-f", "qcow2", "-F", "qcow2", image.path, image.path])
+        #expect(outcome.isSuccess, "\(outcome)")
+        #expect(outcome.outputText.hasPrefix("    (0.00/100%)\r"), "\(outcome)")
+        #expect(
+            outcome.outputText.hasSuffix("    (100.00/100%)\r\nImages are identical.\n"),
+            "\(outcome)")
+    }
+
+    /// A terabyte of nothing but two clusters: neither time nor memory may follow the virtual size.
+    @Test func hugeAndNearlyEmpty() throws {
+        let folder = try TempFolder()
+        for name in ["one", "other"] {
+            try Qemu.img("create", "-q", "-f", "qcow2", folder.path(name), "4T")
+            try Qemu.io("qcow2", folder.path(name), ["write -P 7 1T 64k"])
+        }
+        try expectSame(["one", "other"], in: folder.path)
+        try Qemu.io("qcow2", folder.path("other"), ["write -P 8 3T 512"])
+        try expectSame(["one", "other"], in: folder.path)
+    }
+}
