@@ -21,8 +21,8 @@ import Testing
     static let ways = [
         ["1000448"], ["+512"], ["20M"], ["--shrink 500k"], ["--shrink -512", "+1M"],
         ["--shrink 512", "9M"], ["--preallocation=metadata 9M"], ["--preallocation=falloc +7M"],
-        ["--preallocation=full 5M", "--shrink 700k", "--preallocation=metadata 40M"],
-        ["60G", "--shrink 1M"], ["-q 1536k"],
+        ["--preallocation=full 5M", "--shrink 700k", "--preallocation=metadata 8M"],
+        ["300M", "--shrink 1M"], ["-q 1536k"],
     ]
 
     private enum Content: String, CaseIterable {
