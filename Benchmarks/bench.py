@@ -74,7 +74,7 @@ CASES = [
          rounds=3, goal=1.3),
     Case("131072 scattered clusters to raw", "scattered.qcow2", "qcow2", "raw", rounds=3, goal=1.5),
     Case("131072 scattered clusters to qcow2", "scattered.qcow2", "qcow2", "qcow2", rounds=3, goal=1.5),
-    Case("4 GiB of zeros to qcow2", "zeros.raw", "raw", "qcow2", rounds=7, goal=1.5),
+    Case("4 GiB of zeros to qcow2", "zeros.raw", "raw", "qcow2", floor="scan", rounds=15, goal=1.5),
     Case("1 TiB of metadata to raw", "metadata.qcow2", "qcow2", "raw", rounds=11, goal=2, is_small=True),
     Case("1 TiB of metadata to qcow2", "metadata.qcow2", "qcow2", "qcow2", rounds=11, goal=2, is_small=True),
     Case("8 TiB of nothing to raw", "empty.qcow2", "qcow2", "raw", rounds=51, goal=2, is_small=True),
@@ -93,6 +93,30 @@ CASES = [
         Case(f"{system}: qcow2 to qcow2", "disk.qcow2", "qcow2", "qcow2", rounds=3, goal=2,
              file_system=system),
     ]
+]
+
+
+@dataclasses.dataclass
+class Question:
+    """A verb that reads images and answers; swimg and qemu-img are asked in the same words."""
+    name: str
+    words: list
+    images: list
+    rounds: int
+    goal: float = 1.5
+    is_small: bool = False
+    # Answers are the same, byte for byte.
+    is_literal: bool = True
+
+
+QUESTIONS = [
+    Question("compare, disk", ["compare", "-f", "qcow2", "-F", "raw"], ["disk.qcow2", "disk.raw"], 7),
+    Question("compare, scattered", ["compare"], ["scattered.qcow2", "scattered.qcow2"], 5),
+    Question("check, disk", ["check"], ["disk.qcow2"], 51, is_small=True),
+    Question("check, scattered", ["check"], ["scattered.qcow2"], 51, is_small=True),
+    Question("map, disk", ["map", "--output=json"], ["disk.qcow2"], 51, is_small=True),
+    Question("map, scattered", ["map", "--output=json"], ["scattered.qcow2"], 51, is_small=True),
+    Question("info, disk", ["info", "--output=json"], ["disk.qcow2"], 301, goal=1.0, is_small=True),
 ]
 
 
@@ -176,7 +200,7 @@ def bench(case, swimg, folder, floor, rounds):
     ]
     if case.floor:
         commands.append([floor, case.floor, source, targets[2]])
-        if case.floor != "copy":
+        if case.floor not in ["copy", "scan"]:
             datasets.compressed_clusters(source, f"{folder}/clusters")
             commands[-1].append(f"{folder}/clusters")
     times, peaks, space = [[] for _ in commands], [[] for _ in commands], [0, 1, 1]
@@ -192,6 +216,24 @@ def bench(case, swimg, folder, floor, rounds):
                 judge(case, source, targets[0])
             os.unlink(targets[turn])
     return Result(case, rounds, times, peaks, space[0] / max(space[1], 1))
+
+
+def ask(question, swimg, folder):
+    images = [f"{folder}/{image}" for image in question.images]
+    commands = [[program, *question.words, *images] for program in [swimg, "qemu-img"]]
+    answers = [subprocess.run(command, capture_output=True, check=True).stdout for command in commands]
+    if question.is_literal and answers[0] != answers[1]:
+        raise SystemExit(f"{question.name}: the answers differ")
+    times, peaks = [[], []], [[], []]
+    for number in range(question.rounds):
+        for turn in random.sample(range(2), 2):
+            for image in {} if question.is_small else set(images):
+                warm(image)
+            seconds, peak = measure(commands[turn], question.is_small)
+            times[turn].append(seconds)
+            peaks[turn].append(peak)
+    case = Case(question.name, "", "", "", goal=question.goal, is_small=question.is_small)
+    return Result(case, question.rounds, times, peaks, 1)
 
 
 def version(program):
@@ -240,6 +282,9 @@ def main():
             note(bench(case, swimg, folder, floor, options.rounds))
     if any(word in "--version" for word in words):
         note(bench_start(swimg))
+    for question in QUESTIONS:
+        if any(word in question.name for word in words):
+            note(ask(question, swimg, folder))
     for system in ["xfs", "btrfs"]:
         cases = [case for case in chosen if case.file_system == system]
         if cases and os.geteuid() == 0:

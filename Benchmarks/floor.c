@@ -1,6 +1,7 @@
 // What the machine allows: the same bytes moved or decoded by the plainest calls, on several threads.
 //
 // Usage: floor copy SOURCE TARGET
+//        floor scan SOURCE TARGET               the target stays empty
 //        floor zlib|zstd SOURCE TARGET LIST     LIST from datasets.py: offset length guest plain
 //
 // No zeros are looked for, nothing is checked against anything, and a short read ends the program.
@@ -21,7 +22,7 @@ enum { threads = 8, cluster = 65536, block = 512 << 10 };
 static struct piece { long offset, length, guest, plain; } *pieces;
 static long piece_count, total;
 static atomic_long next_piece;
-static int source, target, is_zstd;
+static int source, target, is_zstd, is_scan;
 
 static void require(int holds) {
     if (!holds) {
@@ -42,6 +43,10 @@ static void *copy(void *unused) {
         long data = lseek(source, start, SEEK_DATA);
         if (data < 0 || data >= end) continue;
         require(pread(source, buffer, end - start, start) == end - start);
+        if (is_scan) {
+            require(buffer[0] == 0 && memcmp(buffer, buffer + 1, end - start - 1) == 0);
+            continue;
+        }
         require(pwrite(target, buffer, end - start, start) == end - start);
     }
 }
@@ -81,6 +86,7 @@ int main(int count, char **words) {
     target = open(words[3], O_WRONLY | O_CREAT, 0644);
     require(source >= 0 && target >= 0);
     is_zstd = strcmp(words[1], "zstd") == 0;
+    is_scan = strcmp(words[1], "scan") == 0;
     struct stat status;
     require(fstat(source, &status) == 0);
     total = status.st_size;

@@ -43,7 +43,12 @@ public struct BlockStatusReader: Sendable {
 
     private static func looksPreallocated(_ layer: OpenedLayer) async throws -> Bool {
         guard let image = layer.qcow2 else { return false }
-        return try await Qcow2Preallocation.isLikely(image)
+        do {
+            return try await Qcow2Preallocation.isLikely(image)
+        } catch is ImageError {
+            // Refcounts that cannot be read are no reason not to read the disk.
+            return false
+        }
     }
 
     /// Of the guest disk, in bytes.
