@@ -16,7 +16,8 @@ struct CheckCommand: ImageCommand {
             Example: swimg check -r leaks disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "qU", valued: "frT", missing: ["image-opts"])
+    static let isBrief = true
+    static let letters = OptionLetters(flags: "qU", valued: "frT")
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -53,6 +54,8 @@ struct CheckCommand: ImageCommand {
         help: ArgumentHelp("Accepted; no image that can be opened needs one.", valueName: "object"))
     var object: [String] = []
 
+    @OptionGroup var names: ImageNameOptions
+
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
@@ -86,7 +89,7 @@ struct CheckCommand: ImageCommand {
         guard let path = files.first, files.count == 1 else {
             throw .invalid("Expecting one image file name")
         }
-        var check = ImageCheck(path: path)
+        var check = ImageCheck(path: try names.name(path))
         check.format = try format.map(imageFormat)
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {

@@ -101,19 +101,19 @@ struct CommandLineWords {
 
 /// The options of one letter that a verb has, as getopt is told them.
 struct OptionLetters {
-    var flags: Set<Character>
-    var valued: Set<Character>
+    var flags: String
+    var valued: String
     /// What qemu-img's verb has and ours has not yet, letters and long names.
-    var missing: Set<String>
+    var missing: [String]
     /// A size may be given as a difference: `-10G` is no option then.
     var hasSignedSize: Bool
 
     init(
-        flags: String = "", valued: String = "", missing: Set<String> = [],
+        flags: String = "", valued: String = "", missing: [String] = [],
         hasSignedSize: Bool = false
     ) {
-        self.flags = Set(flags)
-        self.valued = Set(valued)
+        self.flags = flags
+        self.valued = valued
         self.missing = missing
         self.hasSignedSize = hasSignedSize
     }

@@ -15,7 +15,7 @@ struct CompareCommand: ImageCommand {
             Example: swimg compare -f qcow2 -F raw disk.qcow2 disk.raw
             """)
 
-    static let letters = OptionLetters(flags: "pqsU", valued: "fFT", missing: ["image-opts"])
+    static let letters = OptionLetters(flags: "pqsU", valued: "fFT")
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -50,6 +50,8 @@ struct CompareCommand: ImageCommand {
         name: .customLong("object"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
     var objects: [String] = []
+
+    @OptionGroup var names: ImageNameOptions
 
     @OptionGroup var nbd: NBDServerOptions
 
@@ -104,7 +106,7 @@ struct CompareCommand: ImageCommand {
 
     private func makeComparison() throws -> Comparison {
         guard files.count == 2 else { throw ImageError.invalid("Expecting two image file names") }
-        var comparison = Comparison(files[0], files[1])
+        var comparison = Comparison(try names.name(files[0]), try names.name(files[1]))
         do {
             comparison.firstFormat = try firstFormat.map(imageFormat)
             comparison.secondFormat = try secondFormat.map(imageFormat)

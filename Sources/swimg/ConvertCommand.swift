@@ -207,7 +207,8 @@ struct ConvertCommand: ImageCommand {
         for text in options { try asked.add(text) }
         guard asked.asksForHelp else { return false }
         Output.print(
-            OptionSchema.help(for: try imageFormat(targetFormat ?? "raw"), includesFile: files.count > 1))
+            OptionSchema.help(
+                for: try imageFormat(targetFormat ?? "raw"), includesFile: files.count > 1))
         return true
     }
 

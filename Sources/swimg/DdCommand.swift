@@ -14,7 +14,7 @@ struct DdCommand: ImageCommand {
             Example: swimg dd -f qcow2 -O raw bs=1M count=64 if=disk.qcow2 of=start.raw
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "fO", missing: ["image-opts"])
+    static let letters = OptionLetters(flags: "U", valued: "fO")
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -35,6 +35,8 @@ struct DdCommand: ImageCommand {
         name: .customLong("object"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
     var objects: [String] = []
+
+    @OptionGroup var names: ImageNameOptions
 
     @OptionGroup var nbd: NBDServerOptions
 
@@ -68,7 +70,7 @@ struct DdCommand: ImageCommand {
         guard let source, let target else {
             throw .invalid("Must specify both input and output files")
         }
-        var conversion = Conversion(sources: [source], target: target)
+        var conversion = Conversion(sources: [try names.name(source)], target: target)
         conversion.sourceFormat = try sourceFormat.map(imageFormat)
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice

@@ -15,7 +15,7 @@ struct DigestCommand: ImageCommand {
             Example: swimg digest -f qcow2 disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "pU", valued: "f", missing: ["image-opts"])
+    static let letters = OptionLetters(flags: "pU", valued: "f")
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -33,6 +33,8 @@ struct DigestCommand: ImageCommand {
     @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
     var output = "human"
 
+    @OptionGroup var names: ImageNameOptions
+
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
@@ -46,7 +48,7 @@ struct DigestCommand: ImageCommand {
             throw ImageError.invalid("--output must be used with human or json as argument.")
         }
         let printer = ProgressPrinter(isShown: progress)
-        var digest = GuestDigest(path)
+        var digest = GuestDigest(try names.name(path))
         digest.format = try format.map(imageFormat)
         digest.shareForced = forceShare
         digest.nbd = try nbd.options()

@@ -15,7 +15,8 @@ struct InfoCommand: ImageCommand {
             Example: swimg info --output=json disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "f", missing: ["image-opts"])
+    static let isBrief = true
+    static let letters = OptionLetters(flags: "U", valued: "f")
 
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
@@ -36,6 +37,8 @@ struct InfoCommand: ImageCommand {
     @Option(help: ArgumentHelp("Accepted: no secret is needed here.", valueName: "object"))
     var object: [String] = []
 
+    @OptionGroup var names: ImageNameOptions
+
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
@@ -49,10 +52,11 @@ struct InfoCommand: ImageCommand {
         }
         let opener = ImageOpener(shareForced: forceShare, nbd: try nbd.options())
         let known = try format.map(imageFormat)
+        let name = try names.name(files[0])
         try await signals.interrupting(
             {
                 let images = try await opener.facts(
-                    files[0], format: known, wholeChain: backingChain)
+                    name, format: known, wholeChain: backingChain)
                 show(images.map { InfoReport($0) })
             }, onStatus: {})
     }

@@ -30,7 +30,7 @@ enum Main {
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
     private static func run(_ command: any ImageCommand) -> Never {
-        clinux_release_program_pages()
+        if !type(of: command).isBrief { clinux_release_program_pages() }
         let signals = Signals()
         Task(executorPreference: IOExecutor.shared) {
             do {
@@ -95,9 +95,15 @@ struct FailureWithStatus: Error {
 /// A verb of qemu-img.
 protocol ImageCommand: ParsableCommand, Sendable {
     static var letters: OptionLetters { get }
+    /// It is over in a moment: what it holds meanwhile is not worth giving back.
+    static var isBrief: Bool { get }
 
     /// Does the work, ends cleanly when a signal comes; what it throws is the end of the program.
     func run(_ signals: Signals) async throws
+}
+
+extension ImageCommand {
+    static var isBrief: Bool { false }
 }
 
 struct Swimg: ParsableCommand {

@@ -17,7 +17,7 @@ struct MapCommand: ImageCommand {
             Example: swimg map --output=picture --svg disk.svg disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "fsl", missing: ["image-opts"])
+    static let letters = OptionLetters(flags: "U", valued: "fsl")
 
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
@@ -48,6 +48,8 @@ struct MapCommand: ImageCommand {
     @Option(help: ArgumentHelp("Accepted: no secret is needed here.", valueName: "object"))
     var object: [String] = []
 
+    @OptionGroup var names: ImageNameOptions
+
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
@@ -55,6 +57,7 @@ struct MapCommand: ImageCommand {
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
+        let name = try names.name(files[0])
         guard ["human", "json", "picture"].contains(output) else {
             throw ImageError.invalid(
                 "invalid output form '\(output)': --output takes human, json or picture")
@@ -69,7 +72,7 @@ struct MapCommand: ImageCommand {
         let known = try format.map(imageFormat)
         try await signals.interrupting(
             {
-                let map = ImageMap(try await opener.openChain(files[0], format: known))
+                let map = ImageMap(try await opener.openChain(name, format: known))
                 if output == "picture" {
                     try await draw(map, range)
                 } else {

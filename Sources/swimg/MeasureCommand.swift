@@ -15,8 +15,9 @@ struct MeasureCommand: ImageCommand {
             Example: swimg measure -O qcow2 --output=json -f raw disk.raw
             """)
 
+    static let isBrief = true
     static let letters = OptionLetters(
-        flags: "U", valued: "fOo", missing: ["l", "snapshot", "image-opts"])
+        flags: "U", valued: "fOo", missing: ["l", "snapshot"])
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -50,6 +51,8 @@ struct MeasureCommand: ImageCommand {
         name: .customLong("object"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
     var objects: [String] = []
+
+    @OptionGroup var names: ImageNameOptions
 
     @OptionGroup var nbd: NBDServerOptions
 
@@ -95,7 +98,8 @@ struct MeasureCommand: ImageCommand {
                 throw .invalid("--image-opts, -f, and -l require a filename argument.")
             }
             return .empty(bytes)
-        case (let path?, nil): return .image(path, try sourceFormat.map(imageFormat))
+        case (let path?, nil):
+            return .image(try names.name(path), try sourceFormat.map(imageFormat))
         }
     }
 

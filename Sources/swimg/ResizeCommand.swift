@@ -16,8 +16,9 @@ struct ResizeCommand: ImageCommand {
             Example: swimg resize --shrink -f raw disk.raw 5G
             """)
 
+    static let isBrief = true
     static let letters = OptionLetters(
-        flags: "q", valued: "f", missing: ["image-opts"], hasSignedSize: true)
+        flags: "q", valued: "f", hasSignedSize: true)
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -41,6 +42,8 @@ struct ResizeCommand: ImageCommand {
         help: ArgumentHelp("Accepted: no object is of use here yet.", valueName: "definition"))
     var objects: [String] = []
 
+    @OptionGroup var names: ImageNameOptions
+
     @Argument(help: ArgumentHelp("The image, then its new size.", valueName: "file"))
     var words: [String] = []
 
@@ -48,7 +51,12 @@ struct ResizeCommand: ImageCommand {
         guard words.count == 2, let path = words.first, let size = words.last else {
             throw ImageError.invalid("Expecting image file name and size")
         }
-        var resizing = ImageResizing(path: path, change: try change(size))
+        let described = try ImageDescription(try names.name(path))
+        guard described?.isWhole ?? true else {
+            throw ImageError.unsupported(path, "a part of a file can only be read")
+        }
+        var resizing = ImageResizing(path: described?.place ?? path, change: try change(size))
+        resizing.format = described?.format
         if let format {
             guard let known = ImageFormat(rawValue: format) else {
                 throw ImageError.invalid("Could not open '\(path)': Unknown driver '\(format)'")

@@ -56,6 +56,18 @@ struct NBDServerOptions: ParsableArguments {
     }
 }
 
+/// How images are named: by a path or an NBD name, or by options.
+struct ImageNameOptions: ParsableArguments {
+    @Flag(
+        name: .customLong("image-opts"),
+        help: "Images are described by options (driver=qcow2,file.filename=…).")
+    var areOptions = false
+
+    func name(_ text: String) throws(ImageError) -> String {
+        try imageName(text, isOptions: areOptions)
+    }
+}
+
 /// What stands for an image on the command line as a name that `ImageOpener` knows.
 ///
 /// - Parameter isOptions: it is not a name but a list of options (`--image-opts`).
