@@ -109,12 +109,14 @@ public struct InfoReport: Sendable {
         _ encryption: Qcow2Description.Encryption
     ) -> [JSONValue.Member] {
         guard case .luks(let luks) = encryption else { return [.init("format", .string("aes"))] }
-        var members: [JSONValue.Member] = [.init("ivgen-alg", .string(luks.startValue))]
-        if let hash = luks.startValueHash { members.append(.init("ivgen-hash-alg", .string(hash))) }
-        return members + [
+        var members: [JSONValue.Member] = [
+            .init("ivgen-alg", .string(luks.startValue)),
             .init("hash-alg", .string(luks.hash)),
             .init("cipher-alg", .string(luks.cipher)),
             .init("uuid", .string(luks.uuid)),
+        ]
+        if let hash = luks.startValueHash { members.append(.init("ivgen-hash-alg", .string(hash))) }
+        return members + [
             .init("format", .string("luks")),
             .init("cipher-mode", .string(luks.mode)),
             .init("slots", .array(luks.slots.map(slot))),

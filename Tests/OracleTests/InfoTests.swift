@@ -42,8 +42,8 @@ import Testing
         "refcount_bits=64", "lazy_refcounts=on", "compression_type=zstd", "extended_l2=on",
         "preallocation=metadata", "data_file=DATA", "data_file=DATA,data_file_raw=on",
         "encrypt.format=aes,encrypt.key-secret=s",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,encrypt.cipher-alg=aes-128,"
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100",
+        "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=100,encrypt.cipher-alg=aes-128,"
             + "encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256",
     ]
 
@@ -53,14 +53,16 @@ import Testing
         let path = folder.path("image.qcow2")
         try Qemu.img("create", "-q", "-f", "raw", folder.path("base.raw"), "3M")
         let all = options.replacingOccurrences(of: "DATA", with: folder.path("data"))
-        // The data file cannot have a backing file when it is to be raw.
-        let backing = options.contains("raw") ? [] : ["-b", "base.raw", "-F", "raw"]
+        // Neither of them can have a backing file.
+        let backing =
+            options.contains("raw") || options.contains("preallocation")
+            ? [] : ["-b", "base.raw", "-F", "raw"]
         let secret = ["--object", "secret,id=s,data=abc"]
         try require(
             "qemu-img",
             ["create", "-q", "-f", "qcow2"] + secret + backing
                 + (all.isEmpty ? [] : ["-o", all]) + [path, "1610612736"])
-        if !options.contains("encrypt") {
+        if !options.contains("encrypt"), !options.contains("DATA") {
             try Qemu.img("snapshot", "-c", "first", path)
             try Qemu.img("snapshot", "-c", "one with a long name: \u{fc}", path)
         }
