@@ -131,6 +131,8 @@ public actor ExtentIterator {
     private func findNext() async throws -> Chunk? {
         var segments: [Chunk.Segment] = []
         while position < end {
+            // What is skipped may be as long as a header says.
+            try Task.checkCancellation()
             let (range, action, cell) = try await nextStep()
             if action == .share, !segments.isEmpty { break }
             if action != .skip {
