@@ -12,7 +12,7 @@ import Testing
     ]
 
     @Test(arguments: ["raw-sparse", "zlib-512", "extended-2M", "chain-deep"], slices)
-    func copiesASlice(_ name: String, _ slice: String) throws {
+    func copies(_ name: String, _ slice: String) throws {
         let image = try SourceGallery.named(name)
         for format in ["raw", "qcow2"] {
             let own = try TempFolder()
