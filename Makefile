@@ -14,7 +14,15 @@ STATIC := $(BUILD)/static
 LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all
 
-.PHONY: all setup setup-test build demo test sanitize bench bench-nbd microbench install fmt lint clean
+COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
+
+COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
+
+COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
+
+COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
+
+.PHONY: all setup setup-test build demo test sanitize bench bench-nbd microbench manual docs install fmt lint clean
 
 all: build
 
@@ -58,9 +66,36 @@ bench-nbd: setup-test build
 microbench: setup-test
 	cd Benchmarks/Micro && swift package benchmark --no-progress
 
-# One file that needs no Swift on the machine it runs on.
+# The pages in Manual/, made anew from what the argument parser knows. To be run when options have changed.
+manual: setup
+	rm -f Manual/*.1
+	swift package -c release --scratch-path .build-docs --allow-writing-to-package-directory \
+		generate-manual --multi-page --output-directory Manual
+	@rm Manual/swimg.help.1
+	@cd Manual && for page in swimg.*.1; do \
+		[ $$page = swimg.1 ] || mv $$page swimg-$${page#swimg.}; done
+
+# The documentation of the libraries, in .build-docs/docs.
+docs: setup
+	@rm -rf .build-docs/symbols && mkdir -p .build-docs/symbols
+	swift build --scratch-path .build-docs --target ImageConvert \
+		-Xswiftc -emit-symbol-graph -Xswiftc -emit-symbol-graph-dir -Xswiftc $(CURDIR)/.build-docs/symbols
+	docc convert Sources/ImageConvert/ImageConvert.docc --output-dir .build-docs/docs \
+		--additional-symbol-graph-dir .build-docs/symbols --fallback-display-name ImageConvert \
+		--fallback-bundle-identifier swimg.ImageConvert
+
+# One file that needs no Swift on the machine it runs on, its manual pages, and what shells complete.
 install: build
 	install -D -m 755 $(BUILD)/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 Manual/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS))
+	$(BUILD)/release/swimg --generate-completion-script bash \
+		> $(DESTDIR)$(PREFIX)/share/bash-completion/completions/swimg
+	$(BUILD)/release/swimg --generate-completion-script zsh \
+		> $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_swimg
+	$(BUILD)/release/swimg --generate-completion-script fish \
+		> $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swimg.fish
 
 fmt:
 	swift format --in-place --recursive Package.swift Sources Tests
@@ -69,4 +104,4 @@ lint:
 	swift format lint --strict --recursive Package.swift Sources Tests
 
 clean:
-	rm -rf .build .build-test .build-asan demo
+	rm -rf .build .build-test .build-asan .build-docs demo

@@ -44,19 +44,7 @@ struct CheckCommand: ImageCommand {
         help: ArgumentHelp("Cache mode of the image.", valueName: "mode"))
     var cache = "writeback"
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Check an image that another process writes to.")
-    var forceShare = false
-
-    @Option(
-        parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted; no image that can be opened needs one.", valueName: "object"))
-    var object: [String] = []
-
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
     var files: [String] = []
@@ -89,7 +77,7 @@ struct CheckCommand: ImageCommand {
         guard let path = files.first, files.count == 1 else {
             throw .invalid("Expecting one image file name")
         }
-        var check = ImageCheck(path: try names.name(path))
+        var check = ImageCheck(path: try access.name(path))
         check.format = try format.map(imageFormat)
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {
@@ -99,7 +87,8 @@ struct CheckCommand: ImageCommand {
             check.repair = known
         }
         check.opener = ImageOpener(
-            cacheMode: try cacheMode(cache), shareForced: forceShare, nbd: try nbd.options())
+            cacheMode: try cacheMode(cache), shareForced: access.forceShare,
+            nbd: try access.nbd.options())
         return check
     }
 }

@@ -41,19 +41,7 @@ struct CompareCommand: ImageCommand {
     @Flag(name: .customShort("q"), help: "Show nothing but errors.")
     var quiet = false
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Read images that another process writes to.")
-    var forceShare = false
-
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
-    var objects: [String] = []
-
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The two images.", valueName: "file"))
     var files: [String] = []
@@ -106,7 +94,7 @@ struct CompareCommand: ImageCommand {
 
     private func makeComparison() throws -> Comparison {
         guard files.count == 2 else { throw ImageError.invalid("Expecting two image file names") }
-        var comparison = Comparison(try names.name(files[0]), try names.name(files[1]))
+        var comparison = Comparison(try access.name(files[0]), try access.name(files[1]))
         do {
             comparison.firstFormat = try firstFormat.map(imageFormat)
             comparison.secondFormat = try secondFormat.map(imageFormat)
@@ -116,8 +104,8 @@ struct CompareCommand: ImageCommand {
             throw FailureWithStatus(status: 2, cause: error)
         }
         comparison.isStrict = strict
-        comparison.shareForced = forceShare
-        comparison.nbd = try nbd.options()
+        comparison.shareForced = access.forceShare
+        comparison.nbd = try access.nbd.options()
         return comparison
     }
 }

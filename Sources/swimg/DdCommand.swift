@@ -26,19 +26,7 @@ struct DdCommand: ImageCommand {
         help: ArgumentHelp("The format of the target: raw or qcow2.", valueName: "format"))
     var targetFormat = "raw"
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Read an image that another process writes to.")
-    var forceShare = false
-
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
-    var objects: [String] = []
-
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("What to copy, as key=value.", valueName: "operand"))
     var operands: [String] = []
@@ -70,12 +58,12 @@ struct DdCommand: ImageCommand {
         guard let source, let target else {
             throw .invalid("Must specify both input and output files")
         }
-        var conversion = Conversion(sources: [try names.name(source)], target: target)
+        var conversion = Conversion(sources: [try access.name(source)], target: target)
         conversion.sourceFormat = try sourceFormat.map(imageFormat)
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice
-        conversion.shareForced = forceShare
-        conversion.nbd = try nbd.options()
+        conversion.shareForced = access.forceShare
+        conversion.nbd = try access.nbd.options()
         return conversion
     }
 }

@@ -25,17 +25,10 @@ struct DigestCommand: ImageCommand {
     @Flag(name: .customShort("p"), help: "Show progress.")
     var progress = false
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Read an image that another process writes to.")
-    var forceShare = false
-
     @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
     var output = "human"
 
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
     var files: [String] = []
@@ -48,10 +41,10 @@ struct DigestCommand: ImageCommand {
             throw ImageError.invalid("--output must be used with human or json as argument.")
         }
         let printer = ProgressPrinter(isShown: progress)
-        var digest = GuestDigest(try names.name(path))
+        var digest = GuestDigest(try access.name(path))
         digest.format = try format.map(imageFormat)
-        digest.shareForced = forceShare
-        digest.nbd = try nbd.options()
+        digest.shareForced = access.forceShare
+        digest.nbd = try access.nbd.options()
         digest.onProgress = { done, total in printer.update(done: done, total: total) }
         let result: String
         do {

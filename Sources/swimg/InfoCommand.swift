@@ -29,17 +29,7 @@ struct InfoCommand: ImageCommand {
     @Flag(name: .customLong("backing-chain"), help: "Describe the files below the image, too.")
     var backingChain = false
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Look at an image that another process writes to.")
-    var forceShare = false
-
-    @Option(help: ArgumentHelp("Accepted: no secret is needed here.", valueName: "object"))
-    var object: [String] = []
-
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
     var files: [String] = []
@@ -50,9 +40,9 @@ struct InfoCommand: ImageCommand {
             throw ImageError.invalid(
                 "invalid output form '\(output)': --output takes human or json")
         }
-        let opener = ImageOpener(shareForced: forceShare, nbd: try nbd.options())
+        let opener = ImageOpener(shareForced: access.forceShare, nbd: try access.nbd.options())
         let known = try format.map(imageFormat)
-        let name = try names.name(files[0])
+        let name = try access.name(files[0])
         try await signals.interrupting(
             {
                 let images = try await opener.facts(

@@ -40,24 +40,14 @@ struct MapCommand: ImageCommand {
     @Option(help: ArgumentHelp("Write the picture to this file.", valueName: "file"))
     var svg: String?
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Look at an image that another process writes to.")
-    var forceShare = false
-
-    @Option(help: ArgumentHelp("Accepted: no secret is needed here.", valueName: "object"))
-    var object: [String] = []
-
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
     var files: [String] = []
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
-        let name = try names.name(files[0])
+        let name = try access.name(files[0])
         guard ["human", "json", "picture"].contains(output) else {
             throw ImageError.invalid(
                 "invalid output form '\(output)': --output takes human, json or picture")
@@ -68,7 +58,7 @@ struct MapCommand: ImageCommand {
         let start = try size(startOffset, "start offset") ?? 0
         let length = try size(maxLength, "length") ?? .max
         let range = start..<start + min(length, .max - start)
-        let opener = ImageOpener(shareForced: forceShare, nbd: try nbd.options())
+        let opener = ImageOpener(shareForced: access.forceShare, nbd: try access.nbd.options())
         let known = try format.map(imageFormat)
         try await signals.interrupting(
             {

@@ -42,19 +42,7 @@ struct MeasureCommand: ImageCommand {
     @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
     var output = "human"
 
-    @Flag(
-        name: [.customShort("U"), .customLong("force-share")],
-        help: "Read an image that another process writes to.")
-    var forceShare = false
-
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
-    var objects: [String] = []
-
-    @OptionGroup var names: ImageNameOptions
-
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
     var files: [String] = []
@@ -79,8 +67,8 @@ struct MeasureCommand: ImageCommand {
         }
         measurement.targetFormat = format
         for text in options { try measurement.options.add(text) }
-        measurement.shareForced = forceShare
-        measurement.nbd = try nbd.options()
+        measurement.shareForced = access.forceShare
+        measurement.nbd = try access.nbd.options()
         return measurement
     }
 
@@ -102,7 +90,7 @@ struct MeasureCommand: ImageCommand {
             }
             return .empty(bytes)
         case (let path?, nil):
-            return .image(try names.name(path), try sourceFormat.map(imageFormat))
+            return .image(try access.name(path), try sourceFormat.map(imageFormat))
         }
     }
 

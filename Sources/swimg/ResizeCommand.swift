@@ -37,11 +37,6 @@ struct ResizeCommand: ImageCommand {
     @Flag(name: .customShort("q"), help: "Show nothing but errors.")
     var quiet = false
 
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted: no object is of use here yet.", valueName: "definition"))
-    var objects: [String] = []
-
     @OptionGroup var names: ImageNameOptions
 
     @Argument(help: ArgumentHelp("The image, then its new size.", valueName: "file"))

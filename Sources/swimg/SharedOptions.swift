@@ -56,16 +56,35 @@ struct NBDServerOptions: ParsableArguments {
     }
 }
 
-/// How images are named: by a path or an NBD name, or by options.
+/// How images are named, by a path, an NBD name or options.
 struct ImageNameOptions: ParsableArguments {
     @Flag(
         name: .customLong("image-opts"),
         help: "Images are described by options (driver=qcow2,file.filename=…).")
     var areOptions = false
 
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
+    var objects: [String] = []
+
     func name(_ text: String) throws(ImageError) -> String {
         try imageName(text, isOptions: areOptions)
     }
+}
+
+/// How the images that a verb reads are named and opened.
+struct SourceOptions: ParsableArguments {
+    @Flag(
+        name: [.customShort("U"), .customLong("force-share")],
+        help: "Read images that another process writes to.")
+    var forceShare = false
+
+    @OptionGroup var names: ImageNameOptions
+
+    @OptionGroup var nbd: NBDServerOptions
+
+    func name(_ text: String) throws(ImageError) -> String { try names.name(text) }
 }
 
 /// What stands for an image on the command line as a name that `ImageOpener` knows.
