@@ -89,7 +89,7 @@ struct CheckCommand: ImageCommand {
         guard let path = files.first, files.count == 1 else {
             throw .invalid("Expecting one image file name")
         }
-        var check = ImageCheck(path: try names.name(path))
+        var check = ImageCheck(path: try names.name(path, format: format))
         check.format = try format.map(imageFormat)
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {

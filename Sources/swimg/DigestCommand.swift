@@ -48,7 +48,7 @@ struct DigestCommand: ImageCommand {
             throw ImageError.invalid("--output must be used with human or json as argument.")
         }
         let printer = ProgressPrinter(isShown: progress)
-        var digest = GuestDigest(try names.name(path))
+        var digest = GuestDigest(try names.name(path, format: format))
         digest.format = try format.map(imageFormat)
         digest.shareForced = forceShare
         digest.nbd = try nbd.options()

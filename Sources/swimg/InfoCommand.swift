@@ -52,7 +52,7 @@ struct InfoCommand: ImageCommand {
         }
         let opener = ImageOpener(shareForced: forceShare, nbd: try nbd.options())
         let known = try format.map(imageFormat)
-        let name = try names.name(files[0])
+        let name = try names.name(files[0], format: format)
         try await signals.interrupting(
             {
                 let images = try await opener.facts(

@@ -99,7 +99,8 @@ struct MeasureCommand: ImageCommand {
             }
             return .empty(bytes)
         case (let path?, nil):
-            return .image(try names.name(path), try sourceFormat.map(imageFormat))
+            return .image(
+                try names.name(path, format: sourceFormat), try sourceFormat.map(imageFormat))
         }
     }
 
