@@ -14,7 +14,7 @@ STATIC := $(BUILD)/static
 LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all
 
-.PHONY: all setup setup-test build demo test sanitize bench bench-nbd microbench install fmt lint clean
+.PHONY: all setup setup-test build demo test side-by-side sanitize bench bench-nbd microbench install fmt lint clean
 
 all: build
 
@@ -39,6 +39,10 @@ test: setup-test
 	swift build $(TEST_FLAGS) --build-tests
 	@set -o pipefail; swift test $(TEST_FLAGS) --skip-build 2>&1 | tee $(TEST_BUILD)/log \
 		|| { echo; grep -A 12 'recorded an issue' $(TEST_BUILD)/log; exit 1; }
+
+# The same command lines with qemu-img and with swimg under its name: shows what differs and is not known.
+side-by-side: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
 
 # The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
 # the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.

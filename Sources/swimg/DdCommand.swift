@@ -70,7 +70,8 @@ struct DdCommand: ImageCommand {
         guard let source, let target else {
             throw .invalid("Must specify both input and output files")
         }
-        var conversion = Conversion(sources: [try names.name(source, format: sourceFormat)], target: target)
+        var conversion = Conversion(
+            sources: [try names.name(source, format: sourceFormat)], target: target)
         conversion.sourceFormat = try sourceFormat.map(imageFormat)
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice
