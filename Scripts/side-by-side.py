@@ -262,7 +262,8 @@ class Bench:
         there = [os.path.exists(path) for path in paths]
         if there[0] != there[1]:
             return [f"result: there {there}"], moved
-        if not there[0] or filecmp.cmp(*paths, shallow=False):
+        # Large ones are mostly holes, which only qemu-img passes over.
+        if not there[0] or os.path.getsize(paths[0]) < 64 * MIB and filecmp.cmp(*paths, shallow=False):
             return lines, moved
         for words in [["info", "--output=json", "-f", format, name]] + (
                 [["check", "--output=json", "-f", format, name]] if format == "qcow2" else []):
@@ -360,6 +361,7 @@ def main():
     parser.add_argument("--only", help="one image (a number, a fixture, or usage)")
     settings = parser.parse_args()
     room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     settings.folder = tempfile.mkdtemp(prefix="side-by-side.", dir=room)
     settings.program = os.path.join(settings.folder, "bin", "qemu-img")
     settings.fixtures = os.path.join(settings.folder, "fixtures")
