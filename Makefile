@@ -22,7 +22,7 @@ COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_comple
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build demo test sanitize bench bench-nbd microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build demo test side-by-side sanitize bench bench-nbd microbench manual docs install fmt lint clean
 
 all: build
 
@@ -47,6 +47,10 @@ test: setup-test
 	swift build $(TEST_FLAGS) --build-tests
 	@set -o pipefail; swift test $(TEST_FLAGS) --skip-build 2>&1 | tee $(TEST_BUILD)/log \
 		|| { echo; grep -A 12 'recorded an issue' $(TEST_BUILD)/log; exit 1; }
+
+# All verbs beside qemu-img, on the fixtures and on random images, some damaged: output and exit status.
+side-by-side: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
 
 # The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
 # the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.

@@ -64,8 +64,7 @@ struct CompareCommand: ImageCommand {
             printer.giveUp()
             throw error
         }
-        if result.difference == nil { printer.finish() } else { printer.giveUp() }
-        if !quiet { Output.print(Self.text(result)) }
+        printer.finish(isWhole: result.difference == nil, with: quiet ? "" : Self.text(result))
         if result.difference != nil { throw Self.isDifferent }
     }
 
@@ -94,8 +93,11 @@ struct CompareCommand: ImageCommand {
 
     private func makeComparison() throws -> Comparison {
         guard files.count == 2 else { throw ImageError.invalid("Expecting two image file names") }
-        var comparison = Comparison(try access.name(files[0]), try access.name(files[1]))
+        var comparison: Comparison
         do {
+            comparison = Comparison(
+                try access.name(files[0], format: firstFormat),
+                try access.name(files[1], format: secondFormat))
             comparison.firstFormat = try firstFormat.map(imageFormat)
             comparison.secondFormat = try secondFormat.map(imageFormat)
             comparison.cacheMode = try cacheMode(cache)

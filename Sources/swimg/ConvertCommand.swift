@@ -162,7 +162,9 @@ struct ConvertCommand: ImageCommand {
             throw .invalid("a source and a target are needed")
         }
         var sources: [String] = []
-        for file in files.dropLast() { sources.append(try imageName(file, isOptions: imageOpts)) }
+        for file in files.dropLast() {
+            sources.append(try imageName(file, isOptions: imageOpts, format: sourceFormat))
+        }
         var conversion = Conversion(
             sources: sources, target: try imageName(target, isOptions: targetImageOpts))
         conversion.sourceFormat = try sourceFormat.map(imageFormat)

@@ -58,7 +58,8 @@ struct DdCommand: ImageCommand {
         guard let source, let target else {
             throw .invalid("Must specify both input and output files")
         }
-        var conversion = Conversion(sources: [try access.name(source)], target: target)
+        var conversion = Conversion(
+            sources: [try access.name(source, format: sourceFormat)], target: target)
         conversion.sourceFormat = try sourceFormat.map(imageFormat)
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice

@@ -41,7 +41,7 @@ struct DigestCommand: ImageCommand {
             throw ImageError.invalid("--output must be used with human or json as argument.")
         }
         let printer = ProgressPrinter(isShown: progress)
-        var digest = GuestDigest(try access.name(path))
+        var digest = GuestDigest(try access.name(path, format: format))
         digest.format = try format.map(imageFormat)
         digest.shareForced = access.forceShare
         digest.nbd = try access.nbd.options()

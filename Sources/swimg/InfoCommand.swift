@@ -42,7 +42,7 @@ struct InfoCommand: ImageCommand {
         }
         let opener = ImageOpener(shareForced: access.forceShare, nbd: try access.nbd.options())
         let known = try format.map(imageFormat)
-        let name = try access.name(files[0])
+        let name = try access.name(files[0], format: format)
         try await signals.interrupting(
             {
                 let images = try await opener.facts(

@@ -47,7 +47,7 @@ struct MapCommand: ImageCommand {
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
-        let name = try access.name(files[0])
+        let name = try access.name(files[0], format: format)
         guard ["human", "json", "picture"].contains(output) else {
             throw ImageError.invalid(
                 "invalid output form '\(output)': --output takes human, json or picture")

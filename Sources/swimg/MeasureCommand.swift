@@ -90,7 +90,8 @@ struct MeasureCommand: ImageCommand {
             }
             return .empty(bytes)
         case (let path?, nil):
-            return .image(try access.name(path), try sourceFormat.map(imageFormat))
+            return .image(
+                try access.name(path, format: sourceFormat), try sourceFormat.map(imageFormat))
         }
     }
 

@@ -53,6 +53,20 @@ final class ProgressPrinter: Sendable {
         }
     }
 
+    /// The end of a comparison: to a program, the verdict stands behind the last progress, and an empty
+    /// line behind the verdict, as qemu-img has it.
+    func finish(isWhole: Bool, with verdict: String) {
+        guard isShown, !isTerminal else {
+            if isWhole { finish() } else { giveUp() }
+            return Output.print(verdict)
+        }
+        state.withLock {
+            if $0.printedHundredths < 0 { Output.print(Self.qemuForm(0)) }
+            if isWhole, $0.printedHundredths < 100_00 { Output.print(Self.qemuForm(100_00)) }
+        }
+        Output.print(verdict + "\n")
+    }
+
     /// The end of a command that failed: what is said next must not stand behind the bar.
     func giveUp() {
         let isBarShown = state.withLock { $0.printedAt != nil }

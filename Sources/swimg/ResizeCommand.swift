@@ -46,11 +46,12 @@ struct ResizeCommand: ImageCommand {
         guard words.count == 2, let path = words.first, let size = words.last else {
             throw ImageError.invalid("Expecting image file name and size")
         }
-        let described = try ImageDescription(try names.name(path))
+        let name = try names.name(path, format: format)
+        let described = try ImageDescription(name)
         guard described?.isWhole ?? true else {
             throw ImageError.unsupported(path, "a part of a file can only be read")
         }
-        var resizing = ImageResizing(path: described?.place ?? path, change: try change(size))
+        var resizing = ImageResizing(path: described?.place ?? name, change: try change(size))
         resizing.format = described?.format
         if let format {
             guard let known = ImageFormat(rawValue: format) else {

@@ -68,8 +68,9 @@ struct ImageNameOptions: ParsableArguments {
         help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
     var objects: [String] = []
 
-    func name(_ text: String) throws(ImageError) -> String {
-        try imageName(text, isOptions: areOptions)
+    /// - Parameter format: what was given beside it; options name the format themselves.
+    func name(_ text: String, format: String?) throws(ImageError) -> String {
+        try imageName(text, isOptions: areOptions, format: format)
     }
 }
 
@@ -84,14 +85,27 @@ struct SourceOptions: ParsableArguments {
 
     @OptionGroup var nbd: NBDServerOptions
 
-    func name(_ text: String) throws(ImageError) -> String { try names.name(text) }
+    func name(_ text: String, format: String?) throws(ImageError) -> String {
+        try names.name(text, format: format)
+    }
 }
 
 /// What stands for an image on the command line as a name that `ImageOpener` knows.
 ///
-/// - Parameter isOptions: it is not a name but a list of options (`--image-opts`).
-func imageName(_ text: String, isOptions: Bool) throws(ImageError) -> String {
-    isOptions ? try ImageDescription.name(fromOptions: text) : text
+/// - Parameters:
+///   - isOptions: it is not a name but a list of options (`--image-opts`).
+///   - format: what was given beside it; options name the format themselves.
+func imageName(
+    _ text: String, isOptions: Bool, format: String? = nil
+) throws(ImageError) -> String {
+    if isOptions {
+        guard format == nil else {
+            throw .invalid("--image-opts and --format are mutually exclusive")
+        }
+        return try ImageDescription.name(fromOptions: text)
+    }
+    // What qemu puts before names that have a colon of their own.
+    return text.hasPrefix("file:") ? String(text.dropFirst("file:".count)) : text
 }
 
 func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {

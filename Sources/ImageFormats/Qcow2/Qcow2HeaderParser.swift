@@ -171,11 +171,12 @@ struct Qcow2HeaderParser {
         while position + 8 <= end {
             let type = bytes.bigEndian(at: position, as: UInt32.self)
             let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
-            if type == Qcow2Header.ExtensionType.end { break }
             position += 8
+            // Of the last one, too: qemu opens no image with an end mark of a wrong length.
             guard length <= end - position else {
                 throw .corrupt(name, "a header extension reaches beyond the header")
             }
+            if type == Qcow2Header.ExtensionType.end { break }
             switch type {
             case Qcow2Header.ExtensionType.backingFormat:
                 found.backingFormat = text(bytes, position..<position + length)

@@ -195,11 +195,11 @@ struct Qcow2CheckHeader: Sendable, Equatable {
         while position + 8 <= end {
             let type = bytes.bigEndian(at: position, as: UInt32.self)
             let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
-            if type == Qcow2Header.ExtensionType.end { break }
             position += 8
             guard length <= end - position else {
                 throw .corrupt(name, "a header extension reaches beyond the header")
             }
+            if type == Qcow2Header.ExtensionType.end { break }
             let content = bytes.extracting(position..<position + length)
             if type == ExtensionType.bitmaps { try parseBitmaps(content, name) }
             if type == ExtensionType.encryptionHeader {

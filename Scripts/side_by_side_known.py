@@ -1,0 +1,137 @@
+"""Where swimg is known to differ from qemu-img: a name, which is a row of docs/differences.md, and what it explains."""
+
+import re
+
+# What callers look for in messages: where qemu-img says it, swimg has to.
+PARSED = ["Unsupported preallocation mode", "No such file or directory", "No space left", "Failed to get",
+          "Use the --shrink option"]
+
+
+def refuses(pattern):
+    """swimg ends with an error whose text fits, whatever qemu-img does."""
+    return lambda pair: pair.own.status not in [0, "timeout"] and re.search(pattern, pair.own.stderr) is not None
+
+
+def they_say(verb, pattern):
+    return lambda pair: pair.verb == verb and re.search(pattern, pair.theirs.stderr) is not None
+
+
+def wording(pair):
+    stdout = [pair.normalized(outcome.stdout) for outcome in [pair.theirs, pair.own]]
+    return (pair.own.status == pair.theirs.status != 0 and stdout[0] == stdout[1] and not pair.judgement
+            and pair.own.stderr.count("\n") == 1 and pair.theirs.stderr != ""
+            and all(text in pair.own.stderr for text in PARSED if text in pair.theirs.stderr))
+
+
+def layout(verb):
+    """Only where things lie in what was written differs."""
+    return lambda pair: pair.verb == verb and pair.layout and len(pair.difference()) == len(pair.layout)
+
+
+def control_characters(pair):
+    return pair.own.status == pair.theirs.status and re.search(r"[\x00-\x09\x0b-\x1f]", pair.theirs.stdout) is not None
+
+
+def cut_listing(pair):
+    return pair.verb == "map" and pair.own.status == pair.theirs.status == 1
+
+
+def crash(pair):
+    return pair.theirs.status not in [0, "timeout"] and pair.theirs.status < 0 and pair.own.status == 1
+
+
+def endless(pair):
+    return pair.theirs.status == "timeout" and pair.own.status != "timeout"
+
+
+def words_in_any_place(pair):
+    return pair.verb == "resize" and pair.theirs.status == 1 and re.search(
+        "Expecting image file name and size|missing argument for option", pair.theirs.stderr) is not None
+
+
+def usage_on_stdout(pair):
+    return pair.verb == "measure" and pair.own.status == 1 and "usage: qemu-img" in pair.theirs.stdout
+
+
+def abbreviation(pair):
+    return "Did you mean '--" in pair.own.stderr and pair.own.status == 1
+
+
+def uncovered(pair):
+    """The only difference: what the last cluster held behind the old end of the disk."""
+    places = [re.fullmatch(r"compare of the results: Content mismatch at offset (\d+)!", line)
+              for line in pair.judgement]
+    return (pair.verb == "resize" and len(places) == 1 and places[0] is not None
+            and int(places[0][1]) == pair.old_size and len(pair.difference()) == 1 + len(pair.layout))
+
+
+def strict_offset(pair):
+    """Both find a difference; swimg one of block status at the start of an image that looks preallocated."""
+    return (pair.verb == "compare" and "-s" in pair.words and pair.own.status == pair.theirs.status == 1
+            and re.search(r"^Strict mode: Offset \d+ block status mismatch!\n$", pair.own.stdout)
+            and "mismatch" in pair.theirs.stdout)
+
+
+def lost_snapshots(pair):
+    lines = "\n".join(pair.judgement)
+    return pair.verb == "check" and "-r" in pair.words and "+/snapshots = " in lines and "-/snapshots = " not in lines
+
+
+def repair_failed(pair):
+    return (pair.verb == "check" and "-r" in pair.words and pair.theirs.status == 1 and pair.own.status in [0, 2, 3]
+            and "Check failed" in pair.theirs.stderr)
+
+
+def damaged_bitmaps(pair):
+    return pair.theirs.status != 0 and re.search("Bitmap '.*' doesn't satisfy the constraints", pair.theirs.stderr)
+
+
+def damage(pair):
+    """What swimg does not read, it names; qemu-img goes on, or fails later."""
+    return (pair.is_damaged and pair.own.status not in [0, "timeout"] and pair.own.status > 0
+            and pair.own.stderr.count("\n") == 1 and pair.verb != "check")
+
+
+def not_closed(pair):
+    return pair.verb == "resize" and "not closed cleanly" in pair.own.stderr and pair.own.status == 1
+
+
+def stale_bitmaps(pair):
+    rest = re.sub(r"qemu-img: warning: a program lacking bitmap support .*\nSome clusters may be leaked, .*fix\.\n?",
+                  "", pair.theirs.stderr)
+    return (rest != pair.theirs.stderr and pair.own.status == pair.theirs.status and not pair.judgement
+            and pair.own.stdout == pair.theirs.stdout and (rest == "") == (pair.own.stderr == ""))
+
+
+KNOWN = [
+    ("wording of refusals: one line, names the file", wording),
+    ("not supported yet", refuses(r"not supported yet|(is|are) not supported|unknown format '(?!nosuch)")),
+    ("L1, L2 or snapshot tables beyond the end of the file", refuses(r"table at offset \d+ lies beyond the end")),
+    ("a deflate stream that is cut short", refuses("compressed data is damaged or cut short")),
+    ("reserved bits in L1 and L2 entries, zero flags in version 2", refuses(r"bad L[12] entry .*(reserved bits|version 2)")),
+    ("a backing chain that leads back into itself", refuses("backing chain leads back")),
+    ("a FIFO or a character device as a source, target or backing file", refuses("neither a regular file nor a block")),
+    ("control characters in names", control_characters),
+    ("check and the backing file", they_say("check", "backing file|ext_backing_format")),
+    ("check of encrypted images", they_say("check", "encrypt.key-secret")),
+    ("where qemu-img crashes", crash),
+    ("where qemu-img does not end", endless),
+    ("map of a damaged image", cut_listing),
+    ("resize: options behind the size", words_in_any_place),
+    ("measure with a wrong option", usage_on_stdout),
+    ("long options cut short", abbreviation),
+    ("dd and zeros", layout("dd")),
+    ("resize, convert and create: where clusters lie", layout("resize")),
+    ("resize, convert and create: where clusters lie", layout("convert")),
+    ("resize, convert and create: where clusters lie", layout("create")),
+    ("check -r and where the file ends", layout("check")),
+    ("resize of a disk that ends within a cluster", uncovered),
+    ("resize of an image that was not closed cleanly", not_closed),
+    ("compressed clusters with subclusters", refuses("a compressed cluster has subclusters")),
+    ("compare -s: which offset", strict_offset),
+    ("check -r of images with snapshots", lost_snapshots),
+    ("check -r all where qemu-img gives up", repair_failed),
+    ("damaged bitmaps", damaged_bitmaps),
+    ("other damage is refused, too", damage),
+    ("a warning of bitmaps that are out of date", stale_bitmaps),
+]
