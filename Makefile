@@ -16,12 +16,6 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
-
-COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
-
-COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
-
 .PHONY: all setup setup-test build demo test side-by-side sanitize bench bench-nbd microbench manual docs install fmt lint clean
 
 all: build
