@@ -77,6 +77,11 @@ def lost_snapshots(pair):
     return pair.verb == "check" and "-r" in pair.words and "+/snapshots = " in lines and "-/snapshots = " not in lines
 
 
+def snapshot_table(pair):
+    return (pair.verb == "check" and "-r" in pair.words
+            and "snapshot table entry" in pair.theirs.stderr + pair.own.stderr)
+
+
 def repair_failed(pair):
     return (pair.verb == "check" and "-r" in pair.words and pair.theirs.status == 1 and pair.own.status in [0, 2, 3]
             and "Check failed" in pair.theirs.stderr)
@@ -129,6 +134,7 @@ KNOWN = [
     ("resize of an image that was not closed cleanly", not_closed),
     ("compressed clusters with subclusters", refuses("a compressed cluster has subclusters")),
     ("compare -s: which offset", strict_offset),
+    ("check -r and the snapshot table", snapshot_table),
     ("check -r of images with snapshots", lost_snapshots),
     ("check -r all where qemu-img gives up", repair_failed),
     ("damaged bitmaps", damaged_bitmaps),

@@ -277,8 +277,13 @@ struct NBDTests {
                 "]",
             ]
                 + [folder.path("target")])
-        #expect(process.wait(until: { FileManager.default.fileExists(atPath: mark) }))
-        let text = try String(contentsOfFile: mark, encoding: .utf8)
+        // The file is there before its content is.
+        var text = ""
+        #expect(
+            process.wait(until: {
+                text = (try? String(contentsOfFile: mark, encoding: .utf8)) ?? ""
+                return text.hasSuffix("\n")
+            }))
         let server = try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
         #expect(Glibc.kill(server, 0) == 0)
         process.kill()

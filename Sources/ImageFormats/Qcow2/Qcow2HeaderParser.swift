@@ -73,16 +73,21 @@ struct Qcow2HeaderParser {
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
             virtualSize <= Int64.max - (1 << 62)
         else { throw .corrupt(name, "the virtual size is too large") }
+        // What is no whole sector no guest has ever seen.
         let geometry = Qcow2Geometry(
-            clusterBits: clusterBits, hasExtendedL2: hasExtendedL2, virtualSize: virtualSize)
+            clusterBits: clusterBits, hasExtendedL2: hasExtendedL2,
+            virtualSize: virtualSize.roundedDown(to: guestSectorSize))
         let l1 = try parseL1(bytes, geometry)
+        let refcountTable = Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))
+        guard refcountTable % geometry.clusterSize == 0 else {
+            throw .corrupt(name, "the offset of the refcount table is invalid")
+        }
         return Qcow2Header(
             version: version, geometry: geometry,
             compression: try parseCompression(bytes, features),
             backingFile: try parseBackingName(bytes), backingFormat: extensions.backingFormat,
             l1Offset: l1.offset, l1Entries: l1.entries,
-            refcountTableOffset: HostOffset(
-                Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))),
+            refcountTableOffset: HostOffset(refcountTable),
             refcountTableClusters: Int64(bytes.bigEndian(at: 56, as: UInt32.self)),
             extras: extras)
     }
@@ -153,7 +158,9 @@ struct Qcow2HeaderParser {
         else {
             throw .corrupt(name, "the backing file name lies outside the first cluster")
         }
-        return text(bytes, Int(offset)..<Int(offset) + length)
+        // A name that begins with its end names nothing.
+        let found = text(bytes, Int(offset)..<Int(offset) + length)
+        return found.isEmpty ? nil : found
     }
 
     private struct Extensions {
