@@ -122,6 +122,33 @@ struct NBDPairTests {
         #expect(flushes.count == (isAsked && !hasFlag ? changes.count + 1 : 1), "\(lines)")
     }
 
+    /// The other verbs take NBD names, too, and answer as qemu-img does.
+    @Test(arguments: [
+        "info --output=json -f qcow2", "info -f qcow2", "info -f raw", "map --output=json -f qcow2",
+        "map -f qcow2", "map --output=json -f raw", "check -f qcow2",
+        "check --output=json -f qcow2", "measure -f qcow2 -O raw",
+        "measure -f qcow2 -O qcow2 --output=json",
+    ])
+    func verbsTakeExports(_ line: String) throws {
+        let image = try SourceGallery.named("v3-64k")
+        let server = try NBDTestServer.qemu("-r", "-f", "raw", image.path)
+        let theirs = try require("qemu-img", line.words + [server.uri])
+        let outcome = try run(Swimg.path, line.words + [server.uri])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(!theirs.isEmpty && outcome.outputText == theirs, "\(outcome)\n\(theirs)")
+    }
+
+    @Test func comparesAndDigestsExports() throws {
+        let image = try SourceGallery.named("v3-64k")
+        let server = try NBDTestServer.qemu("-r", "-f", "raw", image.path)
+        let line = ["compare", "-f", "qcow2", "-F", image.format, server.uri, image.path]
+        #expect(try run(Swimg.path, line).outputText == "Images are identical.\n")
+        let digests = try [server.uri, image.path].map {
+            try require(Swimg.path, ["digest", "-f", "qcow2", $0]).prefix(64)
+        }
+        #expect(digests[0] == digests[1] && digests[0].count == 64)
+    }
+
     @Test func anImageIsNotConvertedOntoItself() throws {
         let server = try NBDTestServer.nbdkit("memory", "\(Self.size)")
         let outcome = try Swimg.convert("-f", "raw", "-O", "qcow2", server.uri, server.uri)
