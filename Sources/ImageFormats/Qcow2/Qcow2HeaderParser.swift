@@ -73,10 +73,8 @@ struct Qcow2HeaderParser {
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
             virtualSize <= Int64.max - (1 << 62)
         else { throw .corrupt(name, "the virtual size is too large") }
-        // What is no whole sector no guest has ever seen.
         let geometry = Qcow2Geometry(
-            clusterBits: clusterBits, hasExtendedL2: hasExtendedL2,
-            virtualSize: virtualSize.roundedDown(to: guestSectorSize))
+            clusterBits: clusterBits, hasExtendedL2: hasExtendedL2, virtualSize: virtualSize)
         let l1 = try parseL1(bytes, geometry)
         let refcountTable = Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))
         guard refcountTable % geometry.clusterSize == 0 else {
