@@ -47,6 +47,8 @@ class Pair:
     """One command line, run by both."""
 
     old_size = None
+    # The disk ends within a sector.
+    is_ragged = False
     is_damaged = False
 
     def __init__(self, image, words, theirs, own, judgement, layout):
@@ -110,6 +112,7 @@ class Bench:
         self.folders = {side: os.path.join(folder, side) for side in self.programs}
         self.fresh = os.path.join(image_folder, name) if name else None
         self.size = None
+        self.is_ragged = ends_within_sector(self.fresh)
         if name and "fifo" not in name:
             shown = execute(self.programs["theirs"], ["info", "--output=json", self.fresh], image_folder)
             self.size = json.loads(shown.stdout)["virtual-size"] if shown.status == 0 else None
@@ -132,6 +135,7 @@ class Bench:
                     os.remove(os.path.join(place, name))
         pair = Pair(image, command.words, theirs, own, *judged)
         pair.old_size = self.size
+        pair.is_ragged = self.is_ragged
         return pair
 
     def judge(self, judged, status):
@@ -165,6 +169,15 @@ class Bench:
         if outcome.status == 1:
             lines.append("compare of the results: " + outcome.stdout.strip())
         return lines, moved
+
+
+def ends_within_sector(path):
+    """Of a qcow2 image: QEMU's docs/interop/qcow2.txt, section "Header"."""
+    if not path or not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        header = file.read(32)
+    return header[:4] == b"QFI\xfb" and int.from_bytes(header[24:], "big") % 512 != 0
 
 
 def copy(source, target):

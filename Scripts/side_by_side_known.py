@@ -101,6 +101,10 @@ def not_closed(pair):
     return pair.verb == "resize" and "not closed cleanly" in pair.own.stderr and pair.own.status == 1
 
 
+def ragged(pair):
+    return pair.is_ragged and pair.own.status == pair.theirs.status
+
+
 def stale_bitmaps(pair):
     rest = re.sub(r"qemu-img: warning: a program lacking bitmap support .*\nSome clusters may be leaked, .*fix\.\n?",
                   "", pair.theirs.stderr)
@@ -139,5 +143,6 @@ KNOWN = [
     ("check -r all where qemu-img gives up", repair_failed),
     ("damaged bitmaps", damaged_bitmaps),
     ("other damage is refused, too", damage),
+    ("a qcow2 disk whose size is no multiple of 512", ragged),
     ("a warning of bitmaps that are out of date", stale_bitmaps),
 ]

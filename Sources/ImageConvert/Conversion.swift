@@ -38,6 +38,8 @@ public struct Conversion: Sendable {
     public var shareForced = false
     /// How NBD servers are used.
     public var nbd = NBDOptions()
+    /// The source as it was when this internal snapshot was taken (`-l`).
+    public var snapshot: SnapshotName?
     /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
     public var backingFile: String?
     public var backingFormat: String?
@@ -72,12 +74,14 @@ public struct Conversion: Sendable {
             return try await self.into(described).run()
         }
         let parameters = try checkedParameters()
-        let opener = ImageOpener(
+        var opener = ImageOpener(
             cacheMode: sourceCacheMode, shareForced: shareForced, nbd: nbd)
+        opener.snapshot = snapshot
         var opened: [OpenedImage] = []
         for path in sources {
             opened.append(try await opener.open(path, format: sourceFormat))
         }
+        opener.snapshot = nil
         var input = try input(opened, parameters)
         var files = opened.flatMap(\.files)
         var created = parameters.qcow2
@@ -100,7 +104,8 @@ public struct Conversion: Sendable {
         try created.check()
         let job = TargetJob(
             conversion: conversion, input: input, parameters: parameters, qcow2: created,
-            requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0)
+            requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
+            requestSize: opened.map(\.requestSize).max() ?? 0)
         var targetNBD = nbd
         targetNBD.writesThrough = targetCacheMode.isSynchronous
         // A raw export may be written back to itself: each range is read before it is written.
@@ -155,6 +160,9 @@ public struct Conversion: Sendable {
     /// Finds what contradicts itself before anything is opened.
     private func checkedParameters() throws(ImageError) -> ImageParameters {
         guard !sources.isEmpty else { throw .invalid("a source is needed") }
+        guard snapshot == nil || sources.count == 1 else {
+            throw .invalid("No support for concatenating multiple snapshot")
+        }
         guard Self.workerRange.contains(workers) else {
             throw .invalid("the number of workers (-m) must be between 1 and 64")
         }

@@ -18,6 +18,8 @@ public struct OpenedImage: Sendable {
     public let layers: [OpenedLayer]
     /// How many requests the most distant of its storages wants at once.
     public let requestsInFlight: Int
+    /// And how long they should be, in bytes.
+    public let requestSize: Int64
 }
 
 /// One image of a chain.
@@ -47,6 +49,8 @@ public struct ImageOpener: Sendable {
     /// Read images that somebody else writes to (`-U`).
     public var shareForced: Bool
     public var nbd: NBDOptions
+    /// Open the image that a person named as it was then (`-l`); what it lies on is today's.
+    public var snapshot: SnapshotName?
     /// Asked before a file that an image names is opened; it can refuse by throwing.
     public var backingGate: @Sendable (_ path: String, _ namedBy: String) throws -> Void
 
@@ -75,7 +79,8 @@ public struct ImageOpener: Sendable {
             topLayer: sources[0],
             backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
             files: layers.compactMap(\.storage.file), layers: layers,
-            requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0)
+            requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0,
+            requestSize: layers.map(\.storage.traits.requestSize).max() ?? 0)
     }
 
     /// Opens an image and its backing chain as single images, from the image itself down; never empty.
@@ -112,9 +117,15 @@ public struct ImageOpener: Sendable {
         let description = overlay == nil ? try ImageDescription(path) : nil
         let known = try await knownFormat(format, of: storage, described: description)
         let source: any ImageSource
-        switch known {
-        case .raw: source = RawSource(storage)
-        case .qcow2: source = try await Qcow2Source(storage)
+        switch (known, overlay == nil ? snapshot : nil) {
+        case (.raw, nil): source = RawSource(storage)
+        case (.raw, _?):
+            throw ImageError(
+                .unsupported, path: path,
+                "Failed to load snapshot: the format 'raw' has no internal snapshots")
+        case (.qcow2, nil): source = try await Qcow2Source(storage)
+        case (.qcow2, let snapshot?):
+            source = try await Qcow2Source(storage, snapshot: snapshot)
         }
         return OpenedLayer(
             path: description?.place ?? path, format: known, storage: storage, source: source,

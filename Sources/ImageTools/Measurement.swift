@@ -31,6 +31,8 @@ public struct Measurement: Sendable {
     /// Read an image that somebody else writes to (`-U`).
     public var shareForced = false
     public var nbd = NBDOptions()
+    /// The image as it was when this internal snapshot was taken (`-l`).
+    public var snapshot: SnapshotName?
 
     public init(_ disk: Disk) { self.disk = disk }
 
@@ -44,8 +46,9 @@ public struct Measurement: Sendable {
             image = nil
             size = bytes.roundedUp(to: guestSectorSize)
         case .image(let path, let format):
-            let opened = try await ImageOpener(shareForced: shareForced, nbd: nbd)
-                .open(path, format: format)
+            var opener = ImageOpener(shareForced: shareForced, nbd: nbd)
+            opener.snapshot = snapshot
+            let opened = try await opener.open(path, format: format)
             image = opened
             size = opened.source.virtualSize.roundedUp(to: guestSectorSize)
         }

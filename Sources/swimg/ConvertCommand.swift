@@ -23,9 +23,9 @@ struct ConvertCommand: ImageCommand {
             """)
 
     static let letters = OptionLetters(
-        flags: "cCnpqUW", valued: "fOmSotTBF",
+        flags: "cCnpqUW", valued: "fOmSotTBFl",
         missing: [
-            "l", "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
+            "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
         ])
 
     @Option(
@@ -96,6 +96,13 @@ struct ConvertCommand: ImageCommand {
         name: .customShort("T"), parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the sources.", valueName: "mode"))
     var sourceCache = "writeback"
+
+    @Option(
+        name: .customShort("l"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "The source as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
+            valueName: "snapshot"))
+    var snapshot: String?
 
     @Option(
         name: .customShort("B"), parsing: .unconditional,
@@ -199,6 +206,9 @@ struct ConvertCommand: ImageCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
+        conversion.snapshot = try snapshot.map { text throws(ImageError) in
+            try SnapshotName(text)
+        }
         conversion.nbd = try nbd.options()
         conversion.expectedDigest = expectedDigest
         return conversion

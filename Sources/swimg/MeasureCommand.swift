@@ -17,7 +17,7 @@ struct MeasureCommand: ImageCommand {
 
     static let isBrief = true
     static let letters = OptionLetters(
-        flags: "U", valued: "fOo", missing: ["l", "snapshot"])
+        flags: "U", valued: "fOol")
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -38,6 +38,13 @@ struct MeasureCommand: ImageCommand {
         parsing: .unconditional,
         help: ArgumentHelp("Of an empty disk, in bytes (k, M, G, T).", valueName: "size"))
     var size: String?
+
+    @Option(
+        name: .customShort("l"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "The image as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
+            valueName: "snapshot"))
+    var snapshot: String?
 
     @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
     var output = "human"
@@ -67,6 +74,9 @@ struct MeasureCommand: ImageCommand {
         }
         measurement.targetFormat = format
         for text in options { try measurement.options.add(text) }
+        measurement.snapshot = try snapshot.map { text throws(ImageError) in
+            try SnapshotName(text)
+        }
         measurement.shareForced = access.forceShare
         measurement.nbd = try access.nbd.options()
         return measurement
@@ -85,7 +95,7 @@ struct MeasureCommand: ImageCommand {
         case (_?, _?):
             throw .invalid("--size N cannot be used together with a filename.")
         case (nil, let bytes?):
-            guard sourceFormat == nil else {
+            guard sourceFormat == nil, snapshot == nil else {
                 throw .invalid("--image-opts, -f, and -l require a filename argument.")
             }
             return .empty(bytes)

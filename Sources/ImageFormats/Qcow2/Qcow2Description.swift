@@ -53,7 +53,7 @@ public struct Qcow2Description: Sendable, Equatable {
             places.incompatible & Feature.externalDataFile == 0
             ? nil : header.extras.autoclearFeatures & 2 != 0
         snapshots = try await Qcow2Snapshot.readAll(
-            storage, at: places.snapshotsOffset, count: Int64(header.extras.snapshots))
+            storage, at: header.extras.snapshotTableOffset, count: Int64(header.extras.snapshots))
         // Without its bit a program that knows no bitmaps has changed the image: they are void.
         if let directory = places.bitmaps, header.extras.autoclearFeatures & 1 != 0 {
             bitmaps = try await Qcow2Bitmap.readAll(
@@ -82,7 +82,6 @@ public struct Qcow2Description: Sendable, Equatable {
         var compatible: UInt64 = 0
         var encryptionMethod: UInt32
         var nameOffset: UInt64
-        var snapshotsOffset: UInt64
         var refcountTableOffset: UInt64
         var refcountTableBytes: Int64
         var clusterSize: Int64
@@ -95,7 +94,6 @@ public struct Qcow2Description: Sendable, Equatable {
         init(_ bytes: RawSpan, _ header: Qcow2Header) {
             encryptionMethod = bytes.bigEndian(at: 32, as: UInt32.self)
             nameOffset = bytes.bigEndian(at: 8, as: UInt64.self)
-            snapshotsOffset = bytes.bigEndian(at: 64, as: UInt64.self)
             refcountTableOffset = bytes.bigEndian(at: 48, as: UInt64.self)
             clusterSize = header.geometry.clusterSize
             refcountTableBytes = header.refcountTableClusters * clusterSize
@@ -146,7 +144,7 @@ public struct Qcow2Description: Sendable, Equatable {
             guard nameOffset <= UInt64(clusterSize) else {
                 throw .corrupt(name, "the backing file name lies outside the first cluster")
             }
-            guard snapshotsOffset % UInt64(clusterSize) == 0 else {
+            guard header.extras.snapshotTableOffset % UInt64(clusterSize) == 0 else {
                 throw .corrupt(name, "the offset of the snapshot table is invalid")
             }
             guard refcountTableBytes > 0 else {

@@ -61,6 +61,7 @@ public struct Qcow2Header: Sendable, Equatable {
     struct Extras: Sendable, Equatable {
         var refcountBits = 16
         var snapshots: UInt32 = 0
+        var snapshotTableOffset: UInt64 = 0
         var incompatibleFeatures: UInt64 = 0
         var compatibleFeatures: UInt64 = 0
         var autoclearFeatures: UInt64 = 0

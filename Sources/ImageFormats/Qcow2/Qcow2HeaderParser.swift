@@ -53,6 +53,7 @@ struct Qcow2HeaderParser {
         try checkEncryption(bytes.bigEndian(at: 32, as: UInt32.self))
         var extras = Qcow2Header.Extras()
         extras.snapshots = bytes.bigEndian(at: 60, as: UInt32.self)
+        extras.snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
         if version == 3 {
             let refcountOrder = bytes.bigEndian(at: 96, as: UInt32.self)
             guard refcountOrder <= 6 else {

@@ -7,6 +7,9 @@ import ImageStorage
 public struct Qcow2Snapshot: Sendable, Equatable {
     public let id: String
     public let name: String
+    /// Where the L1 table lies that maps the disk as it was then, as the entry says it.
+    let l1Offset: UInt64
+    let l1Entries: Int64
     /// When it was taken, since 1970 in UTC.
     public let seconds: UInt32
     public let nanoseconds: UInt32
@@ -57,6 +60,8 @@ public struct Qcow2Snapshot: Sendable, Equatable {
         let idEnd = extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
         id = rest.text(extraLength..<idEnd)
         name = rest.text(idEnd..<rest.count)
+        l1Offset = fixed.bigEndian(at: 0, as: UInt64.self)
+        l1Entries = Int64(fixed.bigEndian(at: 8, as: UInt32.self))
         seconds = fixed.bigEndian(at: 16, as: UInt32.self)
         nanoseconds = fixed.bigEndian(at: 20, as: UInt32.self)
         guestNanoseconds = fixed.bigEndian(at: 24, as: UInt64.self)

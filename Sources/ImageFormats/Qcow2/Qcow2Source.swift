@@ -17,6 +17,20 @@ public struct Qcow2Source: ImageSource {
         try await self.init(storage, header: Qcow2Header.read(from: storage))
     }
 
+    /// Opens the disk as it was when a snapshot was taken. Its size is today's, as with qemu.
+    ///
+    /// - Throws: `ImageError`; also if the image has no such snapshot.
+    init(_ storage: any Storage, snapshot: SnapshotName) async throws {
+        let header = try await Qcow2Header.read(from: storage)
+        let snapshots = try await Qcow2Snapshot.readAll(
+            storage, at: header.extras.snapshotTableOffset, count: Int64(header.extras.snapshots))
+        guard let found = snapshot.find(in: snapshots) else {
+            throw ImageError(
+                .invalid, path: storage.name, "Failed to load snapshot: Can't find snapshot")
+        }
+        try await self.init(storage, header: header.of(found, in: storage.name))
+    }
+
     /// - Parameter header: of the image, or what it could be.
     init(_ storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage

@@ -19,7 +19,8 @@ final class Qcow2Tables: Sendable {
     private let sliceBytes: Int64
     private let cache: Mutex<SliceCache>
 
-    /// Reads the L1 table.
+    /// Reads the L1 table. One that is short, as a snapshot's can be of a disk that has grown since,
+    /// says nothing about the rest.
     init(storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage
         geometry = header.geometry
@@ -28,7 +29,9 @@ final class Qcow2Tables: Sendable {
         sliceBytes = min(Self.sliceSize, header.geometry.clusterSize)
         cache = Mutex(SliceCache(capacity: max(4, Self.cacheSize / Int(sliceBytes))))
         l1 = try await Self.readTable(
-            storage, at: header.l1Offset, bytes: header.geometry.l1Entries * 8, "L1 table")
+            storage, at: header.l1Offset,
+            bytes: min(header.l1Entries, header.geometry.l1Entries) * 8,
+            "L1 table")
     }
 
     /// What the disk holds from `offset` on, in one piece, up to `limit`.
@@ -52,7 +55,8 @@ final class Qcow2Tables: Sendable {
     /// The L2 entries around a guest offset.
     func entries(at offset: Int64, limit: Int64) async throws -> Entries {
         let table = offset / geometry.l2Coverage
-        guard let l2Offset = try l2Offset(l1[Int(table)], offset) else {
+        let entry = table < l1.count ? l1[Int(table)] : 0
+        guard let l2Offset = try l2Offset(entry, offset) else {
             return Entries(words: [], range: offset..<endOfUnallocated(table, limit))
         }
         let coverage = sliceBytes / 8 / geometry.wordsPerL2Entry * geometry.clusterSize
