@@ -2,7 +2,7 @@
 //
 // Usage: floor copy SOURCE TARGET
 //        floor scan SOURCE TARGET               the target stays empty
-//        floor zlib|zstd SOURCE TARGET LIST     LIST from datasets.py: offset length guest plain
+//        floor zlib|zstd|plain SOURCE TARGET LIST     LIST from datasets.py: offset length guest plain
 //
 // No zeros are looked for, nothing is checked against anything, and a short read ends the program.
 #define _GNU_SOURCE

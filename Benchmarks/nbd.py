@@ -3,10 +3,12 @@
 
 Usage: nbd.py path/to/swimg [--folder DIR] [--pairs N]
 
-The scenario that nbdcopy was published with: two qemu-nbd in memory (/dev/shm), a disk of 6 GiB, about a third of it
-data. The programs take turns, in random order in each round. The target is emptied before each turn,
-and compared once for each program. Then the same with 5 ms for each request: there nothing counts but how
-many are in flight.
+The scenario that nbdcopy was published with (the commit "copy: Always allow multiple connections" of libnbd): two
+qemu-nbd with qcow2 disks of 6 GiB in memory (/dev/shm), nbdcopy with 4 connections of 2 requests of 128 KiB, `--flush`.
+The programs take turns, in random order in each round, and as there each finds the target as the one before left it, so that
+the clusters are allocated; three rounds come first that do not count. In those each program begins with an empty target and
+what it wrote is compared. Then a new target each time, whose memory the server has to ask the kernel
+for. Then 5 ms for each request: there nothing counts but how many are in flight.
 """
 
 import argparse
@@ -37,8 +39,8 @@ def server(command, socket):
         process.wait()
 
 
-def qemu_nbd(file, socket):
-    return server(["qemu-nbd", "-t", "-e", "16", "-f", "raw", "--discard=unmap", "-k", socket, file], socket)
+def qemu_nbd(file, socket, *flags):
+    return server(["qemu-nbd", *flags, "-t", "-e", "4", "-f", "qcow2", "-k", socket, file], socket)
 
 
 def peak_and_time(command):
@@ -48,38 +50,66 @@ def peak_and_time(command):
         return time.monotonic() - start, int(report.read())
 
 
+def programs(swimg, source, target):
+    return {
+        "swimg": [swimg, "convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw", source, target],
+        "qemu-img": ["qemu-img", "convert", "-n", "-W", "-m", "8", "-f", "raw", "-O", "raw", source, target],
+        "nbdcopy": ["nbdcopy", "--flush", source, target],
+        "nbdcopy 4 x 2 x 128 KiB": [
+            "nbdcopy", "--flush", "--connections=4", "--requests=2", "--request-size=131072", source, target],
+    }
+
+
 def published(swimg, source, folder, pairs):
-    target = f"{folder}/target.raw"
-    with open(target, "wb") as file:
-        file.truncate(SIZE)
-    with qemu_nbd(source, f"{folder}/one") as one, qemu_nbd(target, f"{folder}/two") as two:
-        commands = {
-            "swimg": [swimg, "convert", "-n", "-W", "-f", "raw", "-O", "raw", one, two],
-            "qemu-img": ["qemu-img", "convert", "-n", "-m", "8", "-W", "-f", "raw", "-O", "raw", one, two],
-            "nbdcopy": ["nbdcopy", one, two],
-            "nbdcopy 4 x 2 x 128 KiB": [
-                "nbdcopy", "--connections=4", "--requests=2", "--request-size=131072", one, two],
-        }
-        results = {name: [] for name in commands}
-        for number in range(pairs):
-            for name in random.sample(list(commands), len(commands)):
-                # The server keeps it open: the same file, without its data.
-                os.truncate(target, 0)
-                os.truncate(target, SIZE)
-                results[name].append(peak_and_time(commands[name]))
-                if number == 0:
-                    run("qemu-img", "compare", "-f", "raw", "-F", "raw", source, target)
-    print("| two qemu-nbd in memory, 6 GiB | seconds | swimg is times as fast | MiB |\n|---|---|---|---|")
-    for name, times in results.items():
-        ratio = statistics.median(t / s for (t, _), (s, _) in zip(times, results["swimg"]))
-        print(
-            f"| {name} | {statistics.median(t for t, _ in times):.2f} | {ratio:.2f} "
-            f"| {max(m for _, m in times) / 1024:.1f} |", flush=True)
+    """The target as the run before left it, and a new one for each run."""
+    target = f"{folder}/target.qcow2"
+
+    def create():
+        if os.path.exists(target):
+            os.unlink(target)
+        run("qemu-img", "create", "-q", "-f", "qcow2", target, str(SIZE))
+
+    names = list(programs(swimg, "", ""))
+    with qemu_nbd(source, f"{folder}/one", "-r") as one:
+        for name in names:
+            create()
+            with qemu_nbd(target, f"{folder}/first") as two:
+                run(*programs(swimg, one, two)[name])
+            run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", source, target)
+
+        def again(rounds):
+            with qemu_nbd(target, f"{folder}/again") as two:
+                results = {name: [] for name in names}
+                for number in range(3 + rounds):
+                    for name in random.sample(names, len(names)):
+                        times = peak_and_time(programs(swimg, one, two)[name])
+                        if number >= 3:
+                            results[name].append(times)
+            run("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", source, target)
+            return results
+
+        def new(rounds):
+            results = {name: [] for name in names}
+            for _ in range(rounds):
+                for name in random.sample(names, len(names)):
+                    create()
+                    with qemu_nbd(target, f"{folder}/new") as two:
+                        results[name].append(peak_and_time(programs(swimg, one, two)[name]))
+            return results
+
+        for title, results in [("as published", again(pairs)), ("a new target each time", new(pairs // 3))]:
+            print(f"| 6 GiB, {title} | seconds | swimg is times as fast | MiB |\n|---|---|---|---|")
+            for name, times in results.items():
+                ratio = statistics.median(t / s for (t, _), (s, _) in zip(times, results["swimg"]))
+                print(
+                    f"| {name} | {statistics.median(t for t, _ in times):.2f} | {ratio:.2f} "
+                    f"| {max(m for _, m in times) / 1024:.1f} |", flush=True)
+            print()
 
 
 def delayed(swimg, folder):
     """Nothing but waiting: a server that has nothing to do but to let 5 ms pass. It must not be the limit."""
-    print("\n| 1 GiB, 5 ms a request | seconds | nbdcopy | requests / in flight x 5 ms | times as long |\n"
+    print("| 1 GiB, 5 ms a request | seconds | nbdcopy | requests / in flight x 5 ms | times as long |\n"
           "|---|---|---|---|---|")
     source = f"{folder}/full.raw"
     with open(source, "wb") as file:
@@ -91,12 +121,12 @@ def delayed(swimg, folder):
             command = [
                 "nbdkit", "-f", "-U", socket, "-t", "64", "--filter=noextents", "--filter=delay", "null",
                 f"{size}M", f"delay-{way}=5ms"]
-            flags = [f"--connections={connections}", f"--requests={requests}"]
+            flags = [f"--connections={connections}", f"--requests={requests}", "--request-size=262144"]
             with server(command, socket) as slow:
                 ends = [slow, f"{folder}/out.raw"] if way == "read" else [source, slow]
                 peer = [slow, "null:"] if way == "read" else [source, slow]
                 own = [swimg, "convert", "-n" if way == "write" else "-W", "-f", "raw", "-O", "raw"]
-                commands = [own + flags + ends, ["nbdcopy", "--request-size=262144"] + flags + peer]
+                commands = [own + flags + ends, ["nbdcopy"] + flags + peer]
                 seconds = [[], []]
                 for _ in range(3):
                     for times, command in zip(seconds, commands):
@@ -111,14 +141,17 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("swimg")
     parser.add_argument("--folder", default="/var/tmp/swimg-bench", help="where the disk of bench.py is")
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--only", choices=["published", "delayed"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        source = f"{folder}/source.raw"
-        run("cp", "--sparse=always", f"{options.folder}/disk.raw", source)
-        os.truncate(source, SIZE)
-        published(os.path.realpath(options.swimg), source, folder, options.pairs)
-        delayed(os.path.realpath(options.swimg), folder)
+        source = f"{folder}/source.qcow2"
+        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", f"{options.folder}/disk.raw", source)
+        run("qemu-img", "resize", "-q", "-f", "qcow2", "--shrink", source, str(SIZE))
+        if options.only != "delayed":
+            published(os.path.realpath(options.swimg), source, folder, options.pairs)
+        if options.only != "published":
+            delayed(os.path.realpath(options.swimg), folder)
 
 
 if __name__ == "__main__":

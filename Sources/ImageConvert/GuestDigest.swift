@@ -29,7 +29,7 @@ public struct GuestDigest: Sendable {
         var pipeline = Pipeline(writesInOrder: false)
         if image.requestsInFlight > 0 {
             pipeline.workers = max(pipeline.workers, image.requestsInFlight)
-            pipeline.smallestChunk = NBDStorage.requestSize
+            pipeline.smallestChunk = image.requestSize
             pipeline.chunksPerWorker = 1
         }
         if let onProgress {

@@ -11,6 +11,8 @@ struct TargetJob {
     let qcow2: Qcow2Options
     /// How many requests the source wants at once.
     let requestsInFlight: Int
+    /// And how long they should be, in bytes.
+    let requestSize: Int64
 
     func write(to storage: any Storage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
@@ -34,7 +36,7 @@ struct TargetJob {
             let isAtOneEnd = distant == 0 || requestsInFlight == 0
             pipeline.workers = max(
                 conversion.workers, isAtOneEnd ? wanted + wanted / 4 + 1 : wanted)
-            pipeline.smallestChunk = NBDStorage.requestSize
+            pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
         }
         // Order is for disks that turn, and for files that grow; a server has its requests all at once.

@@ -25,10 +25,17 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     /// How often a thread looks for a job before it goes to sleep: about 50 µs.
     private static let glances = 1000
 
+    /// How long a thread is lent that others wait for.
+    private static let loanTime: Duration = .microseconds(500)
+
+    /// After how many vain times it looks out only once in as many.
+    private static let vainLimit = 16
+
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let wakeUp = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-    /// Set on the threads of this executor.
+    /// Set on the threads of this executor, and on those that are lent to it (`lent`).
     private let isOwnThread: pthread_key_t
+    private var lent: UnsafeMutableRawPointer { UnsafeMutableRawPointer(wakeUp) }
     /// How many jobs wait for a thread, to be looked at without the mutex.
     private let waitingCount = Atomic<Int>(0)
     private let coreCount: Int
@@ -40,6 +47,9 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     private var busyCount = 0
     /// A thread has been called and has not yet come. It calls the next one if there is more to do.
     private var isCalling = false
+    /// How often a thread had nothing to do, and how many times in a row none came while it looked out.
+    private var idleTimes = 0
+    private var vainLookouts = 0
 
     private init() {
         pthread_mutex_init(mutex, nil)
@@ -66,9 +76,47 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         if shared.waitingCount.load(ordering: .relaxed) > 0 { shared.callThread() }
     }
 
+    /// Lends a thread that answers others: those whom it resumes within `answers` go on right here, without the time
+    /// and the price of waking somebody, if there is a core for them.
+    ///
+    /// - Returns: false if that took long, or would have to wait for a file, and the thread was not there for its own
+    ///   work meanwhile.
+    public static func lendThread(after answers: () -> Void) -> Bool {
+        pthread_setspecific(shared.isOwnThread, shared.lent)
+        answers()
+        var isSoon = shared.runWaitingJobs(until: .now + loanTime)
+        if pthread_getspecific(shared.isOwnThread) != shared.lent { isSoon = false }
+        pthread_setspecific(shared.isOwnThread, nil)
+        if !isSoon { willBeBusy() }
+        return isSoon
+    }
+
+    private func runWaitingJobs(until end: ContinuousClock.Instant) -> Bool {
+        while waitingCount.load(ordering: .relaxed) > 0 {
+            guard ContinuousClock.now < end else { return false }
+            pthread_mutex_lock(mutex)
+            // Whoever has the last core looks for more when done.
+            guard !jobs.isEmpty, busyCount < coreCount else {
+                pthread_mutex_unlock(mutex)
+                break
+            }
+            let job = jobs.removeFirst()
+            waitingCount.store(jobs.count, ordering: .relaxed)
+            busyCount += 1
+            pthread_mutex_unlock(mutex)
+            job.runSynchronously(on: asUnownedTaskExecutor())
+            pthread_mutex_lock(mutex)
+            busyCount -= 1
+            pthread_mutex_unlock(mutex)
+        }
+        return ContinuousClock.now < end
+    }
+
     /// Makes a system call that may sleep. Its core can work for others meanwhile.
     static func mayBlock<T>(_ call: () -> T) -> T {
-        let isOwn = pthread_getspecific(shared.isOwnThread) != nil
+        let mark = pthread_getspecific(shared.isOwnThread)
+        let isOwn = mark != nil
+        if mark == shared.lent { pthread_setspecific(shared.isOwnThread, shared.mutex) }
         if isOwn { shared.callThread(freeing: 1) }
         let result = call()
         if isOwn {
@@ -121,11 +169,14 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     /// Waits for a job for a moment without sleeping. Whoever does counts as called, so nobody is woken
     /// meanwhile, and there is never more than one. A thread that sleeps comes after 50 to 100 µs on a
     /// virtual machine, in the time of a chunk: two workers on two cores had 1.4 of them.
-    private func lookOut() {
+    ///
+    /// - Returns: whether there is one.
+    private func lookOut() -> Bool {
         for _ in 0..<Self.glances {
-            if waitingCount.load(ordering: .relaxed) > 0 { return }
+            if waitingCount.load(ordering: .relaxed) > 0 { return true }
             clinux_relax()
         }
+        return false
     }
 
     private func runJobs() {
@@ -137,9 +188,14 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
             if jobs.isEmpty, busyCount < coreCount, !isCalling || wasCalled {
                 isCalling = true
                 wasCalled = true
-                pthread_mutex_unlock(mutex)
-                lookOut()
-                pthread_mutex_lock(mutex)
+                idleTimes += 1
+                // Where that was in vain several times, somebody else may have a use for the core.
+                if vainLookouts < Self.vainLimit || idleTimes % Self.vainLimit == 0 {
+                    pthread_mutex_unlock(mutex)
+                    let isFound = lookOut()
+                    pthread_mutex_lock(mutex)
+                    vainLookouts = isFound ? 0 : vainLookouts + 1
+                }
             }
             while jobs.isEmpty || busyCount >= coreCount {
                 if wasCalled { isCalling = false }

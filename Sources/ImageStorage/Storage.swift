@@ -11,17 +11,20 @@ public struct StorageTraits: Sendable, Equatable {
     /// How many requests it wants at once to be busy: what is far away takes long to answer each. 0
     /// where there is no need for more than a conversion's workers.
     public var requestsInFlight: Int
+    /// How long each of those is best, in bytes; 0 where it does not matter.
+    public var requestSize: Int64
     /// What writes should be multiples of, a power of two, in bytes; others work and take longer.
     public var blockSize: Int64
 
     public init(
         isDevice: Bool = false, readsAsZero: Bool = false, hasHoles: Bool = false,
-        requestsInFlight: Int = 0, blockSize: Int64 = 1
+        requestsInFlight: Int = 0, requestSize: Int64 = 0, blockSize: Int64 = 1
     ) {
         self.isDevice = isDevice
         self.readsAsZero = readsAsZero
         self.hasHoles = hasHoles
         self.requestsInFlight = requestsInFlight
+        self.requestSize = requestSize
         self.blockSize = blockSize
     }
 }

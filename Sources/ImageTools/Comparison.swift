@@ -85,17 +85,18 @@ public struct Comparison: Sendable {
             result.difference = .size
         } else {
             result.difference = try await firstDifference(
-                pair, requestsInFlight: images.0.requestsInFlight + images.1.requestsInFlight)
+                pair, requestsInFlight: images.0.requestsInFlight + images.1.requestsInFlight,
+                requestSize: max(images.0.requestSize, images.1.requestSize))
         }
         return result
     }
 
     private func firstDifference(
-        _ pair: ImagePair, requestsInFlight: Int
+        _ pair: ImagePair, requestsInFlight: Int, requestSize: Int64
     ) async throws -> Difference? {
         let isDistant = requestsInFlight > 0
         let pieceSize = max(
-            isDistant ? NBDStorage.requestSize : Self.pieceSize, pair.readGranularity)
+            isDistant ? requestSize : Self.pieceSize, pair.readGranularity)
         let cellSize = max(isDistant ? Self.distantCellSize : Self.cellSize, pieceSize)
         let size = pair.size
         let cursor = ComparisonCursor(end: size, cellSize: cellSize) { [onProgress] done in

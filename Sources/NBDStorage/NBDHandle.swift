@@ -81,7 +81,7 @@ final class NBDHandle {
                     .system(errno: ETIMEDOUT), path: address.name,
                     "cannot connect: no answer for \(timeout) seconds")
             }
-            guard wait(handle, milliseconds: 100, besides: nil) else {
+            guard wait(handle, milliseconds: 100) else {
                 throw lastError(address, "cannot connect")
             }
         }
@@ -157,44 +157,61 @@ final class NBDHandle {
         return cookie >= 0
     }
 
-    /// Waits until the server or another descriptor has something, and deals with the former.
+    /// Part of a request did not fit into the socket.
+    var wantsToWrite: Bool { cnbd_direction(handle) & cnbd_direction_write != 0 }
+
+    /// What the library waits for: events of `poll`.
+    var wantedEvents: Int16 { Self.wantedEvents(handle) }
+
+    private static func wantedEvents(_ handle: OpaquePointer) -> Int16 {
+        let direction = cnbd_direction(handle)
+        return (direction & cnbd_direction_read != 0 ? Int16(POLLIN) : 0)
+            | (direction & cnbd_direction_write != 0 ? Int16(POLLOUT) : 0)
+    }
+
+    /// Waits until the server or another descriptor has something. Others may use the handle meanwhile.
     ///
     /// - Parameters:
     ///   - milliseconds: at most; negative waits for ever.
     ///   - besides: another descriptor to read from.
-    func wait(milliseconds: Int32, besides: Int32) {
-        _ = Self.wait(handle, milliseconds: milliseconds, besides: besides)
+    /// - Returns: what happened to the connection, and whether the other one can be read.
+    func poll(
+        _ events: Int16, milliseconds: Int32, besides: Int32
+    ) -> (events: Int16, besides: Bool) {
+        var polled = (
+            pollfd(fd: cnbd_descriptor(handle), events: events, revents: 0),
+            pollfd(fd: besides, events: Int16(POLLIN), revents: 0)
+        )
+        let count = withUnsafeMutableBytes(of: &polled) {
+            Glibc.poll($0.assumingMemoryBound(to: pollfd.self).baseAddress, 2, milliseconds)
+        }
+        return count > 0 ? (polled.0.revents, polled.1.revents != 0) : (0, false)
     }
 
-    private static func wait(
-        _ handle: OpaquePointer, milliseconds: Int32, besides: Int32?
-    ) -> Bool {
-        let direction = cnbd_direction(handle)
-        var events: Int16 = 0
-        if direction & cnbd_direction_read != 0 { events |= Int16(POLLIN) }
-        if direction & cnbd_direction_write != 0 { events |= Int16(POLLOUT) }
-        var polled = [
-            pollfd(fd: cnbd_descriptor(handle), events: events, revents: 0),
-            // A negative number is passed over.
-            pollfd(fd: besides ?? -1, events: Int16(POLLIN), revents: 0),
-        ]
-        guard poll(&polled, 2, milliseconds) > 0 else { return true }
-        let happened = polled[0].revents
+    /// Deals with what `poll` found: as far as it is still what the library waits for.
+    func notify(_ happened: Int16) { _ = Self.notify(handle, happened) }
+
+    private static func notify(_ handle: OpaquePointer, _ happened: Int16) -> Bool {
+        let wanted = wantedEvents(handle)
         let isBroken = happened & Int16(POLLHUP | POLLERR) != 0
-        if happened & Int16(POLLIN) != 0 || isBroken && direction & cnbd_direction_read != 0,
-            direction & cnbd_direction_read != 0
-        {
+        if wanted & Int16(POLLIN) != 0, isBroken || happened & Int16(POLLIN) != 0 {
             return cnbd_notify_read(handle) >= 0
         }
-        if happened & Int16(POLLOUT) != 0 || isBroken {
+        if wanted & Int16(POLLOUT) != 0, isBroken || happened & Int16(POLLOUT) != 0 {
             return cnbd_notify_write(handle) >= 0
         }
         return true
     }
 
+    private static func wait(_ handle: OpaquePointer, milliseconds: Int32) -> Bool {
+        var polled = pollfd(fd: cnbd_descriptor(handle), events: wantedEvents(handle), revents: 0)
+        guard Glibc.poll(&polled, 1, milliseconds) > 0 else { return true }
+        return notify(handle, polled.revents)
+    }
+
     /// Says goodbye, and waits a moment for it to be sent.
     func disconnect() {
         guard !isOver, cnbd_disconnect(handle) >= 0 else { return }
-        for _ in 0..<10 where !isOver { wait(milliseconds: 100, besides: -1) }
+        for _ in 0..<10 where !isOver { _ = Self.wait(handle, milliseconds: 100) }
     }
 }

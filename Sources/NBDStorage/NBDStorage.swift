@@ -5,8 +5,6 @@ import Synchronization
 
 /// An export of an NBD server, over one connection or several.
 public final class NBDStorage: Storage {
-    /// Best over unix sockets, and no worse over TCP, in bytes.
-    public static let requestSize: Int64 = 256 << 10
     /// How far one question about the block status reaches, in bytes: far enough for few questions,
     /// and a server that answers in detail answers for less.
     private static let statusReach: Int64 = 1 << 30
@@ -95,12 +93,14 @@ public final class NBDStorage: Storage {
         // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
         let preferred = max(block, facts.preferredBlock)
         let wanted = min(
-            max(Self.requestSize.roundedDown(to: preferred), preferred), facts.maximumPayload)
+            max(options.requestSize(to: address).roundedDown(to: preferred), preferred),
+            facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: block))
         writesThrough = options.writesThrough
         traits = StorageTraits(
             isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: all.count * options.requests(to: address), blockSize: block)
+            requestsInFlight: all.count * options.requests(to: address), requestSize: pieceSize,
+            blockSize: block)
         self.server = server
     }
 

@@ -19,6 +19,13 @@ struct NBDServerOptions: ParsableArguments {
     var requests: String?
 
     @Option(
+        name: .customLong("request-size"),
+        help: ArgumentHelp(
+            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, on unix sockets 128k).",
+            valueName: "size"))
+    var requestSize: String?
+
+    @Option(
         help: ArgumentHelp(
             "How long an NBD server may leave requests unanswered (default: for ever).",
             valueName: "seconds"))
@@ -35,6 +42,16 @@ struct NBDServerOptions: ParsableArguments {
             connections, "connections", NBDOptions.connectionRange, result.connections)
         if let requests {
             result.requests = try number(requests, "requests", NBDOptions.requestRange, 0)
+        }
+        if let requestSize {
+            guard let size = parseByteSize(requestSize),
+                NBDOptions.requestSizeRange.contains(size), size % 4096 == 0
+            else {
+                throw .invalid(
+                    "invalid size '\(requestSize)': --request-size takes a multiple of 4096 up to 32M"
+                )
+            }
+            result.requestSize = size
         }
         if let timeout {
             result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
