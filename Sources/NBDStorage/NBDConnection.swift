@@ -34,7 +34,7 @@ final class NBDConnection: Sendable {
         }
     }
 
-    deinit { driver.mailbox.close() }
+    deinit { driver.close() }
 
     /// Hands a request over. It is answered through its transfer.
     func submit(_ request: NBDRequest) { driver.submit(request) }
@@ -176,13 +176,24 @@ private final class Driver: @unchecked Sendable {
                 }
                 waiting += mailbox.take().requests
                 beginWaiting()
+                deliver()
                 // What did not fit into the socket is for the thread that waits for it.
-                if handle.isOver || handle.wantsToWrite { mailbox.ring() }
+                let isUndone = !waiting.isEmpty && flying.count < limit
+                if handle.isOver || handle.wantsToWrite || isUndone { mailbox.ring() }
                 return takeAnswers()
             }
             guard let passed, let passed else { return }
             Self.tell(passed)
         }
+    }
+
+    /// Says goodbye, if nobody does at this moment. This can be the connection's own thread, lent to whoever
+    /// was the last to need the connection, and a server that is waited for next wants to hear it.
+    func close() {
+        access.withLockIfAvailable { _ in
+            if flying.isEmpty, waiting.isEmpty { handle?.disconnect() }
+        }
+        mailbox.close()
     }
 
     func run() {
@@ -204,7 +215,11 @@ private final class Driver: @unchecked Sendable {
                     events, milliseconds: pollTime, besides: mailbox.descriptor)
                 if happened.besides { mailbox.silence() }
                 access.withLock { _ in
-                    if happened.events != 0 { handle.notify(happened.events) }
+                    if happened.events != 0 {
+                        // A long answer comes in parts: each is a sign of life.
+                        lastAnswer = .now
+                        handle.notify(happened.events)
+                    }
                     deliver()
                     checkTime()
                 }

@@ -24,6 +24,8 @@ public final class NBDStorage: Storage {
     private let turn = Atomic<Int>(0)
     /// The last answer about block status: the pipeline asks for neighbours.
     private let status = Mutex<[Extent]>([])
+    /// Held while blocks are read, changed in part and written back.
+    private let blockLock = AsyncLock()
     /// Runs as long as this is in use.
     private let server: NBDServer?
 
@@ -113,7 +115,10 @@ public final class NBDStorage: Storage {
         if isAligned(range) {
             try await read(into: memory, at: offset)
         } else {
-            memory.copyMemory(from: UnsafeRawBufferPointer(try await wholeBlocks(range).wanted))
+            let blocks = try await wholeBlocks(range)
+            withExtendedLifetime(blocks) {
+                memory.copyMemory(from: UnsafeRawBufferPointer(blocks.wanted))
+            }
         }
     }
 
@@ -132,10 +137,14 @@ public final class NBDStorage: Storage {
         guard range.upperBound <= size else { throw beyondExport(range) }
         let memory = bytes.withUnsafeBytes { $0 }
         if isAligned(range) { return try await write(memory, at: offset) }
-        // What stands around it in the blocks at both ends has to stay.
-        let blocks = try await wholeBlocks(range)
-        blocks.wanted.copyMemory(from: memory)
-        try await write(UnsafeRawBufferPointer(blocks.memory), at: blocks.offset)
+        // What stands around it in the blocks at both ends has to stay. Neighbours that end and begin
+        // in the same block (compressed clusters) must not both put back what they read before.
+        try await blockLock.run {
+            let blocks = try await wholeBlocks(range)
+            blocks.wanted.copyMemory(from: memory)
+            try await write(UnsafeRawBufferPointer(blocks.memory), at: blocks.offset)
+            withExtendedLifetime(blocks) {}
+        }
     }
 
     private func write(_ memory: UnsafeRawBufferPointer, at offset: Int64) async throws {
@@ -288,6 +297,45 @@ public final class NBDStorage: Storage {
             // A server that does not answer must not keep us: the memory is safe once the connection is gone.
             for connection in connections { connection.abort() }
         }
+    }
+}
+
+/// Lets one task at a time through, in the order in which they came.
+private final class AsyncLock: Sendable {
+    private struct State {
+        var isHeld = false
+        var waiters: [CheckedContinuation<Void, Never>] = []
+    }
+
+    private let state = Mutex(State())
+
+    /// Who waits is not woken by cancellation, but soon: what the others do ends with it.
+    func run(_ body: () async throws -> Void) async throws {
+        await enter()
+        defer { leave() }
+        try await body()
+    }
+
+    private func enter() async {
+        await withCheckedContinuation { continuation in
+            let isFree = state.withLock { state in
+                if state.isHeld { state.waiters.append(continuation) }
+                defer { state.isHeld = true }
+                return !state.isHeld
+            }
+            if isFree { continuation.resume() }
+        }
+    }
+
+    private func leave() {
+        let next = state.withLock { state -> CheckedContinuation<Void, Never>? in
+            guard !state.waiters.isEmpty else {
+                state.isHeld = false
+                return nil
+            }
+            return state.waiters.removeFirst()
+        }
+        next?.resume()
     }
 }
 

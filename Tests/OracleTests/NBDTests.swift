@@ -79,6 +79,30 @@ struct NBDTests {
         #expect(try Qemu.damage(server.uri) == nil)
     }
 
+    /// Compressed clusters end and begin within the server's blocks: what one worker puts back must not
+    /// undo what its neighbour wrote.
+    @Test(arguments: [4096, 65536])
+    func packedClustersShareBlocks(_ block: Int) throws {
+        // Every cluster gets shorter by another length.
+        var bytes: [UInt8] = []
+        for cluster in 0..<256 {
+            let count = cluster * 1237 % 60_000
+            bytes += noise(UInt64(cluster), count)
+            bytes += [UInt8](repeating: 7, count: 65536 - count)
+        }
+        let disk = try folder.write("disk.raw", bytes)
+        for options in ["-c", "-c -W -m 16", "-c -W -o cluster_size=4k"] {
+            let server = try NBDTestServer.nbdkit(
+                "--filter=blocksize-policy", "memory", "64M", "blocksize-minimum=\(block)",
+                "blocksize-preferred=\(block)", "blocksize-error-policy=error")
+            let outcome = try Swimg.convert(
+                options.words + ["-f", "raw", "-O", "qcow2", disk, server.uri])
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+            #expect(try Qemu.difference(disk, "raw", server.uri, "qcow2") == nil, "\(outcome)")
+            #expect(try Qemu.damage(server.uri) == nil, "\(outcome)")
+        }
+    }
+
     /// The plugin gives random data in places, and refuses to be written anything else there.
     @Test(arguments: [1, 2, 4, 8])
     func whatIsReadIsWrittenBack(_ connections: Int) throws {
