@@ -1,4 +1,5 @@
 import Foundation
+import Glibc
 import TestSupport
 import Testing
 
@@ -48,6 +49,33 @@ struct SharingTests {
                     Int($0.trimmingCharacters(in: .whitespaces))
                 }
             }.reduce(0, +) * 512
+    }
+
+    /// An image cut short far before its data ends: what is missing reads as zeros, as qemu-img has it.
+    @Test(arguments: fileSystems, [0, 100, 1 << 20, 5 << 20])
+    func whatLiesBehindTheEndIsZero(
+        _ fileSystem: (make: [String], megabytes: Int), kept: Int
+    ) throws {
+        guard hasProgram(fileSystem.make[0]) else { return }
+        let mount = try MountedFolder(
+            make: fileSystem.make, size: fileSystem.megabytes << 20, sectorSize: 512)
+        let disk = mount.path("disk.raw")
+        try writeNoise(disk, count: 8 << 20)
+        let source = mount.path("source.qcow2")
+        try Qemu.img("convert", "-f", "raw", "-O", "qcow2", disk, source)
+        let start = try #require(Qemu.map(source, "qcow2").first?.offset)
+        #expect(truncate(source, Int(start) + kept) == 0)
+        for options in ["-O raw", "-W -O raw", "-O qcow2", "-S 4k -O raw"] {
+            let format = options.hasSuffix("raw") ? "raw" : "qcow2"
+            let outcome = try Swimg.convert(
+                options.words + ["-f", "qcow2", source, mount.path("own")])
+            try Qemu.img(
+                "convert", "-f", "qcow2", "-O", "raw", source, mount.path("theirs"))
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+            #expect(
+                try Qemu.difference(mount.path("theirs"), "raw", mount.path("own"), format) == nil,
+                "\(outcome)")
+        }
     }
 
     @Test(arguments: fileSystems, targets)

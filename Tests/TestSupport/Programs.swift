@@ -87,6 +87,8 @@ public enum Qemu {
         public let depth: Int
         public let zero: Bool
         public let data: Bool
+        /// In the image file; nil where there is no data, or it is compressed.
+        public let offset: Int64?
     }
 }
 

@@ -75,7 +75,9 @@ public struct Qcow2Source: ImageSource {
 
     public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
         let first = try await tables.run(at: offset, limit: limit)
-        guard case .standard(let host) = first.mapping else { return nil }
+        guard case .standard(let host) = first.mapping, host.bytes < storage.size else {
+            return nil
+        }
         var end = first.range.upperBound
         while end < limit {
             let next = try await tables.run(at: end, limit: limit)
@@ -85,7 +87,7 @@ public struct Qcow2Source: ImageSource {
         }
         // What lies beyond the end of the file reads as zeros and has to be made up.
         let range = host.bytes..<min(host.bytes + end - offset, storage.size)
-        return range.isEmpty ? nil : HostLocation(holder: storage, range: range)
+        return HostLocation(holder: storage, range: range)
     }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
