@@ -11,9 +11,9 @@ struct CommandLineWords {
 
     /// The words behind the program's name, as the parser wants them.
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
-        guard let verb = words.first,
-            let command = Swimg.commands.first(where: { $0.configuration.commandName == verb })
-        else { return words }
+        guard let verb = words.first, let command = Swimg.command(named: verb) else {
+            return words
+        }
         return try [verb] + CommandLineWords(letters: command.letters).normalized(words.dropFirst())
     }
 

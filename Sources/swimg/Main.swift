@@ -20,12 +20,23 @@ enum Main {
                 return Output.print(ProgramName.versionLine + "\n")
             }
             let arguments = try CommandLineWords.normalized(words)
-            var command = try Swimg.parseAsRoot(arguments)
+            var command = try parsed(arguments)
             guard let verb = command as? any ImageCommand else { return try command.run() }
             run(verb)
         } catch {
             end(with: error)
         }
+    }
+
+    /// A verb by itself is parsed in less time than the program with all its verbs. What is wrong, and help, the
+    /// parser puts better when it knows the whole.
+    private static func parsed(_ arguments: [String]) throws -> any ParsableCommand {
+        if let type = Swimg.command(named: arguments.first),
+            let command = try? type.parse(Array(arguments.dropFirst()))
+        {
+            return command
+        }
+        return try Swimg.parseAsRoot(arguments)
     }
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
@@ -120,6 +131,10 @@ struct Swimg: ParsableCommand {
         DdCommand.self, DigestCommand.self, InfoCommand.self, MapCommand.self,
         MeasureCommand.self, ResizeCommand.self,
     ]
+
+    static func command(named verb: String?) -> (any ImageCommand.Type)? {
+        commands.first { $0.configuration.commandName == verb }
+    }
 
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
 }
