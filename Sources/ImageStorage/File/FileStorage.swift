@@ -89,7 +89,18 @@ public final class FileStorage: Storage {
         knownSize = Atomic(size)
         traits = StorageTraits(
             isDevice: isDevice, readsAsZero: readsAsZero,
-            hasHoles: !isDevice && Int64(status.st_blocks) * 512 < size)
+            hasHoles: !isDevice && Self.hasHoles(descriptor, status))
+    }
+
+    /// Also blocks that were only reserved are holes: a file can have all its blocks and nothing in them. One
+    /// call tells here that there are none, and saves two for each range later.
+    private static func hasHoles(_ descriptor: Int32, _ status: stat) -> Bool {
+        guard status.st_size > 0 else { return false }
+        if Int64(status.st_blocks) * 512 < Int64(status.st_size) { return true }
+        guard let hole = Syscall.retry({ lseek(descriptor, 0, clinux_SEEK_HOLE) }) else {
+            return false
+        }
+        return hole < status.st_size
     }
 
     deinit {
@@ -166,8 +177,7 @@ public final class FileStorage: Storage {
         return Extent(range: offset..<min(found.range.upperBound, limit), content: found.content)
     }
 
-    /// What SEEK_DATA and SEEK_HOLE say, also of a file that seems to have no holes: blocks that were
-    /// only reserved count as holes. Everything is data where they say nothing: on devices, on
+    /// What SEEK_DATA and SEEK_HOLE say: blocks that were only reserved count as holes. Everything is data where they say nothing: on devices, on
     /// file systems without them, and on any error (reading will meet it again and tell).
     public func allocation(at offset: Int64) -> Extent {
         let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
