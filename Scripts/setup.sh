@@ -7,7 +7,8 @@ packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-de
 if [ "${1:-build}" = test ]; then
     # The judges, and what the tests make their images and file systems with.
     packages+=(
-        qemu-utils nbdkit libnbd-bin gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3)
+        qemu-utils nbdkit libnbd-bin gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3
+        python3-oslo.utils)
 fi
 
 missing=()
