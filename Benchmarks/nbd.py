@@ -57,6 +57,10 @@ def programs(swimg, source, target):
         "nbdcopy": ["nbdcopy", "--flush", source, target],
         "nbdcopy 4 x 2 x 128 KiB": [
             "nbdcopy", "--flush", "--connections=4", "--requests=2", "--request-size=131072", source, target],
+        "nbdcopy 1 x 16 x 128 KiB": [
+            "nbdcopy", "--flush", "--connections=1", "--requests=16", "--request-size=131072", source, target],
+        "nbdcopy 2 x 8 x 256 KiB": [
+            "nbdcopy", "--flush", "--connections=2", "--requests=8", source, target],
     }
 
 

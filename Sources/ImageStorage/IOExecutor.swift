@@ -141,22 +141,12 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         if startsOne { threadCount += 1 }
         pthread_mutex_unlock(mutex)
         if wakesOne { pthread_cond_signal(wakeUp) }
-        if startsOne { startThread() }
+        if startsOne { addThread() }
     }
 
-    private func startThread() {
-        var thread = pthread_t()
-        let status = pthread_create(
-            &thread, nil,
-            { context in
-                guard let context else { return nil }
-                Unmanaged<IOExecutor>.fromOpaque(context).takeUnretainedValue().runJobs()
-                return nil
-            }, Unmanaged.passUnretained(self).toOpaque())
-        if status == 0 {
-            pthread_detach(thread)
-            return
-        }
+    private func addThread() {
+        let status = startThread { self.runJobs() }
+        guard status != 0 else { return }
         pthread_mutex_lock(mutex)
         threadCount -= 1
         isCalling = false

@@ -161,32 +161,19 @@ final class NBDHandle {
     var wantsToWrite: Bool { cnbd_direction(handle) & cnbd_direction_write != 0 }
 
     /// What the library waits for: events of `poll`.
-    var wantedEvents: Int16 { Self.wantedEvents(handle) }
-
     private static func wantedEvents(_ handle: OpaquePointer) -> Int16 {
         let direction = cnbd_direction(handle)
         return (direction & cnbd_direction_read != 0 ? Int16(POLLIN) : 0)
             | (direction & cnbd_direction_write != 0 ? Int16(POLLOUT) : 0)
     }
 
-    /// Waits until the server or another descriptor has something. Others may use the handle meanwhile.
-    ///
-    /// - Parameters:
-    ///   - milliseconds: at most; negative waits for ever.
-    ///   - besides: another descriptor to read from.
-    /// - Returns: what happened to the connection, and whether the other one can be read.
-    func poll(
-        _ events: Int16, milliseconds: Int32, besides: Int32
-    ) -> (events: Int16, besides: Bool) {
-        var polled = (
-            pollfd(fd: cnbd_descriptor(handle), events: events, revents: 0),
-            pollfd(fd: besides, events: Int16(POLLIN), revents: 0)
-        )
-        let count = withUnsafeMutableBytes(of: &polled) {
-            Glibc.poll($0.assumingMemoryBound(to: pollfd.self).baseAddress, 2, milliseconds)
-        }
-        return count > 0 ? (polled.0.revents, polled.1.revents != 0) : (0, false)
+    /// What to poll for.
+    var wish: pollfd {
+        pollfd(fd: cnbd_descriptor(handle), events: Self.wantedEvents(handle), revents: 0)
     }
+
+    /// Nothing to poll for.
+    static let noWish = pollfd(fd: -1, events: 0, revents: 0)
 
     /// Deals with what `poll` found: as far as it is still what the library waits for.
     func notify(_ happened: Int16) { _ = Self.notify(handle, happened) }

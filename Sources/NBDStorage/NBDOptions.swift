@@ -1,9 +1,10 @@
 /// How a server is used.
 public struct NBDOptions: Sendable, Equatable {
-    /// Connections to one export, if the server allows more than one.
-    public var connections = 4
-    /// Requests in flight on each of them; nil is 2 on a unix socket, whose server shares our cores and
-    /// caches, and 8 on a network.
+    /// Connections to one export, if the server allows more than one; nil is 4, but on a unix socket no more than
+    /// there are cores: they would only take turns on them, with the server.
+    public var connections: Int?
+    /// Requests in flight on each of them; nil is 4 on a unix socket, whose server shares our caches, and 8 on a
+    /// network.
     public var requests: Int?
     /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow; nil is 128 KiB on a
     /// unix socket and 256 KiB on a network.
@@ -27,7 +28,11 @@ public struct NBDOptions: Sendable, Equatable {
 
     public init() {}
 
-    func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 2 : 8) }
+    func connections(to address: NBDAddress) -> Int {
+        connections ?? (address.isLocal ? min(4, NBDLoop.count) : 4)
+    }
+
+    func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 4 : 8) }
 
     func requestSize(to address: NBDAddress) -> Int64 {
         // qemu-nbd takes memory for each request. 256 KiB of it cost a third more time than twice 128 KiB.

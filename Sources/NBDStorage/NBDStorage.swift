@@ -16,12 +16,11 @@ public final class NBDStorage: Storage {
     public let name: String
     public let size: Int64
     public let traits: StorageTraits
-    private let connections: [NBDConnection]
+    private let connections: NBDConnectionPool
     private let facts: NBDHandle.Facts
     /// In bytes, a multiple of the smallest block.
     private let pieceSize: Int64
     private let writesThrough: Bool
-    private let turn = Atomic<Int>(0)
     /// The last answer about block status: the pipeline asks for neighbours.
     private let status = Mutex<[Extent]>([])
     /// Held while blocks are read, changed in part and written back.
@@ -75,19 +74,8 @@ public final class NBDStorage: Storage {
     private init(
         _ address: NBDAddress, options: NBDOptions, forWriting: Bool, server: NBDServer?
     ) throws(ImageError) {
-        let first = try NBDConnection(address, options)
-        let facts = first.facts
-        if forWriting, facts.isReadOnly {
-            throw ImageError(
-                .system(errno: EROFS), path: address.name, "the export is read-only")
-        }
-        var all = [first]
-        if facts.canMultiConn || options.forcesMultiConn {
-            while all.count < options.connections {
-                all.append(try NBDConnection(address, options))
-            }
-        }
-        connections = all
+        connections = try NBDConnectionPool(address, options, forWriting: forWriting)
+        let facts = connections.facts
         self.facts = facts
         name = address.name
         size = facts.size
@@ -101,7 +89,8 @@ public final class NBDStorage: Storage {
         writesThrough = options.writesThrough
         traits = StorageTraits(
             isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: all.count * options.requests(to: address), requestSize: pieceSize,
+            requestsInFlight: connections.count * options.requests(to: address),
+            requestSize: pieceSize,
             blockSize: block)
         self.server = server
     }
@@ -265,7 +254,8 @@ public final class NBDStorage: Storage {
     /// has awaited all writes.
     public func flush() async throws {
         guard facts.canFlush else { return }
-        try await send(connections.map { _ in NBDRequest(.flush, at: 0) }, spread: true)
+        try await send(
+            (0..<connections.count).map { _ in NBDRequest(.flush, at: 0) }, toEach: true)
     }
 
     private func beyondExport(_ range: Range<Int64>) -> ImageError {
@@ -281,21 +271,21 @@ public final class NBDStorage: Storage {
 
     /// Sends requests, and returns when all of them are answered.
     ///
-    /// - Parameter spread: one to each connection; otherwise they take turns.
-    private func send(_ requests: [NBDRequest], spread: Bool = false) async throws {
+    /// - Parameter toEach: one to each connection.
+    private func send(_ requests: [NBDRequest], toEach: Bool = false) async throws {
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
                 let transfer = NBDTransfer(count: requests.count, continuation)
-                for (index, request) in requests.enumerated() {
-                    request.transfer = transfer
-                    let number =
-                        spread ? index : turn.wrappingAdd(1, ordering: .relaxed).oldValue
-                    connections[number % connections.count].submit(request)
+                for request in requests { request.transfer = transfer }
+                if toEach {
+                    connections.submitToEach(requests)
+                } else {
+                    for request in requests { connections.submit(request) }
                 }
             }
         } onCancel: {
             // A server that does not answer must not keep us: the memory is safe once the connection is gone.
-            for connection in connections { connection.abort() }
+            connections.abort()
         }
     }
 }

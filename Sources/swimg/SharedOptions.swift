@@ -8,13 +8,13 @@ import NBDStorage
 struct NBDServerOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Connections to an NBD export that allows several, 1 to 16 (default: 4).",
+            "Connections to an NBD export that allows several, 1 to 16 (default: 4, on unix sockets no more than cores).",
             valueName: "number"))
     var connections: String?
 
     @Option(
         help: ArgumentHelp(
-            "Requests in flight on each NBD connection, 1 to 64 (default: 8, on unix sockets 2).",
+            "Requests in flight on each NBD connection, 1 to 64 (default: 8, on unix sockets 4).",
             valueName: "number"))
     var requests: String?
 
@@ -38,8 +38,10 @@ struct NBDServerOptions: ParsableArguments {
 
     func options() throws(ImageError) -> NBDOptions {
         var result = NBDOptions()
-        result.connections = try number(
-            connections, "connections", NBDOptions.connectionRange, result.connections)
+        if let connections {
+            result.connections = try number(
+                connections, "connections", NBDOptions.connectionRange, 0)
+        }
         if let requests {
             result.requests = try number(requests, "requests", NBDOptions.requestRange, 0)
         }

@@ -143,7 +143,8 @@ struct NBDTests {
             "-r", "--filter=log", "data", "( 0x11*600000 @0x400000 0x22*5000 @0x3000000 0x33 )",
             "size=64M", "logfile=\(log)")
         let target = folder.path("target")
-        let outcome = try Swimg.convert("-f", "raw", "-O", "raw", server.uri, target)
+        let outcome = try Swimg.convert(
+            "--connections", "4", "-f", "raw", "-O", "raw", server.uri, target)
         #expect(outcome.isSuccess, "\(outcome)")
         #expect(try Qemu.difference(server.uri, "raw", target, "raw") == nil)
         server.stop()
@@ -168,7 +169,7 @@ struct NBDTests {
         let server = try NBDTestServer.nbdkit(
             "--filter=log", "memory", "64M", "logfile=\(log)")
         let outcome = try Swimg.convert(
-            "-n", "-f", "raw", "-O", "raw", source.path, server.uri)
+            "-n", "--connections", "4", "-f", "raw", "-O", "raw", source.path, server.uri)
         #expect(outcome.isSuccess, "\(outcome)")
         server.stop()
         let all = try operations(log)

@@ -1,0 +1,167 @@
+import CLinux
+import DiskImage
+import Glibc
+import ImageStorage
+import Synchronization
+
+/// A thread that waits for the answers of several connections, of a source's and of a target's alike: what it has
+/// received from one goes out to the other without another thread being woken.
+///
+/// Loops are few and live as long as the process.
+final class NBDLoop: @unchecked Sendable {
+    /// One for each core, so that all of them can decrypt and copy; more than these no server keeps busy.
+    static let count = min(8, max(1, Int(clinux_core_count())))
+    /// How many answers are passed on to other threads after one that took long in this one.
+    private static let answersAfterLongWork = 64
+
+    private static let started = Mutex<[Int: NBDLoop]>([:])
+    /// Set on a loop's thread: the loop.
+    private static let key: pthread_key_t = {
+        var key = pthread_key_t()
+        let status = pthread_key_create(&key, nil)
+        precondition(status == 0, "cannot make a thread-local key")
+        return key
+    }()
+
+    let number: Int
+    /// Written to wake the thread.
+    private let descriptor: Int32
+    private let isAsleep = Atomic<Bool>(false)
+    /// A connection has been called, or has come.
+    private let isCalled = Atomic<Bool>(false)
+    private let newcomers = Mutex<[NBDConnection]>([])
+
+    // Of the thread:
+    private var members: [NBDConnection] = []
+    /// What to wait for: first the own descriptor, then one for each member.
+    private var polled: [pollfd] = []
+    /// How many more times others go on elsewhere, because they took long here.
+    private var answersElsewhere = 0
+
+    /// The loop with a number below `count`, started if nobody has used it yet.
+    static func numbered(_ number: Int) throws(ImageError) -> NBDLoop {
+        try started.withLock { started throws(ImageError) in
+            if let loop = started[number] { return loop }
+            let loop = try NBDLoop(number)
+            started[number] = loop
+            return loop
+        }
+    }
+
+    /// The one whose thread this is.
+    static var current: NBDLoop? {
+        pthread_getspecific(key).map {
+            Unmanaged<NBDLoop>.fromOpaque($0).takeUnretainedValue()
+        }
+    }
+
+    private init(_ number: Int) throws(ImageError) {
+        self.number = number
+        descriptor = clinux_eventfd()
+        guard descriptor >= 0 else { throw Self.failure(errno) }
+        polled = [pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)]
+        let status = startThread { self.run() }
+        guard status == 0 else {
+            _ = Glibc.close(descriptor)
+            throw Self.failure(status)
+        }
+    }
+
+    private static func failure(_ status: Int32) -> ImageError {
+        ImageError(
+            .system(errno: status),
+            "cannot start a thread for NBD: " + String(cString: strerror(status)))
+    }
+
+    /// Takes a connection in, until that says that it has ended.
+    func add(_ connection: NBDConnection) {
+        newcomers.withLock { $0.append(connection) }
+        call()
+    }
+
+    /// Something has changed for a member, which knows what. Wakes the thread if it sleeps.
+    func call() {
+        isCalled.store(true, ordering: .sequentiallyConsistent)
+        guard isAsleep.exchange(false, ordering: .sequentiallyConsistent) else { return }
+        var one: UInt64 = 1
+        _ = Glibc.write(descriptor, &one, MemoryLayout<UInt64>.size)
+    }
+
+    private func run() {
+        pthread_setspecific(Self.key, Unmanaged.passUnretained(self).toOpaque())
+        while true {
+            while isCalled.exchange(false, ordering: .sequentiallyConsistent) {
+                adoptNewcomers()
+                for index in members.indices where members[index].takeCall() {
+                    advance(index, after: 0)
+                }
+                removeEnded()
+            }
+            isAsleep.store(true, ordering: .sequentiallyConsistent)
+            guard !isCalled.load(ordering: .sequentiallyConsistent) else {
+                isAsleep.store(false, ordering: .sequentiallyConsistent)
+                continue
+            }
+            let count = poll(&polled, nfds_t(polled.count), pollTime)
+            isAsleep.store(false, ordering: .sequentiallyConsistent)
+            if polled[0].revents != 0 { silence() }
+            for index in members.indices {
+                let happened = count > 0 ? polled[index + 1].revents : 0
+                if happened != 0 || members[index].isTimed { advance(index, after: happened) }
+            }
+            removeEnded()
+        }
+    }
+
+    private func adoptNewcomers() {
+        let new = newcomers.withLock { newcomers in
+            defer { newcomers = [] }
+            return newcomers
+        }
+        for connection in new {
+            members.append(connection)
+            polled.append(pollfd(fd: -1, events: 0, revents: 0))
+            advance(members.count - 1, after: 0)
+        }
+    }
+
+    /// Lets a member do what there is to do, and those who waited for it go on.
+    private func advance(_ index: Int, after events: Int16) {
+        var events = events
+        repeat {
+            let (wish, answers) = members[index].advance(after: events)
+            polled[index + 1] = wish
+            pass(answers)
+            // Who posted meanwhile has left the sending to this thread.
+            events = 0
+        } while !members[index].isIdle
+    }
+
+    private func removeEnded() {
+        for index in members.indices.reversed() where members[index].hasEnded {
+            members.remove(at: index)
+            polled.remove(at: index + 1)
+        }
+    }
+
+    /// Tells those who wait, and lets them go on in this thread if that is soon done: meanwhile nobody
+    /// reads what the servers send.
+    private func pass(_ answers: [NBDAnswer]) {
+        guard !answers.isEmpty else { return }
+        guard answersElsewhere == 0 else {
+            answersElsewhere -= 1
+            for answer in answers { answer.tell() }
+            return
+        }
+        let wasSoon = IOExecutor.lendThread { for answer in answers { answer.tell() } }
+        if !wasSoon { answersElsewhere = Self.answersAfterLongWork }
+    }
+
+    /// In milliseconds. Requests are begun while this thread sleeps, so it has to look for overdue ones by itself.
+    private var pollTime: Int32 { members.contains { $0.isTimed } ? 200 : -1 }
+
+    private func silence() {
+        var count: UInt64 = 0
+        _ = Glibc.read(descriptor, &count, MemoryLayout<UInt64>.size)
+    }
+}
