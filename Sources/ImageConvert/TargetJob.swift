@@ -29,13 +29,17 @@ struct TargetJob {
             workers: conversion.workers, writesInOrder: conversion.writesInOrder,
             storesZeros: conversion.scannedMinSparse == 0)
         let distant = storage.traits.requestsInFlight
-        // While a worker waits for one side, the other has nothing to do for it; and while it scans
-        // and writes to a file, a few more have to keep the server busy.
         let wanted = distant + requestsInFlight
         if wanted > 0 {
-            let isAtOneEnd = distant == 0 || requestsInFlight == 0
-            pipeline.workers = max(
-                conversion.workers, isAtOneEnd ? wanted + wanted / 4 + 1 : wanted)
+            if distant == 0 || requestsInFlight == 0 {
+                // While a worker scans and writes to a file, a few more have to keep the server busy.
+                pipeline.workers = max(conversion.workers, wanted + wanted / 4 + 1)
+            } else {
+                // While it waits for one server, the other has nothing to do for it. More than these would only
+                // want buffers, unless there is something to compute.
+                let computing = target.compresses ? Int.max : IOExecutor.coreCount
+                pipeline.workers = max(min(conversion.workers, computing), wanted)
+            }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
         }

@@ -19,6 +19,9 @@ import Synchronization
 public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     public static let shared = IOExecutor()
 
+    /// How many cores this process may use.
+    public static let coreCount = max(1, Int(clinux_core_count()))
+
     /// More blocked jobs than the largest `-m` has workers mean a bug, not a need.
     private static let threadLimit = 80
 
@@ -38,7 +41,6 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     private var lent: UnsafeMutableRawPointer { UnsafeMutableRawPointer(wakeUp) }
     /// How many jobs wait for a thread, to be looked at without the mutex.
     private let waitingCount = Atomic<Int>(0)
-    private let coreCount: Int
     // Guarded by `mutex`:
     private var jobs = JobQueue()
     private var threadCount = 0
@@ -58,7 +60,6 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         let status = pthread_key_create(&key, nil)
         precondition(status == 0, "cannot make a thread-local key")
         isOwnThread = key
-        coreCount = max(1, Int(clinux_core_count()))
     }
 
     public func enqueue(_ job: consuming ExecutorJob) {
@@ -96,7 +97,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
             guard ContinuousClock.now < end else { return false }
             pthread_mutex_lock(mutex)
             // Whoever has the last core looks for more when done.
-            guard !jobs.isEmpty, busyCount < coreCount else {
+            guard !jobs.isEmpty, busyCount < Self.coreCount else {
                 pthread_mutex_unlock(mutex)
                 break
             }
@@ -134,7 +135,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     private func callThread(freeing freed: Int = 0) {
         pthread_mutex_lock(mutex)
         busyCount -= freed
-        let isNeeded = !jobs.isEmpty && !isCalling && busyCount < coreCount
+        let isNeeded = !jobs.isEmpty && !isCalling && busyCount < Self.coreCount
         let wakesOne = isNeeded && idleCount > 0
         let startsOne = isNeeded && !wakesOne && threadCount < Self.threadLimit
         if wakesOne || startsOne { isCalling = true }
@@ -175,7 +176,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         var wasCalled = true
         pthread_mutex_lock(mutex)
         while true {
-            if jobs.isEmpty, busyCount < coreCount, !isCalling || wasCalled {
+            if jobs.isEmpty, busyCount < Self.coreCount, !isCalling || wasCalled {
                 isCalling = true
                 wasCalled = true
                 idleTimes += 1
@@ -187,7 +188,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
                     vainLookouts = isFound ? 0 : vainLookouts + 1
                 }
             }
-            while jobs.isEmpty || busyCount >= coreCount {
+            while jobs.isEmpty || busyCount >= Self.coreCount {
                 if wasCalled { isCalling = false }
                 idleCount += 1
                 pthread_cond_wait(wakeUp, mutex)

@@ -10,7 +10,7 @@ import Synchronization
 /// Loops are few and live as long as the process.
 final class NBDLoop: @unchecked Sendable {
     /// One for each core, so that all of them can decrypt and copy; more than these no server keeps busy.
-    static let count = min(8, max(1, Int(clinux_core_count())))
+    static let count = min(8, IOExecutor.coreCount)
     /// How many answers are passed on to other threads after one that took long in this one.
     private static let answersAfterLongWork = 64
 

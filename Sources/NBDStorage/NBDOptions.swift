@@ -6,9 +6,8 @@ public struct NBDOptions: Sendable, Equatable {
     /// Requests in flight on each of them; nil is 4 on a unix socket, whose server shares our caches, and 8 on a
     /// network.
     public var requests: Int?
-    /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow; nil is 128 KiB on a
-    /// unix socket and 256 KiB on a network.
-    public var requestSize: Int64?
+    /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow.
+    public var requestSize: Int64 = 256 << 10
     /// Every write is on stable storage when it counts as done (the cache modes that say so).
     public var writesThrough = false
     /// How long a server may leave requests unanswered, in seconds; nil waits for ever.
@@ -33,9 +32,4 @@ public struct NBDOptions: Sendable, Equatable {
     }
 
     func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 4 : 8) }
-
-    func requestSize(to address: NBDAddress) -> Int64 {
-        // qemu-nbd takes memory for each request. 256 KiB of it cost a third more time than twice 128 KiB.
-        requestSize ?? (address.isLocal ? 128 << 10 : 256 << 10)
-    }
 }

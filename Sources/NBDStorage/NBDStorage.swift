@@ -13,6 +13,9 @@ public final class NBDStorage: Storage {
     /// How much one request zeroes, in bytes: a server may take long over it.
     private static let zeroReach: Int64 = 1 << 30
 
+    /// How much a reader or a writer best asks for at a time, at most, in bytes: each needs a buffer for it.
+    private static let longestCall: Int64 = 1 << 20
+
     public let name: String
     public let size: Int64
     public let traits: StorageTraits
@@ -20,6 +23,8 @@ public final class NBDStorage: Storage {
     private let facts: NBDHandle.Facts
     /// In bytes, a multiple of the smallest block.
     private let pieceSize: Int64
+    /// See `isPrimed`.
+    private let hasSentLong = Atomic<Bool>(false)
     private let writesThrough: Bool
     /// The last answer about block status: the pipeline asks for neighbours.
     private let status = Mutex<[Extent]>([])
@@ -83,15 +88,17 @@ public final class NBDStorage: Storage {
         // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
         let preferred = max(block, facts.preferredBlock)
         let wanted = min(
-            max(options.requestSize(to: address).roundedDown(to: preferred), preferred),
+            max(options.requestSize.roundedDown(to: preferred), preferred),
             facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: block))
         writesThrough = options.writesThrough
+        // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
+        let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
             isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: connections.count * options.requests(to: address),
-            requestSize: pieceSize,
-            blockSize: block)
+            requestsInFlight: (connections.count * options.requests(to: address) + together - 1)
+                / together,
+            requestSize: pieceSize * Int64(together), blockSize: block)
         self.server = server
     }
 
@@ -265,8 +272,19 @@ public final class NBDStorage: Storage {
                 + String(cString: strerror(ENOSPC)))
     }
 
+    /// Cuts a read or a write into requests.
     private func pieces(_ count: Int) -> [Range<Int>] {
-        stride(from: 0, to: count, by: Int(pieceSize)).map { $0..<min($0 + Int(pieceSize), count) }
+        let size = isPrimed(by: count) ? Int(pieceSize) : count
+        return stride(from: 0, to: count, by: size).map { $0..<min($0 + size, count) }
+    }
+
+    /// The first one of full length goes as one request. Where the server takes memory for each request from glibc, as
+    /// qemu-nbd does, that has the kernel map it anew each time, as long as it is longer than all that have been
+    /// given back. After one that is four times as long, the others get what is there already, and copying between two
+    /// of them takes half the time.
+    private func isPrimed(by count: Int) -> Bool {
+        count <= pieceSize || count > facts.maximumPayload
+            || hasSentLong.exchange(true, ordering: .relaxed)
     }
 
     /// Sends requests, and returns when all of them are answered.

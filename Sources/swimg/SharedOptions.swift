@@ -21,7 +21,7 @@ struct NBDServerOptions: ParsableArguments {
     @Option(
         name: .customLong("request-size"),
         help: ArgumentHelp(
-            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, on unix sockets 128k).",
+            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k).",
             valueName: "size"))
     var requestSize: String?
 
