@@ -3,11 +3,12 @@ public struct NBDOptions: Sendable, Equatable {
     /// Connections to one export, if the server allows more than one; nil is 4, but on a unix socket no more than
     /// there are cores: they would only take turns on them, with the server.
     public var connections: Int?
-    /// Requests in flight on each of them; nil is 4 on a unix socket, whose server shares our caches, and 8 on a
+    /// Requests in flight on each of them; nil is 2 on a unix socket, whose server shares our caches, and 8 on a
     /// network.
     public var requests: Int?
-    /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow.
-    public var requestSize: Int64 = 256 << 10
+    /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow; nil is 512 KiB on a
+    /// unix socket and 256 KiB on a network.
+    public var requestSize: Int64?
     /// Every write is on stable storage when it counts as done (the cache modes that say so).
     public var writesThrough = false
     /// How long a server may leave requests unanswered, in seconds; nil waits for ever.
@@ -31,5 +32,9 @@ public struct NBDOptions: Sendable, Equatable {
         connections ?? (address.isLocal ? min(4, NBDLoop.count) : 4)
     }
 
-    func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 4 : 8) }
+    func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 2 : 8) }
+
+    func requestSize(to address: NBDAddress) -> Int64 {
+        requestSize ?? (address.isLocal ? 512 << 10 : 256 << 10)
+    }
 }

@@ -88,7 +88,7 @@ public final class NBDStorage: Storage {
         // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
         let preferred = max(block, facts.preferredBlock)
         let wanted = min(
-            max(options.requestSize.roundedDown(to: preferred), preferred),
+            max(options.requestSize(to: address).roundedDown(to: preferred), preferred),
             facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: block))
         writesThrough = options.writesThrough
@@ -280,7 +280,7 @@ public final class NBDStorage: Storage {
 
     /// The first one of full length goes as one request. Where the server takes memory for each request from glibc, as
     /// qemu-nbd does, that has the kernel map it anew each time, as long as it is longer than all that have been
-    /// given back. After one that is four times as long, the others get what is there already, and copying between two
+    /// given back. After one that is longer, the others get what is there already, and copying between two
     /// of them takes half the time.
     private func isPrimed(by count: Int) -> Bool {
         count <= pieceSize || count > facts.maximumPayload

@@ -14,14 +14,14 @@ struct NBDServerOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Requests in flight on each NBD connection, 1 to 64 (default: 8, on unix sockets 4).",
+            "Requests in flight on each NBD connection, 1 to 64 (default: 8, on unix sockets 2).",
             valueName: "number"))
     var requests: String?
 
     @Option(
         name: .customLong("request-size"),
         help: ArgumentHelp(
-            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k).",
+            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, on unix sockets 512k).",
             valueName: "size"))
     var requestSize: String?
 
