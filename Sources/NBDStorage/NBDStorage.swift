@@ -24,7 +24,7 @@ public final class NBDStorage: Storage {
     /// In bytes, a multiple of the smallest block.
     private let pieceSize: Int64
     /// See `isPrimed`.
-    private let hasSentLong = Atomic<Bool>(false)
+    private let hasSentLong: Atomic<Bool>
     private let writesThrough: Bool
     /// The last answer about block status: the pipeline asks for neighbours.
     private let status = Mutex<[Extent]>([])
@@ -91,6 +91,8 @@ public final class NBDStorage: Storage {
             max(options.requestSize(to: address).roundedDown(to: preferred), preferred),
             facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: block))
+        // Whoever names a size has a reason.
+        hasSentLong = Atomic(options.requestSize != nil)
         writesThrough = options.writesThrough
         // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
