@@ -6,6 +6,7 @@
 #include <string.h>
 
 const uint32_t cnbd_flag_no_hole = LIBNBD_CMD_FLAG_NO_HOLE;
+const uint32_t cnbd_flag_fast_zero = LIBNBD_CMD_FLAG_FAST_ZERO;
 const uint32_t cnbd_flag_fua = LIBNBD_CMD_FLAG_FUA;
 const unsigned cnbd_direction_read = LIBNBD_AIO_DIRECTION_READ;
 const unsigned cnbd_direction_write = LIBNBD_AIO_DIRECTION_WRITE;
@@ -15,8 +16,9 @@ const unsigned cnbd_direction_write = LIBNBD_AIO_DIRECTION_WRITE;
     USE(set_pread_initialize) USE(set_uri_allow_local_file) USE(aio_connect_uri) USE(aio_is_ready) \
     USE(aio_is_dead) USE(aio_is_closed) USE(aio_get_fd) USE(aio_get_direction) USE(aio_notify_read) \
     USE(aio_notify_write) USE(aio_disconnect) USE(get_size) USE(is_read_only) USE(can_flush) \
-    USE(can_zero) USE(can_fua) USE(can_multi_conn) USE(can_meta_context) USE(get_block_size) USE(aio_pread) \
-    USE(aio_pwrite) USE(aio_zero) USE(aio_flush) USE(aio_block_status)
+    USE(can_zero) USE(can_fast_zero) USE(can_trim) USE(can_fua) USE(can_multi_conn) \
+    USE(can_meta_context) USE(get_block_size) USE(aio_pread) USE(aio_pwrite) USE(aio_zero) \
+    USE(aio_trim) USE(aio_flush) USE(aio_block_status)
 
 #define FIELD(name) __typeof__(&nbd_##name) name;
 static struct { FUNCTIONS(FIELD) } nbd;
@@ -95,6 +97,8 @@ int64_t cnbd_size(struct nbd_handle *handle) { return nbd.get_size(handle); }
 bool cnbd_is_read_only(struct nbd_handle *handle) { return nbd.is_read_only(handle) > 0; }
 bool cnbd_can_flush(struct nbd_handle *handle) { return nbd.can_flush(handle) > 0; }
 bool cnbd_can_zero(struct nbd_handle *handle) { return nbd.can_zero(handle) > 0; }
+bool cnbd_can_fast_zero(struct nbd_handle *handle) { return nbd.can_fast_zero(handle) > 0; }
+bool cnbd_can_trim(struct nbd_handle *handle) { return nbd.can_trim(handle) > 0; }
 bool cnbd_can_fua(struct nbd_handle *handle) { return nbd.can_fua(handle) > 0; }
 bool cnbd_can_multi_conn(struct nbd_handle *handle) { return nbd.can_multi_conn(handle) > 0; }
 bool cnbd_can_block_status(struct nbd_handle *handle) {
@@ -129,6 +133,11 @@ int64_t cnbd_write(
 int64_t cnbd_zero(
     struct nbd_handle *handle, uint64_t count, uint64_t offset, uint32_t flags, void *context) {
     return nbd.aio_zero(handle, count, offset, completion(context), flags);
+}
+
+int64_t cnbd_trim(
+    struct nbd_handle *handle, uint64_t count, uint64_t offset, uint32_t flags, void *context) {
+    return nbd.aio_trim(handle, count, offset, completion(context), flags);
 }
 
 int64_t cnbd_flush(struct nbd_handle *handle, void *context) {

@@ -10,6 +10,9 @@ final class NBDHandle {
         var isReadOnly: Bool
         var canFlush: Bool
         var canZero: Bool
+        /// It can be asked to zero only if that is quicker than writing zeros.
+        var canFastZero: Bool
+        var canTrim: Bool
         /// A write can say that it is done only when it is on stable storage.
         var canWriteThrough: Bool
         var canMultiConn: Bool
@@ -50,6 +53,7 @@ final class NBDHandle {
         facts = Facts(
             size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
             canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),
+            canFastZero: cnbd_can_fast_zero(handle), canTrim: cnbd_can_trim(handle),
             canWriteThrough: cnbd_can_fua(handle),
             canMultiConn: cnbd_can_multi_conn(handle),
             canBlockStatus: cnbd_can_block_status(handle),
@@ -136,6 +140,7 @@ final class NBDHandle {
     /// - Returns: whether it is in flight now. Its result comes with a later call, or with this one.
     func begin(_ request: NBDRequest) -> Bool {
         let context = Unmanaged.passRetained(request).toOpaque()
+        let durability = request.writesThrough ? cnbd_flag_fua : 0
         let offset = UInt64(request.offset)
         let cookie =
             switch request.operation {
@@ -143,13 +148,11 @@ final class NBDHandle {
                 cnbd_read(handle, memory.baseAddress, memory.count, offset, context)
             case .write(let memory):
                 cnbd_write(
-                    handle, memory.baseAddress, memory.count, offset,
-                    request.writesThrough ? cnbd_flag_fua : 0, context)
-            case .zero(let count, let keepsAllocated):
-                cnbd_zero(
-                    handle, UInt64(count), offset,
-                    (keepsAllocated ? cnbd_flag_no_hole : 0)
-                        | (request.writesThrough ? cnbd_flag_fua : 0), context)
+                    handle, memory.baseAddress, memory.count, offset, durability, context)
+            case .zero(let count, let manner):
+                cnbd_zero(handle, UInt64(count), offset, manner.flags | durability, context)
+            case .trim(let count):
+                cnbd_trim(handle, UInt64(count), offset, durability, context)
             case .flush: cnbd_flush(handle, context)
             case .blockStatus(let count):
                 cnbd_block_status(handle, UInt64(count), offset, context)
@@ -200,5 +203,15 @@ final class NBDHandle {
     func disconnect() {
         guard !isOver, cnbd_disconnect(handle) >= 0 else { return }
         for _ in 0..<10 where !isOver { _ = Self.wait(handle, milliseconds: 100) }
+    }
+}
+
+extension NBDRequest.ZeroManner {
+    fileprivate var flags: UInt32 {
+        switch self {
+        case .asServerLikes: 0
+        case .onlyFast: cnbd_flag_fast_zero
+        case .allocated: cnbd_flag_no_hole
+        }
     }
 }

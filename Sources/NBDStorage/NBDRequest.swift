@@ -9,14 +9,25 @@ final class NBDRequest: @unchecked Sendable {
     enum Operation {
         case read(UnsafeMutableRawBufferPointer)
         case write(UnsafeRawBufferPointer)
-        case zero(count: Int64, keepsAllocated: Bool)
+        case zero(count: Int64, ZeroManner)
+        case trim(count: Int64)
         case flush
         case blockStatus(count: Int64)
     }
 
+    /// How a server is to make a range zero (NBD protocol, `NBD_CMD_WRITE_ZEROES`).
+    enum ZeroManner {
+        /// As a hole or with space.
+        case asServerLikes
+        /// In the same way, or not at all if it would have to write zeros.
+        case onlyFast
+        /// With space.
+        case allocated
+    }
+
     let operation: Operation
     let offset: Int64
-    /// It is answered when it is on stable storage (FUA); for writes and zeros.
+    /// It is answered when it is on stable storage (FUA); for what changes the export.
     var writesThrough = false
     /// Who waits for it; set when it is sent.
     var transfer: NBDTransfer?
@@ -38,6 +49,7 @@ final class NBDRequest: @unchecked Sendable {
         case .read(let memory): "cannot read \(memory.count) bytes at offset \(offset)"
         case .write(let memory): "cannot write \(memory.count) bytes at offset \(offset)"
         case .zero(let count, _): "cannot zero \(count) bytes at offset \(offset)"
+        case .trim(let count): "cannot trim \(count) bytes at offset \(offset)"
         case .flush: "cannot flush"
         case .blockStatus: "cannot get the block status at offset \(offset)"
         }

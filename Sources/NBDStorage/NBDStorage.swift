@@ -10,24 +10,24 @@ public final class NBDStorage: Storage {
     private static let statusReach: Int64 = 1 << 30
     /// The most that one question can be about: lengths have 32 bits.
     private static let longestStatus: Int64 = 2 << 30
-    /// How much one request zeroes, in bytes: a server may take long over it.
-    private static let zeroReach: Int64 = 1 << 30
-
     /// How much a reader or a writer best asks for at a time, at most, in bytes: each needs a buffer for it.
     private static let longestCall: Int64 = 1 << 20
 
     public let name: String
     public let size: Int64
     public let traits: StorageTraits
-    private let connections: NBDConnectionPool
-    private let facts: NBDHandle.Facts
+    let connections: NBDConnectionPool
+    let facts: NBDHandle.Facts
     /// In bytes, a multiple of the smallest block.
-    private let pieceSize: Int64
+    let pieceSize: Int64
     /// See `isPrimed`.
     private let hasSentLong: Atomic<Bool>
     private let writesThrough: Bool
-    /// The last answer about block status: the pipeline asks for neighbours.
-    private let status = Mutex<[Extent]>([])
+    private let status = Mutex(NBDKnownStatus())
+    /// The server would have to write zeros.
+    let refusesFastZero = Atomic<Bool>(false)
+    /// How often in a row the server kept all that it was told to trim.
+    let keptTrims = Atomic<Int>(0)
     /// Held while blocks are read, changed in part and written back.
     private let blockLock = AsyncLock()
     /// Runs as long as this is in use.
@@ -154,10 +154,11 @@ public final class NBDStorage: Storage {
             })
     }
 
-    /// Sends writes. Where each has to be stable at once, it says so itself, or a flush follows.
-    private func change(_ requests: [NBDRequest]) async throws {
+    /// Sends what changes the export. Where that has to be stable at once, each says so itself, or a flush follows.
+    func change(_ requests: [NBDRequest]) async throws {
         let isSaid = writesThrough && facts.canWriteThrough
         for request in requests { request.writesThrough = isSaid }
+        defer { status.withLock { $0.noteChange() } }
         try await send(requests)
         if writesThrough, !isSaid { try await flush() }
     }
@@ -175,78 +176,29 @@ public final class NBDStorage: Storage {
         return blocks
     }
 
-    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
-        guard !range.isEmpty else { return }
-        guard range.upperBound <= size else { throw beyondExport(range) }
-        let block = facts.minimumBlock
-        let inner =
-            range.lowerBound.roundedUp(
-                to: block)..<max(
-                range.lowerBound.roundedUp(to: block), range.upperBound.roundedDown(to: block))
-        guard facts.canZero, !inner.isEmpty else { return try await writeZeros(range) }
-        try await writeZeros(range.lowerBound..<inner.lowerBound)
-        let reach = max(block, Self.zeroReach.roundedDown(to: block))
-        var position = inner.lowerBound
-        while position < inner.upperBound {
-            let end = min(inner.upperBound, position + reach)
-            try await change([
-                NBDRequest(
-                    .zero(count: end - position, keepsAllocated: !mayUnmap), at: position)
-            ])
-            position = end
-        }
-        try await writeZeros(inner.upperBound..<range.upperBound)
-    }
-
-    private func writeZeros(_ range: Range<Int64>) async throws {
-        guard !range.isEmpty else { return }
-        let zeros = IOBuffer.zeros(byteCount: Int(min(Int64(range.count), pieceSize)))
-        var position = range.lowerBound
-        while position < range.upperBound {
-            let count = min(range.upperBound - position, pieceSize)
-            try await write(zeros.bytes.extracting(0..<Int(count)), at: position)
-            position += count
-        }
-    }
-
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         guard facts.canBlockStatus else { return Extent(range: offset..<limit, content: .data) }
-        if let known = known(offset, limit) { return known }
+        let (known, changes) = status.withLock {
+            ($0.known.extent(at: offset, limit: limit), $0.changes)
+        }
+        if let known { return known }
         let start = offset.roundedDown(to: facts.minimumBlock)
         let wanted = max(limit.roundedUp(to: facts.minimumBlock), start + Self.statusReach)
         let end = min(size, wanted, start + Self.longestStatus)
-        let question = NBDRequest(.blockStatus(count: end - start), at: start)
-        try await send([question])
-        let answer = question.extents
-        status.withLock { $0 = answer }
+        let answer = try await blockStatus(start..<end)
+        status.withLock { $0.note(answer, asOf: changes) }
         // A server that says nothing about a range has to be read.
-        return known(offset, limit) ?? Extent(range: offset..<limit, content: .data)
+        return answer.extent(at: offset, limit: limit)
+            ?? Extent(range: offset..<limit, content: .data)
     }
 
-    /// What the last answer says, with neighbours of a kind joined.
-    private func known(_ offset: Int64, _ limit: Int64) -> Extent? {
-        status.withLock { extents in
-            // Sorted: the first that ends behind the offset.
-            var low = 0
-            var high = extents.count
-            while low < high {
-                let middle = (low + high) / 2
-                if extents[middle].range.upperBound <= offset {
-                    low = middle + 1
-                } else {
-                    high = middle
-                }
-            }
-            guard low < extents.count, extents[low].range.contains(offset) else { return nil }
-            let content = extents[low].content
-            var end = extents[low].range.upperBound
-            var next = low + 1
-            while next < extents.count, end < limit, extents[next].content == content {
-                end = extents[next].range.upperBound
-                next += 1
-            }
-            return Extent(range: offset..<min(end, limit), content: content)
-        }
+    /// Asks the server, which may say less than was asked for, or more.
+    ///
+    /// - Parameter range: whole blocks, at most `longestStatus` of bytes.
+    func blockStatus(_ range: Range<Int64>) async throws -> NBDBlockStatus {
+        let question = NBDRequest(.blockStatus(count: Int64(range.count)), at: range.lowerBound)
+        try await send([question])
+        return NBDBlockStatus(question.extents)
     }
 
     public func truncate(to size: Int64) async throws {
@@ -267,7 +219,7 @@ public final class NBDStorage: Storage {
             (0..<connections.count).map { _ in NBDRequest(.flush, at: 0) }, toEach: true)
     }
 
-    private func beyondExport(_ range: Range<Int64>) -> ImageError {
+    func beyondExport(_ range: Range<Int64>) -> ImageError {
         ImageError(
             .system(errno: ENOSPC), path: name,
             "cannot write \(range.count) bytes at offset \(range.lowerBound): "

@@ -260,6 +260,60 @@ struct NBDTests {
         #expect(access(target, F_OK) != 0)
     }
 
+    /// What comes slowly but steadily is waited for, however long a single answer takes.
+    @Test func aSlowAnswerIsNotAStall() throws {
+        let server = try NBDTestServer.nbdkit("pattern", "1M")
+        // 1 MiB in about 2.5 s.
+        let link = try SlowLink(to: server.socket, piece: 16384, pause: 40_000)
+        let target = folder.path("target")
+        let start = ContinuousClock.now
+        let outcome = try Swimg.convert([
+            "--connections", "1", "--timeout", "1", "-f", "raw", "-O", "raw", link.uri, target,
+        ])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(ContinuousClock.now - start > .seconds(2), "the link was not slow")
+        #expect(try Qemu.difference(server.uri, "raw", target, "raw") == nil)
+    }
+
+    /// A server's memory allocator keeps what it was asked for once, if that was more than it is asked for later.
+    @Test func oneLongRequestComesFirst() throws {
+        for (options, longest) in [([], 1 << 20), (["--request-size", "128k"], 128 << 10)] {
+            let log = folder.path("log")
+            let source = try NBDTestServer.nbdkit("pattern", "8M")
+            let target = try NBDTestServer.nbdkit(
+                "--filter=log", "memory", "8M", "logfile=\(log)")
+            let outcome = try Swimg.convert(
+                options + [
+                    "-n", "--connections", "1", "-f", "raw", "-O", "raw", source.uri, target.uri,
+                ])
+            #expect(outcome.isSuccess, "\(outcome)")
+            target.stop()
+            let writes = try operations(log).filter { $0.name == "Write" }.map(\.range)
+            let lengths = writes.map(\.count).sorted(by: >)
+            #expect(lengths.reduce(0, +) == 8 << 20)
+            #expect(lengths[0] == longest, "\(lengths)")
+            guard options.isEmpty else { continue }
+            #expect(lengths[1] < longest, "\(lengths)")
+            // Several threads of the server write the log.
+            #expect(writes.prefix(4).contains { $0.count == longest }, "\(writes)")
+        }
+    }
+
+    /// A server is told that a connection ends, and does not find it cut.
+    @Test(arguments: ["1", "4"])
+    func saysGoodbye(_ connections: String) throws {
+        let server = try NBDTestServer.nbdkit("-v", "pattern", "8M")
+        let target = folder.path("target")
+        let outcome = try Swimg.convert(
+            "--connections", connections, "-f", "raw", "-O", "raw", server.uri, target)
+        #expect(outcome.isSuccess, "\(outcome)")
+        let said = server.process.wait {
+            let log = String(decoding: server.process.errors, as: UTF8.self)
+            return log.ranges(of: "client sent NBD_CMD_DISC").count == Int(connections)
+        }
+        #expect(said, "\(String(decoding: server.process.errors, as: UTF8.self))")
+    }
+
     @Test func aSignalEndsTheWaitForAServer() throws {
         let server = try NBDTestServer.nbdkit(
             "--filter=delay", "pattern", "64M", "delay-read=300")

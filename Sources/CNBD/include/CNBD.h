@@ -20,6 +20,7 @@ const char *cnbd_load(
     void (*released)(void *context));
 
 extern const uint32_t cnbd_flag_no_hole;
+extern const uint32_t cnbd_flag_fast_zero;
 extern const uint32_t cnbd_flag_fua;
 extern const unsigned cnbd_direction_read;
 extern const unsigned cnbd_direction_write;
@@ -46,6 +47,8 @@ int64_t cnbd_size(struct nbd_handle *handle);
 bool cnbd_is_read_only(struct nbd_handle *handle);
 bool cnbd_can_flush(struct nbd_handle *handle);
 bool cnbd_can_zero(struct nbd_handle *handle);
+bool cnbd_can_fast_zero(struct nbd_handle *handle);
+bool cnbd_can_trim(struct nbd_handle *handle);
 bool cnbd_can_fua(struct nbd_handle *handle);
 bool cnbd_can_multi_conn(struct nbd_handle *handle);
 bool cnbd_can_block_status(struct nbd_handle *handle);
@@ -61,6 +64,8 @@ int64_t cnbd_write(
     struct nbd_handle *handle, const void *bytes, size_t count, uint64_t offset, uint32_t flags,
     void *context);
 int64_t cnbd_zero(
+    struct nbd_handle *handle, uint64_t count, uint64_t offset, uint32_t flags, void *context);
+int64_t cnbd_trim(
     struct nbd_handle *handle, uint64_t count, uint64_t offset, uint32_t flags, void *context);
 int64_t cnbd_flush(struct nbd_handle *handle, void *context);
 int64_t cnbd_block_status(
