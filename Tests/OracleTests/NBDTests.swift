@@ -385,6 +385,51 @@ struct NBDTests {
         #expect(outcome.errorText.contains("no closing"), "\(outcome)")
     }
 
+    /// The disk is the name of the export that was asked for.
+    @Test(arguments: [
+        ["-f", "raw", "nbd+unix:///EXPORT?socket=SOCKET"],
+        ["-f", "raw", "nbd:unix:SOCKET:exportname=EXPORT"],
+        [
+            #"json:{"driver":"raw","file":{"driver":"nbd","export":"EXPORT","#
+                + #""server":{"type":"unix","path":"SOCKET"}}}"#
+        ],
+        [#"json:{"driver":"raw","file.driver":"nbd","file.path":"SOCKET","file.export":"EXPORT"}"#],
+        [
+            "--image-opts",
+            "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=SOCKET,file.export=EXPORT",
+        ],
+    ])
+    func asksForTheExportThatIsNamed(_ name: [String]) throws {
+        let server = try NBDTestServer.nbdkit("info", "mode=exportname")
+        let target = folder.path("target")
+        let arguments = name.map {
+            $0.replacing("SOCKET", with: server.socket).replacing("EXPORT", with: "some-disk")
+        }
+        let outcome = try Swimg.convert(arguments + ["-O", "raw", target])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let theirs = folder.path("theirs")
+        try require("qemu-img", ["convert", "-O", "raw"] + arguments + [theirs])
+        let bytes = try #require(FileManager.default.contents(atPath: target))
+        #expect(String(decoding: bytes.prefix(9), as: UTF8.self) == "some-disk")
+        #expect(try bytes == Data(contentsOf: URL(fileURLWithPath: theirs)))
+    }
+
+    /// A target by its description, in the options' words and in its own.
+    @Test(arguments: ["raw", "qcow2"])
+    func writesToADescribedExport(_ format: String) throws {
+        let source = try SourceGallery.named("v3-64k")
+        let server = try NBDTestServer.nbdkit("memory", "64M")
+        try require("qemu-img", ["create", "-q", "-f", format, server.uri, "33M"])
+        let size = try require(Swimg.path, ["info", "-f", format, server.uri])
+        #expect(size.contains("virtual size: \(format == "raw" ? 64 : 33) MiB"))
+        let outcome = try Swimg.convert(
+            "-n", "--target-image-opts", source.path,
+            "driver=\(format),file.driver=nbd,file.server.type=unix,file.server.path=\(server.socket)"
+        )
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.difference(source.path, source.format, server.uri, format) == nil)
+    }
+
     @Test func encryptsWithAKey() throws {
         let source = try SourceGallery.named("raw-sparse")
         let keys = folder.path("keys")
