@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -128,3 +129,8 @@ void clinux_release_program_pages(void) { dl_iterate_phdr(release_pages, NULL); 
 char *const *clinux_environment(void) { return environ; }
 
 int clinux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+
+int64_t clinux_file_system(int fd) {
+    struct statfs system;
+    return fstatfs(fd, &system) == 0 ? (int64_t)system.f_type : -1;
+}

@@ -50,7 +50,7 @@ public struct Chunk: Sendable, Equatable {
 /// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a fixed
 /// grid; zeros may reach over many cells of it.
 ///
-/// The grid begins one small cell into the disk: a write at an odd multiple of 64 KiB fills a page cache
+/// The grid can begin a little into the disk (`gridStart`): a write at an odd multiple of 64 KiB fills a page cache
 /// with folios of several sizes, an aligned one with folios of its own size only. Measured on a virtual
 /// machine, aligned ones are slower there; probably their memory has been given back to the host.
 public actor ExtentIterator {
@@ -68,7 +68,7 @@ public actor ExtentIterator {
     private let policy: CopyPolicy
     private let granularity: Int64
     private let chunkSize: Int64
-    private let compressedChunkSize: Int64
+    private let gridStart: Int64
     private let sharesUnread: @Sendable () -> Bool
     private let end: Int64
 
@@ -83,19 +83,19 @@ public actor ExtentIterator {
     ///   - source: asked for extents only.
     ///   - granularity: actions change only at its multiples, in bytes.
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
+    ///   - gridStart: where its first line is, in bytes, a multiple of the granularity and shorter than a chunk.
     ///   - sharesUnread: whether data may be left to the target to share, at this moment.
-    ///   - compressedChunkSize: the same, where clusters are compressed; `chunkSize` is a multiple of it.
     public init(
         source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64,
-        compressedChunkSize: Int64, sharesUnread: @escaping @Sendable () -> Bool = { false }
+        gridStart: Int64 = 0, sharesUnread: @escaping @Sendable () -> Bool = { false }
     ) {
-        precondition(
-            chunkSize % compressedChunkSize == 0 && compressedChunkSize % granularity == 0)
+        precondition(chunkSize % granularity == 0 && gridStart % granularity == 0)
+        precondition(gridStart < chunkSize)
         self.source = source
         self.policy = policy
         self.granularity = granularity
         self.chunkSize = chunkSize
-        self.compressedChunkSize = compressedChunkSize
+        self.gridStart = gridStart
         self.sharesUnread = sharesUnread
         end = source.virtualSize
     }
@@ -133,14 +133,14 @@ public actor ExtentIterator {
         while position < end {
             // What is skipped may be as long as a header says.
             try Task.checkCancellation()
-            let (range, action, cell) = try await nextStep()
+            let (range, action) = try await nextStep()
             if action == .share, !segments.isEmpty { break }
             if action != .skip {
                 Self.append(Chunk.Segment(range: range, action: action), to: &segments)
             }
             position = range.upperBound
             if action == .share { break }
-            if position == cellEnd(after: position - 1, cell), isFull(segments) { break }
+            if position == cellEnd(after: position - 1), isFull(segments) { break }
         }
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
@@ -148,10 +148,9 @@ public actor ExtentIterator {
         return Chunk(sequence: sequence, segments: segments, end: position)
     }
 
-    /// Where the grid of such cells has its next line behind this guest offset.
-    private func cellEnd(after offset: Int64, _ cell: Int64) -> Int64 {
-        let start = compressedChunkSize % cell
-        return (offset + 1 - start + cell).roundedUp(to: cell) - cell + start
+    /// Where the grid has its next line behind this guest offset.
+    private func cellEnd(after offset: Int64) -> Int64 {
+        (offset + 1 - gridStart + chunkSize).roundedUp(to: chunkSize) - chunkSize + gridStart
     }
 
     /// At the end of a cell: whether it is enough for a chunk. Zeros alone may go on.
@@ -172,25 +171,22 @@ public actor ExtentIterator {
         }
     }
 
-    /// A range from `position` on with one action, which stays within the chunk's cell (whose size comes
-    /// with it) unless it starts one with nothing but zeros or nothing at all.
-    private func nextStep() async throws -> (
-        range: Range<Int64>, action: CopyAction, cell: Int64
-    ) {
+    /// A range from `position` on with one action, which stays within the chunk's cell unless it starts
+    /// one with nothing but zeros or nothing at all.
+    private func nextStep() async throws -> (range: Range<Int64>, action: CopyAction) {
         let extent = try await extent(at: position)
-        let cell = extent.content == .compressed ? compressedChunkSize : chunkSize
         let unitEnd = min(end, (position + 1).roundedUp(to: granularity))
         let action = policy.action(for: extent.content, at: position)
         guard extent.range.upperBound >= unitEnd else {
-            return (position..<unitEnd, try await mixedAction(upTo: unitEnd), cell)
+            return (position..<unitEnd, try await mixedAction(upTo: unitEnd))
         }
         let last = extent.range.upperBound
         let runEnd = last == end ? end : last.roundedDown(to: granularity)
         if action == .copy, extent.content == .data, sharesUnread() {
-            return (position..<min(runEnd, position + Self.longestShare), .share, cell)
+            return (position..<min(runEnd, position + Self.longestShare), .share)
         }
-        var limit = cellEnd(after: position, cell)
-        if position == cellEnd(after: position - 1, chunkSize) {
+        var limit = cellEnd(after: position)
+        if position == cellEnd(after: position - 1) {
             switch action {
             case .copy, .share: break
             case .zero: limit = position + Self.longestZeroes.roundedUp(to: chunkSize)
@@ -203,7 +199,7 @@ public actor ExtentIterator {
         if position < change, change < min(runEnd, limit) {
             limit = max(change.roundedDown(to: granularity), unitEnd)
         }
-        return (position..<min(runEnd, limit), action, cell)
+        return (position..<min(runEnd, limit), action)
     }
 
     /// What to do with a unit that several extents share.

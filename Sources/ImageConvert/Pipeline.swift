@@ -16,8 +16,8 @@ public struct Pipeline: Sendable {
     /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
     /// in the core's cache when it is scanned and written, in bytes.
     public static let defaultChunk: Int64 = 512 << 10
-    /// Compressing and decompressing take so long that larger chunks would only cost memory, in bytes.
-    public static let smallestCompressedChunk: Int64 = 64 << 10
+    /// Compressing takes so long that larger chunks would only cost memory, in bytes.
+    public static let chunkToCompress: Int64 = 64 << 10
 
     public var workers: Int
     /// How much a worker takes at a time, at least, where nothing is compressed, in bytes.
@@ -53,15 +53,13 @@ public struct Pipeline: Sendable {
         from source: any ImageSource, extents: any ImageSource, to target: any ImageTarget
     ) async throws {
         let granularity = target.traits.granularity
-        let compressedChunkSize = max(
-            Self.smallestCompressedChunk, granularity, source.readGranularity)
-        let chunkSize =
-            target.compresses ? compressedChunkSize : max(smallestChunk, compressedChunkSize)
+        let smallest = max(Self.chunkToCompress, granularity, source.readGranularity)
+        let chunkSize = target.compresses ? smallest : max(smallestChunk, smallest)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
-            compressedChunkSize: compressedChunkSize,
+            gridStart: smallest % chunkSize,
             sharesUnread: { [hashes = digest != nil] in !hashes && target.sharesUnread })
         let reading = ReadStage(source: source, target: target, chunkSize: chunkSize)
         let sharing = ShareStage(source: source, target: target, chunkSize: chunkSize)

@@ -7,13 +7,13 @@ import Testing
     /// Chunks as text: `start:` and each segment as c or z with its range in blocks.
     private func chunks(
         _ sketch: String, blockSize: Int64 = 4, target: TargetTraits, storesZeros: Bool = false,
-        granularity: Int64 = 4, chunkSize: Int64 = 16, compressedChunkSize: Int64 = 16
+        granularity: Int64 = 4, chunkSize: Int64 = 16, gridStart: Int64 = 0
     ) async throws -> String {
         let iterator = ExtentIterator(
             source: SketchSource(sketch, blockSize: blockSize),
             policy: CopyPolicy(target: target, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
-            compressedChunkSize: compressedChunkSize)
+            gridStart: gridStart)
         var result: [String] = []
         while let chunk = try await iterator.next() {
             #expect(chunk.sequence == result.count)
@@ -59,16 +59,13 @@ import Testing
     }
 
     @Test(arguments: [
-        // the large grid begins one small cell into the disk
+        // one block into the disk
         ("AAAAAAAAAAAA", "c0-4 c4-20 c20-36 c36-48"), ("0000000AAAAA", "c28-36 c36-48"),
-        // compressed blocks are cut smaller, others not; where one joins plain ones it ends the chunk
-        ("AAAAaaaaAAAA", "c0-4 c4-20 c20-24 c24-28 c28-32 c32-36 c36-48"),
-        // also where both kinds share a cell
-        ("AAaaAAAA", "c0-4 c4-12 c12-16 c16-20 c20-32"), ("a0AAAA", "c0-4 c8-20 c20-24"),
+        // compressed blocks are cut as others are, and with them
+        ("AAaaAAAA", "c0-4 c4-20 c20-32"), ("a0AAAA", "c0-4 c8-20 c20-24"),
     ])
-    func cutsCompressedDataSmaller(sketch: String, expected: String) async throws {
-        let found = try await chunks(
-            sketch, target: Self.traits(zeroFrom: 0), compressedChunkSize: 4)
+    func theGridBeginsWithinTheDisk(sketch: String, expected: String) async throws {
+        let found = try await chunks(sketch, target: Self.traits(zeroFrom: 0), gridStart: 4)
         #expect(found == expected)
     }
 
@@ -106,7 +103,7 @@ import Testing
         let iterator = ExtentIterator(
             source: SketchSource("AAAAA", blockSize: 1),
             policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
-            granularity: 4, chunkSize: 4, compressedChunkSize: 4)
+            granularity: 4, chunkSize: 4)
         #expect(try await iterator.next()?.segments.map(\.range) == [0..<4])
         #expect(try await iterator.next()?.segments.map(\.range) == [4..<5])
         #expect(try await iterator.next() == nil)
@@ -117,7 +114,7 @@ import Testing
         let iterator = ExtentIterator(
             source: SketchSource(String(repeating: "A0", count: 500), blockSize: 4, pause: true),
             policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
-            granularity: 4, chunkSize: 4, compressedChunkSize: 4)
+            granularity: 4, chunkSize: 4)
         let all = try await withThrowingTaskGroup(of: [Chunk].self) { group in
             for _ in 0..<8 {
                 group.addTask {

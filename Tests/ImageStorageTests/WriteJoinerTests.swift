@@ -115,4 +115,56 @@ import Testing
         }
         #expect(failures == 32)
     }
+
+    /// What goes past the page cache and what does not are one file in the end.
+    @Test func bothWaysWriteOneFile() async throws {
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        var bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: true))
+        // Not on every file system; what follows has to come out right in any case.
+        if PageCacheBypass.isPossible(descriptor) {
+            let direct = bypass.descriptor
+            #expect(fcntl(try #require(direct), F_GETFL) & clinux_O_DIRECT != 0)
+        }
+        // 64 MiB: the other way is tried after a quarter.
+        let joiner = WriteJoiner(descriptor: descriptor, name: "both", bypass: bypass)
+        var expected: [UInt8] = []
+        for number in 1..<130 {
+            // Whole pages mostly, now and then an end in the middle of one, and behind it whole pages at odd places.
+            let count = number % 20 == 0 ? 100_000 + number : 1 << 19
+            if number % 40 == 39 {
+                expected += [UInt8](repeating: 0, count: -expected.count & 4095)
+            }
+            var buffer = IOBuffer.zeros(byteCount: count)
+            var bytes = buffer.mutableBytes
+            let memory = bytes.withUnsafeMutableBytes { $0 }
+            for place in stride(from: 0, to: count, by: 1000) { memory[place] = UInt8(number) }
+            try await joiner.write(UnsafeRawBufferPointer(memory), at: Int64(expected.count))
+            expected += memory
+        }
+        var found = [UInt8](repeating: 1, count: expected.count + 1)
+        let count = try found.withUnsafeMutableBytes {
+            try Syscall.read(descriptor, "both", into: $0, at: 0)
+        }
+        #expect(count == expected.count)
+        #expect(found.dropLast() == expected[...])
+    }
+
+    /// Pieces that a direct write would refuse, or that are not worth it.
+    @Test func onlyWholePagesAreFit() {
+        func fit(_ offset: Int64, _ pieces: [(address: Int, count: Int)]) -> Bool {
+            let memory = pieces.map {
+                UnsafeRawBufferPointer(
+                    start: UnsafeRawPointer(bitPattern: $0.address), count: $0.count)
+            }
+            return PageCacheBypass.isFit(memory, at: offset)
+        }
+        #expect(fit(8192, [(4096, 65536)]))
+        #expect(fit(0, [(4096, 32768), (1 << 20, 32768)]))
+        #expect(!fit(512, [(4096, 65536)]))
+        #expect(!fit(0, [(4608, 65536)]))
+        #expect(!fit(0, [(4096, 65536 + 512)]))
+        #expect(!fit(0, [(4096, 65536), (4096, 100)]))
+        #expect(!fit(0, [(4096, 61440)]))
+    }
 }

@@ -32,6 +32,9 @@ int clinux_set_no_cow(int fd);
 /// FS_IOC_FSSETXATTR: the unit in bytes in which a file's blocks are allocated.
 int clinux_set_extent_size_hint(int fd, uint32_t bytes);
 
+/// statfs: the kind of file system that a file is on, as linux/magic.h numbers them; negative after an error.
+int64_t clinux_file_system(int fd);
+
 /// BLKGETSIZE64: the size of a block device in bytes.
 int clinux_device_size(int fd, uint64_t *bytes);
 

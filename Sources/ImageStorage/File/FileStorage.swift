@@ -85,7 +85,12 @@ public final class FileStorage: Storage {
         identity = FileIdentity(status)
         sharing = Mutex(BlockSharing(isWorthTrying: !isDevice))
         joiner =
-            isDevice || cacheMode.isDirect ? nil : WriteJoiner(descriptor: descriptor, name: name)
+            isDevice || cacheMode.isDirect
+            ? nil
+            : WriteJoiner(
+                descriptor: descriptor, name: name,
+                bypass: cacheMode == .unsafe && PageCacheBypass.isPossible(descriptor)
+                    ? PageCacheBypass(descriptor) : nil)
         knownSize = Atomic(size)
         traits = StorageTraits(
             isDevice: isDevice, readsAsZero: readsAsZero,

@@ -12,10 +12,13 @@ final class WriteJoiner: Sendable {
     private let descriptor: Int32
     private let name: String
     private let queue = Mutex(WriteQueue<CheckedContinuation<Void, any Error>>())
+    /// nil where all goes through the page cache. Used by the writer alone.
+    private let bypass: Mutex<PageCacheBypass?>
 
-    init(descriptor: Int32, name: String) {
+    init(descriptor: Int32, name: String, bypass: consuming PageCacheBypass? = nil) {
         self.descriptor = descriptor
         self.name = name
+        self.bypass = Mutex(bypass)
     }
 
     /// Returns when the bytes are written, by whomever.
@@ -23,7 +26,7 @@ final class WriteJoiner: Sendable {
         let piece = PendingWrite(offset: offset, bytes: bytes)
         if queue.withLock({ $0.start() }) {
             defer { writeWaiting() }
-            return try Syscall.write(descriptor, name, [piece.bytes], at: offset)
+            return try writeNow([piece.bytes], at: offset)
         }
         try await withCheckedThrowingContinuation { continuation in
             // Between the two locks the writer may have gone.
@@ -36,11 +39,29 @@ final class WriteJoiner: Sendable {
     private func writeWaiting() {
         while let batch = queue.withLock({ $0.next() }) {
             let result = Result { () throws(ImageError) in
-                try Syscall.write(
-                    descriptor, name, batch.pieces.map(\.bytes), at: batch.pieces[0].offset)
+                try writeNow(batch.pieces.map(\.bytes), at: batch.pieces[0].offset)
             }
             for waiter in batch.waiters { waiter.resume(with: result) }
         }
+    }
+
+    private func writeNow(
+        _ pieces: [UnsafeRawBufferPointer], at offset: Int64
+    ) throws(ImageError) {
+        guard PageCacheBypass.isFit(pieces, at: offset) else {
+            return try Syscall.write(descriptor, name, pieces, at: offset)
+        }
+        let direct = bypass.withLock { $0?.descriptor }
+        let start = ContinuousClock.now
+        do throws(ImageError) {
+            try Syscall.write(direct ?? descriptor, name, pieces, at: offset)
+        } catch {
+            guard direct != nil, error.kind == .system(errno: EINVAL) else { throw error }
+            bypass.withLock { $0?.giveUp() }
+            try Syscall.write(descriptor, name, pieces, at: offset)
+        }
+        let time = start.duration(to: .now)
+        bypass.withLock { $0?.note(bytes: pieces.reduce(0) { $0 + $1.count }, time: time) }
     }
 }
 
