@@ -211,7 +211,7 @@ def bench(case, swimg, folder, floor, rounds):
             words.append(f"{folder}/clusters")
         targets.append(targets[2])
         commands += [[floor, *words], [floor, "--direct", *words]]
-    times, peaks, space = [[] for _ in commands], [[] for _ in commands], [0, 1, 1]
+    times, peaks, space = [[] for _ in commands], [[] for _ in commands], [0 for _ in commands]
     for number in range(rounds):
         for turn in random.sample(range(len(commands)), len(commands)):
             if not case.is_small:

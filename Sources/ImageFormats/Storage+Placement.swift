@@ -2,6 +2,9 @@ import DiskImage
 import ImageStorage
 
 extension Storage {
+    /// How much of it one call takes along, far below what the kernel does.
+    private static var mostParts: Int { 64 }
+
     func write(_ bytes: [UInt8], at offset: Int64) async throws {
         let span = bytes.span.bytes
         try await write(span, at: offset)
@@ -12,10 +15,17 @@ extension Storage {
     func write(
         _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin? = nil
     ) async throws {
-        for write in placement.writes {
+        var rest = placement.writes[...]
+        while let write = rest.first {
+            rest.removeFirst()
             switch write.bytes {
             case .plain(let positions):
-                try await writePlain(positions, of: data, at: write.hostOffset, origin)
+                if origin != nil, sharesBlocks {
+                    try await writePlain(positions, of: data, at: write.hostOffset, origin)
+                } else {
+                    let parts = [positions] + Self.takeNeighbours(of: write, from: &rest)
+                    try await self.write(parts, of: data, at: write.hostOffset)
+                }
             case .compressed(let positions):
                 try await self.write(encoded.extracting(positions), at: write.hostOffset)
             case .metadata(let table):
@@ -24,6 +34,25 @@ extension Storage {
                 try await zero(write.hostOffset..<write.hostOffset + length, mayUnmap: true)
             }
         }
+    }
+
+    /// Takes off the writes that follow one on the host, though not in the buffer.
+    ///
+    /// - Returns: their positions in the buffer.
+    private static func takeNeighbours(
+        of first: Placement.Write, from rest: inout ArraySlice<Placement.Write>
+    ) -> [Range<Int>] {
+        guard case .plain(let positions) = first.bytes else { return [] }
+        var parts: [Range<Int>] = []
+        var end = first.hostOffset + Int64(positions.count)
+        while let next = rest.first, next.hostOffset == end, parts.count < mostParts,
+            case .plain(let positions) = next.bytes
+        {
+            parts.append(positions)
+            end += Int64(positions.count)
+            rest.removeFirst()
+        }
+        return parts
     }
 
     private func writePlain(

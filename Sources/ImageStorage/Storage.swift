@@ -47,6 +47,9 @@ public protocol Storage: BlockHolder {
     /// Writes all the bytes; a file grows as needed, a device does not.
     func write(_ bytes: RawSpan, at offset: Int64) async throws
 
+    /// Writes parts of a buffer one behind the other.
+    func write(_ parts: [Range<Int>], of bytes: RawSpan, at offset: Int64) async throws
+
     /// Makes a range within the size read as zeros by the cheapest means there is.
     ///
     /// - Parameter mayUnmap: the range need not stay allocated.
@@ -76,6 +79,14 @@ public protocol Storage: BlockHolder {
 
 extension Storage {
     public var file: FileIdentity? { nil }
+
+    public func write(_ parts: [Range<Int>], of bytes: RawSpan, at offset: Int64) async throws {
+        var offset = offset
+        for part in parts {
+            try await write(bytes.extracting(part), at: offset)
+            offset += Int64(part.count)
+        }
+    }
 
     public var sharesBlocks: Bool { false }
 

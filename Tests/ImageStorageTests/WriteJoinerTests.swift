@@ -7,10 +7,9 @@ import Testing
 
 @Suite struct WriteJoinerTests {
     private static func piece(_ range: Range<Int>) -> PendingWrite {
-        PendingWrite(
-            offset: Int64(range.lowerBound),
-            bytes: UnsafeRawBufferPointer(
-                start: UnsafeRawPointer(bitPattern: 4096), count: range.count))
+        let memory = UnsafeRawBufferPointer(
+            start: UnsafeRawPointer(bitPattern: 4096), count: range.count)
+        return PendingWrite(offset: Int64(range.lowerBound), pieces: [memory])
     }
 
     private static func waiters<Waiter>(_ queue: inout WriteQueue<Waiter>) -> [Waiter]? {
@@ -31,7 +30,8 @@ import Testing
         #expect(queue.wait(Self.piece(20..<25), "c") == false)
         let first = queue.next()
         #expect(first?.waiters == ["a", "b", "c"])
-        #expect(first?.pieces.map(\.offset) == [0, 10, 20])
+        #expect(first?.offset == 0)
+        #expect(first?.pieces.map(\.count) == [10, 10, 5])
         #expect(Self.waiters(&queue) == ["d"])
         #expect(Self.waiters(&queue) == nil)
         #expect(Self.starts(&queue))
@@ -58,6 +58,21 @@ import Testing
         #expect(Self.waiters(&queue) == nil)
     }
 
+    /// The kernel takes 1024 pieces in a call.
+    @Test func batchesHaveNoMorePiecesThanTheKernelTakes() {
+        var queue = WriteQueue<Int>()
+        #expect(Self.starts(&queue))
+        let memory = UnsafeRawBufferPointer(
+            start: UnsafeRawPointer(bitPattern: 4096), count: 100)
+        for number in 0..<3 {
+            let pieces = [UnsafeRawBufferPointer](repeating: memory, count: 500)
+            let write = PendingWrite(offset: Int64(number * 50_000), pieces: pieces)
+            #expect(queue.wait(write, number) == false)
+        }
+        #expect(Self.waiters(&queue) == [0, 1])
+        #expect(Self.waiters(&queue) == [2])
+    }
+
     /// 64 tasks, each writing every 64th block: nothing is lost, mixed up or written twice.
     @Test func joinsManyWriters() async throws {
         let blockSize = 5000
@@ -74,7 +89,9 @@ import Testing
                             defer { bytes.deallocate() }
                             bytes.initializeMemory(as: UInt8.self, repeating: UInt8(block % 251))
                             try await joiner.write(
-                                UnsafeRawBufferPointer(bytes), at: Int64(block * blockSize))
+                                PendingWrite(
+                                    offset: Int64(block * blockSize),
+                                    pieces: [UnsafeRawBufferPointer(bytes)]))
                         }
                     }
                 }
@@ -104,7 +121,9 @@ import Testing
                     defer { bytes.deallocate() }
                     bytes.initializeMemory(as: UInt8.self, repeating: 1)
                     do {
-                        try await joiner.write(UnsafeRawBufferPointer(bytes), at: Int64(worker * 8))
+                        try await joiner.write(
+                            PendingWrite(
+                                offset: Int64(worker * 8), pieces: [UnsafeRawBufferPointer(bytes)]))
                         return false
                     } catch {
                         return (error as? ImageError)?.kind == .system(errno: ENOSPC)
@@ -139,7 +158,12 @@ import Testing
             var bytes = buffer.mutableBytes
             let memory = bytes.withUnsafeMutableBytes { $0 }
             for place in stride(from: 0, to: count, by: 1000) { memory[place] = UInt8(number) }
-            try await joiner.write(UnsafeRawBufferPointer(memory), at: Int64(expected.count))
+            // In two pieces, as clusters that are neighbours in the image and not in memory.
+            let half = count / 2 & ~4095
+            let pieces = [memory[..<half], memory[half...]].map {
+                UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[$0.indices])
+            }
+            try await joiner.write(PendingWrite(offset: Int64(expected.count), pieces: pieces))
             expected += memory
         }
         var found = [UInt8](repeating: 1, count: expected.count + 1)

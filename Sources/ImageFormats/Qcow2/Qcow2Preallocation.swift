@@ -28,7 +28,7 @@ private struct RefcountCounter: ~Copyable {
     private static let tablePiece: Int64 = 64 << 10
 
     private let storage: any Storage
-    private let bits: Int
+    private let codec: RefcountCodec
     private let clusterSize: Int64
     private let tableRange: Range<Int64>
     private let endCluster: Int64
@@ -38,7 +38,7 @@ private struct RefcountCounter: ~Copyable {
     init(_ header: Qcow2Header, _ storage: any Storage, endCluster: Int64) {
         self.storage = storage
         self.endCluster = endCluster
-        bits = header.extras.refcountBits
+        codec = RefcountCodec(bits: header.extras.refcountBits)
         clusterSize = header.geometry.clusterSize
         // The table is no longer than the file, and begins in it: anything else counts nothing.
         let start = min(max(0, header.refcountTableOffset.bytes), storage.size)
@@ -47,7 +47,7 @@ private struct RefcountCounter: ~Copyable {
         buffer = IOBuffer(byteCount: Int(clusterSize))
     }
 
-    private var refcountsPerBlock: Int64 { clusterSize * 8 / Int64(bits) }
+    private var refcountsPerBlock: Int64 { Int64(codec.entries(inBytes: clusterSize)) }
 
     mutating func reaches(_ threshold: Int64) async throws -> Bool {
         var first: Int64 = 0
@@ -77,38 +77,6 @@ private struct RefcountCounter: ~Copyable {
         var whole = buffer.mutableBytes
         var part = whole.slice(0..<length)
         try await storage.read(into: &part, at: offset)
-        count += used(in: buffer.bytes.extracting(0..<length), clusters: Int(clusters))
-    }
-
-    /// How many of the first refcounts of a block are not zero.
-    private func used(in block: RawSpan, clusters: Int) -> Int64 {
-        switch bits {
-        case 16: return used(in: block, clusters, as: UInt16.self)
-        case 8: return used(in: block, clusters, as: UInt8.self)
-        case 32: return used(in: block, clusters, as: UInt32.self)
-        case 64: return used(in: block, clusters, as: UInt64.self)
-        default:
-            // Below 8 bits the refcounts of a byte stand in it from the low bits up.
-            let perByte = 8 / bits
-            let mask = UInt8(1 << bits) - 1
-            var result: Int64 = 0
-            for index in 0..<min(clusters, block.byteCount * perByte) {
-                let byte = block.unsafeLoad(fromByteOffset: index / perByte, as: UInt8.self)
-                if byte >> UInt8(index % perByte * bits) & mask != 0 { result += 1 }
-            }
-            return result
-        }
-    }
-
-    private func used<Refcount: FixedWidthInteger & BitwiseCopyable>(
-        in block: RawSpan, _ clusters: Int, as type: Refcount.Type
-    ) -> Int64 {
-        let size = MemoryLayout<Refcount>.size
-        var result: Int64 = 0
-        for index in 0..<min(clusters, block.byteCount / size)
-        where block.bigEndian(at: index * size, as: type) != 0 {
-            result += 1
-        }
-        return result
+        count += codec.countUsed(in: buffer.bytes.extracting(0..<length), first: Int(clusters))
     }
 }

@@ -151,14 +151,21 @@ public final class FileStorage: Storage {
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {
-        guard let joiner, !bytes.isEmpty else {
-            return try bytes.withUnsafeBytes { pointer throws(ImageError) in
-                try writeNow(pointer, at: offset)
-            }
-        }
+        try await write([0..<bytes.byteCount], of: bytes, at: offset)
+    }
+
+    public func write(_ parts: [Range<Int>], of bytes: RawSpan, at offset: Int64) async throws {
         // The span is borrowed until this call returns, and with it the memory lives.
         let memory = bytes.withUnsafeBytes { $0 }
-        try await joiner.write(memory, at: offset)
+        let pending = PendingWrite(
+            offset: offset, pieces: parts.map { UnsafeRawBufferPointer(rebasing: memory[$0]) })
+        guard pending.count > 0 else { return }
+        if let joiner { return try await joiner.write(pending) }
+        var position = offset
+        for piece in pending.pieces {
+            try writeNow(piece, at: position)
+            position += Int64(piece.count)
+        }
     }
 
     func writeNow(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {

@@ -22,15 +22,14 @@ final class WriteJoiner: Sendable {
     }
 
     /// Returns when the bytes are written, by whomever.
-    func write(_ bytes: UnsafeRawBufferPointer, at offset: Int64) async throws {
-        let piece = PendingWrite(offset: offset, bytes: bytes)
+    func write(_ pending: PendingWrite) async throws {
         if queue.withLock({ $0.start() }) {
             defer { writeWaiting() }
-            return try writeNow([piece.bytes], at: offset)
+            return try writeNow(pending.pieces, at: pending.offset)
         }
         try await withCheckedThrowingContinuation { continuation in
             // Between the two locks the writer may have gone.
-            let isWriter = queue.withLock { $0.wait(piece, continuation) }
+            let isWriter = queue.withLock { $0.wait(pending, continuation) }
             if isWriter { writeWaiting() }
         }
     }
@@ -39,7 +38,7 @@ final class WriteJoiner: Sendable {
     private func writeWaiting() {
         while let batch = queue.withLock({ $0.next() }) {
             let result = Result { () throws(ImageError) in
-                try writeNow(batch.pieces.map(\.bytes), at: batch.pieces[0].offset)
+                try writeNow(batch.pieces, at: batch.offset)
             }
             for waiter in batch.waiters { waiter.resume(with: result) }
         }
@@ -67,25 +66,37 @@ final class WriteJoiner: Sendable {
 
 /// Bytes whose owner waits until they are written, and keeps them alive and unchanged until then.
 struct PendingWrite: @unchecked Sendable {
-    var offset: Int64
-    var bytes: UnsafeRawBufferPointer
+    let offset: Int64
+    /// One behind the other; no more than the kernel takes in a call.
+    let pieces: [UnsafeRawBufferPointer]
+    /// In bytes.
+    let count: Int
 
-    var end: Int64 { offset + Int64(bytes.count) }
+    init(offset: Int64, pieces: [UnsafeRawBufferPointer]) {
+        self.offset = offset
+        self.pieces = pieces
+        count = pieces.reduce(0) { $0 + $1.count }
+    }
+
+    var end: Int64 { offset + Int64(count) }
 }
 
 /// Who writes and what waits: the state of a `WriteJoiner`, which resumes the waiters it is handed.
 struct WriteQueue<Waiter> {
     struct Batch {
+        let offset: Int64
         /// Each begins where the one before it ends; at least one.
-        var pieces: [PendingWrite] = []
+        var pieces: [UnsafeRawBufferPointer] = []
         var waiters: [Waiter] = []
     }
 
     /// More gains nothing, and who waits in a batch waits for all of it, in bytes.
     private static var largestBatch: Int64 { 1 << 20 }
+    /// What the kernel takes in one call (IOV_MAX).
+    private static var mostPieces: Int { 1024 }
 
     private var isWriting = false
-    private var waiting: [(piece: PendingWrite, waiter: Waiter)] = []
+    private var waiting: [(write: PendingWrite, waiter: Waiter)] = []
 
     /// - Returns: whether the caller is the writer now. It may write, and has to ask for the `next`
     ///   batch until there is none.
@@ -96,8 +107,8 @@ struct WriteQueue<Waiter> {
     }
 
     /// Leaves bytes to the writer. Returns whether the caller is the writer, for want of another.
-    mutating func wait(_ piece: PendingWrite, _ waiter: Waiter) -> Bool {
-        waiting.append((piece, waiter))
+    mutating func wait(_ write: PendingWrite, _ waiter: Waiter) -> Bool {
+        waiting.append((write, waiter))
         return start()
     }
 
@@ -108,17 +119,20 @@ struct WriteQueue<Waiter> {
             isWriting = false
             return nil
         }
-        waiting.sort { $0.piece.offset < $1.piece.offset }
-        var batch = Batch()
-        var end = waiting[0].piece.offset
-        let limit = end + Self.largestBatch
-        for (piece, waiter) in waiting {
-            guard piece.offset == end, batch.pieces.isEmpty || piece.end <= limit else { break }
-            batch.pieces.append(piece)
+        waiting.sort { $0.write.offset < $1.write.offset }
+        var batch = Batch(offset: waiting[0].write.offset)
+        var end = batch.offset
+        for (write, waiter) in waiting {
+            let isFirst = batch.waiters.isEmpty
+            let isFit =
+                write.end <= batch.offset + Self.largestBatch
+                && batch.pieces.count + write.pieces.count <= Self.mostPieces
+            guard write.offset == end, isFirst || isFit else { break }
+            batch.pieces += write.pieces
             batch.waiters.append(waiter)
-            end = piece.end
+            end = write.end
         }
-        waiting.removeFirst(batch.pieces.count)
+        waiting.removeFirst(batch.waiters.count)
         return batch
     }
 }
