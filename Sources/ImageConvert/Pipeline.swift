@@ -20,7 +20,7 @@ public struct Pipeline: Sendable {
     public static let chunkToCompress: Int64 = 64 << 10
 
     public var workers: Int
-    /// How much a worker takes at a time, at least, where nothing is compressed, in bytes.
+    /// How much a worker takes at a time, at least, where the target does not compress, in bytes.
     public var smallestChunk = Self.defaultChunk
     /// A worker starts only if there can be as many for each: a small image is done sooner than a
     /// thread has begun and a buffer got its pages. 1 where waiting is what takes the time.
@@ -54,7 +54,9 @@ public struct Pipeline: Sendable {
     ) async throws {
         let granularity = target.traits.granularity
         let smallest = max(Self.chunkToCompress, granularity, source.readGranularity)
-        let chunkSize = target.compresses ? smallest : max(smallestChunk, smallest)
+        // Whole clusters, whatever a server likes.
+        let chunkSize =
+            target.compresses ? smallest : smallestChunk.roundedUp(to: smallest)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),

@@ -10,7 +10,8 @@ import Synchronization
 /// received it: between two servers on this machine waking threads would take longer than all else.
 ///
 /// A connection that breaks is made anew, and what was in flight on it is asked for once more. That is
-/// safe for writes, too: each says what a range is to hold, and no two of them overlap.
+/// safe for writes, too: each says what a range is to hold, and no two of them overlap. A trim does not say that, so it is
+/// not repeated but fails.
 final class NBDConnection: @unchecked Sendable {
     /// How often a connection is made anew without a single answer in between.
     private static let attempts = 6
@@ -207,7 +208,8 @@ final class NBDConnection: @unchecked Sendable {
     /// The connection has broken: what was in flight has to be asked for again.
     private func lose() {
         handle = nil
-        waiting = flying + waiting
+        for request in flying where request.isTrim { answer(request, ECONNRESET) }
+        waiting = flying.filter { !$0.isTrim } + waiting
         flying = []
         inbox.finished = []
     }

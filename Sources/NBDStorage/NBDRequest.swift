@@ -43,6 +43,8 @@ final class NBDRequest: @unchecked Sendable {
         self.offset = offset
     }
 
+    var isTrim: Bool { if case .trim = operation { true } else { false } }
+
     /// What it does, for messages.
     var summary: String {
         switch operation {

@@ -7,9 +7,11 @@ import Synchronization
 extension NBDStorage {
     /// How much one request zeroes, in bytes: a server may take long over it.
     private static let zeroReach: Int64 = 1 << 30
-    /// After how many attempts in vain nothing is trimmed any more. One says little: what is shorter than the server's
-    /// blocks, or lies across their borders, stays.
-    private static let vainTrims = 8
+    /// What is shorter is zeroed plainly: it is done sooner than it is known to be worth more, in bytes.
+    private static let shortestTrim: Int64 = 64 << 10
+    /// After how many refusals in a row something is not asked for any more. One says little: what is shorter than the
+    /// server's blocks, or lies across their borders, is refused or stays.
+    private static let mostRefusals = 8
 
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
         guard !range.isEmpty else { return }
@@ -33,7 +35,9 @@ extension NBDStorage {
     /// instead. What was trimmed may hold anything, so the server has to say that it is zero.
     private func zeroBlocks(_ range: Range<Int64>, mayUnmap: Bool) async throws {
         guard mayUnmap else { return try await zeroPlainly(range, .allocated) }
-        if facts.canZero, !facts.canFastZero { return try await zeroPlainly(range, .asServerLikes) }
+        guard range.count >= Self.shortestTrim, !facts.canZero || facts.canFastZero else {
+            return try await zeroPlainly(range, .asServerLikes)
+        }
         if facts.canZero, try await zeroFast(range) { return }
         for rest in try await trim(range) { try await zeroPlainly(rest, .asServerLikes) }
     }
@@ -47,12 +51,13 @@ extension NBDStorage {
 
     /// - Returns: whether the server did it.
     private func zeroFast(_ range: Range<Int64>) async throws -> Bool {
-        guard !refusesFastZero.load(ordering: .relaxed) else { return false }
+        guard fastZeroRefusals.load(ordering: .relaxed) < Self.mostRefusals else { return false }
         do {
             try await zeroPlainly(range, .onlyFast)
+            fastZeroRefusals.store(0, ordering: .relaxed)
             return true
         } catch let error as ImageError where error.kind == .system(errno: ENOTSUP) {
-            refusesFastZero.store(true, ordering: .relaxed)
+            fastZeroRefusals.add(1, ordering: .relaxed)
             return false
         }
     }
@@ -61,18 +66,22 @@ extension NBDStorage {
     private func trim(_ range: Range<Int64>) async throws -> [Range<Int64>] {
         // One connection need not know at once what was done on another, unless the server promises it.
         let isConfirmable = facts.canBlockStatus && (facts.canMultiConn || connections.count == 1)
-        guard facts.canTrim, isConfirmable, keptTrims.load(ordering: .relaxed) < Self.vainTrims
-        else {
-            return [range]
-        }
+        guard facts.canTrim, isConfirmable, !refusesTrim.load(ordering: .relaxed),
+            keptTrims.load(ordering: .relaxed) < Self.mostRefusals
+        else { return [range] }
+        let rest: [Range<Int64>]
         do {
-            try await change([NBDRequest(.trim(count: Int64(range.count)), at: range.lowerBound)])
+            try await sendChange([
+                NBDRequest(.trim(count: Int64(range.count)), at: range.lowerBound)
+            ])
+            rest = try await notZero(range)
         } catch is ImageError {
             // Nothing is lost by that: what stands in its way stands in that of a write, too, or is of no concern.
-            keptTrims.store(Self.vainTrims, ordering: .relaxed)
+            refusesTrim.store(true, ordering: .relaxed)
             return [range]
         }
-        let rest = try await notZero(range)
+        // Not part of what may fail: this flush speaks for other changes, too.
+        try await makeStable()
         if rest == [range] {
             keptTrims.add(1, ordering: .relaxed)
         } else {
@@ -86,17 +95,26 @@ extension NBDStorage {
     /// - Returns: the parts of which the server does not say that they are zero.
     private func notZero(_ range: Range<Int64>) async throws -> [Range<Int64>] {
         var parts: [Range<Int64>] = []
+        func add(_ part: Range<Int64>) {
+            if let last = parts.last, last.upperBound == part.lowerBound {
+                parts[parts.count - 1] = last.lowerBound..<part.upperBound
+            } else {
+                parts.append(part)
+            }
+        }
         var answer = NBDBlockStatus()
         var position = range.lowerBound
         while position < range.upperBound {
             var extent = answer.extent(at: position, limit: range.upperBound)
             if extent == nil {
-                answer = try await blockStatus(position..<range.upperBound)
+                let start = position.roundedDown(to: facts.minimumBlock)
+                answer = try await blockStatus(start..<range.upperBound)
                 extent = answer.extent(at: position, limit: range.upperBound)
             }
-            guard let extent else { return parts + [position..<range.upperBound] }
-            if extent.content != .zero { parts.append(extent.range) }
-            position = extent.range.upperBound
+            // A server that says nothing more.
+            let part = extent ?? Extent(range: position..<range.upperBound, content: .data)
+            if part.content != .zero { add(part.range) }
+            position = part.range.upperBound
         }
         return parts
     }

@@ -24,10 +24,12 @@ public final class NBDStorage: Storage {
     private let hasSentLong: Atomic<Bool>
     private let writesThrough: Bool
     private let status = Mutex(NBDKnownStatus())
-    /// The server would have to write zeros.
-    let refusesFastZero = Atomic<Bool>(false)
+    /// How often in a row the server would have had to write zeros.
+    let fastZeroRefusals = Atomic<Int>(0)
     /// How often in a row the server kept all that it was told to trim.
     let keptTrims = Atomic<Int>(0)
+    /// Trimming ended in an error.
+    let refusesTrim = Atomic<Bool>(false)
     /// Held while blocks are read, changed in part and written back.
     private let blockLock = AsyncLock()
     /// Runs as long as this is in use.
@@ -90,7 +92,7 @@ public final class NBDStorage: Storage {
         let wanted = min(
             max(options.requestSize(to: address).roundedDown(to: preferred), preferred),
             facts.maximumPayload)
-        pieceSize = max(block, wanted.roundedDown(to: block))
+        pieceSize = max(block, wanted.roundedDown(to: wanted < preferred ? block : preferred))
         // Whoever names a size has a reason.
         hasSentLong = Atomic(options.requestSize != nil)
         writesThrough = options.writesThrough
@@ -156,11 +158,20 @@ public final class NBDStorage: Storage {
 
     /// Sends what changes the export. Where that has to be stable at once, each says so itself, or a flush follows.
     func change(_ requests: [NBDRequest]) async throws {
+        try await sendChange(requests)
+        try await makeStable()
+    }
+
+    func sendChange(_ requests: [NBDRequest]) async throws {
         let isSaid = writesThrough && facts.canWriteThrough
         for request in requests { request.writesThrough = isSaid }
         defer { status.withLock { $0.noteChange() } }
         try await send(requests)
-        if writesThrough, !isSaid { try await flush() }
+    }
+
+    /// For those that could not say so themselves.
+    func makeStable() async throws {
+        if writesThrough, !facts.canWriteThrough { try await flush() }
     }
 
     private func isAligned(_ range: Range<Int64>) -> Bool {

@@ -92,6 +92,10 @@ import Testing
         do {
             let target = try TargetFile.create(path, cacheMode: .unsafe)
             #expect(!target.isStaged)
+            // Nobody else may open it meanwhile, by either name.
+            #expect(throws: ImageError.self) {
+                try FileStorage.openExistingTarget(other, cacheMode: .unsafe)
+            }
             try await write("new", to: target)
             try await target.commit()
         }

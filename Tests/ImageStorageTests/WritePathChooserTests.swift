@@ -70,6 +70,18 @@ import Testing
         #expect(!machine.chooser.isDirect)
     }
 
+    /// Never by half at once.
+    @Test func noticesThatTheCacheGetsSlowerBitByBit() {
+        var machine = Machine(cached: 1.9, direct: 1.2)
+        machine.write(16384)
+        #expect(!machine.chooser.isDirect)
+        for _ in 0..<8 {
+            machine.cached *= 0.8
+            machine.write(64)
+        }
+        #expect(machine.chooser.isDirect)
+    }
+
     @Test func settlesForTheCache() {
         var machine = Machine(cached: 0.4, direct: 1.2)
         machine.write(64)

@@ -10,7 +10,7 @@ public enum CacheMode: String, Sendable, CaseIterable {
     case writeback
     /// Past the page cache, and every write reaches stable storage before it counts as done.
     case directsync
-    /// Through the page cache, and nobody waits for the disk, as with `cp`.
+    /// Nobody waits for what a disk keeps to itself, as with `cp`; through the page cache, or past it where that is faster.
     case unsafe
 
     var isDirect: Bool { self == .none || self == .directsync }

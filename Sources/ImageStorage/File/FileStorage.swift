@@ -19,7 +19,7 @@ public final class FileStorage: Storage {
     let sharing: Mutex<BlockSharing>
     /// The unaligned ends of direct writes go through here; opened when first needed.
     let bufferedDescriptor = Mutex<Int32?>(nil)
-    /// For regular files through the page cache, which are written by one at a time in any case.
+    /// For regular files but in a direct cache mode: they are written by one at a time in any case.
     private let joiner: WriteJoiner?
     /// The last answer of SEEK_DATA and SEEK_HOLE: sources ask for neighbours.
     private let lastExtent = Mutex<Extent?>(nil)

@@ -22,8 +22,8 @@ struct PageCacheBypass: ~Copyable {
 
     deinit { if let opened { _ = Glibc.close(opened) } }
 
-    /// Whether a file is one to try it with: a regular one, on a file system of the kind that has blocks on a device of
-    /// its own and writes directly without a detour.
+    /// Whether a regular file is on a file system to try it with: one that has blocks on a device of its own and writes
+    /// directly without a detour.
     static func isPossible(_ file: Int32) -> Bool {
         // linux/magic.h: ext2 to ext4, XFS.
         [0xef53, 0x5846_5342].contains(clinux_file_system(file))

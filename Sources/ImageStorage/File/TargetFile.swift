@@ -26,15 +26,15 @@ public final class TargetFile: Sendable {
     private let place: Place
     /// Where the file will be: the path behind all symbolic links.
     private let path: String
-    /// The file that will be replaced, kept open for its lock: a running machine may use it.
-    private let replaced: FileStorage?
+    /// What stood under the name, kept open for its lock: a running machine may use it.
+    private let existing: FileStorage?
     private let isSettled = Atomic<Bool>(false)
 
-    init(storage: FileStorage, place: Place, path: String, replaced: FileStorage?) {
+    init(storage: FileStorage, place: Place, path: String, existing: FileStorage?) {
         self.storage = storage
         self.place = place
         self.path = path
-        self.replaced = replaced
+        self.existing = existing
     }
 
     deinit { abandon() }
@@ -54,7 +54,7 @@ public final class TargetFile: Sendable {
             guard errno == ENOENT else { throw Syscall.failure(givenPath, "cannot create") }
             let staged = try stage(path, named: givenPath, cacheMode: cacheMode, like: nil)
             return TargetFile(
-                storage: staged.storage, place: staged.place, path: path, replaced: nil)
+                storage: staged.storage, place: staged.place, path: path, existing: nil)
         }
         if protected.contains(FileIdentity(status)) {
             throw isSource(givenPath)
@@ -65,7 +65,7 @@ public final class TargetFile: Sendable {
                 path, named: givenPath, cacheMode: cacheMode, like: existing.descriptor)
         {
             return TargetFile(
-                storage: staged.storage, place: staged.place, path: path, replaced: existing)
+                storage: staged.storage, place: staged.place, path: path, existing: existing)
         }
         if keepsOld {
             throw .unsupported(
@@ -73,7 +73,7 @@ public final class TargetFile: Sendable {
                 "cannot keep the old content beside the new one: it can only be written in place")
         }
         if existing.traits.isDevice {
-            return TargetFile(storage: existing, place: .inPlace, path: path, replaced: nil)
+            return TargetFile(storage: existing, place: .inPlace, path: path, existing: nil)
         }
         return try emptied(existing, path: path, named: givenPath)
     }
@@ -87,7 +87,7 @@ public final class TargetFile: Sendable {
             throw isSource(path)
         }
         let storage = try FileStorage.openExistingTarget(path, cacheMode: cacheMode)
-        return TargetFile(storage: storage, place: .inPlace, path: path, replaced: nil)
+        return TargetFile(storage: storage, place: .inPlace, path: path, existing: nil)
     }
 
     private static func isSource(_ path: String) -> ImageError {
@@ -101,12 +101,12 @@ public final class TargetFile: Sendable {
         guard ftruncate(existing.descriptor, 0) == 0 else {
             throw Syscall.failure(name, "cannot empty it")
         }
-        // A duplicate shares the lock; a second `open` would meet the lock of the first.
+        // A duplicate shares the lock, as long as nobody drops it; a second `open` would meet the lock of the first.
         let copy = fcntl(existing.descriptor, F_DUPFD_CLOEXEC, 0)
         guard copy >= 0 else { throw Syscall.failure(name, "cannot open") }
         let storage = try FileStorage(
             adopting: copy, name: name, cacheMode: existing.cacheMode, readsAsZero: true)
-        return TargetFile(storage: storage, place: .inPlace, path: path, replaced: nil)
+        return TargetFile(storage: storage, place: .inPlace, path: path, existing: existing)
     }
 
     /// Gives the written file its name. Flushes first where the cache mode asks for it.

@@ -22,6 +22,8 @@ struct WritePathChooser {
     private var usual: Bool
     /// In bytes per nanosecond.
     private var usualRate = 0.0
+    /// The same when the other way was tried last.
+    private var rateAtTrial = 0.0
     private var bytes = 0
     private var nanoseconds: Int64 = 0
     private var patience = Self.patience.lowerBound
@@ -66,11 +68,16 @@ struct WritePathChooser {
             patience = min(2 * patience, Self.patience.upperBound)
         }
         periodsUntilTrial = patience
+        rateAtTrial = usualRate
     }
 
     private mutating func endPeriod(_ rate: Double) {
-        periodsUntilTrial = rate * 2 < usualRate ? 0 : max(0, periodsUntilTrial - 1)
         usualRate = rate
+        periodsUntilTrial = max(0, periodsUntilTrial - 1)
+        if rate * 2 < rateAtTrial {
+            patience = Self.patience.lowerBound
+            periodsUntilTrial = 0
+        }
         guard periodsUntilTrial == 0, isDirect || rate < Self.fastEnough else { return }
         isDirect.toggle()
     }
