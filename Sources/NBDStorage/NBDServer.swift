@@ -96,7 +96,7 @@ final class NBDServer: Sendable {
 
     private static func makeFolder() throws(ImageError) -> String {
         let parent = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
-        var template = Array("\(parent)/swimg-XXXXXX".utf8CString)
+        var template = Array("\(parent)/swimg-\(String(repeating: "X", count: 6))".utf8CString)
         guard mkdtemp(&template) != nil else { throw failure(parent, "cannot make a folder") }
         return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
     }

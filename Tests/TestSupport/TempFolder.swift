@@ -7,7 +7,7 @@ public final class TempFolder: Sendable {
 
     public init(under parent: String? = nil) throws {
         let parent = parent ?? ProcessInfo.processInfo.environment["TMPDIR"] ?? "/tmp"
-        var template = Array("\(parent)/swimg-test-XXXXXX".utf8CString)
+        var template = Array("\(parent)/swimg-test-\(String(repeating: "X", count: 6))".utf8CString)
         guard mkdtemp(&template) != nil else {
             throw CommandError(
                 description: "mkdtemp in \(parent): \(String(cString: strerror(errno)))")

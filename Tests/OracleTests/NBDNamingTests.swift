@@ -1,0 +1,170 @@
+import Foundation
+import Glibc
+import TestSupport
+import Testing
+
+/// How exports are named and reached: servers started for it, descriptions, TLS.
+@Suite(.enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
+struct NBDNamingTests {
+    private let folder: TempFolder
+
+    init() throws { folder = try TempFolder() }
+
+    @Test func serversInBracketsAreStarted() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let target = folder.path("target")
+        var outcome = try Swimg.convert(
+            "-f", "raw", "[", "nbdkit", "-r", "file", source.path, "]", "-O", "raw", target)
+        try expectContent(target, outcome)
+        let image = folder.path("image")
+        try Qemu.img("create", "-q", "-f", "qcow2", image, "64M")
+        outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", source.path, "[", "qemu-nbd", "-f", "qcow2", image, "]")
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.damage(image) == nil)
+        let bytes = folder.path("bytes")
+        try Qemu.img("convert", "-f", "qcow2", "-O", "raw", image, bytes)
+        let result = try #require(FileManager.default.contents(atPath: bytes))
+        let count = SourceGallery.content.count
+        #expect(mismatch(result.prefix(count), SourceGallery.content) == nil)
+        #expect(result.dropFirst(count).allSatisfy { $0 == 0 })
+    }
+
+    @Test(.enabled(if: hasProgram("setpriv"), "needs setpriv"))
+    func aServerEndsWithAKilledProgram() throws {
+        let mark = folder.path("pid")
+        let process = try RunningProcess(
+            Swimg.path,
+            [
+                "convert", "[", "nbdkit", "-P", mark, "--filter=delay", "pattern", "1G", "rdelay=1",
+                "]",
+            ]
+                + [folder.path("target")])
+        // The file is there before its content is.
+        var text = ""
+        #expect(
+            process.wait(until: {
+                text = (try? String(contentsOfFile: mark, encoding: .utf8)) ?? ""
+                return text.hasSuffix("\n")
+            }))
+        let server = try #require(pid_t(text.trimmingCharacters(in: .whitespacesAndNewlines)))
+        #expect(Glibc.kill(server, 0) == 0)
+        process.kill()
+        _ = try process.wait()
+        for _ in 0..<200 where Glibc.kill(server, 0) == 0 { usleep(50_000) }
+        #expect(Glibc.kill(server, 0) != 0, "the server still runs")
+    }
+
+    @Test(arguments: [["nbdkit", "no-such-plugin"], ["/no/such/program"], ["true"]])
+    func aServerThatDoesNotStartIsNamed(_ words: [String]) throws {
+        let outcome = try Swimg.convert(
+            ["-f", "raw", "["] + words + ["]", folder.path("target")], timeout: 20)
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.contains("the server ended with status"), "\(outcome)")
+    }
+
+    @Test func bracketsMustClose() throws {
+        let outcome = try Swimg.convert("[", "nbdkit", "memory", "1M", folder.path("target"))
+        #expect(outcome.status == 1)
+        #expect(outcome.errorText.contains("no closing"), "\(outcome)")
+    }
+
+    /// The disk is the name of the export that was asked for.
+    @Test(arguments: [
+        ["-f", "raw", "nbd+unix:///EXPORT?socket=SOCKET"],
+        ["-f", "raw", "nbd:unix:SOCKET:exportname=EXPORT"],
+        [
+            #"json:{"driver":"raw","file":{"driver":"nbd","export":"EXPORT","#
+                + #""server":{"type":"unix","path":"SOCKET"}}}"#
+        ],
+        [#"json:{"driver":"raw","file.driver":"nbd","file.path":"SOCKET","file.export":"EXPORT"}"#],
+        [
+            "--image-opts",
+            "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=SOCKET,file.export=EXPORT",
+        ],
+    ])
+    func asksForTheExportThatIsNamed(_ name: [String]) throws {
+        let server = try NBDTestServer.nbdkit("info", "mode=exportname")
+        let target = folder.path("target")
+        let arguments = name.map {
+            $0.replacing("SOCKET", with: server.socket).replacing("EXPORT", with: "some-disk")
+        }
+        let outcome = try Swimg.convert(arguments + ["-O", "raw", target])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let theirs = folder.path("theirs")
+        try require("qemu-img", ["convert", "-O", "raw"] + arguments + [theirs])
+        let bytes = try #require(FileManager.default.contents(atPath: target))
+        #expect(String(decoding: bytes.prefix(9), as: UTF8.self) == "some-disk")
+        #expect(try bytes == Data(contentsOf: URL(fileURLWithPath: theirs)))
+    }
+
+    /// A target by its description, in the options' words and in its own.
+    @Test(arguments: ["raw", "qcow2"])
+    func writesToADescribedExport(_ format: String) throws {
+        let source = try SourceGallery.named("v3-64k")
+        let server = try NBDTestServer.nbdkit("memory", "64M")
+        try require("qemu-img", ["create", "-q", "-f", format, server.uri, "33M"])
+        let size = try require(Swimg.path, ["info", "-f", format, server.uri])
+        #expect(size.contains("virtual size: \(format == "raw" ? 64 : 33) MiB"))
+        let outcome = try Swimg.convert(
+            "-n", "--target-image-opts", source.path,
+            "driver=\(format),file.driver=nbd,file.server.type=unix,file.server.path=\(server.socket)"
+        )
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try Qemu.difference(source.path, source.format, server.uri, format) == nil)
+    }
+
+    @Test func encryptsWithAKey() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let keys = folder.path("keys")
+        try Data("alice:0123456789abcdef0123456789abcdef\n".utf8).write(
+            to: URL(fileURLWithPath: keys))
+        let server = try NBDTestServer.nbdkit(
+            "-r", "--tls=require", "--tls-psk=\(keys)", "file", source.path)
+        let target = folder.path("target")
+        let outcome = try Swimg.convert(
+            "-f", "raw", "-O", "raw",
+            "nbds+unix://alice@/?socket=\(server.socket)&tls-psk-file=\(keys)", target)
+        try expectContent(target, outcome)
+        let plain = try Swimg.convert("-f", "raw", "-O", "raw", server.uri, folder.path("other"))
+        #expect(plain.status == 1)
+    }
+
+    @Test(.enabled(if: hasProgram("certtool"), "needs certtool"))
+    func encryptsWithCertificates() throws {
+        let source = try SourceGallery.named("raw-sparse")
+        let place = folder.path("tls")
+        try FileManager.default.createDirectory(
+            atPath: place, withIntermediateDirectories: true)
+        func template(_ name: String, _ text: String) throws {
+            try Data(text.utf8).write(to: URL(fileURLWithPath: "\(place)/\(name)"))
+        }
+        try template("ca.info", "cn = test\nca\ncert_signing_key\n")
+        try template(
+            "server.info",
+            "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_server\n"
+                + "encryption_key\nsigning_key\n")
+        for line in [
+            "--generate-privkey --ecc --outfile ca-key.pem",
+            "--generate-self-signed --load-privkey ca-key.pem --template ca.info --outfile ca-cert.pem",
+            "--generate-privkey --ecc --outfile server-key.pem",
+            "--generate-certificate --load-ca-certificate ca-cert.pem --load-ca-privkey ca-key.pem "
+                + "--load-privkey server-key.pem --template server.info --outfile server-cert.pem",
+        ] {
+            try require("certtool", line.words, in: place)
+        }
+        let server = try NBDTestServer.nbdkit(
+            "-r", "--tls=require", "--tls-certificates=\(place)", "file", source.path)
+        let clients = folder.path("clients")
+        try FileManager.default.createDirectory(
+            atPath: clients, withIntermediateDirectories: true)
+        try FileManager.default.copyItem(
+            atPath: "\(place)/ca-cert.pem", toPath: "\(clients)/ca-cert.pem")
+        let target = folder.path("target")
+        let outcome = try Swimg.convert(
+            "-f", "raw", "-O", "raw",
+            "nbds+unix://localhost/?socket=\(server.socket)&tls-certificates=\(clients)"
+                + "&tls-verify-peer=false", target)
+        try expectContent(target, outcome)
+    }
+}
