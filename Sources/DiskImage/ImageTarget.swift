@@ -48,8 +48,10 @@ public struct EncodedPiece: Sendable, Equatable {
 /// What has to be written, and where: the answer of `ImageTarget.place`.
 public struct Placement: Sendable {
     public enum Bytes: Sendable, Equatable {
+        /// At these positions of the chunk's data buffer.
         case plain(Range<Int>)
-        case compressed(Range<Int>)
+        /// Of this chunk and of others before it.
+        case compressed(CompressedRun)
         /// Tables that are complete.
         case metadata([UInt8])
         /// This many bytes of zeros.
@@ -87,12 +89,6 @@ public struct Placement: Sendable {
             && last.hostOffset + Int64(before.count) == hostOffset:
             Write(
                 hostOffset: last.hostOffset, bytes: .plain(before.lowerBound..<next.upperBound))
-        case (.compressed(let before), .compressed(let next))
-        where before.upperBound == next.lowerBound
-            && last.hostOffset + Int64(before.count) == hostOffset:
-            Write(
-                hostOffset: last.hostOffset, bytes: .compressed(before.lowerBound..<next.upperBound)
-            )
         default: nil
         }
     }
@@ -121,15 +117,16 @@ public protocol ImageTarget: Sendable {
     /// Whether `encode` needs its `encoded` buffer.
     var compresses: Bool { get }
 
-    /// Decides where the pieces go. Bookkeeping in memory: no I/O, no waiting.
-    func place(_ pieces: [EncodedPiece]) throws -> Placement
-
-    /// Writes what `place` decided, out of the chunk's two buffers.
+    /// Decides where the pieces go, and takes compressed clusters along: many make one write. Bookkeeping
+    /// in memory: no I/O, no waiting.
     ///
-    /// - Parameter origin: of the data buffer.
-    func write(
-        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
-    ) async throws
+    /// - Parameter encoded: the buffer that `encode` filled.
+    func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement
+
+    /// Writes what `place` decided, plain clusters out of the chunk's data buffer.
+    ///
+    /// - Parameter origin: of that buffer.
+    func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws
 
     /// Whether data may be taken over by `share` without looking for zeros in it. It may become false on
     /// the way, when the storage turns out not to share.

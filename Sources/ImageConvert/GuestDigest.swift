@@ -52,11 +52,9 @@ private struct DiscardingTarget: ImageTarget {
         into encoded: inout MutableRawSpan, used: inout Int
     ) -> [EncodedPiece] { [] }
 
-    func place(_ pieces: [EncodedPiece]) -> Placement { Placement() }
+    func place(_ pieces: [EncodedPiece], encoded: RawSpan) -> Placement { Placement() }
 
-    func write(
-        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
-    ) async throws {}
+    func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws {}
 
     func finish() async throws {}
 }

@@ -4,65 +4,70 @@ import Synchronization
 /// The third stage: places chunks in guest order and writes them.
 ///
 /// Placing is bookkeeping in memory and always has its turn, so that the same bytes come out however
-/// the workers run. The writing that follows is part of the turn when writes are ordered, and happens
-/// beside those of other workers when they are not: that is all that `-W` changes.
+/// the workers run. Writes have turns of their own when they are ordered, and happen beside each other
+/// when they are not: that is all that `-W` changes. Nobody waits for a write to place the next chunk.
 struct WriteStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget
-    let isOrdered: Bool
-    private let gate = TurnGate()
+    private let placing: TurnGate?
+    private let writing: TurnGate?
 
     init(source: any ImageSource, target: any ImageTarget, isOrdered: Bool) {
         self.source = source
         self.target = target
-        self.isOrdered = isOrdered
+        placing = target.traits.placesInOrder ? TurnGate() : nil
+        writing = isOrdered ? TurnGate() : nil
     }
-
-    private var hasTurns: Bool { isOrdered || target.traits.placesInOrder }
 
     /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will not
     ///   come because another worker failed.
     func write(
         _ pieces: [EncodedPiece], of chunk: Chunk, data: RawSpan, encoded: RawSpan
     ) async throws {
-        try await enterTurn(of: chunk)
-        let placement = try target.place(pieces)
-        if !isOrdered { leaveTurn(of: chunk) }
-        try await write(placement, of: chunk, data: data, encoded: encoded)
-        if isOrdered { leaveTurn(of: chunk) }
+        try await placing?.enter(chunk.sequence)
+        let placement = try target.place(pieces, encoded: encoded)
+        placing?.leave()
+        if placement.writes.isEmpty {
+            writing?.skip(chunk.sequence)
+        } else {
+            try await writing?.enter(chunk.sequence)
+            try await write(placement, of: chunk, data: data)
+            writing?.leave()
+        }
     }
 
     /// Places and writes a part of a chunk within the chunk's turn.
     func writeNow(
         _ pieces: [EncodedPiece], of part: Chunk, data: RawSpan, encoded: RawSpan
     ) async throws {
-        let placement = try target.place(pieces)
-        try await write(placement, of: part, data: data, encoded: encoded)
+        let placement = try target.place(pieces, encoded: encoded)
+        try await write(placement, of: part, data: data)
     }
 
     private func write(
-        _ placement: Placement, of chunk: Chunk, data: RawSpan, encoded: RawSpan
+        _ placement: Placement, of chunk: Chunk, data: RawSpan
     ) async throws {
         try await target.write(
-            placement, data: data, encoded: encoded,
-            origin: BufferOrigin(source: source, start: chunk.start))
+            placement, data: data, origin: BufferOrigin(source: source, start: chunk.start))
     }
 
     func enterTurn(of chunk: Chunk) async throws {
-        if hasTurns { try await gate.enter(chunk.sequence) }
+        try await placing?.enter(chunk.sequence)
+        try await writing?.enter(chunk.sequence)
     }
 
     /// Not to be called after an error: the group is cancelled then, and so are those who wait.
     func leaveTurn(of chunk: Chunk) {
-        if hasTurns { gate.leave() }
+        placing?.leave()
+        writing?.leave()
     }
 }
 
-/// Lets callers through one at a time in the order of their numbers.
+/// Lets callers through one at a time in the order of their numbers. Each enters once, or skips its turn.
 final class TurnGate: Sendable {
     private let order = Mutex(TurnOrder<CheckedContinuation<Void, any Error>>())
 
-    /// Waits until every smaller number has left. Each number enters once.
+    /// Waits until every smaller number has left.
     func enter(_ number: Int) async throws {
         if order.withLock({ $0.isTurn(of: number) }) { return try Task.checkCancellation() }
         try await withTaskCancellationHandler {
@@ -85,6 +90,12 @@ final class TurnGate: Sendable {
         let waiter = order.withLock { $0.advance() }
         waiter?.resume()
     }
+
+    /// Gives up a turn without waiting for it.
+    func skip(_ number: Int) {
+        let waiter = order.withLock { $0.skip(number) }
+        waiter?.resume()
+    }
 }
 
 /// Who may enter and who waits: the state of a `TurnGate`, which resumes the waiters it is handed.
@@ -95,6 +106,8 @@ struct TurnOrder<Waiter> {
     private var waiters: [Int: Waiter] = [:]
     /// Cancelled before they arrived.
     private var cancelled: Set<Int> = []
+    /// Larger than `turn`.
+    private var skipped: Set<Int> = []
 
     func isTurn(of number: Int) -> Bool { number == turn }
 
@@ -114,7 +127,14 @@ struct TurnOrder<Waiter> {
 
     /// - Returns: whose turn it is now, if it waits already.
     mutating func advance() -> Waiter? {
-        turn += 1
+        repeat { turn += 1 } while skipped.remove(turn) != nil
         return waiters.removeValue(forKey: turn)
+    }
+
+    /// - Returns: as `advance`.
+    mutating func skip(_ number: Int) -> Waiter? {
+        if number == turn { return advance() }
+        skipped.insert(number)
+        return nil
     }
 }

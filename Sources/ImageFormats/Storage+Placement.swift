@@ -10,10 +10,10 @@ extension Storage {
         try await write(span, at: offset)
     }
 
-    /// Writes what a target has placed, out of a chunk's two buffers. Shares blocks with the data's
+    /// Writes what a target has placed, plain clusters out of a chunk's buffer. Shares blocks with the data's
     /// origin where it can.
     func write(
-        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin? = nil
+        _ placement: Placement, data: RawSpan, origin: BufferOrigin? = nil
     ) async throws {
         var rest = placement.writes[...]
         while let write = rest.first {
@@ -26,8 +26,7 @@ extension Storage {
                     let parts = [positions] + Self.takeNeighbours(of: write, from: &rest)
                     try await self.write(parts, of: data, at: write.hostOffset)
                 }
-            case .compressed(let positions):
-                try await self.write(encoded.extracting(positions), at: write.hostOffset)
+            case .compressed(let run): try await self.write(run.bytes, at: write.hostOffset)
             case .metadata(let table):
                 try await self.write(table, at: write.hostOffset)
             case .zeros(let length):

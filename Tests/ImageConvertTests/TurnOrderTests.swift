@@ -15,6 +15,17 @@ import Testing
         #expect(order.arrive(3, "three") == .enter)
     }
 
+    @Test func skippedTurnsAreNotWaitedFor() {
+        var order = TurnOrder<String>()
+        #expect(order.skip(1) == nil)
+        #expect(order.skip(2) == nil)
+        #expect(order.arrive(3, "three") == .wait)
+        #expect(order.arrive(5, "five") == .wait)
+        #expect(order.skip(0) == "three")
+        #expect(order.advance() == nil)
+        #expect(order.skip(4) == "five")
+    }
+
     @Test func cancelsWaitersOnce() {
         var order = TurnOrder<String>()
         #expect(order.arrive(1, "one") == .wait)
@@ -35,13 +46,14 @@ import Testing
         await withTaskGroup(of: Void.self) { group in
             for number in (0..<200).reversed() {
                 group.addTask {
+                    guard number % 3 > 0 else { return gate.skip(number) }
                     try? await gate.enter(number)
                     seen.append(number)
                     gate.leave()
                 }
             }
         }
-        #expect(seen.numbers == Array(0..<200))
+        #expect(seen.numbers == (0..<200).filter { $0 % 3 > 0 })
     }
 
     @Test func gateReleasesCancelledWaiters() async throws {

@@ -138,7 +138,7 @@ import Testing
         let pieces = try target.encode(
             data.bytes, positions: 0..<8 * 512, at: 0, into: &room, used: &used)
         try await target.write(
-            try target.place(pieces), data: data.bytes, encoded: encoded.bytes, origin: .nowhere)
+            try target.place(pieces, encoded: encoded.bytes), data: data.bytes, origin: .nowhere)
         try await target.finish()
         return storage
     }

@@ -26,7 +26,8 @@ import Testing
     }()
 
     private func compress(_ method: Qcow2Compression, level: Int?) -> [UInt8]? {
-        let compressor = Qcow2Compressor(method, level: level)
+        let compressor = Qcow2Compressor(
+            method, level: level, clusterSize: Int64(Self.clusterSize))
         var output = IOBuffer(byteCount: Self.clusterSize)
         var room = output.mutableBytes
         let cluster = Self.cluster.span.bytes

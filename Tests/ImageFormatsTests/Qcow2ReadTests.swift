@@ -101,7 +101,7 @@ import Testing
         let pieces = try target.encode(
             data.bytes, positions: 0..<64 << 10, at: 0, into: &room, used: &used)
         try await target.write(
-            try target.place(pieces), data: data.bytes, encoded: RawSpan(), origin: .nowhere)
+            try target.place(pieces, encoded: RawSpan()), data: data.bytes, origin: .nowhere)
         try await target.finish()
         let good = storage.bytes
         var random = SplitMix(seed: 2)

@@ -26,10 +26,12 @@ struct Qcow2Layout {
     private var openL2: (index: Int64, host: HostOffset, entries: [UInt64])?
     /// Behind the last compressed cluster, where the next one goes if it fits.
     private var compressedEnd: HostOffset?
+    private var stream: CompressedStream
 
     init(_ geometry: Qcow2Geometry, refcountBits: Int = 16) {
         self.geometry = geometry
         clusterSize = geometry.clusterSize
+        stream = CompressedStream(clusterSize: Int(clusterSize))
         l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
         // The header is cluster 0, its refcount block cluster 1.
         refcounts = Qcow2RefcountBlock(bits: refcountBits, byteCount: Int(clusterSize))
@@ -41,7 +43,9 @@ struct Qcow2Layout {
     }
 
     /// Finds a place for each piece, in guest order, and completes the tables that lie behind it.
-    mutating func place(_ pieces: [EncodedPiece]) -> Placement {
+    ///
+    /// - Parameter encoded: where the compressed clusters are.
+    mutating func place(_ pieces: [EncodedPiece], encoded: RawSpan) -> Placement {
         var placement = Placement()
         for piece in pieces {
             let start = piece.guestRange.lowerBound
@@ -56,7 +60,8 @@ struct Qcow2Layout {
                     placePlain(at: guest, first..<first + length, &placement)
                 }
             case .compressed(let positions):
-                placeCompressed(at: GuestOffset(start), positions, &placement)
+                placeCompressed(
+                    at: GuestOffset(start), encoded.extracting(positions), &placement)
             }
         }
         return placement
@@ -87,18 +92,21 @@ struct Qcow2Layout {
     }
 
     private mutating func placeCompressed(
-        at guest: GuestOffset, _ positions: Range<Int>, _ placement: inout Placement
+        at guest: GuestOffset, _ bytes: RawSpan, _ placement: inout Placement
     ) {
         openTable(for: guest, &placement)
-        let host = allocateBytes(Int64(positions.count), &placement)
-        let lastSector = (host.bytes + Int64(positions.count) - 1) / 512
+        let host = allocateBytes(Int64(bytes.byteCount), &placement)
+        let lastSector = (host.bytes + Int64(bytes.byteCount) - 1) / 512
         let furtherSectors = UInt64(lastSector - host.bytes / 512)
         setEntry(
             guest,
             Qcow2Entry.compressed | furtherSectors << UInt64(geometry.compressedOffsetBits)
                 | UInt64(host.bytes), &placement)
-        placement.append(.compressed(positions), at: host.bytes)
+        stream.append(bytes, at: host.bytes, to: &placement)
     }
+
+    /// Takes back a run that a placement brought, once it is written.
+    mutating func reuse(_ run: CompressedRun) { stream.reuse(run) }
 
     /// Gives all clusters that one L2 table maps a place each, without anything to write there.
     ///
@@ -218,6 +226,7 @@ struct Qcow2Layout {
     /// - Throws: `ImageError` if the image has grown beyond what a refcount table can count.
     mutating func finish() throws(ImageError) -> Ending {
         var placement = Placement()
+        stream.close(&placement)
         closeL2(&placement)
         let start = nextCluster
         let l1Clusters = (Int64(l1.count) * 8).dividedUp(by: clusterSize)

@@ -72,10 +72,10 @@ extension Qcow2Target {
         for table in 0..<geometry.l1Entries {
             try Task.checkCancellation()
             let placement = layout.preallocate(table: table, subclusters: preallocatedSubclusters)
-            try await storage.write(placement, data: RawSpan(), encoded: RawSpan())
+            try await storage.write(placement, data: RawSpan())
         }
         let ending = try layout.finish()
-        try await storage.write(ending.placement, data: RawSpan(), encoded: RawSpan())
+        try await storage.write(ending.placement, data: RawSpan())
         try await storage.truncate(to: ending.end.bytes)
         if options.preallocation.takesBlocks {
             try storage.requireSpace(geometry.virtualSize)

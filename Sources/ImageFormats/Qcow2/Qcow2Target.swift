@@ -46,7 +46,9 @@ public final class Qcow2Target: ImageTarget {
                 geometry: geometry,
                 clustersPerBlock: geometry.clusterSize * 8 / Int64(options.refcountBits)) : nil
         compressors = ResourcePool {
-            Qcow2Compressor(options.compression, level: options.compressionLevel)
+            Qcow2Compressor(
+                options.compression, level: options.compressionLevel,
+                clusterSize: geometry.clusterSize)
         }
         traits = TargetTraits(
             granularity: geometry.clusterSize,
@@ -130,18 +132,21 @@ public final class Qcow2Target: ImageTarget {
         }
     }
 
-    public func place(_ pieces: [EncodedPiece]) throws -> Placement {
+    public func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement {
         let needed = pieces.filter {
             $0.form != .zero || $0.guestRange.lowerBound < traits.readsAsZeroFrom
         }
         if let preallocated { return preallocated.place(needed) }
-        return layout.withLock { $0.place(needed) }
+        return layout.withLock { $0.place(needed, encoded: encoded) }
     }
 
     public func write(
-        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
+        _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        try await storage.write(placement, data: data, encoded: encoded, origin: origin)
+        try await storage.write(placement, data: data, origin: origin)
+        for case .compressed(let run) in placement.writes.map(\.bytes) {
+            layout.withLock { $0.reuse(run) }
+        }
     }
 
     public func finish() async throws {
@@ -150,7 +155,7 @@ public final class Qcow2Target: ImageTarget {
             ending = known
         } else {
             ending = try layout.withLock { layout throws(ImageError) in try layout.finish() }
-            try await storage.write(ending.placement, data: RawSpan(), encoded: RawSpan())
+            try await storage.write(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
         }
         // Whoever finds a header may rely on all that it leads to.

@@ -50,7 +50,7 @@ public struct RawTarget: ImageTarget {
         return pieces
     }
 
-    public func place(_ pieces: [EncodedPiece]) -> Placement {
+    public func place(_ pieces: [EncodedPiece], encoded: RawSpan) -> Placement {
         var placement = Placement()
         for piece in pieces {
             let offset = piece.guestRange.lowerBound
@@ -65,9 +65,9 @@ public struct RawTarget: ImageTarget {
     }
 
     public func write(
-        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
+        _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        try await storage.write(placement, data: data, encoded: encoded, origin: origin)
+        try await storage.write(placement, data: data, origin: origin)
     }
 
     public var sharesUnread: Bool { !looksForZeros && storage.sharesBlocks }

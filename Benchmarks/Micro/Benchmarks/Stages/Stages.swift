@@ -155,11 +155,9 @@ struct Swallow: ImageTarget {
         into encoded: inout MutableRawSpan, used: inout Int
     ) throws -> [EncodedPiece] { [] }
 
-    func place(_ pieces: [EncodedPiece]) throws -> Placement { Placement() }
+    func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement { Placement() }
 
-    func write(
-        _ placement: Placement, data: RawSpan, encoded: RawSpan, origin: BufferOrigin
-    ) async throws {}
+    func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws {}
 
     func finish() async throws {}
 }

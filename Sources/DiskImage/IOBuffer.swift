@@ -1,5 +1,3 @@
-import Glibc
-
 /// Page-aligned memory for I/O, owned by one task.
 ///
 /// Pages that are never touched cost no memory, so a buffer may be allocated for the worst case.
