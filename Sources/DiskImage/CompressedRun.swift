@@ -7,11 +7,14 @@ public final class CompressedRun: @unchecked Sendable {
     public private(set) var hostOffset: Int64 = 0
     public private(set) var count = 0
     private var limit = 0
-    // Only one task at a time has a run: the placing one until it is full, the writing one from then on.
+    // Only one task at a time has a run: the placing one until it is handed out, the writing one from then on.
     private var memory: IOBuffer
 
     /// - Parameter capacity: in bytes.
     public init(capacity: Int) { memory = IOBuffer(byteCount: capacity) }
+
+    /// In bytes.
+    public var capacity: Int { memory.byteCount }
 
     /// Where the bytes that come next belong.
     public var end: Int64 { hostOffset + Int64(count) }
@@ -26,12 +29,12 @@ public final class CompressedRun: @unchecked Sendable {
         }
     }
 
-    /// Empties it, for what lies from `hostOffset` on. It ends at a multiple of its capacity, so that those that follow it begin
-    /// at one.
+    /// Empties it, for what lies from `hostOffset` on. It is full at a multiple of its capacity, so that the one that
+    /// follows it begins at one.
     public func begin(at hostOffset: Int64) {
         self.hostOffset = hostOffset
         count = 0
-        limit = memory.byteCount - Int(hostOffset % Int64(memory.byteCount))
+        limit = capacity - Int(hostOffset % Int64(capacity))
     }
 
     /// - Returns: how many of the bytes it took, from the first on.
@@ -46,12 +49,21 @@ public final class CompressedRun: @unchecked Sendable {
         return taken
     }
 
-    /// Adds zeros up to a multiple of `unit`, if there is room for them.
+    /// Adds zeros up to a multiple of `unit`, as far as there is room for them.
     public func pad(to unit: Int) {
         let padded = min(Int(end.roundedUp(to: Int64(unit)) - hostOffset), limit)
         var room = memory.mutableBytes
         room.zeroFill(count..<padded)
         count = padded
+    }
+
+    /// The same bytes in memory that is no longer than they are.
+    public func trimmed() -> CompressedRun {
+        let copy = CompressedRun(capacity: count)
+        copy.hostOffset = hostOffset
+        copy.limit = count
+        _ = copy.append(bytes)
+        return copy
     }
 }
 

@@ -1,4 +1,4 @@
-/// Page-aligned memory for I/O, owned by one task.
+/// Page-aligned memory for I/O, owned by one task at a time.
 ///
 /// Pages that are never touched cost no memory, so a buffer may be allocated for the worst case.
 public struct IOBuffer: ~Copyable, @unchecked Sendable {

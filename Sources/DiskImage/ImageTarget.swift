@@ -123,7 +123,8 @@ public protocol ImageTarget: Sendable {
     /// - Parameter encoded: the buffer that `encode` filled.
     func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement
 
-    /// Writes what `place` decided, plain clusters out of the chunk's data buffer.
+    /// Writes what `place` decided, plain clusters out of the chunk's data buffer. Each placement once: it can hold
+    /// bytes of chunks before this one.
     ///
     /// - Parameter origin: of that buffer.
     func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws

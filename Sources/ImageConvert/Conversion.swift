@@ -20,7 +20,7 @@ public struct Conversion: Sendable {
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
     public var workers = 8
-    /// Writes happen in guest order; false is `-W`.
+    /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder = true
     public var compress = false
     /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil is 4096 where
@@ -45,7 +45,7 @@ public struct Conversion: Sendable {
     public var backingFormat: String?
     /// The part of the source that is copied; nil: all of it.
     public var slice: BlockSlice?
-    /// Told the SHA-256 of the guest disk as it is written, once all of it is, before it gets its name.
+    /// Told the SHA-256 of the guest disk once all of it has passed by, before the target gets its name.
     public var onDigest: (@Sendable (_ digest: String) -> Void)?
     /// What that has to be: 64 hexadecimal digits.
     public var expectedDigest: String?
@@ -108,8 +108,11 @@ public struct Conversion: Sendable {
             requestSize: opened.map(\.requestSize).max() ?? 0)
         var targetNBD = nbd
         targetNBD.writesThrough = targetCacheMode.isSynchronous
-        // A raw export may be written back to itself: each range is read before it is written.
-        if targetFormat == .qcow2, NBDStorage.isName(target), sources.contains(target) {
+        // A raw export may be written back to itself: each range is read before it is written. Where a range comes from
+        // somewhere else in it, that is not so.
+        let isCopyInPlace =
+            targetFormat == .raw && opened.map(\.format) == [.raw] && slice == nil
+        if NBDStorage.isName(target), sources.contains(target), !isCopyInPlace {
             throw ImageError.invalid("the target '\(target)' is also the source")
         }
         if let export = try NBDStorage.open(target, targetNBD, forWriting: true) {

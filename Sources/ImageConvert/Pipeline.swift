@@ -25,13 +25,13 @@ public struct Pipeline: Sendable {
     /// A worker starts only if there can be as many for each: a small image is done sooner than a
     /// thread has begun and a buffer got its pages. 1 where waiting is what takes the time.
     public var chunksPerWorker: Int64 = 4
-    /// Writes happen in guest order; false is `-W`.
+    /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder: Bool
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
     /// Hashes what passes by.
     public var digest: DigestStage?
-    /// Told how many bytes of the guest disk are done, now and then, from any task.
+    /// Told how many bytes of the guest disk are done, now and then, from any task. The last of them may still be on their way.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
     public init(
@@ -92,7 +92,8 @@ public struct Pipeline: Sendable {
                                 try await writing.write(
                                     pieces, of: chunk, data: data.bytes, encoded: encoded.bytes)
                             }
-                            progress.reach(chunk.end)
+                            // All of it is done only when it is also written.
+                            progress.reach(min(chunk.end, source.virtualSize - 1))
                         }
                     }
                 }

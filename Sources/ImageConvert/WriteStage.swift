@@ -3,8 +3,8 @@ import Synchronization
 
 /// The third stage: places chunks in guest order and writes them.
 ///
-/// Placing is bookkeeping in memory and always has its turn, so that the same bytes come out however
-/// the workers run. Writes have turns of their own when they are ordered, and happen beside each other
+/// Placing is bookkeeping in memory and has its turn wherever places are handed out, so that the same bytes come
+/// out however the workers run. Writes have turns of their own when they are ordered, and happen beside each other
 /// when they are not: that is all that `-W` changes. Nobody waits for a write to place the next chunk.
 struct WriteStage: Sendable {
     let source: any ImageSource
@@ -106,7 +106,7 @@ struct TurnOrder<Waiter> {
     private var waiters: [Int: Waiter] = [:]
     /// Cancelled before they arrived.
     private var cancelled: Set<Int> = []
-    /// Larger than `turn`.
+    /// Larger than `turn`. While one waits for its disk there can be as many as the others find with nothing to write.
     private var skipped: Set<Int> = []
 
     func isTurn(of number: Int) -> Bool { number == turn }

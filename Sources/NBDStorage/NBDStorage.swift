@@ -138,7 +138,7 @@ public final class NBDStorage: Storage {
         let memory = bytes.withUnsafeBytes { $0 }
         if isAligned(range) { return try await write(memory, at: offset) }
         // What stands around it in the blocks at both ends has to stay. Neighbours that end and begin
-        // in the same block (compressed clusters) must not both put back what they read before.
+        // in the same block (clusters smaller than it) must not both put back what they read before.
         try await blockLock.run {
             let blocks = try await wholeBlocks(range)
             blocks.wanted.copyMemory(from: memory)

@@ -91,15 +91,18 @@ final class Log: Sendable {
     @Test(arguments: [1, 3, 8], [true, false])
     func everyTargetErrorEndsIt(workers: Int, inOrder: Bool) async throws {
         let source = SketchSource(Self.sketch, blockSize: Self.block, pause: true)
-        for qcow2 in [true, false] {
+        for (qcow2, compress) in [(true, false), (true, true), (false, false)] {
             let whole = MemoryStorage()
-            try await copy(source, to: whole, workers: workers, inOrder: inOrder, qcow2: qcow2)
+            try await copy(
+                source, to: whole, workers: workers, inOrder: inOrder, qcow2: qcow2,
+                compress: compress)
             for number in 0..<whole.operations.count {
                 let storage = MemoryStorage()
                 storage.fail(at: number)
                 await #expect(throws: MemoryStorage.failure) {
                     try await copy(
-                        source, to: storage, workers: workers, inOrder: inOrder, qcow2: qcow2)
+                        source, to: storage, workers: workers, inOrder: inOrder, qcow2: qcow2,
+                        compress: compress)
                 }
             }
         }

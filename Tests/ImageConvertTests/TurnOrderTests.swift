@@ -26,6 +26,15 @@ import Testing
         #expect(order.skip(4) == "five")
     }
 
+    @Test func skippedAndCancelledTurnsMeet() {
+        var order = TurnOrder<String>()
+        #expect(order.arrive(2, "two") == .wait)
+        #expect(order.skip(1) == nil)
+        #expect(order.cancel(2) == "two")
+        #expect(order.advance() == nil)
+        #expect(order.isTurn(of: 2))
+    }
+
     @Test func cancelsWaitersOnce() {
         var order = TurnOrder<String>()
         #expect(order.arrive(1, "one") == .wait)

@@ -9,9 +9,9 @@ import Testing
 
     /// What a file would hold after everything was written, and where the writes were.
     private func written(
-        _ pieces: [(offset: Int64, bytes: [UInt8])], clusterSize: Int, reuses: Bool = true
+        _ pieces: [(offset: Int64, bytes: [UInt8])], clusterSize: Int, blockSize: Int64 = 1
     ) -> (file: [UInt8], ranges: [Range<Int64>]) {
-        var stream = CompressedStream(clusterSize: clusterSize)
+        var stream = CompressedStream(clusterSize: Int64(clusterSize), blockSize: blockSize)
         var file: [UInt8] = []
         var ranges: [Range<Int64>] = []
         func write(_ placement: Placement) {
@@ -24,7 +24,7 @@ import Testing
                 file.replaceSubrange(
                     Int(range.lowerBound)..<Int(range.upperBound),
                     with: run.bytes.withUnsafeBytes { Array($0) })
-                if reuses { stream.reuse(run) }
+                stream.reuse(run)
             }
         }
         for piece in pieces {

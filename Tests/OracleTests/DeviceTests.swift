@@ -69,6 +69,7 @@ struct DeviceTests {
         Case(sector: 512, options: "-c -O qcow2 -t none"),
         Case(sector: 4096, options: "-c -O qcow2"),
         Case(sector: 4096, options: "-c -O qcow2 -t none"),
+        Case(sector: 4096, options: "-c -O qcow2 -o cluster_size=512 -t none"),
         Case(
             sector: 4096,
             options: "-c -O qcow2 -o compression_type=zstd,cluster_size=4k -t directsync"),

@@ -259,7 +259,22 @@ struct NBDPairTests {
 
     @Test func anImageIsNotConvertedOntoItself() throws {
         let server = try NBDTestServer.nbdkit("memory", "\(Self.size)")
-        let outcome = try Swimg.convert("-f", "raw", "-O", "qcow2", server.uri, server.uri)
-        #expect(outcome.status == 1 && outcome.errorText.contains("also the source"), "\(outcome)")
+        let image = try SourceGallery.named("v3-64k")
+        try require(Swimg.path, ["convert", "-f", "raw", "-O", "raw", image.path, server.uri])
+        let before = try require("qemu-img", ["map", "-f", "raw", "--output=json", server.uri])
+        for line in [
+            "convert -f raw -O qcow2 {} {}", "convert -f qcow2 -O raw {} {}",
+            "convert -f raw -O raw {} {} {}", "dd -f raw -O raw bs=64k skip=1 if={} of={}",
+        ] {
+            let words = line.replacingOccurrences(of: "{}", with: server.uri).words
+            let outcome = try run(Swimg.path, words)
+            #expect(
+                outcome.status == 1 && outcome.errorText.contains("also the source"), "\(outcome)")
+        }
+        #expect(
+            try require("qemu-img", ["map", "-f", "raw", "--output=json", server.uri]) == before)
+        // Onto itself as it is: nothing changes.
+        try require(Swimg.path, ["convert", "-f", "raw", "-O", "raw", server.uri, server.uri])
+        #expect(try Qemu.difference(image.path, "qcow2", server.uri, "qcow2") == nil)
     }
 }

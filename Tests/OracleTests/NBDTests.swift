@@ -73,7 +73,7 @@ struct NBDTests {
         #expect(try Qemu.damage(server.uri) == nil)
     }
 
-    /// Compressed clusters end and begin within the server's blocks: what one worker puts back must not
+    /// Clusters and runs of compressed ones can end and begin within the server's blocks: what one worker puts back must not
     /// undo what its neighbour wrote.
     @Test(arguments: [4096, 65536])
     func packedClustersShareBlocks(_ block: Int) throws {
@@ -85,7 +85,10 @@ struct NBDTests {
             bytes += [UInt8](repeating: 7, count: 65536 - count)
         }
         let disk = try folder.write("disk.raw", bytes)
-        for options in ["-c", "-c -W -m 16", "-c -W -o cluster_size=4k"] {
+        for options in [
+            "-c", "-c -W -m 16", "-c -W -o cluster_size=4k", "-c -o cluster_size=512",
+            "-c -W -m 16 -o cluster_size=512",
+        ] {
             let server = try NBDTestServer.nbdkit(
                 "--filter=blocksize-policy", "memory", "64M", "blocksize-minimum=\(block)",
                 "blocksize-preferred=\(block)", "blocksize-error-policy=error")

@@ -4,23 +4,27 @@ import DiskImage
 ///
 /// A compressed cluster ends anywhere, and the next one begins there. Written one by one they would be short and share
 /// pages: no way past the page cache, and a system call for each.
-struct CompressedStream {
+struct CompressedStream: ~Copyable {
     /// Half of a chunk of plain data: twice that gained nothing and cost memory. In bytes.
     private static let runSize = 256 << 10
 
-    /// What lies behind the last stream in its cluster belongs to nobody.
-    private let padding: Int
-    private var open: CompressedRun?
+    /// Runs end at a multiple of this, in bytes. What lies behind the last stream of a cluster belongs to nobody: the
+    /// layout goes elsewhere only when it will not come back.
+    private let unit: Int
+    private var openRun: CompressedRun?
     private var spare: [CompressedRun] = []
 
-    init(clusterSize: Int) { padding = min(clusterSize, IOBuffer.alignment) }
+    /// - Parameter blockSize: what writes should be multiples of, in bytes.
+    init(clusterSize: Int64, blockSize: Int64 = 1) {
+        unit = Int(min(clusterSize, max(Int64(IOBuffer.alignment), blockSize)))
+    }
 
     /// Takes bytes along. A run that is full, or that they do not continue, is added to the placement.
     mutating func append(_ bytes: RawSpan, at hostOffset: Int64, to placement: inout Placement) {
-        if let open, open.end != hostOffset { close(&placement) }
+        if let openRun, openRun.end != hostOffset { close(&placement) }
         var done = 0
         while done < bytes.byteCount {
-            let run = open ?? begin(at: hostOffset + Int64(done))
+            let run = openRun ?? begin(at: hostOffset + Int64(done))
             done += run.append(bytes.extracting(done..<bytes.byteCount))
             if run.isFull { close(&placement) }
         }
@@ -29,17 +33,26 @@ struct CompressedStream {
     private mutating func begin(at hostOffset: Int64) -> CompressedRun {
         let run = spare.popLast() ?? CompressedRun(capacity: Self.runSize)
         run.begin(at: hostOffset)
-        open = run
+        openRun = run
         return run
     }
 
-    /// Hands out the open run, if there is one, as whole pages.
+    /// Hands out the open run, if there is one, padded to a whole page or cluster.
     mutating func close(_ placement: inout Placement) {
-        guard let run = open else { return }
-        run.pad(to: padding)
-        placement.append(.compressed(run), at: run.hostOffset)
-        open = nil
+        guard let run = openRun else { return }
+        run.pad(to: unit)
+        openRun = nil
+        // One chunk can close many short runs. They must not take the memory of long ones until they are written.
+        if run.count < Self.runSize / 4 {
+            placement.append(.compressed(run.trimmed()), at: run.hostOffset)
+            spare.append(run)
+        } else {
+            placement.append(.compressed(run), at: run.hostOffset)
+        }
     }
 
-    mutating func reuse(_ run: CompressedRun) { spare.append(run) }
+    /// Takes back a run that has been written.
+    mutating func reuse(_ run: CompressedRun) {
+        if run.capacity == Self.runSize { spare.append(run) }
+    }
 }

@@ -31,8 +31,8 @@ final class Qcow2Compressor: @unchecked Sendable {
         }
     }
 
-    /// At the default level zstd takes two hash tables, smaller than an input of 64 or 128 KiB has
-    /// positions. With the sizes below, it takes an eighth less time there for streams a little shorter;
+    /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB of input. With those below,
+    /// in proportion to it, it takes an eighth less time there for streams a little shorter;
     /// for smaller clusters its own are like that, for larger ones they no longer fit into a core's cache.
     private static func makeZstd(_ level: Int?, clusterSize: Int64) -> OpaquePointer {
         guard let context = ZSTD_createCCtx() else { preconditionFailure("out of memory") }
@@ -43,7 +43,7 @@ final class Qcow2Compressor: @unchecked Sendable {
         }
         for (parameter, value) in parameters {
             let status = ZSTD_CCtx_setParameter(context, parameter, value)
-            precondition(ZSTD_isError(status) == 0, "an unchecked compression level")
+            precondition(ZSTD_isError(status) == 0, "an unchecked parameter of compression")
         }
         return context
     }

@@ -8,9 +8,9 @@ import DiskImage
 ///
 /// A refcount block is the first cluster of the range that it counts; an L2 table stands before
 /// the first data that it maps. So each table is complete once the next one begins, and is handed out
-/// to be written then: memory holds one of each, whatever the size of the image. L1 and refcount table
+/// to be written then: memory holds one of each and one run of compressed clusters, whatever the size of the image. L1 and refcount table
 /// come last, when their contents and sizes are known.
-struct Qcow2Layout {
+struct Qcow2Layout: ~Copyable {
     /// What qemu accepts: a refcount table of 8 MiB.
     static let maximumRefcountTable: Int64 = 8 << 20
 
@@ -28,10 +28,11 @@ struct Qcow2Layout {
     private var compressedEnd: HostOffset?
     private var stream: CompressedStream
 
-    init(_ geometry: Qcow2Geometry, refcountBits: Int = 16) {
+    /// - Parameter blockSize: what writes to the storage should be multiples of, in bytes.
+    init(_ geometry: Qcow2Geometry, refcountBits: Int, blockSize: Int64 = 1) {
         self.geometry = geometry
         clusterSize = geometry.clusterSize
-        stream = CompressedStream(clusterSize: Int(clusterSize))
+        stream = CompressedStream(clusterSize: clusterSize, blockSize: blockSize)
         l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
         // The header is cluster 0, its refcount block cluster 1.
         refcounts = Qcow2RefcountBlock(bits: refcountBits, byteCount: Int(clusterSize))

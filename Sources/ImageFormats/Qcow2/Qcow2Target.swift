@@ -38,7 +38,9 @@ public final class Qcow2Target: ImageTarget {
         compresses = compress
         self.writesData = writesData
         keepsZeros = minSparse == 0
-        layout = Mutex(Qcow2Layout(geometry, refcountBits: options.refcountBits))
+        layout = Mutex(
+            Qcow2Layout(
+                geometry, refcountBits: options.refcountBits, blockSize: storage.traits.blockSize))
         let isPreallocated = options.preallocation != .off
         preallocated =
             isPreallocated
@@ -144,8 +146,8 @@ public final class Qcow2Target: ImageTarget {
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
         try await storage.write(placement, data: data, origin: origin)
-        for case .compressed(let run) in placement.writes.map(\.bytes) {
-            layout.withLock { $0.reuse(run) }
+        for write in placement.writes {
+            if case .compressed(let run) = write.bytes { layout.withLock { $0.reuse(run) } }
         }
     }
 
