@@ -12,63 +12,29 @@ struct MeasureParameters {
     /// Version 2 has none.
     var canHaveBitmaps = true
 
-    private static let switches: Set<String> = [
-        "nocow", "lazy_refcounts", "encryption", "data_file_raw", "extended_l2",
-    ]
-    private static let sizes: Set<String> = ["size", "cluster_size", "extent_size_hint"]
-    private static let rawKeys: Set<String> = [
-        "size", "preallocation", "nocow", "extent_size_hint",
-    ]
-    private static let qcow2Keys: Set<String> = rawKeys.union([
-        "compat", "backing_file", "backing_fmt", "data_file", "data_file_raw", "encryption",
-        "encrypt.format", "encrypt.key-secret", "encrypt.cipher-alg", "encrypt.cipher-mode",
-        "encrypt.ivgen-alg", "encrypt.ivgen-hash-alg", "encrypt.hash-alg", "encrypt.iter-time",
-        "cluster_size", "lazy_refcounts", "refcount_bits", "compression_type",
-        "compression_level", "extended_l2",
-    ])
-
     /// - Throws: `ImageError`, in qemu-img's words.
     init(_ options: CreationOptions, for format: ImageFormat) throws(ImageError) {
-        let known = format == .raw ? Self.rawKeys : Self.qcow2Keys
-        var values: [String: String] = [:]
-        for (key, value) in options.values {
-            guard known.contains(key) else { throw .invalid("Invalid parameter '\(key)'") }
-            try Self.checkForm(key, value)
-            values[key] = value
-        }
+        let typed = try TypedOptions(options, for: format)
         guard format == .qcow2 else { return }
-        file.hasExtendedL2 = values["extended_l2"] == "on"
-        try setClusterSize(values["cluster_size"])
-        let version = try Self.version(values["compat"])
+        file.hasExtendedL2 = typed.isOn("extended_l2") ?? false
+        try setClusterSize(typed.number("cluster_size"))
+        let version = try Self.version(typed.text("compat"))
         canHaveBitmaps = version >= 3
-        try setRefcountBits(values["refcount_bits"], version: version)
-        try setPreallocation(values["preallocation"])
-        hasBacking = values["backing_file"] != nil
-        if values["encrypt.format"] == "luks" {
+        try setRefcountBits(typed.number("refcount_bits"), version: version)
+        try setPreallocation(typed.text("preallocation"))
+        hasBacking = typed.text("backing_file") != nil
+        if typed.text("encrypt.format") == "luks" {
             throw .invalid("option 'encrypt.format=luks' is not supported yet")
         }
     }
 
-    private static func checkForm(_ key: String, _ value: String) throws(ImageError) {
-        if switches.contains(key), value != "on", value != "off" {
-            throw .invalid("Parameter '\(key)' expects 'on' or 'off'")
-        }
-        if sizes.contains(key), parseByteSize(value) == nil {
-            throw .invalid(
-                "Parameter '\(key)' expects a non-negative number below 2^64; optional suffix k, M, "
-                    + "G, T, P or E means kilo-, mega-, giga-, tera-, peta- and exabytes")
-        }
-        if key == "refcount_bits", UInt64(value) == nil {
-            throw .invalid("Parameter 'refcount_bits' expects a number")
-        }
-    }
-
-    private mutating func setClusterSize(_ text: String?) throws(ImageError) {
-        if let text, let size = parseByteSize(text) { file.clusterSize = size }
+    private mutating func setClusterSize(_ size: Int64?) throws(ImageError) {
+        file.clusterSize = size ?? file.clusterSize
         guard file.clusterSize.isPowerOfTwo,
             Qcow2Geometry.allowedClusterBits.contains(file.clusterSize.trailingZeroBitCount)
         else { throw .invalid("Cluster size must be a power of two between 512 and 2048k") }
-        guard !file.hasExtendedL2 || file.clusterSize >= 16384 else {
+        guard !file.hasExtendedL2 || file.clusterSize >= Qcow2Geometry.smallestExtendedCluster
+        else {
             throw .invalid(
                 "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes")
         }
@@ -83,10 +49,10 @@ struct MeasureParameters {
     }
 
     private mutating func setRefcountBits(
-        _ text: String?, version: Int
+        _ bits: Int64?, version: Int
     ) throws(ImageError) {
-        guard let text else { return }
-        guard let bits = Int64(text), bits.isPowerOfTwo, bits <= 64 else {
+        guard let bits else { return }
+        guard bits.isPowerOfTwo, bits <= 64 else {
             throw .invalid("Refcount width must be a power of two and may not exceed 64 bits")
         }
         guard version >= 3 || bits == 16 else {

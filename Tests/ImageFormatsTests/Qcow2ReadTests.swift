@@ -61,11 +61,12 @@ import Testing
         // 54 bits of offset for 64 KiB clusters; 3 further sectors.
         let entry: UInt64 = 1 << 62 | 3 << 54 | 0x12345
         let run = try decoder().run(in: [entry], startingAt: 0, from: 0, limit: 1 << 16)
-        #expect(
-            run.mapping
-                == .compressed(
-                    Qcow2CompressedCluster(
-                        host: HostOffset(0x12345), maximumLength: 4 * 512 - 0x145)))
+        guard case .compressed(let cluster) = run.mapping else {
+            Issue.record("\(run)")
+            return
+        }
+        #expect(cluster.host == HostOffset(0x12345))
+        #expect(cluster.maximumLength == 4 * 512 - 0x145)
     }
 
     @Test func refusesDamagedEntries() {

@@ -34,7 +34,7 @@ public struct LUKSHeader: Sendable, Equatable {
     private static let disabledKey: UInt32 = 0x0000_dead
 
     static func read(
-        from storage: any Storage, at place: (offset: UInt64, length: UInt64)
+        from storage: any Storage, at place: Qcow2Header.TableRange
     ) async throws -> LUKSHeader {
         guard place.length >= UInt64(length) else {
             throw ImageError.corrupt(storage.name, "the LUKS header is too short")

@@ -81,8 +81,6 @@ public struct Qcow2Bitmap: Sendable, Equatable {
 
 /// What the header extension says of the bitmap directory.
 struct Qcow2BitmapDirectory: Sendable, Equatable {
-    /// The autoclear bit that says: whoever wrote last to the image took care of its bitmaps.
-    static let autoclearFeature: UInt64 = 1
     var count: Int
     var reserved: UInt32
     /// In bytes.

@@ -27,7 +27,7 @@ public struct Qcow2Geometry: Sendable, Equatable {
     /// Clusters are cut in 32 in images with extended L2 entries.
     static let subclustersPerCluster: Int64 = 32
     /// With such entries, in bytes.
-    static let smallestExtendedCluster: Int64 = 16 << 10
+    public static let smallestExtendedCluster: Int64 = 16 << 10
 
     public let clusterBits: Int
     public let hasExtendedL2: Bool

@@ -17,9 +17,9 @@ public struct Qcow2Header: Sendable, Equatable {
     /// Where the fields are that are changed in place, in bytes.
     enum FieldOffset {
         static let virtualSize: Int64 = 24
-        static let l1Entries: Int64 = 36
         static let refcountTable: Int64 = 48
         static let refcountTableClusters: Int64 = 56
+        static let incompatibleFeatures: Int64 = 72
         static let autoclearFeatures: Int64 = 88
     }
 
@@ -34,6 +34,13 @@ public struct Qcow2Header: Sendable, Equatable {
 
     enum CompatibleFeature {
         static let lazyRefcounts: UInt64 = 1 << 0
+    }
+
+    enum AutoclearFeature {
+        /// Whoever wrote last to the image took care of its bitmaps. Without it they are void.
+        static let bitmaps: UInt64 = 1 << 0
+        static let rawDataFile: UInt64 = 1 << 1
+        static let known = bitmaps | rawDataFile
     }
 
     enum ExtensionType {
@@ -58,6 +65,12 @@ public struct Qcow2Header: Sendable, Equatable {
     /// What an image can hold besides its guest disk: a copy of the disk does not have it.
     var extras = Extras()
 
+    /// A piece of the file that an image names, not checked against the file's size. In bytes.
+    struct TableRange: Sendable, Equatable {
+        var offset: UInt64
+        var length: UInt64
+    }
+
     struct Extras: Sendable, Equatable {
         var refcountBits = 16
         var snapshots: UInt32 = 0
@@ -67,6 +80,12 @@ public struct Qcow2Header: Sendable, Equatable {
         var autoclearFeatures: UInt64 = 0
         /// Where the bitmap directory lies; nil if the image has none that can be trusted.
         var bitmapDirectory: Qcow2BitmapDirectory?
+        /// 0: none.
+        var encryptionMethod: UInt32 = 0
+        /// Where LUKS keeps what it needs.
+        var encryptionHeader: TableRange?
+        /// The external data file, as written in the image.
+        var dataFile: String?
     }
 
     /// Why an image written anew with the same options would not be the same image; nil if it would.
@@ -81,17 +100,11 @@ public struct Qcow2Header: Sendable, Equatable {
     /// Reads and checks the header of an image.
     ///
     /// - Throws: `ImageError` for anything that is no qcow2 image, is damaged, or cannot be served.
-    static func read(from storage: any Storage) async throws -> Qcow2Header {
-        let fixedLength = Int(min(storage.size, Int64(extendedLength)))
-        var fixed = IOBuffer(byteCount: fixedLength)
-        var bytes = fixed.mutableBytes
-        try await storage.read(into: &bytes, at: 0)
-        var parser = Qcow2HeaderParser(name: storage.name)
-        let clusterSize = try parser.parseFixedPart(fixed.bytes)
-
-        var cluster = IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
-        bytes = cluster.mutableBytes
-        try await storage.read(into: &bytes, at: 0)
+    static func read(
+        from storage: any Storage, for purpose: Qcow2HeaderParser.Purpose = .reading
+    ) async throws -> Qcow2Header {
+        var parser = Qcow2HeaderParser(name: storage.name, purpose: purpose)
+        let cluster = try await parser.readFirstCluster(of: storage)
         return try parser.parse(cluster.bytes)
     }
 }

@@ -1,23 +1,40 @@
 import DiskImage
+import ImageStorage
 
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
+    enum Purpose {
+        /// Of the guest disk: encrypted ones cannot be.
+        case reading
+        /// Of what the image says of itself, all of it.
+        case describing
+    }
+
     let name: String
-    /// Whether the disk is to be read, not only described: encrypted ones cannot be.
-    let isForReading: Bool
+    let purpose: Purpose
     private var version = 0
     private var clusterBits = 0
     private var headerLength = Qcow2Header.version2Length
 
-    init(name: String, isForReading: Bool = true) {
+    init(name: String, purpose: Purpose) {
         self.name = name
-        self.isForReading = isForReading
+        self.purpose = purpose
     }
 
-    /// Looks at what decides how much there is to read.
-    ///
+    /// Reads what there is of the first cluster, after a look at what decides how long that is.
+    mutating func readFirstCluster(of storage: any Storage) async throws -> IOBuffer {
+        var fixed = IOBuffer(byteCount: Int(min(storage.size, Int64(Qcow2Header.extendedLength))))
+        var bytes = fixed.mutableBytes
+        try await storage.read(into: &bytes, at: 0)
+        let clusterSize = try parseFixedPart(fixed.bytes)
+        var cluster = IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
+        bytes = cluster.mutableBytes
+        try await storage.read(into: &bytes, at: 0)
+        return cluster
+    }
+
     /// - Returns: the cluster size in bytes.
-    mutating func parseFixedPart(_ bytes: RawSpan) throws(ImageError) -> Int64 {
+    private mutating func parseFixedPart(_ bytes: RawSpan) throws(ImageError) -> Int64 {
         guard bytes.byteCount >= Qcow2Header.version2Length,
             bytes.bigEndian(at: 0, as: UInt32.self) == Qcow2Header.magic
         else { throw .corrupt(name, "is not a qcow2 image") }
@@ -50,8 +67,11 @@ struct Qcow2HeaderParser {
         let features =
             version == 3 ? bytes.bigEndian(at: 72, as: UInt64.self) : 0
         try checkFeatures(features, names: extensions.featureNames)
-        try checkEncryption(bytes.bigEndian(at: 32, as: UInt32.self))
         var extras = Qcow2Header.Extras()
+        extras.encryptionMethod = bytes.bigEndian(at: 32, as: UInt32.self)
+        try checkEncryption(extras.encryptionMethod)
+        extras.encryptionHeader = extensions.encryptionHeader
+        extras.dataFile = extensions.dataFile
         extras.snapshots = bytes.bigEndian(at: 60, as: UInt32.self)
         extras.snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
         if version == 3 {
@@ -63,12 +83,12 @@ struct Qcow2HeaderParser {
             extras.incompatibleFeatures = features
             extras.compatibleFeatures = bytes.bigEndian(at: 80, as: UInt64.self)
             extras.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
-            if extras.autoclearFeatures & Qcow2BitmapDirectory.autoclearFeature != 0 {
+            if extras.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
                 extras.bitmapDirectory = extensions.bitmapDirectory
             }
         }
         let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0
-        guard !hasExtendedL2 || clusterBits >= 14 else {
+        guard !hasExtendedL2 || 1 << clusterBits >= Qcow2Geometry.smallestExtendedCluster else {
             throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more")
         }
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
@@ -81,7 +101,7 @@ struct Qcow2HeaderParser {
         guard refcountTable % geometry.clusterSize == 0 else {
             throw .corrupt(name, "the offset of the refcount table is invalid")
         }
-        return Qcow2Header(
+        let header = Qcow2Header(
             version: version, geometry: geometry,
             compression: try parseCompression(bytes, features),
             backingFile: try parseBackingName(bytes), backingFormat: extensions.backingFormat,
@@ -89,6 +109,31 @@ struct Qcow2HeaderParser {
             refcountTableOffset: HostOffset(refcountTable),
             refcountTableClusters: Int64(bytes.bigEndian(at: 56, as: UInt32.self)),
             extras: extras)
+        if purpose == .describing { try checkTables(of: header, bytes) }
+        return header
+    }
+
+    /// Nobody uses the refcount table to describe an image, yet one where it is wrong is none.
+    private func checkTables(of header: Qcow2Header, _ bytes: RawSpan) throws(ImageError) {
+        let clusterSize = header.geometry.clusterSize
+        if let format = header.backingFormat, format.utf8.count > 15 {
+            throw .corrupt(
+                name, "the name of the backing format is too long: \(format.utf8.count) bytes")
+        }
+        guard bytes.bigEndian(at: 8, as: UInt64.self) <= UInt64(clusterSize) else {
+            throw .corrupt(name, "the backing file name lies outside the first cluster")
+        }
+        guard header.extras.snapshotTableOffset % UInt64(clusterSize) == 0 else {
+            throw .corrupt(name, "the offset of the snapshot table is invalid")
+        }
+        let tableLength = header.refcountTableClusters * clusterSize
+        guard tableLength > 0 else { throw .corrupt(name, "the image has no refcount table") }
+        guard tableLength <= Qcow2Layout.maximumRefcountTable else {
+            throw .corrupt(name, "the refcount table is too large: \(tableLength) bytes")
+        }
+        guard (0...Int64.max - tableLength).contains(header.refcountTableOffset.bytes) else {
+            throw .corrupt(name, "the offset of the refcount table is invalid")
+        }
     }
 
     private func checkFeatures(_ features: UInt64, names: [Int: String]) throws(ImageError) {
@@ -99,13 +144,13 @@ struct Qcow2HeaderParser {
             throw .unsupported(
                 name, "unsupported qcow2 feature(s): \(list.joined(separator: ", "))")
         }
-        if isForReading, features & Qcow2Header.IncompatibleFeature.externalDataFile != 0 {
+        if purpose == .reading, features & Qcow2Header.IncompatibleFeature.externalDataFile != 0 {
             throw .unsupported(name, "external data files are not supported")
         }
     }
 
     private func checkEncryption(_ method: UInt32) throws(ImageError) {
-        guard method != 0, isForReading else { return }
+        guard method != 0, purpose == .reading else { return }
         throw .unsupported(name, "encrypted images are not supported (method \(method))")
     }
 
@@ -158,7 +203,7 @@ struct Qcow2HeaderParser {
             throw .corrupt(name, "the backing file name lies outside the first cluster")
         }
         // A name that begins with its end names nothing.
-        let found = text(bytes, Int(offset)..<Int(offset) + length)
+        let found = bytes.extracting(Int(offset)..<Int(offset) + length).text()
         return found.isEmpty ? nil : found
     }
 
@@ -166,14 +211,41 @@ struct Qcow2HeaderParser {
         var backingFormat: String?
         var featureNames: [Int: String] = [:]
         var bitmapDirectory: Qcow2BitmapDirectory?
+        var encryptionHeader: Qcow2Header.TableRange?
+        var dataFile: String?
     }
 
     private func parseExtensions(_ bytes: RawSpan) throws(ImageError) -> Extensions {
         var found = Extensions()
+        try Self.forEachExtension(bytes, from: headerLength, name) { type, content in
+            switch type {
+            case Qcow2Header.ExtensionType.backingFormat: found.backingFormat = content.text()
+            case Qcow2Header.ExtensionType.featureNames:
+                found.featureNames = incompatibleNames(content)
+            case Qcow2Header.ExtensionType.bitmaps:
+                found.bitmapDirectory = Qcow2BitmapDirectory(content)
+            case Qcow2Header.ExtensionType.encryption:
+                found.encryptionHeader = Qcow2Header.TableRange(content)
+            case Qcow2Header.ExtensionType.dataFile: found.dataFile = content.text()
+            default: break  // The spec: unknown extensions are to be ignored.
+            }
+        }
+        return found
+    }
+
+    /// Walks the extensions, up to their end mark or to the name of the backing file.
+    ///
+    /// - Parameters:
+    ///   - bytes: the first cluster.
+    ///   - start: where the fixed part of the header ends.
+    static func forEachExtension(
+        _ bytes: RawSpan, from start: Int, _ name: String,
+        _ body: (_ type: UInt32, _ content: RawSpan) throws(ImageError) -> Void
+    ) throws(ImageError) {
         let backingOffset = bytes.bigEndian(at: 8, as: UInt64.self)
         let end =
             backingOffset == 0 ? bytes.byteCount : Int(min(backingOffset, UInt64(bytes.byteCount)))
-        var position = headerLength
+        var position = start
         while position + 8 <= end {
             let type = bytes.bigEndian(at: position, as: UInt32.self)
             let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
@@ -183,33 +255,35 @@ struct Qcow2HeaderParser {
                 throw .corrupt(name, "a header extension reaches beyond the header")
             }
             if type == Qcow2Header.ExtensionType.end { break }
-            switch type {
-            case Qcow2Header.ExtensionType.backingFormat:
-                found.backingFormat = text(bytes, position..<position + length)
-            case Qcow2Header.ExtensionType.featureNames:
-                found.featureNames = incompatibleNames(bytes, position..<position + length)
-            case Qcow2Header.ExtensionType.bitmaps:
-                found.bitmapDirectory = Qcow2BitmapDirectory(
-                    bytes.extracting(position..<position + length))
-            default: break  // The spec: unknown extensions are to be ignored.
-            }
+            try body(type, bytes.extracting(position..<position + length))
             position += length.roundedUp(to: 8)
         }
-        return found
     }
 
     /// The feature name table: entries of kind (1 byte, 0 = incompatible), bit (1 byte), name (46).
-    private func incompatibleNames(_ bytes: RawSpan, _ range: Range<Int>) -> [Int: String] {
+    private func incompatibleNames(_ bytes: RawSpan) -> [Int: String] {
         var names: [Int: String] = [:]
-        for start in stride(from: range.lowerBound, through: range.upperBound - 48, by: 48)
+        for start in stride(from: 0, through: bytes.byteCount - 48, by: 48)
         where bytes.unsafeLoad(fromByteOffset: start, as: UInt8.self) == 0 {
             let bit = Int(bytes.unsafeLoad(fromByteOffset: start + 1, as: UInt8.self))
-            names[bit] = text(bytes, start + 2..<start + 48)
+            names[bit] = bytes.extracting(start + 2..<start + 48).text()
         }
         return names
     }
+}
 
-    private func text(_ bytes: RawSpan, _ range: Range<Int>) -> String {
-        bytes.extracting(range).text()
+extension Qcow2Header.TableRange {
+    /// The extension that says where the encryption header is; nil if its length is wrong.
+    init?(_ content: RawSpan) {
+        guard content.byteCount == 16 else { return nil }
+        offset = content.bigEndian(at: 0, as: UInt64.self)
+        length = content.bigEndian(at: 8, as: UInt64.self)
+    }
+}
+
+extension RawSpan {
+    /// Text up to the first NUL byte.
+    func text() -> String {
+        withUnsafeBytes { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
     }
 }

@@ -13,10 +13,19 @@ enum Qcow2Mapping: Sendable, Equatable {
 
 /// What the L2 entry of a compressed cluster says.
 struct Qcow2CompressedCluster: Sendable, Equatable {
-    var host: HostOffset
+    let host: HostOffset
     /// The stream ends within this many bytes: the entry counts whole 512-byte sectors, so the last
     /// stream of a file may have fewer.
-    var maximumLength: Int64
+    let maximumLength: Int64
+
+    /// - Parameter entry: of an L2 table, with its compressed flag.
+    init(entry: UInt64, _ geometry: Qcow2Geometry) {
+        let offsetBits = UInt64(geometry.compressedOffsetBits)
+        let offset = Int64(entry & ((1 << offsetBits) - 1))
+        let furtherSectors = Int64((entry & (Qcow2Entry.compressed - 1)) >> offsetBits)
+        host = HostOffset(offset)
+        maximumLength = (furtherSectors + 1) * 512 - offset % 512
+    }
 }
 
 /// A stretch of guest disk with one mapping; a standard one is contiguous in the host, too.
@@ -86,7 +95,8 @@ struct Qcow2EntryDecoder: Sendable {
         case .unallocated: return .unallocated
         case .zero: return .zero
         case .standard(let host): return .standard(host)
-        case .compressed(let entry): return .compressed(compressedCluster(entry))
+        case .compressed(let entry):
+            return .compressed(Qcow2CompressedCluster(entry: entry, geometry))
         }
     }
 
@@ -144,14 +154,6 @@ struct Qcow2EntryDecoder: Sendable {
             throw corrupt(guestOffset, "host offset \(bytes) is not a multiple of the cluster size")
         }
         return bytes == 0 ? nil : HostOffset(bytes)
-    }
-
-    private func compressedCluster(_ entry: UInt64) -> Qcow2CompressedCluster {
-        let offsetBits = UInt64(geometry.compressedOffsetBits)
-        let host = Int64(entry & ((1 << offsetBits) - 1))
-        let furtherSectors = Int64((entry & (Qcow2Entry.compressed - 1)) >> offsetBits)
-        return Qcow2CompressedCluster(
-            host: HostOffset(host), maximumLength: (furtherSectors + 1) * 512 - host % 512)
     }
 
     private func corrupt(_ guestOffset: Int64, _ reason: String) -> ImageError {

@@ -30,7 +30,7 @@ public struct Qcow2Resizer {
                 storage.name, "the image was not closed cleanly: repair it first (check -r all)")
         }
         // Bitmaps have the size of the disk.
-        if header.extras.autoclearFeatures & 1 != 0 {
+        if header.extras.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
             throw ImageError.unsupported(
                 storage.name, "resizing an image with bitmaps is not supported yet")
         }
@@ -114,11 +114,9 @@ public struct Qcow2Resizer {
         for index in stride(from: words.startIndex, to: words.endIndex, by: step) {
             let entry = words[index]
             if entry & Qcow2Entry.compressed != 0 {
-                let offsetBits = UInt64(geometry.compressedOffsetBits)
-                let start = Int64(entry & ((1 << offsetBits) - 1))
-                let sectors = Int64((entry & (Qcow2Entry.compressed - 1)) >> offsetBits)
-                let last = start.roundedDown(to: 512) + sectors * 512 + 511
-                found += start / geometry.clusterSize...last / geometry.clusterSize
+                let stream = Qcow2CompressedCluster(entry: entry, geometry)
+                let last = stream.host.bytes + stream.maximumLength - 1
+                found += stream.host.bytes / geometry.clusterSize...last / geometry.clusterSize
             } else if entry & Qcow2Entry.offsetMask != 0 {
                 found.append(Int64(entry & Qcow2Entry.offsetMask) / geometry.clusterSize)
             }

@@ -28,9 +28,8 @@ final class Qcow2Tables: Sendable {
             name: storage.name, version: header.version, geometry: header.geometry)
         sliceBytes = min(Self.sliceSize, header.geometry.clusterSize)
         cache = Mutex(SliceCache(capacity: max(4, Self.cacheSize / Int(sliceBytes))))
-        l1 = try await Self.readTable(
-            storage, at: header.l1Offset,
-            bytes: min(header.l1Entries, header.geometry.l1Entries) * 8,
+        l1 = try await storage.readWords(
+            at: header.l1Offset, bytes: min(header.l1Entries, header.geometry.l1Entries) * 8,
             "L1 table")
     }
 
@@ -98,32 +97,9 @@ final class Qcow2Tables: Sendable {
 
     private func slice(at offset: HostOffset) async throws -> [UInt64] {
         if let known = cache.withLock({ $0.find(offset) }) { return known }
-        let words = try await Self.readTable(storage, at: offset, bytes: sliceBytes, "L2 table")
+        let words = try await storage.readWords(at: offset, bytes: sliceBytes, "L2 table")
         cache.withLock { $0.insert(words, at: offset) }
         return words
-    }
-
-    private static func readTable(
-        _ storage: any Storage, at offset: HostOffset, bytes: Int64, _ what: String
-    ) async throws -> [UInt64] {
-        guard bytes > 0 else { return [] }
-        guard offset.bytes <= storage.size, bytes <= storage.size - offset.bytes else {
-            throw ImageError.corrupt(
-                storage.name,
-                "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
-                    + "(\(storage.size) bytes): the image is cut short or damaged")
-        }
-        var buffer = IOBuffer(byteCount: Int(bytes))
-        var span = buffer.mutableBytes
-        try await storage.read(into: &span, at: offset.bytes)
-        let raw = buffer.bytes
-        return [UInt64](unsafeUninitializedCapacity: Int(bytes) / 8) { words, count in
-            for index in words.indices {
-                words.initializeElement(
-                    at: index, to: raw.bigEndian(at: index * 8, as: UInt64.self))
-            }
-            count = words.count
-        }
     }
 }
 

@@ -40,14 +40,11 @@ public enum SnapshotName: Sendable, Equatable {
 }
 
 extension Qcow2Header {
-    /// The largest L1 table of a snapshot that qemu takes, in bytes.
-    private static let maximumSnapshotL1: Int64 = 32 << 20
-
     /// The header as it would be if the snapshot were the disk.
     ///
     /// - Parameter image: its name, for messages.
     func of(_ snapshot: Qcow2Snapshot, in image: String) throws(ImageError) -> Qcow2Header {
-        guard snapshot.l1Entries * 8 <= Self.maximumSnapshotL1,
+        guard snapshot.l1Entries <= Self.maximumL1Entries,
             let offset = Int64(exactly: snapshot.l1Offset), offset % geometry.clusterSize == 0
         else {
             throw .corrupt(image, "the L1 table of snapshot '\(snapshot.name)' is invalid")

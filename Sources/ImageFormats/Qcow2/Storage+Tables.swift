@@ -7,6 +7,21 @@ extension Storage {
     func readBytes(
         at offset: HostOffset, count: Int64, _ what: String
     ) async throws -> [UInt8] {
+        let buffer = try await readTable(at: offset, count: count, what)
+        return buffer.bytes.withUnsafeBytes { Array($0) }
+    }
+
+    func readWords(
+        at offset: HostOffset, bytes: Int64, _ what: String
+    ) async throws -> [UInt64] {
+        guard bytes > 0 else { return [] }
+        let buffer = try await readTable(at: offset, count: bytes, what)
+        return buffer.bytes.bigEndianWords()
+    }
+
+    private func readTable(
+        at offset: HostOffset, count: Int64, _ what: String
+    ) async throws -> IOBuffer {
         guard offset.bytes >= 0, offset.bytes <= size, count <= size - offset.bytes else {
             throw ImageError.corrupt(
                 name,
@@ -16,16 +31,19 @@ extension Storage {
         var buffer = IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes
         try await read(into: &span, at: offset.bytes)
-        return buffer.bytes.withUnsafeBytes { Array($0) }
+        return buffer
     }
+}
 
-    func readWords(
-        at offset: HostOffset, bytes: Int64, _ what: String
-    ) async throws -> [UInt64] {
-        guard bytes > 0 else { return [] }
-        let raw = try await readBytes(at: offset, count: bytes, what)
-        let span = raw.span.bytes
-        return (0..<raw.count / 8).map { span.bigEndian(at: $0 * 8, as: UInt64.self) }
+extension RawSpan {
+    /// All of it as numbers of 64 bits.
+    func bigEndianWords() -> [UInt64] {
+        [UInt64](unsafeUninitializedCapacity: byteCount / 8) { words, count in
+            for index in words.indices {
+                words.initializeElement(at: index, to: bigEndian(at: index * 8, as: UInt64.self))
+            }
+            count = words.count
+        }
     }
 }
 

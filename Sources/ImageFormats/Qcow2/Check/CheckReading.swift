@@ -37,20 +37,12 @@ extension Storage {
         var buffer = IOBuffer(byteCount: Int(there) * 8)
         _ = try await readAvailable(into: &buffer, at: offset)
         let bytes = buffer.bytes
-        return [UInt64](unsafeUninitializedCapacity: Int(there)) { words, count in
-            for index in words.indices {
-                words.initializeElement(
-                    at: index, to: bytes.bigEndian(at: index * 8, as: UInt64.self))
-            }
-            count = words.count
-        }
+        return bytes.bigEndianWords()
     }
 
     /// Writes big-endian numbers.
     func write(_ words: [UInt64], at offset: Int64) async throws {
-        var bytes: [UInt8] = []
-        for word in words { bytes.appendBigEndian(word) }
-        try await write(bytes, at: offset)
+        try await write(words.bigEndianBytes, at: offset)
     }
 }
 

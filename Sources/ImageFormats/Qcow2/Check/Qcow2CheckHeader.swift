@@ -17,43 +17,18 @@ struct Qcow2CheckHeader: Sendable, Equatable {
     var snapshotTableOffset: UInt64
     var incompatibleFeatures: UInt64
     var autoclearFeatures: UInt64
-    var encryptionHeader: TableRange?
+    var encryptionHeader: Qcow2Header.TableRange?
     var bitmaps: Bitmaps?
-
-    /// A piece of the file that an image names, not checked against the file's size.
-    struct TableRange: Sendable, Equatable {
-        var offset: UInt64
-        var length: UInt64
-    }
 
     struct Bitmaps: Sendable, Equatable {
         var count: Int
-        var directory: TableRange
+        var directory: Qcow2Header.TableRange
     }
 
     var hasDataFile: Bool {
         incompatibleFeatures & Qcow2Header.IncompatibleFeature.externalDataFile != 0
     }
 
-    enum FieldOffset {
-        static let refcountTable: Int64 = 48
-        static let incompatibleFeatures: Int64 = 72
-        static let autoclearFeatures: Int64 = 88
-    }
-
-    enum AutoclearFeature {
-        static let bitmaps: UInt64 = 1 << 0
-        static let rawDataFile: UInt64 = 1 << 1
-        static let known = bitmaps | rawDataFile
-    }
-
-    private enum ExtensionType {
-        static let encryptionHeader: UInt32 = 0x0537_be77
-        static let bitmaps: UInt32 = 0x2385_2875
-    }
-
-    /// What qemu takes for a refcount table, in bytes.
-    static let maximumRefcountTable: Int64 = 8 << 20
     private static let maximumBitmaps = 65535
     private static let luks: UInt32 = 2
     /// 1024 bytes for each bitmap, as qemu has it.
@@ -63,15 +38,8 @@ struct Qcow2CheckHeader: Sendable, Equatable {
     ///
     /// - Throws: `ImageError` for what is no qcow2 image, and where not even the tables can be found.
     static func read(from storage: any Storage) async throws -> Qcow2CheckHeader {
-        let fixedLength = Int(min(storage.size, Int64(Qcow2Header.extendedLength)))
-        var fixed = IOBuffer(byteCount: fixedLength)
-        var bytes = fixed.mutableBytes
-        try await storage.read(into: &bytes, at: 0)
-        var parser = Qcow2HeaderParser(name: storage.name)
-        let clusterSize = try parser.parseFixedPart(fixed.bytes)
-        var cluster = IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
-        bytes = cluster.mutableBytes
-        try await storage.read(into: &bytes, at: 0)
+        var parser = Qcow2HeaderParser(name: storage.name, purpose: .describing)
+        let cluster = try await parser.readFirstCluster(of: storage)
         return try Qcow2CheckHeader(cluster.bytes, name: storage.name)
     }
 
@@ -111,7 +79,9 @@ struct Qcow2CheckHeader: Sendable, Equatable {
             clusterBits: clusterBits,
             hasExtendedL2: incompatibleFeatures & Qcow2Header.IncompatibleFeature.extendedL2 != 0,
             virtualSize: virtualSize)
-        guard !geometry.hasExtendedL2 || clusterBits >= 14 else {
+        guard
+            !geometry.hasExtendedL2 || geometry.clusterSize >= Qcow2Geometry.smallestExtendedCluster
+        else {
             throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more")
         }
         l1Entries = Int64(bytes.bigEndian(at: 36, as: UInt32.self))
@@ -127,7 +97,8 @@ struct Qcow2CheckHeader: Sendable, Equatable {
         l1Offset = try Self.tableOffset(bytes, at: 40, geometry, name, "L1 table")
         refcountTableOffset = try Self.tableOffset(bytes, at: 48, geometry, name, "refcount table")
         refcountTableClusters = Int64(bytes.bigEndian(at: 56, as: UInt32.self))
-        guard refcountTableClusters <= Self.maximumRefcountTable / geometry.clusterSize else {
+        guard refcountTableClusters <= Qcow2Layout.maximumRefcountTable / geometry.clusterSize
+        else {
             throw .corrupt(
                 name, "the refcount table is too large: \(refcountTableClusters) clusters")
         }
@@ -188,40 +159,26 @@ struct Qcow2CheckHeader: Sendable, Equatable {
     private mutating func parseExtensions(
         _ bytes: RawSpan, from start: Int, _ name: String
     ) throws(ImageError) {
-        let backingOffset = bytes.bigEndian(at: 8, as: UInt64.self)
-        let end =
-            backingOffset == 0 ? bytes.byteCount : Int(min(backingOffset, UInt64(bytes.byteCount)))
-        var position = start
-        while position + 8 <= end {
-            let type = bytes.bigEndian(at: position, as: UInt32.self)
-            let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
-            position += 8
-            guard length <= end - position else {
-                throw .corrupt(name, "a header extension reaches beyond the header")
-            }
-            if type == Qcow2Header.ExtensionType.end { break }
-            let content = bytes.extracting(position..<position + length)
-            if type == ExtensionType.bitmaps { try parseBitmaps(content, name) }
-            if type == ExtensionType.encryptionHeader {
-                guard length == 16 else {
+        try Qcow2HeaderParser.forEachExtension(bytes, from: start, name) {
+            type, content throws(ImageError) in
+            if type == Qcow2Header.ExtensionType.bitmaps { try parseBitmaps(content, name) }
+            if type == Qcow2Header.ExtensionType.encryption {
+                encryptionHeader = Qcow2Header.TableRange(content)
+                guard encryptionHeader != nil else {
                     throw .corrupt(name, "the encryption header extension has a wrong length")
                 }
-                encryptionHeader = TableRange(
-                    offset: content.bigEndian(at: 0, as: UInt64.self),
-                    length: content.bigEndian(at: 8, as: UInt64.self))
             }
-            position += length.roundedUp(to: 8)
         }
     }
 
     private mutating func parseBitmaps(_ bytes: RawSpan, _ name: String) throws(ImageError) {
         // The spec: without this bit the extension is stale and its clusters are nobody's.
-        guard autoclearFeatures & AutoclearFeature.bitmaps != 0 else { return }
+        guard autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 else { return }
         guard bytes.byteCount == 24 else {
             throw .corrupt(name, "the bitmaps extension has a wrong length")
         }
         let count = Int(bytes.bigEndian(at: 0, as: UInt32.self))
-        let directory = TableRange(
+        let directory = Qcow2Header.TableRange(
             offset: bytes.bigEndian(at: 16, as: UInt64.self),
             length: bytes.bigEndian(at: 8, as: UInt64.self))
         guard (1...Self.maximumBitmaps).contains(count),

@@ -67,7 +67,7 @@ extension Qcow2Checker {
             &counts, blockEntries: blockEntries, clusterSize: clusterSize,
             avoiding: doubtfulClusters)
         let tableClusters = Int64(layout.tableClusters)
-        guard tableClusters * clusterSize <= Qcow2CheckHeader.maximumRefcountTable else {
+        guard tableClusters * clusterSize <= Qcow2Layout.maximumRefcountTable else {
             throw ImageError.checkFailed(EFBIG)
         }
         let end = Int64(layout.end) * clusterSize
@@ -91,7 +91,7 @@ extension Qcow2Checker {
         var fields: [UInt8] = []
         fields.appendBigEndian(UInt64(tableOffset))
         fields.appendBigEndian(UInt32(tableClusters))
-        try await storage.write(fields, at: Qcow2CheckHeader.FieldOffset.refcountTable)
+        try await storage.write(fields, at: Qcow2Header.FieldOffset.refcountTable)
         try await storage.flush()
         header.refcountTableOffset = tableOffset
         header.refcountTableClusters = tableClusters
@@ -99,10 +99,10 @@ extension Qcow2Checker {
 
     /// Who writes to an image clears the autoclear bits that he does not know (the spec's header section).
     func clearUnknownFeatures() async throws {
-        let known = header.autoclearFeatures & Qcow2CheckHeader.AutoclearFeature.known
+        let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
         header.autoclearFeatures = known
-        try await storage.write([known], at: Qcow2CheckHeader.FieldOffset.autoclearFeatures)
+        try await storage.write([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
     }
 
     /// The image is sound: neither dirty nor corrupt.
@@ -114,7 +114,7 @@ extension Qcow2Checker {
         header.incompatibleFeatures &= ~marks
         try await storage.write(
             [header.incompatibleFeatures],
-            at: Qcow2CheckHeader.FieldOffset.incompatibleFeatures)
+            at: Qcow2Header.FieldOffset.incompatibleFeatures)
         try await storage.flush()
     }
 }

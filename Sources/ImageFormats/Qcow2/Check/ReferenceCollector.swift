@@ -215,8 +215,8 @@ struct ReferenceCollector: Sendable {
     }
 
     private mutating func addCompressed(_ entry: UInt64, _ bitmap: UInt64, _ index: Int) {
-        let offsetBits = UInt64(context.geometry.compressedOffsetBits)
-        let offset = entry & ((1 << offsetBits) - 1)
+        let stream = Qcow2CompressedCluster(entry: entry, context.geometry)
+        let offset = UInt64(stream.host.bytes)
         if entry & Qcow2Entry.copied != 0 {
             references.report(
                 "ERROR: coffset=0x\(hexadecimal(offset)): copied flag must never be set for "
@@ -232,8 +232,7 @@ struct ReferenceCollector: Sendable {
                 "ERROR compressed cluster \(index) with non-zero subcluster allocation bitmap, "
                     + "entry=0x\(plainEntry)")
         }
-        let furtherSectors = (entry & (Qcow2Entry.compressed - 1)) >> offsetBits
-        addRegion(offset: offset, size: (furtherSectors + 1) * 512 - offset % 512)
+        addRegion(offset: offset, size: UInt64(stream.maximumLength))
         guard context.isActive else { return }
         references.allocatedClusters += 1
         references.compressedClusters += 1
