@@ -16,7 +16,7 @@ struct CheckCommand: ImageCommand {
             Example: swimg check -r leaks disk.qcow2
             """)
 
-    static let isBrief = true
+    var isBrief: Bool { true }
     static let letters = OptionLetters(flags: "qU", valued: "frT")
 
     @Option(

@@ -1,5 +1,6 @@
 import ArgumentParser
 import DiskImage
+import Glibc
 import ImageConvert
 import ImageFormats
 import ImageStorage
@@ -142,6 +143,15 @@ struct ConvertCommand: ImageCommand {
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
     var files: [String] = []
+
+    /// Small files are converted before anything else would need the memory.
+    var isBrief: Bool {
+        files.dropLast().allSatisfy { path in
+            var status = stat()
+            return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+                && status.st_size < 4 << 20
+        }
+    }
 
     func run(_ signals: Signals) async throws {
         if try printsOptionHelp() { return }

@@ -15,7 +15,7 @@ struct InfoCommand: ImageCommand {
             Example: swimg info --output=json disk.qcow2
             """)
 
-    static let isBrief = true
+    var isBrief: Bool { true }
     static let letters = OptionLetters(flags: "U", valued: "f")
 
     @Option(

@@ -41,7 +41,7 @@ enum Main {
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
     private static func run(_ command: any ImageCommand) -> Never {
-        if !type(of: command).isBrief { clinux_release_program_pages() }
+        if !command.isBrief { clinux_release_program_pages() }
         let signals = Signals()
         Task(executorPreference: IOExecutor.shared) {
             do {
@@ -107,14 +107,14 @@ struct FailureWithStatus: Error {
 protocol ImageCommand: ParsableCommand, Sendable {
     static var letters: OptionLetters { get }
     /// It is over in a moment: what it holds meanwhile is not worth giving back.
-    static var isBrief: Bool { get }
+    var isBrief: Bool { get }
 
     /// Does the work, ends cleanly when a signal comes; what it throws is the end of the program.
     func run(_ signals: Signals) async throws
 }
 
 extension ImageCommand {
-    static var isBrief: Bool { false }
+    var isBrief: Bool { false }
 }
 
 struct Swimg: ParsableCommand {

@@ -16,7 +16,7 @@ struct ResizeCommand: ImageCommand {
             Example: swimg resize --shrink -f raw disk.raw 5G
             """)
 
-    static let isBrief = true
+    var isBrief: Bool { true }
     static let letters = OptionLetters(
         flags: "q", valued: "f", hasSignedSize: true)
 
