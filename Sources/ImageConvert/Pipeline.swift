@@ -31,7 +31,8 @@ public struct Pipeline: Sendable {
     public var storesZeros: Bool
     /// Hashes what passes by.
     public var digest: DigestStage?
-    /// Told how many bytes of the guest disk are done, now and then, from any task. The last of them may still be on their way.
+    /// Told how many bytes of the guest disk are done, now and then, from any task. The last of them may
+    /// still be on their way.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
     public init(

@@ -31,9 +31,9 @@ final class Qcow2Compressor: @unchecked Sendable {
         }
     }
 
-    /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB of input. With those below,
-    /// in proportion to it, it takes an eighth less time there for streams a little shorter;
-    /// for smaller clusters its own are like that, for larger ones they no longer fit into a core's cache.
+    /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB of input.
+    /// With those below, in proportion to it, it takes an eighth less time there for streams a little
+    /// shorter; for smaller clusters its own are like that, for larger ones they no longer fit into a core's cache.
     private static func makeZstd(_ level: Int?, clusterSize: Int64) -> OpaquePointer {
         guard let context = ZSTD_createCCtx() else { preconditionFailure("out of memory") }
         var parameters = [(ZSTD_c_compressionLevel, level.map(Int32.init) ?? ZSTD_CLEVEL_DEFAULT)]
