@@ -23,6 +23,8 @@ public struct Chunk: Sendable, Equatable {
     public var segments: [Segment]
     /// How far the disk has been looked at when this chunk is done, in bytes.
     public var end: Int64
+    /// Some of what is copied has to be decompressed.
+    public var isCompressed: Bool
 
     /// It is for the target to share, not to be read.
     var isShared: Bool { segments[0].action == .share }
@@ -30,10 +32,11 @@ public struct Chunk: Sendable, Equatable {
     /// What O_DIRECT wants offset and memory to agree in, in bytes.
     private static let pageSize: Int64 = 4096
 
-    init(sequence: Int, segments: [Segment], end: Int64) {
+    init(sequence: Int, segments: [Segment], end: Int64, isCompressed: Bool = false) {
         self.sequence = sequence
         self.segments = segments
         self.end = end
+        self.isCompressed = isCompressed
         start = (segments.first { $0.action == .copy }?.range.lowerBound ?? end)
             .roundedDown(to: Self.pageSize)
     }
@@ -130,11 +133,13 @@ public actor ExtentIterator {
 
     private func findNext() async throws -> Chunk? {
         var segments: [Chunk.Segment] = []
+        var isCompressed = false
         while position < end {
             // What is skipped may be as long as a header says.
             try Task.checkCancellation()
             let (range, action) = try await nextStep()
             if action == .share, !segments.isEmpty { break }
+            if action == .copy, current?.content == .compressed { isCompressed = true }
             if action != .skip {
                 Self.append(Chunk.Segment(range: range, action: action), to: &segments)
             }
@@ -145,7 +150,8 @@ public actor ExtentIterator {
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
         // Only zeros at the front reach over several cells: what is copied lies in the last one.
-        return Chunk(sequence: sequence, segments: segments, end: position)
+        return Chunk(
+            sequence: sequence, segments: segments, end: position, isCompressed: isCompressed)
     }
 
     /// Where the grid has its next line behind this guest offset.

@@ -11,7 +11,8 @@ import Synchronization
 /// What a raw target can share with the source passes through `ShareStage` instead of the last two.
 ///
 /// Each of the `workers` takes a chunk through all three stages before it takes the next: that
-/// bounds the chunks in flight, and with them the memory, by the number of workers.
+/// bounds the chunks in flight, and with them the memory, by the number of workers. `FetchGate` keeps them
+/// fewer where one writer is what all wait for.
 public struct Pipeline: Sendable {
     /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
     /// in the core's cache when it is scanned and written, in bytes.
@@ -27,6 +28,9 @@ public struct Pipeline: Sendable {
     public var chunksPerWorker: Int64 = 4
     /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder: Bool
+    /// How many chunks are enough to keep the cores busy and one who writes, while reads do not have to wait; nil for
+    /// as many as there are workers.
+    public var chunksAhead: Int?
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
     /// Hashes what passes by.
@@ -64,9 +68,15 @@ public struct Pipeline: Sendable {
             granularity: granularity, chunkSize: chunkSize,
             gridStart: smallest % chunkSize,
             sharesUnread: { [hashes = digest != nil] in !hashes && target.sharesUnread })
-        let reading = ReadStage(source: source, target: target, chunkSize: chunkSize)
-        let sharing = ShareStage(source: source, target: target, chunkSize: chunkSize)
-        let writing = WriteStage(source: source, target: target, isOrdered: writesInOrder)
+        let stages = Stages(
+            reading: ReadStage(source: source, target: target, chunkSize: chunkSize),
+            sharing: ShareStage(source: source, target: target, chunkSize: chunkSize),
+            writing: WriteStage(source: source, target: target, isOrdered: writesInOrder),
+            digest: digest)
+        let fetching = FetchGate(
+            limit: min(workers, chunksAhead ?? workers), turns: stages.writing.turns)
+        let pool = BufferPool(
+            dataSize: stages.reading.dataSize, encodedSize: stages.reading.encodedSize)
         let progress = ProgressMark(onProgress)
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
@@ -74,25 +84,12 @@ public struct Pipeline: Sendable {
                 let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
                 for _ in 0..<min(Int64(workers), worthwhile) {
                     group.addTask {
-                        var data = IOBuffer(byteCount: reading.dataSize)
-                        var encoded = IOBuffer(byteCount: reading.encodedSize)
-                        while let chunk = try await iterator.next() {
-                            if chunk.isShared {
-                                try await writing.enterTurn(of: chunk)
-                                for rest in try await sharing.share(chunk) {
-                                    let pieces = try await reading.prepare(
-                                        rest, data: &data, encoded: &encoded)
-                                    try await writing.writeNow(
-                                        pieces, of: rest, data: data.bytes, encoded: encoded.bytes)
-                                }
-                                writing.leaveTurn(of: chunk)
-                            } else {
-                                let pieces = try await reading.prepare(
-                                    chunk, data: &data, encoded: &encoded)
-                                try await digest?.add(chunk, data: data.bytes)
-                                try await writing.write(
-                                    pieces, of: chunk, data: data.bytes, encoded: encoded.bytes)
-                            }
+                        while true {
+                            var pass = await fetching.enter()
+                            guard let chunk = try await iterator.next() else { break }
+                            var buffers = pool.take()
+                            try await stages.carry(chunk, in: &buffers, with: &pass)
+                            pool.giveBack(buffers)
                             // All of it is done only when it is also written.
                             progress.reach(min(chunk.end, source.virtualSize - 1))
                         }
@@ -107,6 +104,38 @@ public struct Pipeline: Sendable {
             try await target.finish()
         }
         progress.reach(source.virtualSize)
+    }
+}
+
+/// What a chunk passes through.
+private struct Stages: Sendable {
+    let reading: ReadStage
+    let sharing: ShareStage
+    let writing: WriteStage
+    let digest: DigestStage?
+
+    func carry(
+        _ chunk: Chunk, in buffers: inout ChunkBuffers, with pass: inout FetchPass
+    ) async throws {
+        guard !chunk.isShared else { return try await share(chunk, in: &buffers) }
+        let pieces = try await reading.prepare(
+            chunk, data: &buffers.data, encoded: &buffers.encoded)
+        try await digest?.add(chunk, data: buffers.data.bytes)
+        pass.passOn(isCompressed: chunk.isCompressed)
+        try await writing.write(
+            pieces, of: chunk, data: buffers.data.bytes, encoded: buffers.encoded.bytes)
+    }
+
+    /// Shares what can be shared and copies the rest, in the chunk's turn.
+    private func share(_ chunk: Chunk, in buffers: inout ChunkBuffers) async throws {
+        try await writing.enterTurn(of: chunk)
+        for rest in try await sharing.share(chunk) {
+            let pieces = try await reading.prepare(
+                rest, data: &buffers.data, encoded: &buffers.encoded)
+            try await writing.writeNow(
+                pieces, of: rest, data: buffers.data.bytes, encoded: buffers.encoded.bytes)
+        }
+        writing.leaveTurn(of: chunk)
     }
 }
 

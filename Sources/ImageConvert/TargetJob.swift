@@ -14,6 +14,10 @@ struct TargetJob {
     /// And how long they should be, in bytes.
     let requestSize: Int64
 
+    private var isHashed: Bool {
+        conversion.onDigest != nil || conversion.expectedDigest != nil
+    }
+
     func write(to storage: any Storage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
         // And a server's blocks are nowhere to be shared.
@@ -42,13 +46,17 @@ struct TargetJob {
             }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
+        } else if storage.traits.writesOneByOne || conversion.writesInOrder, !target.compresses,
+            !isHashed
+        {
+            pipeline.chunksAhead = IOExecutor.coreCount + 2
         }
         // Order is for disks that turn, and for files that grow; a server has its requests all at once.
         if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
             pipeline.onProgress = { done in report(done, size) }
         }
-        if conversion.onDigest != nil || conversion.expectedDigest != nil {
+        if isHashed {
             pipeline.digest = try digestStage(
                 skipped: target.traits.hasBacking ? input.content : nil)
         }

@@ -11,6 +11,8 @@ struct WriteStage: Sendable {
     let target: any ImageTarget
     private let placing: TurnGate?
     private let writing: TurnGate?
+    /// In which chunks are written, if they are ordered.
+    var turns: TurnGate? { writing }
 
     init(source: any ImageSource, target: any ImageTarget, isOrdered: Bool) {
         self.source = source
@@ -69,7 +71,7 @@ final class TurnGate: Sendable {
 
     /// Waits until every smaller number has left.
     func enter(_ number: Int) async throws {
-        if order.withLock({ $0.isTurn(of: number) }) { return try Task.checkCancellation() }
+        if order.withLock({ $0.enter(number) }) { return try Task.checkCancellation() }
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
                 let action = order.withLock { $0.arrive(number, continuation) }
@@ -84,6 +86,9 @@ final class TurnGate: Sendable {
             waiter?.resume(throwing: CancellationError())
         }
     }
+
+    /// Whether somebody is in.
+    var isOccupied: Bool { order.withLock { $0.isOccupied } }
 
     /// Passes the turn on to the next number.
     func leave() {
@@ -109,11 +114,17 @@ struct TurnOrder<Waiter> {
     /// Larger than `turn`. While one waits for its disk there can be as many as the others find with nothing to write.
     private var skipped: Set<Int> = []
 
-    func isTurn(of number: Int) -> Bool { number == turn }
+    private(set) var isOccupied = false
+
+    mutating func enter(_ number: Int) -> Bool {
+        guard number == turn else { return false }
+        isOccupied = true
+        return true
+    }
 
     mutating func arrive(_ number: Int, _ waiter: Waiter) -> Arrival {
         if cancelled.remove(number) != nil { return .giveUp }
-        if number == turn { return .enter }
+        if enter(number) { return .enter }
         waiters[number] = waiter
         return .wait
     }
@@ -128,7 +139,9 @@ struct TurnOrder<Waiter> {
     /// - Returns: whose turn it is now, if it waits already.
     mutating func advance() -> Waiter? {
         repeat { turn += 1 } while skipped.remove(turn) != nil
-        return waiters.removeValue(forKey: turn)
+        let waiter = waiters.removeValue(forKey: turn)
+        isOccupied = waiter != nil
+        return waiter
     }
 
     /// - Returns: as `advance`.

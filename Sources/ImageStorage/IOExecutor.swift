@@ -77,6 +77,14 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         if shared.waitingCount.load(ordering: .relaxed) > 0 { shared.callThread() }
     }
 
+    /// Whether a core has nothing to do when the caller has done what it does, and no job waits for one.
+    public static var hasIdleCore: Bool {
+        let own = pthread_getspecific(shared.isOwnThread) == nil ? 0 : 1
+        pthread_mutex_lock(shared.mutex)
+        defer { pthread_mutex_unlock(shared.mutex) }
+        return shared.jobs.isEmpty && shared.busyCount - own < coreCount
+    }
+
     /// Lends a thread that answers others: those whom it resumes within `answers` go on right here, without the time
     /// and the price of waking somebody, if there is a core for them.
     ///

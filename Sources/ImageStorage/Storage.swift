@@ -8,6 +8,8 @@ public struct StorageTraits: Sendable, Equatable {
     public var readsAsZero: Bool
     /// Some of its ranges take no space, so that `extent` can tell more than "data".
     public var hasHoles: Bool
+    /// Writes wait for each other, however many there are at once.
+    public var writesOneByOne: Bool
     /// How many requests it wants at once to be busy: what is far away takes long to answer each. 0
     /// where there is no need for more than a conversion's workers.
     public var requestsInFlight: Int
@@ -18,11 +20,13 @@ public struct StorageTraits: Sendable, Equatable {
 
     public init(
         isDevice: Bool = false, readsAsZero: Bool = false, hasHoles: Bool = false,
-        requestsInFlight: Int = 0, requestSize: Int64 = 0, blockSize: Int64 = 1
+        writesOneByOne: Bool = false, requestsInFlight: Int = 0, requestSize: Int64 = 0,
+        blockSize: Int64 = 1
     ) {
         self.isDevice = isDevice
         self.readsAsZero = readsAsZero
         self.hasHoles = hasHoles
+        self.writesOneByOne = writesOneByOne
         self.requestsInFlight = requestsInFlight
         self.requestSize = requestSize
         self.blockSize = blockSize

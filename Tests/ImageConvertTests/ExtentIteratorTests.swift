@@ -69,6 +69,18 @@ import Testing
         #expect(found == expected)
     }
 
+    @Test func knowsWhatHasToBeDecompressed() async throws {
+        let source = SketchSource("AAAAAAaaA000a000000a", blockSize: 4)
+        let iterator = ExtentIterator(
+            source: source,
+            policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
+            granularity: 4,
+            chunkSize: 16)
+        var found: [Bool] = []
+        while let chunk = try await iterator.next() { found.append(chunk.isCompressed) }
+        #expect(found == [false, true, false, true, true])
+    }
+
     @Test func joinsLongZeros() async throws {
         // One extent of 256 MiB of zeros comes in pieces of 64 MiB, not of a cell.
         let result = try await chunks(

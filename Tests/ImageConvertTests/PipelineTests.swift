@@ -21,7 +21,7 @@ final class Log: Sendable {
 
     private func copy(
         _ source: SketchSource, to storage: MemoryStorage, workers: Int, inOrder: Bool,
-        qcow2: Bool, compress: Bool = false
+        qcow2: Bool, compress: Bool = false, ahead: Int? = nil
     ) async throws {
         let target: any ImageTarget =
             if qcow2 {
@@ -32,8 +32,9 @@ final class Log: Sendable {
                 RawTarget(storage: storage, minSparse: 4096, readsAsZero: true)
             }
         if !qcow2 { try await storage.truncate(to: source.virtualSize) }
-        try await Pipeline(workers: workers, writesInOrder: inOrder)
-            .copy(from: source, extents: source, to: target)
+        var pipeline = Pipeline(workers: workers, writesInOrder: inOrder)
+        pipeline.chunksAhead = ahead
+        try await pipeline.copy(from: source, extents: source, to: target)
     }
 
     @Test(arguments: [1, 2, 8, 64], [true, false])
@@ -48,6 +49,15 @@ final class Log: Sendable {
             }
             #expect(offsets == offsets.sorted())
         }
+    }
+
+    @Test(arguments: [1, 2, 8], [true, false])
+    func copiesWithFewChunksAhead(ahead: Int, inOrder: Bool) async throws {
+        let source = SketchSource(Self.sketch, blockSize: Self.block, pause: true)
+        let storage = MemoryStorage()
+        try await copy(
+            source, to: storage, workers: 8, inOrder: inOrder, qcow2: false, ahead: ahead)
+        #expect(storage.bytes == source.bytes)
     }
 
     @Test(arguments: [1, 2, 8, 64], [true, false])
@@ -83,7 +93,8 @@ final class Log: Sendable {
                 pause: true)
             await #expect(throws: MemoryStorage.failure) {
                 try await copy(
-                    source, to: MemoryStorage(), workers: workers, inOrder: inOrder, qcow2: true)
+                    source, to: MemoryStorage(), workers: workers, inOrder: inOrder, qcow2: true,
+                    ahead: 1 + position % 4)
             }
         }
     }
@@ -102,7 +113,7 @@ final class Log: Sendable {
                 await #expect(throws: MemoryStorage.failure) {
                     try await copy(
                         source, to: storage, workers: workers, inOrder: inOrder, qcow2: qcow2,
-                        compress: compress)
+                        compress: compress, ahead: 1 + number % 4)
                 }
             }
         }
@@ -125,8 +136,8 @@ final class Log: Sendable {
         #expect(headerWrites.count == 1)
     }
 
-    @Test(arguments: [true, false])
-    func cancellationEndsIt(inOrder: Bool) async throws {
+    @Test(arguments: [true, false], [2, nil])
+    func cancellationEndsIt(inOrder: Bool, ahead: Int?) async throws {
         let source = SketchSource(
             String(repeating: "A", count: 200), blockSize: Self.block,
             stallsFrom: 100 * Self.block, pause: true)
@@ -135,7 +146,8 @@ final class Log: Sendable {
         // worker stalls, the others wait for their turn behind it.
         await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask {
-                try await copy(source, to: storage, workers: 8, inOrder: inOrder, qcow2: true)
+                try await copy(
+                    source, to: storage, workers: 8, inOrder: inOrder, qcow2: true, ahead: ahead)
             }
             while storage.operations.count < 10 { await Task.yield() }
             group.cancelAll()

@@ -5,7 +5,8 @@ import Testing
 @Suite struct TurnOrderTests {
     @Test func letsThroughInOrder() {
         var order = TurnOrder<String>()
-        #expect(order.isTurn(of: 0) && !order.isTurn(of: 1))
+        let isOneFirst = order.enter(1)
+        #expect(!isOneFirst)
         #expect(order.arrive(2, "two") == .wait)
         #expect(order.arrive(1, "one") == .wait)
         #expect(order.arrive(0, "zero") == .enter)
@@ -13,6 +14,22 @@ import Testing
         #expect(order.advance() == "two")
         #expect(order.advance() == nil)
         #expect(order.arrive(3, "three") == .enter)
+    }
+
+    @Test func isOccupiedFromEnteringToLeaving() {
+        var order = TurnOrder<String>()
+        #expect(order.arrive(1, "one") == .wait)
+        #expect(!order.isOccupied)
+        #expect(order.arrive(0, "zero") == .enter)
+        #expect(order.isOccupied)
+        #expect(order.advance() == "one")
+        #expect(order.isOccupied)
+        #expect(order.advance() == nil)
+        #expect(!order.isOccupied)
+        #expect(order.skip(2) == nil)
+        #expect(!order.isOccupied)
+        #expect(order.arrive(3, "three") == .enter)
+        #expect(order.isOccupied)
     }
 
     @Test func skippedTurnsAreNotWaitedFor() {
@@ -32,7 +49,7 @@ import Testing
         #expect(order.skip(1) == nil)
         #expect(order.cancel(2) == "two")
         #expect(order.advance() == nil)
-        #expect(order.isTurn(of: 2))
+        #expect(order.arrive(2, "two again") == .enter)
     }
 
     @Test func cancelsWaitersOnce() {

@@ -94,7 +94,8 @@ public final class FileStorage: Storage {
         knownSize = Atomic(size)
         traits = StorageTraits(
             isDevice: isDevice, readsAsZero: readsAsZero,
-            hasHoles: !isDevice && Self.hasHoles(descriptor, status))
+            hasHoles: !isDevice && Self.hasHoles(descriptor, status),
+            writesOneByOne: joiner != nil)
     }
 
     /// Also blocks that were only reserved are holes: a file can have all its blocks and nothing in them. One
