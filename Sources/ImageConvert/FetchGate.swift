@@ -5,21 +5,22 @@ import Synchronization
 ///
 /// A chunk holds a buffer from when it is fetched until it is written. Where one at a time writes, more slowly than
 /// the others read, every worker would soon hold one and wait. A few are enough to keep cores and writer busy.
-/// One more is let in when a core has nothing to do although nobody writes, because reads wait for a disk, or although
-/// there is something to decompress, because the writer is stuck.
+/// It takes more while nobody writes and a core has nothing to do, because reads wait for a disk; and all workers
+/// while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, for
+/// when he is fast again.
 final class FetchGate: Sendable {
     private let queue: Mutex<FetchQueue<CheckedContinuation<Void, Never>>>
     private let turns: TurnGate?
     private let hasIdleCore: @Sendable () -> Bool
 
     /// - Parameters:
-    ///   - limit: how many chunks are enough.
+    ///   - limits: how many chunks are enough at best, and how many at worst.
     ///   - turns: in which chunks are written; nil where they are written as they come.
     init(
-        limit: Int, turns: TurnGate?,
+        limits: ClosedRange<Int>, turns: TurnGate?,
         hasIdleCore: @escaping @Sendable () -> Bool = { IOExecutor.hasIdleCore }
     ) {
-        queue = Mutex(FetchQueue(limit: limit))
+        queue = Mutex(FetchQueue(limits: limits))
         self.turns = turns
         self.hasIdleCore = hasIdleCore
     }
@@ -42,16 +43,16 @@ final class FetchGate: Sendable {
     }
 
     fileprivate func passOn(isCompressed: Bool) {
-        let (isWaitedFor, isWriting) = queue.withLock {
-            $0.passOn()
-            return (!$0.waiters.isEmpty, turns?.isOccupied ?? ($0.fetched > 1))
+        let newcomers = queue.withLock {
+            let isWriting = turns?.isOccupied ?? ($0.fetched > 0)
+            return $0.passOn(
+                isCompressed: isCompressed, isStarved: !isWriting && hasIdleCore())
         }
-        guard isWaitedFor, isCompressed || !isWriting, hasIdleCore() else { return }
-        queue.withLock { $0.letOneIn() }?.resume()
+        for newcomer in newcomers { newcomer.resume() }
     }
 
     fileprivate func leave(isFetched: Bool) {
-        queue.withLock { $0.leave(isFetched: isFetched) }?.resume()
+        for newcomer in queue.withLock({ $0.leave(isFetched: isFetched) }) { newcomer.resume() }
     }
 }
 
@@ -75,13 +76,17 @@ struct FetchPass: ~Copyable {
 
 /// Who fetches and who waits: the state of a `FetchGate`, which resumes the waiters it is handed.
 struct FetchQueue<Waiter> {
-    private let limit: Int
+    private let limits: ClosedRange<Int>
+    private var limit: Int
     private(set) var inside = 0
     /// How many of those inside have passed on their chunk to the writer.
     private(set) var fetched = 0
     private(set) var waiters: [Waiter] = []
 
-    init(limit: Int) { self.limit = limit }
+    init(limits: ClosedRange<Int>) {
+        self.limits = limits
+        limit = limits.lowerBound
+    }
 
     /// - Returns: whether there was room.
     mutating func enter() -> Bool {
@@ -97,21 +102,31 @@ struct FetchQueue<Waiter> {
         return false
     }
 
-    mutating func passOn() { fetched += 1 }
-
-    /// Whatever the limit is.
-    ///
-    /// - Returns: who waited longest, and is inside now.
-    mutating func letOneIn() -> Waiter? {
-        guard !waiters.isEmpty else { return nil }
-        inside += 1
-        return waiters.removeFirst()
+    /// - Parameter isStarved: there is nothing to be written, and nothing to be done but wait for reads.
+    /// - Returns: who is inside now, too, those first who waited longest.
+    mutating func passOn(isCompressed: Bool, isStarved: Bool) -> [Waiter] {
+        fetched += 1
+        if isCompressed {
+            limit = limits.upperBound
+        } else if isStarved {
+            limit = min(limit + 1, limits.upperBound)
+        } else {
+            limit = max(limit - 1, limits.lowerBound)
+        }
+        return fill()
     }
 
     /// - Returns: who is inside instead.
-    mutating func leave(isFetched: Bool) -> Waiter? {
+    mutating func leave(isFetched: Bool) -> [Waiter] {
         inside -= 1
         if isFetched { fetched -= 1 }
-        return inside < limit ? letOneIn() : nil
+        return fill()
+    }
+
+    private mutating func fill() -> [Waiter] {
+        let count = max(0, min(limit - inside, waiters.count))
+        defer { waiters.removeFirst(count) }
+        inside += count
+        return Array(waiters.prefix(count))
     }
 }

@@ -74,7 +74,7 @@ public struct Pipeline: Sendable {
             writing: WriteStage(source: source, target: target, isOrdered: writesInOrder),
             digest: digest)
         let fetching = FetchGate(
-            limit: min(workers, chunksAhead ?? workers), turns: stages.writing.turns)
+            limits: min(chunksAhead ?? workers, workers)...workers, turns: stages.writing.turns)
         let pool = BufferPool(
             dataSize: stages.reading.dataSize, encodedSize: stages.reading.encodedSize)
         let progress = ProgressMark(onProgress)

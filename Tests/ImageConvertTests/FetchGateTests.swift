@@ -5,53 +5,78 @@ import Testing
 @testable import ImageConvert
 
 @Suite struct FetchGateTests {
+    /// A queue that is full, with four who wait.
+    private func fullQueue(limits: ClosedRange<Int> = 2...5) -> FetchQueue<Int> {
+        var queue = FetchQueue<Int>(limits: limits)
+        let entered = (1...limits.lowerBound).map { _ in queue.enter() }
+        #expect(entered.allSatisfy { $0 })
+        let arrived = (1...4).map { queue.arrive($0) }
+        #expect(arrived == [false, false, false, false])
+        return queue
+    }
+
     @Test func whoWaitedLongestComesFirst() {
-        var queue = FetchQueue<String>(limit: 2)
-        let entered = (0..<3).map { _ in queue.enter() }
-        #expect(entered == [true, true, false])
-        let arrived = ["one", "two"].map { queue.arrive($0) }
-        #expect(arrived == [false, false])
-        #expect(queue.waiters == ["one", "two"])
-        #expect(queue.leave(isFetched: false) == "one")
-        #expect(queue.inside == 2)
-        #expect(queue.leave(isFetched: false) == "two")
-        #expect(queue.leave(isFetched: false) == nil)
-        #expect(queue.inside == 1)
-    }
-
-    @Test func whoIsLetInBeyondTheLimitIsNotReplaced() {
-        var queue = FetchQueue<String>(limit: 1)
-        let arrived = ["zero", "one", "two", "three"].map { queue.arrive($0) }
-        #expect(arrived == [true, false, false, false])
-        #expect(queue.letOneIn() == "one")
-        #expect(queue.inside == 2)
-        #expect(queue.leave(isFetched: false) == nil)
-        #expect(queue.leave(isFetched: false) == "two")
-        #expect(queue.letOneIn() == "three")
-        #expect(queue.letOneIn() == nil)
+        var queue = fullQueue()
+        #expect(queue.leave(isFetched: false) == [1])
+        #expect(queue.leave(isFetched: false) == [2])
+        #expect(queue.waiters == [3, 4])
         #expect(queue.inside == 2)
     }
 
-    /// Chunks there are after the first of `limit` has been passed on, while one more waits.
-    private func chunksAfterPassingOn(
-        limit: Int = 1, isCompressed: Bool = false, turns: TurnGate? = nil, idle: Bool = true,
-        others: Int = 0
+    @Test func oneMoreComesInForEachVainWait() {
+        var queue = fullQueue()
+        #expect(queue.passOn(isCompressed: false, isStarved: true) == [1])
+        #expect(queue.passOn(isCompressed: false, isStarved: true) == [2])
+        #expect(queue.inside == 4)
+        // And they stay as many.
+        #expect(queue.leave(isFetched: true) == [3])
+        #expect(queue.passOn(isCompressed: false, isStarved: true) == [4])
+        #expect(queue.inside == 5)
+        #expect(queue.arrive(5) == false)
+    }
+
+    @Test func theyBecomeFewerWhileOneWrites() {
+        var queue = fullQueue()
+        #expect(queue.passOn(isCompressed: false, isStarved: true) == [1])
+        #expect(queue.passOn(isCompressed: false, isStarved: false) == [])
+        #expect(queue.leave(isFetched: true) == [])
+        #expect(queue.passOn(isCompressed: false, isStarved: false) == [])
+        #expect(queue.leave(isFetched: true) == [2])
+        #expect(queue.inside == 2)
+    }
+
+    @Test func allComeInToDecompress() {
+        var queue = fullQueue()
+        #expect(queue.passOn(isCompressed: true, isStarved: false) == [1, 2, 3])
+        #expect(queue.leave(isFetched: true) == [4])
+        #expect(queue.inside == 5)
+    }
+
+    /// How many chunks there are when the first has been passed on, where two are enough and a third worker waits.
+    ///
+    /// - Parameter isOtherFetched: the second has been passed on before.
+    private func chunks(
+        turns: TurnGate? = nil, isIdle: Bool = true, isOtherFetched: Bool = false,
+        isCompressed: Bool = false
     ) async throws -> Int {
-        let gate = FetchGate(limit: limit, turns: turns, hasIdleCore: { idle })
+        // The second is passed on where there is no idle core.
+        let idle = Mutex(false)
+        let gate = FetchGate(limits: 2...8, turns: turns, hasIdleCore: { idle.withLock { $0 } })
         let end = TurnGate()
         return try await withThrowingTaskGroup(of: Void.self) { group in
             var first = await gate.enter()
-            for number in 1...limit {
+            for number in 1...2 {
                 group.addTask {
                     var pass = await gate.enter()
-                    if number <= others { pass.passOn(isCompressed: false) }
+                    if number == 1, isOtherFetched { pass.passOn(isCompressed: false) }
                     try await end.enter(number)
                     end.leave()
                 }
-                let inside = min(number + 1, limit)
-                let waiting = number + 1 - inside
-                while gate.counts != (inside, min(number, others), waiting) { await Task.yield() }
+                while gate.counts != (2, isOtherFetched ? 1 : 0, number - 1) {
+                    await Task.yield()
+                }
             }
+            idle.withLock { $0 = isIdle }
             first.passOn(isCompressed: isCompressed)
             let count = gate.counts.inside
             // Whoever waits comes in now, or this never ends.
@@ -63,31 +88,21 @@ import Testing
         }
     }
 
-    @Test func oneMoreComesInWhileNobodyWrites() async throws {
-        #expect(try await chunksAfterPassingOn() == 2)
-        #expect(try await chunksAfterPassingOn(idle: false) == 1)
-    }
-
-    @Test func nobodyComesInWhileOneWrites() async throws {
-        #expect(try await chunksAfterPassingOn(limit: 2) == 3)
-        #expect(try await chunksAfterPassingOn(limit: 2, others: 1) == 2)
-    }
-
-    @Test func oneMoreComesInToDecompress() async throws {
-        #expect(try await chunksAfterPassingOn(limit: 2, isCompressed: true, others: 1) == 3)
-        #expect(
-            try await chunksAfterPassingOn(limit: 2, isCompressed: true, idle: false, others: 1)
-                == 2)
+    @Test func moreComeInWhileNobodyWritesAndACoreIsIdle() async throws {
+        #expect(try await chunks() == 3)
+        #expect(try await chunks(isIdle: false) == 2)
+        #expect(try await chunks(isOtherFetched: true) == 2)
+        #expect(try await chunks(isIdle: false, isOtherFetched: true, isCompressed: true) == 3)
     }
 
     @Test func orderedWritesAreThoseWhoseTurnItIs() async throws {
         let turns = TurnGate()
-        // Passed on, but not yet its turn: nobody writes.
-        #expect(try await chunksAfterPassingOn(limit: 2, turns: turns, others: 1) == 3)
+        // Passed on, but it is not its turn: nobody writes.
+        #expect(try await chunks(turns: turns, isOtherFetched: true) == 3)
         try await turns.enter(0)
-        #expect(try await chunksAfterPassingOn(limit: 2, turns: turns) == 2)
+        #expect(try await chunks(turns: turns) == 2)
         turns.leave()
-        #expect(try await chunksAfterPassingOn(limit: 2, turns: turns) == 3)
+        #expect(try await chunks(turns: turns) == 3)
     }
 
     @Test func theBuffersUsedLastAreTakenFirst() {
