@@ -11,7 +11,7 @@ struct ChunkBuffers: ~Copyable {
 
 /// Buffers that no chunk needs at the moment. Those used last are taken first: the others may never get pages.
 final class BufferPool: Sendable {
-    /// Arrays hold nothing that cannot be copied.
+    /// Arrays hold nothing that cannot be copied. Touched by whoever made it, and from then on under the mutex.
     private final class Slot: @unchecked Sendable {
         var buffers: ChunkBuffers?
         init(_ buffers: consuming ChunkBuffers) { self.buffers = consume buffers }

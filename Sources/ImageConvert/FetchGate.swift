@@ -6,26 +6,28 @@ import Synchronization
 /// A chunk holds a buffer from when it is fetched until it is written. Where one at a time writes, more slowly than
 /// the others read, every worker would soon hold one and wait. A few are enough to keep cores and writer busy.
 /// It takes more while nobody writes and a core has nothing to do, because reads wait for a disk; and all workers
-/// while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, for
-/// when he is fast again.
+/// while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, to have
+/// enough ready when it is fast again.
 final class FetchGate: Sendable {
     private let queue: Mutex<FetchQueue<CheckedContinuation<Void, Never>>>
-    private let turns: TurnGate?
+    private let isFixed: Bool
+    private let isWriting: @Sendable () -> Bool
     private let hasIdleCore: @Sendable () -> Bool
 
     /// - Parameters:
-    ///   - limits: how many chunks are enough at best, and how many at worst.
-    ///   - turns: in which chunks are written; nil where they are written as they come.
+    ///   - limits: how many chunks are enough where writing takes longest, and how many there may ever be.
+    ///   - isWriting: whether the target is being written to at the moment.
     init(
-        limits: ClosedRange<Int>, turns: TurnGate?,
+        limits: ClosedRange<Int>, isWriting: @escaping @Sendable () -> Bool,
         hasIdleCore: @escaping @Sendable () -> Bool = { IOExecutor.hasIdleCore }
     ) {
         queue = Mutex(FetchQueue(limits: limits))
-        self.turns = turns
+        isFixed = limits.count == 1
+        self.isWriting = isWriting
         self.hasIdleCore = hasIdleCore
     }
 
-    /// How many chunks there are, how many of them are fetched, and how many more there might be.
+    /// How many chunks there are, how many of them are fetched, and how many workers wait.
     var counts: (inside: Int, fetched: Int, waiting: Int) {
         queue.withLock { ($0.inside, $0.fetched, $0.waiters.count) }
     }
@@ -43,11 +45,9 @@ final class FetchGate: Sendable {
     }
 
     fileprivate func passOn(isCompressed: Bool) {
-        let newcomers = queue.withLock {
-            let isWriting = turns?.isOccupied ?? ($0.fetched > 0)
-            return $0.passOn(
-                isCompressed: isCompressed, isStarved: !isWriting && hasIdleCore())
-        }
+        let writer: FetchQueue<CheckedContinuation<Void, Never>>.Writer =
+            if isFixed || isWriting() { .busy } else { hasIdleCore() ? .starved : .idle }
+        let newcomers = queue.withLock { $0.passOn(isCompressed: isCompressed, writer: writer) }
         for newcomer in newcomers { newcomer.resume() }
     }
 
@@ -76,8 +76,19 @@ struct FetchPass: ~Copyable {
 
 /// Who fetches and who waits: the state of a `FetchGate`, which resumes the waiters it is handed.
 struct FetchQueue<Waiter> {
+    /// What a chunk finds that has been fetched.
+    enum Writer {
+        /// At work.
+        case busy
+        /// Without work, while the cores have some.
+        case idle
+        /// Without work, and so is a core.
+        case starved
+    }
+
     private let limits: ClosedRange<Int>
-    private var limit: Int
+    /// In halves of a chunk: it falls more slowly than it rises.
+    private var halves: Int
     private(set) var inside = 0
     /// How many of those inside have passed on their chunk to the writer.
     private(set) var fetched = 0
@@ -85,8 +96,10 @@ struct FetchQueue<Waiter> {
 
     init(limits: ClosedRange<Int>) {
         self.limits = limits
-        limit = limits.lowerBound
+        halves = 2 * limits.lowerBound
     }
+
+    private var limit: Int { halves / 2 }
 
     /// - Returns: whether there was room.
     mutating func enter() -> Bool {
@@ -102,17 +115,18 @@ struct FetchQueue<Waiter> {
         return false
     }
 
-    /// - Parameter isStarved: there is nothing to be written, and nothing to be done but wait for reads.
     /// - Returns: who is inside now, too, those first who waited longest.
-    mutating func passOn(isCompressed: Bool, isStarved: Bool) -> [Waiter] {
+    mutating func passOn(isCompressed: Bool, writer: Writer) -> [Waiter] {
+        // Two others that wait for the writer are more than it needs; one that waits for its turn is not missed.
+        let change =
+            switch writer {
+            case .busy: fetched > 2 ? -1 : 0
+            case .idle: -1
+            case .starved: fetched > 0 ? 0 : 2
+            }
+        halves = min(max(halves + change, 2 * limits.lowerBound), 2 * limits.upperBound)
+        if isCompressed { halves = 2 * limits.upperBound }
         fetched += 1
-        if isCompressed {
-            limit = limits.upperBound
-        } else if isStarved {
-            limit = min(limit + 1, limits.upperBound)
-        } else {
-            limit = max(limit - 1, limits.lowerBound)
-        }
         return fill()
     }
 

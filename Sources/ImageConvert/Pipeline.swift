@@ -28,8 +28,8 @@ public struct Pipeline: Sendable {
     public var chunksPerWorker: Int64 = 4
     /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder: Bool
-    /// How many chunks are enough to keep the cores busy and one who writes, while reads do not have to wait; nil for
-    /// as many as there are workers.
+    /// How many chunks on their way are enough to keep the cores busy and the one that writes, at least one; there
+    /// will be more while reads have to wait. nil for as many as there are workers.
     public var chunksAhead: Int?
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
@@ -74,13 +74,14 @@ public struct Pipeline: Sendable {
             writing: WriteStage(source: source, target: target, isOrdered: writesInOrder),
             digest: digest)
         let fetching = FetchGate(
-            limits: min(chunksAhead ?? workers, workers)...workers, turns: stages.writing.turns)
-        let pool = BufferPool(
-            dataSize: stages.reading.dataSize, encodedSize: stages.reading.encodedSize)
+            limits: max(1, min(chunksAhead ?? workers, workers))...workers,
+            isWriting: { [writing = stages.writing] in writing.isBusy })
         let progress = ProgressMark(onProgress)
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
             try await withThrowingTaskGroup(of: Void.self) { group in
+                let pool = BufferPool(
+                    dataSize: stages.reading.dataSize, encodedSize: stages.reading.encodedSize)
                 let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
                 for _ in 0..<min(Int64(workers), worthwhile) {
                     group.addTask {

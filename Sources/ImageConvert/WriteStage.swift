@@ -11,8 +11,7 @@ struct WriteStage: Sendable {
     let target: any ImageTarget
     private let placing: TurnGate?
     private let writing: TurnGate?
-    /// In which chunks are written, if they are ordered.
-    var turns: TurnGate? { writing }
+    private let writes = WriteCount()
 
     init(source: any ImageSource, target: any ImageTarget, isOrdered: Bool) {
         self.source = source
@@ -20,6 +19,9 @@ struct WriteStage: Sendable {
         placing = target.traits.placesInOrder ? TurnGate() : nil
         writing = isOrdered ? TurnGate() : nil
     }
+
+    /// Whether there is something to write at the moment. Ordered, what waits for its turn is not.
+    var isBusy: Bool { writing?.isOccupied ?? (writes.count > 0) }
 
     /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will not
     ///   come because another worker failed.
@@ -49,6 +51,8 @@ struct WriteStage: Sendable {
     private func write(
         _ placement: Placement, of chunk: Chunk, data: RawSpan
     ) async throws {
+        writes.add(1)
+        defer { writes.add(-1) }
         try await target.write(
             placement, data: data, origin: BufferOrigin(source: source, start: chunk.start))
     }
@@ -63,6 +67,13 @@ struct WriteStage: Sendable {
         placing?.leave()
         writing?.leave()
     }
+}
+
+/// How many writes there are at the moment.
+private final class WriteCount: Sendable {
+    private let value = Atomic(0)
+    var count: Int { value.load(ordering: .relaxed) }
+    func add(_ change: Int) { value.add(change, ordering: .relaxed) }
 }
 
 /// Lets callers through one at a time in the order of their numbers. Each enters once, or skips its turn.

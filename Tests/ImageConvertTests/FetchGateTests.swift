@@ -25,59 +25,67 @@ import Testing
 
     @Test func oneMoreComesInForEachVainWait() {
         var queue = fullQueue()
-        #expect(queue.passOn(isCompressed: false, isStarved: true) == [1])
-        #expect(queue.passOn(isCompressed: false, isStarved: true) == [2])
-        #expect(queue.inside == 4)
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [1])
+        // What has been fetched waits for its turn: not yet.
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [])
+        #expect(queue.inside == 3)
         // And they stay as many.
+        #expect(queue.leave(isFetched: true) == [2])
         #expect(queue.leave(isFetched: true) == [3])
-        #expect(queue.passOn(isCompressed: false, isStarved: true) == [4])
-        #expect(queue.inside == 5)
-        #expect(queue.arrive(5) == false)
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [4])
+        #expect(queue.inside == 4)
     }
 
-    @Test func theyBecomeFewerWhileOneWrites() {
-        var queue = fullQueue()
-        #expect(queue.passOn(isCompressed: false, isStarved: true) == [1])
-        #expect(queue.passOn(isCompressed: false, isStarved: false) == [])
-        #expect(queue.leave(isFetched: true) == [])
-        #expect(queue.passOn(isCompressed: false, isStarved: false) == [])
+    @Test func thereIsAnUpperLimit() {
+        var queue = fullQueue(limits: 2...3)
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [1])
         #expect(queue.leave(isFetched: true) == [2])
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [])
+        #expect(queue.inside == 3)
+    }
+
+    @Test func theyBecomeFewerWhileTheWriterHasPlenty() {
+        var queue = fullQueue()
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [1])
+        // One that is written and one that waits are no more than it needs.
+        for _ in 0..<2 { #expect(queue.passOn(isCompressed: false, writer: .busy) == []) }
+        #expect(queue.leave(isFetched: true) == [2])
+        #expect(queue.passOn(isCompressed: false, writer: .busy) == [])
+        #expect(queue.passOn(isCompressed: false, writer: .busy) == [])
+        #expect(queue.leave(isFetched: true) == [])
+        #expect(queue.leave(isFetched: true) == [3])
+        #expect(queue.inside == 2)
+    }
+
+    @Test func theyBecomeFewerWhileTheCoresAreBusy() {
+        var queue = fullQueue()
+        #expect(queue.passOn(isCompressed: false, writer: .starved) == [1])
+        #expect(queue.passOn(isCompressed: false, writer: .idle) == [])
+        #expect(queue.leave(isFetched: true) == [])
         #expect(queue.inside == 2)
     }
 
     @Test func allComeInToDecompress() {
         var queue = fullQueue()
-        #expect(queue.passOn(isCompressed: true, isStarved: false) == [1, 2, 3])
+        #expect(queue.passOn(isCompressed: true, writer: .busy) == [1, 2, 3])
         #expect(queue.leave(isFetched: true) == [4])
         #expect(queue.inside == 5)
     }
 
-    /// How many chunks there are when the first has been passed on, where two are enough and a third worker waits.
-    ///
-    /// - Parameter isOtherFetched: the second has been passed on before.
-    private func chunks(
-        turns: TurnGate? = nil, isIdle: Bool = true, isOtherFetched: Bool = false,
-        isCompressed: Bool = false
-    ) async throws -> Int {
-        // The second is passed on where there is no idle core.
-        let idle = Mutex(false)
-        let gate = FetchGate(limits: 2...8, turns: turns, hasIdleCore: { idle.withLock { $0 } })
+    /// How many chunks there are after one has been passed on, where one is enough and another worker waits.
+    private func chunksAfterPassingOn(isWriting: Bool, isIdle: Bool) async throws -> Int {
+        let gate = FetchGate(limits: 1...8, isWriting: { isWriting }, hasIdleCore: { isIdle })
         let end = TurnGate()
         return try await withThrowingTaskGroup(of: Void.self) { group in
             var first = await gate.enter()
-            for number in 1...2 {
-                group.addTask {
-                    var pass = await gate.enter()
-                    if number == 1, isOtherFetched { pass.passOn(isCompressed: false) }
-                    try await end.enter(number)
-                    end.leave()
-                }
-                while gate.counts != (2, isOtherFetched ? 1 : 0, number - 1) {
-                    await Task.yield()
-                }
+            group.addTask {
+                let pass = await gate.enter()
+                try await end.enter(1)
+                end.leave()
+                _ = consume pass
             }
-            idle.withLock { $0 = isIdle }
-            first.passOn(isCompressed: isCompressed)
+            while gate.counts != (1, 0, 1) { await Task.yield() }
+            first.passOn(isCompressed: false)
             let count = gate.counts.inside
             // Whoever waits comes in now, or this never ends.
             _ = consume first
@@ -89,20 +97,9 @@ import Testing
     }
 
     @Test func moreComeInWhileNobodyWritesAndACoreIsIdle() async throws {
-        #expect(try await chunks() == 3)
-        #expect(try await chunks(isIdle: false) == 2)
-        #expect(try await chunks(isOtherFetched: true) == 2)
-        #expect(try await chunks(isIdle: false, isOtherFetched: true, isCompressed: true) == 3)
-    }
-
-    @Test func orderedWritesAreThoseWhoseTurnItIs() async throws {
-        let turns = TurnGate()
-        // Passed on, but it is not its turn: nobody writes.
-        #expect(try await chunks(turns: turns, isOtherFetched: true) == 3)
-        try await turns.enter(0)
-        #expect(try await chunks(turns: turns) == 2)
-        turns.leave()
-        #expect(try await chunks(turns: turns) == 3)
+        #expect(try await chunksAfterPassingOn(isWriting: false, isIdle: true) == 2)
+        #expect(try await chunksAfterPassingOn(isWriting: false, isIdle: false) == 1)
+        #expect(try await chunksAfterPassingOn(isWriting: true, isIdle: true) == 1)
     }
 
     @Test func theBuffersUsedLastAreTakenFirst() {

@@ -34,6 +34,11 @@ final class Log: Sendable {
         if !qcow2 { try await storage.truncate(to: source.virtualSize) }
         var pipeline = Pipeline(workers: workers, writesInOrder: inOrder)
         pipeline.chunksAhead = ahead
+        if ahead != nil {
+            // Each worker starts, and waits for the others.
+            pipeline.smallestChunk = Self.block
+            pipeline.chunksPerWorker = 1
+        }
         try await pipeline.copy(from: source, extents: source, to: target)
     }
 
@@ -58,6 +63,15 @@ final class Log: Sendable {
         try await copy(
             source, to: storage, workers: 8, inOrder: inOrder, qcow2: false, ahead: ahead)
         #expect(storage.bytes == source.bytes)
+    }
+
+    @Test(arguments: [true, false])
+    func readsAheadWhileReadsSleep(inOrder: Bool) async throws {
+        let source = SketchSource(
+            String(repeating: "A", count: 400), blockSize: Self.block, pause: true)
+        try await copy(
+            source, to: MemoryStorage(), workers: 8, inOrder: inOrder, qcow2: false, ahead: 1)
+        #expect(source.mostReaders > 1)
     }
 
     @Test(arguments: [1, 2, 8, 64], [true, false])
