@@ -4,7 +4,8 @@
 Usage: order-functions.py path/to/swimg path/to/its/link.map
 
 The linker puts them side by side, so that a run touches a fifth of the pages of a program that is mostly Swift's
-runtime and the parser of its command line. A function that is not on the list works as well, only further away:
+runtime and the parser of its command line. First come those that a longer conversion runs more often, so that the
+pages that are needed all the time are few. A function that is not on the list works as well, only further away:
 make it anew (`make order`) when much has changed. Counted by valgrind's callgrind, so nothing of it depends on time.
 """
 
@@ -22,6 +23,8 @@ import tempfile
 MIB = 1 << 20
 # Code that was compiled without a section for each function moves as a whole or not at all.
 LARGEST_SECTION = 16 << 10
+# Parts of a short and of a long disk.
+SHORT, LONG = 1, 6
 # A line of lld's map: address, load address, size, alignment, then a section or a file's part of it.
 MAP_LINE = re.compile(r"\s*([0-9a-f]+)\s+[0-9a-f]+\s+([0-9a-f]+)\s+\d+ (\s*)(\S.*)")
 
@@ -46,13 +49,16 @@ RUNS = """
 """
 
 
-def make_images():
+def make_images(parts):
+    """In the current folder, for a disk of so many parts, each with text, zeros, noise and a hole."""
     rng = random.Random(1)
     words = [rng.randbytes(rng.randrange(3, 12)) for _ in range(500)]
-    text = b"".join(rng.choices(words, k=1_500_000))[: 8 * MIB]
+    text = b"".join(rng.choices(words, k=600_000))[: 3 * MIB]
     with open("disk.raw", "wb") as disk:
-        disk.write(text + bytes(4 * MIB) + rng.randbytes(4 * MIB) + text)
-        disk.truncate(64 * MIB)
+        for part in range(parts):
+            disk.seek(part * 16 * MIB)
+            disk.write(text + bytes(MIB) + rng.randbytes(MIB) + text)
+        disk.truncate(parts * 16 * MIB)
     for name, options in {
         "plain": ["-O", "qcow2"],
         "zlib": ["-O", "qcow2", "-c"],
@@ -123,21 +129,34 @@ def main():
     candidates = movable(program, link_map)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make_images()
         # Valgrind does not understand all debug information of the Swift compiler.
         stripped = os.path.join(folder, "swimg")
         subprocess.run(["strip", "-g", "-o", stripped, program], check=True)
-        shares = collections.Counter()
+        for parts in (SHORT, LONG):
+            os.mkdir(f"{folder}/{parts}")
+            os.chdir(f"{folder}/{parts}")
+            make_images(parts)
+        shares, growth = collections.Counter(), collections.Counter()
         for run in RUNS.strip().splitlines():
+            os.chdir(f"{folder}/{SHORT}")
+            before = instructions(stripped, run.split())
+            os.chdir(f"{folder}/{LONG}")
             counts = instructions(stripped, run.split())
             whole = sum(counts.values())
             for function in candidates & counts.keys():
                 shares[function] += counts[function] / whole
+                # What differs a little does so by chance.
+                if counts[function] > 1.3 * before[function] + 200:
+                    growth[function] += (counts[function] - before[function]) / whole
         os.chdir("/")
     # In steps, and by name within one: what differs from run to run shall not change the list.
-    ordered = sorted(shares, key=lambda name: (-math.floor(math.log2(shares[name])), name))
+    def rank(name):
+        share = growth[name] or shares[name]
+        return name not in growth, -math.floor(math.log2(share)), name
+
+    ordered = sorted(shares, key=rank)
     result.write_text("# Made by order-functions.py.\n" + "".join(f"{name}\n" for name in ordered))
-    print(f"{len(ordered)} functions")
+    print(f"{len(ordered)} functions, {len(growth)} of them all the time")
 
 
 if __name__ == "__main__":

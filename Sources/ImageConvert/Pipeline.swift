@@ -80,17 +80,20 @@ public struct Pipeline: Sendable {
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
             try await withThrowingTaskGroup(of: Void.self) { group in
-                let pool = BufferPool(
-                    dataSize: stages.reading.dataSize, encodedSize: stages.reading.encodedSize)
+                let dataPool = IOBufferPool()
+                let encodedPool = IOBufferPool()
                 let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
                 for _ in 0..<min(Int64(workers), worthwhile) {
                     group.addTask {
                         while true {
                             var pass = await fetching.enter()
                             guard let chunk = try await iterator.next() else { break }
-                            var buffers = pool.take()
+                            var buffers = ChunkBuffers(
+                                data: dataPool.take(byteCount: stages.reading.dataSize),
+                                encoded: encodedPool.take(byteCount: stages.reading.encodedSize))
                             try await stages.carry(chunk, in: &buffers, with: &pass)
-                            pool.giveBack(buffers)
+                            dataPool.giveBack(buffers.data)
+                            encodedPool.giveBack(buffers.encoded)
                             // All of it is done only when it is also written.
                             progress.reach(min(chunk.end, source.virtualSize - 1))
                         }
@@ -106,6 +109,14 @@ public struct Pipeline: Sendable {
         }
         progress.reach(source.virtualSize)
     }
+}
+
+/// The memory of one chunk on its way.
+private struct ChunkBuffers: ~Copyable {
+    /// The chunk as the guest sees it.
+    var data: IOBuffer
+    /// Its compressed clusters.
+    var encoded: IOBuffer
 }
 
 /// What a chunk passes through.

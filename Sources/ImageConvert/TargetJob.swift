@@ -46,9 +46,7 @@ struct TargetJob {
             }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
-        } else if storage.traits.writesOneByOne || conversion.writesInOrder, !target.compresses,
-            !isHashed
-        {
+        } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashed {
             pipeline.chunksAhead = IOExecutor.coreCount + 2
         }
         // Order is for disks that turn, and for files that grow; a server has its requests all at once.

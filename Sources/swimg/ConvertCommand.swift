@@ -1,4 +1,5 @@
 import ArgumentParser
+import CLinux
 import DiskImage
 import Glibc
 import ImageConvert
@@ -157,8 +158,11 @@ struct ConvertCommand: ImageCommand {
         if try printsOptionHelp() { return }
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
-        if let printer {
-            conversion.onProgress = { done, total in printer.update(done: done, total: total) }
+        let hasBegun = Atomic(isBrief)
+        conversion.onProgress = { done, total in
+            // Much ran only once, to open and to create: the largest buffers come now.
+            if !hasBegun.exchange(true, ordering: .relaxed) { clinux_release_program_pages() }
+            printer?.update(done: done, total: total)
         }
         let found = Mutex("")
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }

@@ -101,21 +101,4 @@ import Testing
         #expect(try await chunksAfterPassingOn(isWriting: false, isIdle: false) == 1)
         #expect(try await chunksAfterPassingOn(isWriting: true, isIdle: true) == 1)
     }
-
-    @Test func theBuffersUsedLastAreTakenFirst() {
-        let pool = BufferPool(dataSize: 4096, encodedSize: 0)
-        func address(_ buffers: borrowing ChunkBuffers) -> UInt {
-            buffers.data.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
-        }
-        let one = pool.take()
-        let two = pool.take()
-        let (first, second) = (address(one), address(two))
-        #expect(first != second)
-        pool.giveBack(one)
-        pool.giveBack(two)
-        let three = pool.take()
-        let four = pool.take()
-        let found = [address(three), address(four)]
-        #expect(found == [second, first])
-    }
 }

@@ -23,7 +23,6 @@ final class Qcow2Decompressor: @unchecked Sendable {
     private let method: Qcow2Compression
     private var deflate: OpaquePointer?
     private var zstd: OpaquePointer?
-    private var spareBuffer: IOBuffer?
 
     init(_ method: Qcow2Compression) {
         self.method = method
@@ -37,14 +36,6 @@ final class Qcow2Decompressor: @unchecked Sendable {
         libdeflate_free_decompressor(deflate)
         ZSTD_freeDCtx(zstd)
     }
-
-    /// Memory for compressed bytes. Reused: many threads that allocate and free odd sizes scatter the heap.
-    func takeBuffer(byteCount: Int) -> IOBuffer {
-        if let spare = spareBuffer.take(), spare.byteCount >= byteCount { return spare }
-        return IOBuffer(byteCount: byteCount.roundedUp(to: 64 << 10))
-    }
-
-    func giveBack(_ buffer: consuming IOBuffer) { spareBuffer = consume buffer }
 
     /// Fills `cluster` from a stream, behind which foreign bytes may follow.
     func decompress(_ stream: RawSpan, into cluster: inout MutableRawSpan) throws(Failure) {

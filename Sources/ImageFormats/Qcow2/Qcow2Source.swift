@@ -9,6 +9,8 @@ public struct Qcow2Source: ImageSource {
     let storage: any Storage
     let tables: Qcow2Tables
     private let decompressors: ResourcePool<Qcow2Decompressor>
+    /// For what is to be decompressed.
+    private let inputs = IOBufferPool()
 
     /// Opens an image: reads the header and the L1 table.
     ///
@@ -172,13 +174,15 @@ extension Qcow2Source {
     private func readCompressed(
         _ batch: Batch, into buffer: inout MutableRawSpan, bufferStart: Int64
     ) async throws {
-        let decompressor = decompressors.take()
-        defer { decompressors.giveBack(decompressor) }
-        var input = decompressor.takeBuffer(byteCount: batch.host.count)
+        // Reused: many threads that allocate and free odd sizes scatter the heap.
+        var input = inputs.take(byteCount: batch.host.count.roundedUp(to: 64 << 10))
         var all = input.mutableBytes
         var inputSpan = all.slice(0..<batch.host.count)
         try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
 
+        // Not before: as many as there are threads are enough, for nothing is waited for from here on.
+        let decompressor = decompressors.take()
+        defer { decompressors.giveBack(decompressor) }
         for (wanted, cluster) in batch.clusters {
             let host = try hostRange(cluster)
             let stream = input.bytes.extracting(
@@ -198,7 +202,7 @@ extension Qcow2Source {
                         + "\(cluster.host.bytes): \(error)")
             }
         }
-        decompressor.giveBack(input)
+        inputs.giveBack(input)
     }
 
     private func decompress(

@@ -8,9 +8,10 @@ import Synchronization
 /// No lock is held while a slice is read; two tasks may read the same one, which harms nobody.
 final class Qcow2Tables: Sendable {
     /// Of an L2 table, in bytes: a large read for small clusters' tables, a part of a large one's.
-    private static let sliceSize: Int64 = 64 << 10
-    /// What the cache may hold, in bytes: for each worker its slice, and some.
-    private static let cacheSize = 1 << 20
+    private static let sliceSize: Int64 = 32 << 10
+    /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and those that
+    /// whoever walks ahead of them has looked at.
+    private static let cacheSize = 256 << 10
 
     private let storage: any Storage
     private let geometry: Qcow2Geometry
