@@ -6,7 +6,8 @@ Usage: order-functions.py path/to/swimg path/to/its/link.map
 The linker puts them side by side, so that a run touches a fifth of the pages of a program that is mostly Swift's
 runtime and the parser of its command line. First come those that a longer conversion runs more often, so that the
 pages that are needed all the time are few. A function that is not on the list works as well, only further away:
-make it anew (`make order`) when much has changed. Counted by valgrind's callgrind, so nothing of it depends on time.
+make it anew (`make order`) when much has changed. Counted by valgrind's callgrind: how fast the machine is, and how
+busy, changes little.
 """
 
 import bisect
@@ -128,6 +129,8 @@ def main():
     result = pathlib.Path(__file__).resolve().parent / "functions.order"
     candidates = movable(program, link_map)
     with tempfile.TemporaryDirectory() as folder:
+        # As valgrind will name it.
+        folder = os.path.realpath(folder)
         os.chdir(folder)
         # Valgrind does not understand all debug information of the Swift compiler.
         stripped = os.path.join(folder, "swimg")
@@ -149,6 +152,8 @@ def main():
                 if counts[function] > 1.3 * before[function] + 200:
                     growth[function] += (counts[function] - before[function]) / whole
         os.chdir("/")
+    if not growth:
+        raise SystemExit("nothing was counted")
     # In steps, and by name within one: what differs from run to run shall not change the list.
     def rank(name):
         share = growth[name] or shares[name]

@@ -1,7 +1,7 @@
 import ImageStorage
 import Synchronization
 
-/// Holds workers back from fetching what nobody has the time to write.
+/// Holds workers back from fetching what nobody has the time to write, or to compress.
 ///
 /// A chunk holds a buffer from when it is fetched until it is written. Where one at a time writes, more slowly than
 /// the others read, every worker would soon hold one and wait. A few are enough to keep cores and writer busy.

@@ -47,7 +47,9 @@ struct TargetJob {
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashed {
-            pipeline.chunksAhead = IOExecutor.coreCount + 2
+            // Compressing one cluster can take ten times as long as the next, which has to wait for its place.
+            let cores = IOExecutor.coreCount
+            pipeline.chunksAhead = target.compresses ? 2 * cores : cores + 2
         }
         // Order is for disks that turn, and for files that grow; a server has its requests all at once.
         if distant > 0 { pipeline.writesInOrder = false }

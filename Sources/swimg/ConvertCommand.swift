@@ -160,8 +160,10 @@ struct ConvertCommand: ImageCommand {
         var conversion = try makeConversion()
         let hasBegun = Atomic(isBrief)
         conversion.onProgress = { done, total in
-            // Much ran only once, to open and to create: the largest buffers come now.
-            if !hasBegun.exchange(true, ordering: .relaxed) { clinux_release_program_pages() }
+            // Much ran only once, to open and to create; and not all buffers have been used yet.
+            if done < total, !hasBegun.exchange(true, ordering: .relaxed) {
+                clinux_release_program_pages()
+            }
             printer?.update(done: done, total: total)
         }
         let found = Mutex("")

@@ -8,10 +8,10 @@ import Synchronization
 /// No lock is held while a slice is read; two tasks may read the same one, which harms nobody.
 final class Qcow2Tables: Sendable {
     /// Of an L2 table, in bytes: a large read for small clusters' tables, a part of a large one's.
-    private static let sliceSize: Int64 = 32 << 10
-    /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and those that
-    /// whoever walks ahead of them has looked at.
-    private static let cacheSize = 256 << 10
+    private static let sliceSize: Int64 = 64 << 10
+    /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some that
+    /// whoever walks ahead of them has looked at. Small clusters' may be read twice.
+    private static let cacheSize = 384 << 10
 
     private let storage: any Storage
     private let geometry: Qcow2Geometry
@@ -28,7 +28,7 @@ final class Qcow2Tables: Sendable {
         decoder = Qcow2EntryDecoder(
             name: storage.name, version: header.version, geometry: header.geometry)
         sliceBytes = min(Self.sliceSize, header.geometry.clusterSize)
-        cache = Mutex(SliceCache(capacity: max(4, Self.cacheSize / Int(sliceBytes))))
+        cache = Mutex(SliceCache(capacity: Self.cacheSize / Int(sliceBytes)))
         l1 = try await storage.readWords(
             at: header.l1Offset, bytes: min(header.l1Entries, header.geometry.l1Entries) * 8,
             "L1 table")
