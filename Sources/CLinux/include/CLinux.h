@@ -77,7 +77,8 @@ void clinux_limit_malloc_arenas(void);
 
 /// Unmaps what has been read so far of the program and its libraries; what is needed again comes back
 /// from the page cache. Reading the command line goes through half of the program, for lists of types
-/// and conformances that nobody asks for again: megabytes, for as long as a conversion runs.
+/// and conformances that nobody asks for again, and so do opening and creating: megabytes, for as long as a
+/// conversion runs. Other threads may run meanwhile.
 void clinux_release_program_pages(void);
 
 /// Tells the processor that a loop waits.
