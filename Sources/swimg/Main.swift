@@ -46,7 +46,7 @@ enum Main {
         Task(executorPreference: IOExecutor.shared) {
             do {
                 try await command.run(signals)
-                exit(0)
+                leave(0)
             } catch {
                 end(with: error)
             }
@@ -57,12 +57,12 @@ enum Main {
     private static func end(with error: any Error) -> Never {
         switch error {
         case let error as ImageError: fail(error.description)
-        case let error as Interruption: exit(128 + error.signal)
-        case let error as Verdict: exit(error.status)
+        case let error as Interruption: leave(128 + error.signal)
+        case let error as Verdict: leave(error.status)
         case let error as FailureWithStatus: fail(error.cause.description, status: error.status)
         case _ where Swimg.exitCode(for: error) == .success:
             Output.print(Swimg.message(for: error) + "\n")
-            exit(0)
+            leave(0)
         default: fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
         }
     }
@@ -78,8 +78,12 @@ enum Main {
     /// Nearly every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
     private static func fail(_ message: String, status: Int32 = 1) -> Never {
         Output.printError("\(ProgramName.called): \(message)\n")
-        exit(status)
+        leave(status)
     }
+
+    /// At once: `exit` would take libraries apart that other threads are still in. One that says goodbye to an NBD
+    /// server then finds libnbd without its errors, and libnbd aborts. `Output` has nothing left to write.
+    private static func leave(_ status: Int32) -> Never { _exit(status) }
 
     private static func oneLine(_ message: String) -> String {
         let line = message.split(separator: "\n").first.map(String.init) ?? message
