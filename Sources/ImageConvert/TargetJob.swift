@@ -47,7 +47,7 @@ struct TargetJob {
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashed {
-            // Compressing one cluster can take ten times as long as the next, which has to wait for its place.
+            // A cluster that takes long to compress keeps those behind it from their places.
             let cores = IOExecutor.coreCount
             pipeline.chunksAhead = target.compresses ? 2 * cores : cores + 2
         }
