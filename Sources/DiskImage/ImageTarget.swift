@@ -73,6 +73,11 @@ public struct Placement: Sendable {
 
     public init() {}
 
+    /// Whether the chunk's data buffer is needed to carry it out.
+    public var usesData: Bool {
+        writes.contains { if case .plain = $0.bytes { true } else { false } }
+    }
+
     /// Adds a write, joined to the last one where both are neighbours in the buffer and in the host.
     public mutating func append(_ bytes: Bytes, at hostOffset: Int64) {
         if let last = writes.last, let joined = Self.join(last, bytes, at: hostOffset) {

@@ -5,9 +5,9 @@ import Synchronization
 ///
 /// A chunk holds a buffer from when it is fetched until it is written. Where one at a time writes, more slowly than
 /// the others read, every worker would soon hold one and wait. A few are enough to keep cores and writer busy.
-/// It takes more while nobody writes and a core has nothing to do, because reads wait for a disk; and all workers
-/// while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, to have
-/// enough ready when it is fast again.
+/// It takes more while nobody writes and a core has nothing to do, because reads wait for a disk; and three for each
+/// core while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, to
+/// have enough ready when it is fast again.
 final class FetchGate: Sendable {
     private let queue: Mutex<FetchQueue<CheckedContinuation<Void, Never>>>
     private let isFixed: Bool
@@ -21,7 +21,7 @@ final class FetchGate: Sendable {
         limits: ClosedRange<Int>, isWriting: @escaping @Sendable () -> Bool,
         hasIdleCore: @escaping @Sendable () -> Bool = { IOExecutor.hasIdleCore }
     ) {
-        queue = Mutex(FetchQueue(limits: limits))
+        queue = Mutex(FetchQueue(limits: limits, decompressing: 3 * IOExecutor.coreCount + 1))
         isFixed = limits.count == 1
         self.isWriting = isWriting
         self.hasIdleCore = hasIdleCore
@@ -87,6 +87,8 @@ struct FetchQueue<Waiter> {
     }
 
     private let limits: ClosedRange<Int>
+    /// How many are enough while chunks are decompressed.
+    private let decompressing: Int
     /// In halves of a chunk: it falls more slowly than it rises.
     private var halves: Int
     private(set) var inside = 0
@@ -94,8 +96,9 @@ struct FetchQueue<Waiter> {
     private(set) var fetched = 0
     private(set) var waiters: [Waiter] = []
 
-    init(limits: ClosedRange<Int>) {
+    init(limits: ClosedRange<Int>, decompressing: Int) {
         self.limits = limits
+        self.decompressing = min(max(decompressing, limits.lowerBound), limits.upperBound)
         halves = 2 * limits.lowerBound
     }
 
@@ -125,7 +128,7 @@ struct FetchQueue<Waiter> {
             case .starved: fetched > 0 ? 0 : 2
             }
         halves = min(max(halves + change, 2 * limits.lowerBound), 2 * limits.upperBound)
-        if isCompressed { halves = 2 * limits.upperBound }
+        if isCompressed { halves = max(halves, 2 * decompressing) }
         fetched += 1
         return fill()
     }

@@ -80,20 +80,13 @@ public struct Pipeline: Sendable {
 
         try await withTaskExecutorPreference(IOExecutor.shared) {
             try await withThrowingTaskGroup(of: Void.self) { group in
-                let dataPool = IOBufferPool()
-                let encodedPool = IOBufferPool()
                 let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
                 for _ in 0..<min(Int64(workers), worthwhile) {
                     group.addTask {
                         while true {
                             var pass = await fetching.enter()
                             guard let chunk = try await iterator.next() else { break }
-                            var buffers = ChunkBuffers(
-                                data: dataPool.take(byteCount: stages.reading.dataSize),
-                                encoded: encodedPool.take(byteCount: stages.reading.encodedSize))
-                            try await stages.carry(chunk, in: &buffers, with: &pass)
-                            dataPool.giveBack(buffers.data)
-                            encodedPool.giveBack(buffers.encoded)
+                            try await stages.carry(chunk, with: &pass)
                             // All of it is done only when it is also written.
                             progress.reach(min(chunk.end, source.virtualSize - 1))
                         }
@@ -111,43 +104,54 @@ public struct Pipeline: Sendable {
     }
 }
 
-/// The memory of one chunk on its way.
-private struct ChunkBuffers: ~Copyable {
-    /// The chunk as the guest sees it.
-    var data: IOBuffer
-    /// Its compressed clusters.
-    var encoded: IOBuffer
-}
-
 /// What a chunk passes through.
 private struct Stages: Sendable {
     let reading: ReadStage
     let sharing: ShareStage
     let writing: WriteStage
     let digest: DigestStage?
+    /// For a chunk as the guest sees it, and for its compressed clusters.
+    private let dataPool = IOBufferPool()
+    private let encodedPool = IOBufferPool()
 
-    func carry(
-        _ chunk: Chunk, in buffers: inout ChunkBuffers, with pass: inout FetchPass
-    ) async throws {
-        guard !chunk.isShared else { return try await share(chunk, in: &buffers) }
-        let pieces = try await reading.prepare(
-            chunk, data: &buffers.data, encoded: &buffers.encoded)
-        try await digest?.add(chunk, data: buffers.data.bytes)
+    init(reading: ReadStage, sharing: ShareStage, writing: WriteStage, digest: DigestStage?) {
+        self.reading = reading
+        self.sharing = sharing
+        self.writing = writing
+        self.digest = digest
+    }
+
+    func carry(_ chunk: Chunk, with pass: inout FetchPass) async throws {
+        guard !chunk.isShared else { return try await share(chunk) }
+        var data = dataPool.take(byteCount: reading.dataSize)
+        var encoded = encodedPool.take(byteCount: reading.encodedSize)
+        let pieces = try await reading.prepare(chunk, data: &data, encoded: &encoded)
+        try await digest?.add(chunk, data: data.bytes)
         pass.passOn(isCompressed: chunk.isCompressed)
-        try await writing.write(
-            pieces, of: chunk, data: buffers.data.bytes, encoded: buffers.encoded.bytes)
+        let placement = try await writing.place(pieces, of: chunk, encoded: encoded.bytes)
+        // Placing has copied what is compressed: others can use the memory while this chunk waits for its write.
+        encodedPool.giveBack(encoded)
+        if placement.usesData {
+            try await writing.write(placement, of: chunk, data: data.bytes)
+            dataPool.giveBack(data)
+        } else {
+            dataPool.giveBack(data)
+            try await writing.write(placement, of: chunk, data: RawSpan())
+        }
     }
 
     /// Shares what can be shared and copies the rest, in the chunk's turn.
-    private func share(_ chunk: Chunk, in buffers: inout ChunkBuffers) async throws {
+    private func share(_ chunk: Chunk) async throws {
+        var data = dataPool.take(byteCount: reading.dataSize)
+        var encoded = encodedPool.take(byteCount: reading.encodedSize)
         try await writing.enterTurn(of: chunk)
         for rest in try await sharing.share(chunk) {
-            let pieces = try await reading.prepare(
-                rest, data: &buffers.data, encoded: &buffers.encoded)
-            try await writing.writeNow(
-                pieces, of: rest, data: buffers.data.bytes, encoded: buffers.encoded.bytes)
+            let pieces = try await reading.prepare(rest, data: &data, encoded: &encoded)
+            try await writing.writeNow(pieces, of: rest, data: data.bytes, encoded: encoded.bytes)
         }
         writing.leaveTurn(of: chunk)
+        dataPool.giveBack(data)
+        encodedPool.giveBack(encoded)
     }
 }
 

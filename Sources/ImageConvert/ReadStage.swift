@@ -30,7 +30,7 @@ struct ReadStage: Sendable {
                 let start = Int(segment.range.lowerBound - chunk.start)
                 let positions = start..<start + segment.range.count
                 try await fetch(segment.range, to: positions, in: &data)
-                if target.compresses { IOExecutor.willBeBusy() }
+                if target.compresses { await IOExecutor.takeCore() }
                 var room = encoded.mutableBytes
                 pieces += try target.encode(
                     data.bytes, positions: positions, at: segment.range.lowerBound,

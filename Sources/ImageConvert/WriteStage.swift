@@ -23,21 +23,28 @@ struct WriteStage: Sendable {
     /// Whether there is something to write at the moment. Ordered, what waits for its turn is not.
     var isBusy: Bool { writing?.isOccupied ?? (writes.count > 0) }
 
+    /// In the chunk's turn. To be followed by `write`.
+    ///
     /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will not
     ///   come because another worker failed.
-    func write(
-        _ pieces: [EncodedPiece], of chunk: Chunk, data: RawSpan, encoded: RawSpan
-    ) async throws {
+    func place(
+        _ pieces: [EncodedPiece], of chunk: Chunk, encoded: RawSpan
+    ) async throws -> Placement {
         try await placing?.enter(chunk.sequence)
         let placement = try target.place(pieces, encoded: encoded)
         placing?.leave()
-        if placement.writes.isEmpty {
+        return placement
+    }
+
+    /// - Throws: as `place`.
+    func write(_ placement: Placement, of chunk: Chunk, data: RawSpan) async throws {
+        guard !placement.writes.isEmpty else {
             writing?.skip(chunk.sequence)
-        } else {
-            try await writing?.enter(chunk.sequence)
-            try await write(placement, of: chunk, data: data)
-            writing?.leave()
+            return
         }
+        try await writing?.enter(chunk.sequence)
+        try await writeNow(placement, of: chunk, data: data)
+        writing?.leave()
     }
 
     /// Places and writes a part of a chunk within the chunk's turn.
@@ -45,10 +52,10 @@ struct WriteStage: Sendable {
         _ pieces: [EncodedPiece], of part: Chunk, data: RawSpan, encoded: RawSpan
     ) async throws {
         let placement = try target.place(pieces, encoded: encoded)
-        try await write(placement, of: part, data: data)
+        try await writeNow(placement, of: part, data: data)
     }
 
-    private func write(
+    private func writeNow(
         _ placement: Placement, of chunk: Chunk, data: RawSpan
     ) async throws {
         writes.add(1)

@@ -77,6 +77,21 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         if shared.waitingCount.load(ordering: .relaxed) > 0 { shared.callThread() }
     }
 
+    /// To be called instead where the computation wants memory of its own: whoever comes back from a system call that
+    /// slept finds the cores taken by others, and goes to the end of the queue.
+    public static func takeCore() async {
+        if shared.isCrowded { await Task.yield() }
+        willBeBusy()
+    }
+
+    /// More threads compute than there are cores.
+    private var isCrowded: Bool {
+        guard pthread_getspecific(isOwnThread) != nil else { return false }
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return busyCount > Self.coreCount
+    }
+
     /// Whether a core has nothing to do when the caller has done what it does, and no job waits for one.
     public static var hasIdleCore: Bool {
         let own = pthread_getspecific(shared.isOwnThread) == nil ? 0 : 1

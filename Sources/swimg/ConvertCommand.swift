@@ -162,7 +162,7 @@ struct ConvertCommand: ImageCommand {
         conversion.onProgress = { done, total in
             // Much ran only once, to open and to create; and not all buffers have been used yet.
             if done < total, !hasBegun.exchange(true, ordering: .relaxed) {
-                clinux_release_program_pages()
+                ProgramPages.release()
             }
             printer?.update(done: done, total: total)
         }

@@ -20,6 +20,7 @@ enum Main {
                 return Output.print(ProgramName.versionLine + "\n")
             }
             let arguments = try CommandLineWords.normalized(words)
+            ProgramPages.prepare(for: arguments)
             var command = try parsed(arguments)
             guard let verb = command as? any ImageCommand else { return try command.run() }
             run(verb)
@@ -41,7 +42,7 @@ enum Main {
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
     private static func run(_ command: any ImageCommand) -> Never {
-        if !command.isBrief { clinux_release_program_pages() }
+        if !command.isBrief { ProgramPages.release() }
         let signals = Signals()
         Task(executorPreference: IOExecutor.shared) {
             do {

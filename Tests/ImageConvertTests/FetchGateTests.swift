@@ -6,8 +6,10 @@ import Testing
 
 @Suite struct FetchGateTests {
     /// A queue that is full, with four who wait.
-    private func fullQueue(limits: ClosedRange<Int> = 2...5) -> FetchQueue<Int> {
-        var queue = FetchQueue<Int>(limits: limits)
+    private func fullQueue(
+        limits: ClosedRange<Int> = 2...5, decompressing: Int = 3
+    ) -> FetchQueue<Int> {
+        var queue = FetchQueue<Int>(limits: limits, decompressing: decompressing)
         let entered = (1...limits.lowerBound).map { _ in queue.enter() }
         #expect(entered.allSatisfy { $0 })
         let arrived = (1...4).map { queue.arrive($0) }
@@ -65,11 +67,21 @@ import Testing
         #expect(queue.inside == 2)
     }
 
-    @Test func allComeInToDecompress() {
-        var queue = fullQueue()
-        #expect(queue.passOn(isCompressed: true, writer: .busy) == [1, 2, 3])
-        #expect(queue.leave(isFetched: true) == [4])
+    @Test func moreComeInToDecompress() {
+        var queue = fullQueue(decompressing: 4)
+        #expect(queue.passOn(isCompressed: true, writer: .busy) == [1, 2])
+        #expect(queue.leave(isFetched: true) == [3])
+        #expect(queue.inside == 4)
+        // Reads that have to wait can make them even more.
+        #expect(queue.passOn(isCompressed: true, writer: .starved) == [4])
+        #expect(queue.passOn(isCompressed: true, writer: .busy) == [])
         #expect(queue.inside == 5)
+    }
+
+    @Test func noMoreDecompressThanThereMayBe() {
+        var queue = fullQueue(limits: 2...3, decompressing: 7)
+        #expect(queue.passOn(isCompressed: true, writer: .busy) == [1])
+        #expect(queue.inside == 3)
     }
 
     /// How many chunks there are after one has been passed on, where one is enough and another worker waits.

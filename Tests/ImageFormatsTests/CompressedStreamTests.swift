@@ -5,7 +5,7 @@ import Testing
 @testable import ImageFormats
 
 @Suite struct CompressedStreamTests {
-    private static let runSize: Int64 = 256 << 10
+    private static let runSize = Int64(CompressedStream.runSize)
 
     /// What a file would hold after everything was written, and where the writes were.
     private func written(

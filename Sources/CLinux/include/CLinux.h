@@ -81,6 +81,11 @@ void clinux_limit_malloc_arenas(void);
 /// conversion runs. Other threads may run meanwhile.
 void clinux_release_program_pages(void);
 
+/// Cuts the mappings of the program and its libraries into pieces, of so many bytes, a power of 2. When a page is
+/// touched that is not mapped, the kernel maps those of the 64 KiB around it, too, but none beyond the mapping's end:
+/// of a program of which little is used most of what is mapped is such neighbours. Costs some microseconds a piece.
+void clinux_divide_program_mappings(size_t piece);
+
 /// Tells the processor that a loop waits.
 static inline void clinux_relax(void) {
 #if defined(__x86_64__) || defined(__i386__)

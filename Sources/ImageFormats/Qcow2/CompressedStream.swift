@@ -5,8 +5,9 @@ import DiskImage
 /// A compressed cluster ends anywhere, and the next one begins there. Written one by one they would be short and share
 /// pages: no way past the page cache, and a system call for each.
 struct CompressedStream: ~Copyable {
-    /// Half of a chunk of plain data: twice that gained nothing and cost memory. In bytes.
-    private static let runSize = 256 << 10
+    /// With half as much it takes 4 to 11 % more time, a third more gains little and costs memory: there are as many as
+    /// chunks on their way. In bytes.
+    static let runSize = 192 << 10
 
     /// Runs end at a multiple of this, in bytes. What lies behind the last stream of a cluster belongs to nobody: the
     /// layout goes elsewhere only when it will not come back.

@@ -11,7 +11,7 @@ final class Qcow2Tables: Sendable {
     private static let sliceSize: Int64 = 64 << 10
     /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some that
     /// whoever walks ahead of them has looked at. Small clusters' may be read twice.
-    private static let cacheSize = 384 << 10
+    private static let cacheSize = 256 << 10
 
     private let storage: any Storage
     private let geometry: Qcow2Geometry
