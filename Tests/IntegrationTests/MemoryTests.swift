@@ -20,18 +20,4 @@ import Testing
         // 64 buffers of 512 KiB alone would be 32 MiB.
         #expect(peak < 24 << 10, "KiB; \(outcome)")
     }
-
-    /// Most of what a long conversion has in memory would be parts of the program that nobody asked for.
-    @Test(.enabled(if: hasProgram("taskset")))
-    func compressingMuchTakesLittleMemory() throws {
-        let folder = try TempFolder()
-        try writeNoise(folder.path("source"), count: 260 << 20)
-        let line = "convert -c -f raw -O qcow2 -o compression_type=zstd source target".words
-        // One core has one compressor, whatever machine it belongs to.
-        let outcome = try run(
-            "time", ["-f", "%M", "taskset", "-c", "0", Swimg.path] + line, in: folder.path)
-        #expect(outcome.isSuccess, "\(outcome)")
-        let peak = try #require(Int(outcome.errorText.dropLast()), "\(outcome)")
-        #expect(peak < 7 << 10, "KiB; \(outcome)")
-    }
 }
