@@ -6,7 +6,7 @@ import Synchronization
 /// A chunk holds a buffer from when it is fetched until it is written. Where one at a time writes, more slowly than
 /// the others read, every worker would soon hold one and wait. A few are enough to keep cores and writer busy.
 /// It takes more while nobody writes and a core has nothing to do, because reads wait for a disk; and three for each
-/// core while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, to
+/// core and one while chunks have to be decompressed: that takes so long that it has to go on while the writer is slow, to
 /// have enough ready when it is fast again.
 final class FetchGate: Sendable {
     private let queue: Mutex<FetchQueue<CheckedContinuation<Void, Never>>>

@@ -175,7 +175,11 @@ extension Qcow2Source {
         _ batch: Batch, into buffer: inout MutableRawSpan, bufferStart: Int64
     ) async throws {
         // Reused: many threads that allocate and free odd sizes scatter the heap.
-        var input = inputs.take(byteCount: max(batch.host.count, Int(Self.maximumBatch) + 1024))
+        // A stream that saved nothing is a little longer than its cluster.
+        let usual = Int(Self.maximumBatch) + 1024
+        let count = batch.host.count
+        var input = inputs.take(
+            byteCount: count <= usual ? usual : count.roundedUp(to: 64 << 10))
         var all = input.mutableBytes
         var inputSpan = all.slice(0..<batch.host.count)
         try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
