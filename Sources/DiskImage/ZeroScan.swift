@@ -1,8 +1,7 @@
 /// Finds zeros in bytes. The only loop of a plain conversion that looks at every byte.
 public enum ZeroScan {
-    /// Eight words, which the compiler keeps in vector registers.
-    private typealias Lane = SIMD8<UInt64>
-    private static let laneSize = MemoryLayout<Lane>.size
+    /// How much is looked at between two decisions, in bytes.
+    private static let step = 256
 
     /// Whether all bytes are zero; true for none at all.
     public static func isZero(_ bytes: RawSpan) -> Bool {
@@ -18,12 +17,16 @@ public enum ZeroScan {
             guard bytes.unsafeLoadUnaligned(fromUncheckedByteOffset: position, as: UInt64.self) == 0
             else { return false }
         }
-        while end - position >= 4 * laneSize {
-            let any =
-                lane(bytes, position) | lane(bytes, position + laneSize)
-                | lane(bytes, position + 2 * laneSize) | lane(bytes, position + 3 * laneSize)
-            guard any == .zero else { return false }
-            position += 4 * laneSize
+        while end - position >= step {
+            // Single words in a loop of fixed length: the compiler makes a wide loop without branches of it, and of
+            // SIMD types, compared with zero, one with a branch for each register.
+            var any: UInt64 = 0
+            for word in 0..<step / 8 {
+                any |= bytes.unsafeLoadUnaligned(
+                    fromUncheckedByteOffset: position &+ 8 &* word, as: UInt64.self)
+            }
+            guard any == 0 else { return false }
+            position += step
         }
         while end - position >= 8 {
             guard bytes.unsafeLoadUnaligned(fromUncheckedByteOffset: position, as: UInt64.self) == 0
@@ -36,11 +39,6 @@ public enum ZeroScan {
             position += 1
         }
         return true
-    }
-
-    @inline(__always)
-    private static func lane(_ bytes: RawSpan, _ position: Int) -> Lane {
-        bytes.unsafeLoadUnaligned(fromUncheckedByteOffset: position, as: Lane.self)
     }
 
     /// Calls `body` for each run of zeros or data in `range`, front to back, without gaps.
