@@ -16,7 +16,7 @@ import Synchronization
 public struct Pipeline: Sendable {
     /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
     /// in the core's cache when it is scanned and written, in bytes.
-    public static let defaultChunk: Int64 = 512 << 10
+    public static let defaultChunk: Int64 = 448 << 10
     /// Compressing takes so long that larger chunks would only cost memory, in bytes.
     public static let chunkToCompress: Int64 = 64 << 10
 

@@ -24,8 +24,11 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
+    /// The letters of options that need nothing behind them.
+    static var flags: String { "cCnpqUW" }
+
     static let letters = OptionLetters(
-        flags: "cCnpqUW", valued: "fOmSotTBFl",
+        flags: flags, valued: "fOmSotTBFl",
         missing: [
             "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
         ])

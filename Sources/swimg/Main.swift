@@ -8,6 +8,7 @@ import ImageStorage
 @main
 enum Main {
     static func main() {
+        ProgramPages.prepare()
         clinux_limit_malloc_arenas()
         raiseDescriptorLimit()
         // Both come back as errors of the write that met them.
@@ -20,7 +21,6 @@ enum Main {
                 return Output.print(ProgramName.versionLine + "\n")
             }
             let arguments = try CommandLineWords.normalized(words)
-            ProgramPages.prepare(for: arguments)
             var command = try parsed(arguments)
             guard let verb = command as? any ImageCommand else { return try command.run() }
             run(verb)

@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import ImageFormats
 
 /// The program's own pages, most of what a conversion had in memory: for a long one it pays to keep only those that it uses.
 enum ProgramPages {
@@ -9,40 +10,50 @@ enum ProgramPages {
     private static let longToCompress: Int64 = 256 << 20
     private static let longToRead: Int64 = 1 << 30
 
-    /// To be called before the command line is parsed, which touches more of the program than all that follows.
+    /// To be called before all else. What looks at the command line for good touches more of the program than what
+    /// follows, and so do Swift's strings: here are only C's.
     ///
     /// Compressing and decompressing need memory, and take long. A raw image has only to be copied: that needs little
     /// and is soon over.
-    ///
-    /// - Parameter words: the command line, letters apart.
-    static func prepare(for words: [String]) {
-        guard words.first == "convert" else { return }
-        let compresses = words.contains("-c")
-        let isLong = words.contains { word in
+    static func prepare() {
+        let words = UnsafeBufferPointer(
+            start: CommandLine.unsafeArgv, count: Int(CommandLine.argc))
+        guard words.count > 1, let verb = words[1], strcmp(verb, "convert") == 0 else { return }
+        var compresses = false
+        for case let word? in words where isCompressing(word) { compresses = true }
+        for case let word? in words {
             let size = allocatedSize(word)
-            return compresses && size >= longToCompress || size >= longToRead && isQcow2(word)
+            guard compresses && size >= longToCompress || size >= longToRead && isQcow2(word) else {
+                continue
+            }
+            clinux_divide_program_mappings(piece)
+            return release()
         }
-        guard isLong else { return }
-        clinux_divide_program_mappings(piece)
-        release()
+    }
+
+    /// Whether there is a `-c` in it, by itself or with other letters that need nothing behind them.
+    private static func isCompressing(_ word: UnsafePointer<CChar>) -> Bool {
+        guard word[0] == 0x2d else { return false }
+        let flags = strspn(word + 1, ConvertCommand.flags)
+        return memchr(word + 1, 0x63, flags) != nil
     }
 
     /// Unmaps what has been read of the program so far.
     static func release() { clinux_release_program_pages() }
 
     /// In bytes; 0 for what is no regular file.
-    private static func allocatedSize(_ path: String) -> Int64 {
+    private static func allocatedSize(_ path: UnsafePointer<CChar>) -> Int64 {
         var status = stat()
         guard stat(path, &status) == 0, status.st_mode & S_IFMT == S_IFREG else { return 0 }
         return Int64(status.st_blocks) * 512
     }
 
     /// As far as its first bytes tell.
-    private static func isQcow2(_ path: String) -> Bool {
+    private static func isQcow2(_ path: UnsafePointer<CChar>) -> Bool {
         let file = open(path, O_RDONLY)
         guard file >= 0 else { return false }
         defer { close(file) }
         var magic: UInt32 = 0
-        return pread(file, &magic, 4, 0) == 4 && UInt32(bigEndian: magic) == 0x5146_49fb
+        return pread(file, &magic, 4, 0) == 4 && UInt32(bigEndian: magic) == Qcow2Header.magic
     }
 }
