@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <link.h>
+#include <linux/aio_abi.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <malloc.h>
@@ -13,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -161,4 +163,34 @@ int clinux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
 int64_t clinux_file_system(int fd) {
     struct statfs system;
     return fstatfs(fd, &system) == 0 ? (int64_t)system.f_type : -1;
+}
+
+int clinux_open_queue(unsigned long *queue) {
+    *queue = 0;
+    return (int)syscall(SYS_io_setup, clinux_queue_depth, queue);
+}
+
+void clinux_close_queue(unsigned long queue) { syscall(SYS_io_destroy, queue); }
+
+void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count) {
+    struct iocb blocks[clinux_queue_depth] = {0}, *list[clinux_queue_depth];
+    struct io_event events[clinux_queue_depth];
+    for (int index = 0; index < count; index++) {
+        struct clinux_write *write = &writes[index];
+        blocks[index] = (struct iocb){
+            .aio_data = index, .aio_fildes = fd, .aio_lio_opcode = IOCB_CMD_PWRITEV,
+            .aio_buf = (uintptr_t)write->pieces, .aio_nbytes = write->piece_count,
+            .aio_offset = write->offset};
+        list[index] = &blocks[index];
+        write->result = -EAGAIN;
+    }
+    // It stops at the first that it refuses at once.
+    long begun = syscall(SYS_io_submit, queue, count, list);
+    for (long ended = 0; ended < begun;) {
+        long news = syscall(SYS_io_getevents, queue, begun - ended, begun - ended, events, NULL);
+        // Interrupted. The memory is the kernel's until all have ended.
+        if (news < 0) continue;
+        for (long index = 0; index < news; index++) writes[events[index].data].result = events[index].res;
+        ended += news;
+    }
 }

@@ -13,7 +13,7 @@ import Testing
     }
 
     private static func waiters<Waiter>(_ queue: inout WriteQueue<Waiter>) -> [Waiter]? {
-        queue.next()?.waiters
+        queue.next(1)?.first?.waiters
     }
 
     private static func starts<Waiter>(_ queue: inout WriteQueue<Waiter>) -> Bool {
@@ -28,7 +28,7 @@ import Testing
         #expect(queue.wait(Self.piece(40..<50), "d") == false)
         #expect(queue.wait(Self.piece(0..<10), "a") == false)
         #expect(queue.wait(Self.piece(20..<25), "c") == false)
-        let first = queue.next()
+        let first = queue.next(1)?.first
         #expect(first?.waiters == ["a", "b", "c"])
         #expect(first?.offset == 0)
         #expect(first?.pieces.map(\.count) == [10, 10, 5])
@@ -71,6 +71,112 @@ import Testing
         }
         #expect(Self.waiters(&queue) == [0, 1])
         #expect(Self.waiters(&queue) == [2])
+    }
+
+    @Test func severalPlacesAreWrittenTogether() {
+        var queue = WriteQueue<String>()
+        #expect(Self.starts(&queue))
+        for (name, range) in [
+            ("c", 60..<70), ("a", 0..<10), ("d", 80..<90), ("b", 10..<20), ("e", 100..<110),
+        ] {
+            #expect(queue.wait(Self.piece(range), name) == false)
+        }
+        let first = queue.next(3)
+        #expect(first?.map(\.waiters) == [["a", "b"], ["c"], ["d"]])
+        #expect(first?.map(\.offset) == [0, 60, 80])
+        #expect(first?.map(\.count) == [20, 10, 10])
+        #expect(queue.next(3)?.map(\.waiters) == [["e"]])
+        #expect(queue.next(3)?.isEmpty == nil)
+        #expect(Self.starts(&queue))
+    }
+
+    /// Who waits for one of several places waits for all of them.
+    @Test func whatIsWrittenTogetherIsBounded() {
+        var queue = WriteQueue<Int>()
+        #expect(Self.starts(&queue))
+        for number in 0..<5 {
+            let start = number * (1 << 20)
+            #expect(queue.wait(Self.piece(start..<start + 400_000), number) == false)
+        }
+        #expect(queue.next(16)?.flatMap(\.waiters) == [0, 1])
+        #expect(queue.next(16)?.flatMap(\.waiters) == [2, 3])
+        #expect(queue.next(16)?.flatMap(\.waiters) == [4])
+    }
+
+    /// 16 tasks, each writing every 32nd block of 64 KiB past the page cache, with a gap behind each.
+    @Test func writesToManyPlaces() async throws {
+        let blockSize = 64 << 10
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        var bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: true))
+        if PageCacheBypass.isPossible(descriptor) {
+            let way = bypass.together
+            #expect(way != nil)
+        }
+        let joiner = WriteJoiner(descriptor: descriptor, name: "gaps", bypass: bypass)
+        try await withTaskExecutorPreference(IOExecutor.shared) {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for worker in 0..<16 {
+                    group.addTask {
+                        var buffer = IOBuffer.zeros(byteCount: blockSize)
+                        for block in stride(from: 2 * worker, to: 640, by: 32) {
+                            var bytes = buffer.mutableBytes
+                            let memory = bytes.withUnsafeMutableBytes { $0 }
+                            memory.initializeMemory(
+                                as: UInt8.self, repeating: UInt8(block % 251 + 1))
+                            try await joiner.write(
+                                PendingWrite(
+                                    offset: Int64(block * blockSize),
+                                    pieces: [UnsafeRawBufferPointer(memory)]))
+                        }
+                    }
+                }
+                for try await _ in group {}
+            }
+        }
+        var found = [UInt8](repeating: 0, count: 640 * blockSize)
+        let count = try found.withUnsafeMutableBytes {
+            try Syscall.read(descriptor, "gaps", into: $0, at: 0)
+        }
+        #expect(count == 639 * blockSize)
+        let wrong = (0..<640).first { block in
+            let expected = block % 2 == 0 ? UInt8(block % 251 + 1) : 0
+            return found[block * blockSize..<(block + 1) * blockSize].contains { $0 != expected }
+        }
+        #expect(wrong == nil)
+    }
+
+    /// One that is refused is no success, and the others are none of its business.
+    @Test func togetherEachWriteHasItsOwnResult() throws {
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        var queue: UInt = 0
+        try #require(clinux_open_queue(&queue) == 0)
+        defer { clinux_close_queue(queue) }
+        let bytes = [UInt8](repeating: 7, count: 100)
+        let (refused, readOnly) = try bytes.withUnsafeBytes { bytes in
+            let halves = [
+                UnsafeRawBufferPointer(rebasing: bytes[..<50]),
+                UnsafeRawBufferPointer(rebasing: bytes[50...]),
+            ]
+            let writes = [10, -1, 500].map { (pieces: halves, offset: Int64($0)) }
+            let other = try Syscall.open("/dev/null", flags: O_RDONLY)
+            defer { close(other) }
+            return (
+                Syscall.writeTogether(queue, descriptor, writes),
+                Syscall.writeTogether(queue, other, writes)
+            )
+        }
+        #expect(refused[0])
+        #expect(!refused[1])
+        #expect(readOnly == [false, false, false])
+        var found = [UInt8](repeating: 0, count: 1000)
+        let count = try found.withUnsafeMutableBytes {
+            try Syscall.read(descriptor, "some", into: $0, at: 0)
+        }
+        let expected = [UInt8](repeating: 0, count: 10) + bytes
+        #expect(Array(found.prefix(110)) == expected)
+        #expect(count == (refused[2] ? 600 : 110))
     }
 
     /// 64 tasks, each writing every 64th block: nothing is lost, mixed up or written twice.

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 
 extern const int clinux_SEEK_DATA;
@@ -56,6 +57,25 @@ int clinux_ofd_is_locked(int fd, int64_t start, int64_t length);
 /// Reads what the page cache holds of a range, from its first byte on, and never sleeps. Negative where
 /// it holds nothing or cannot say.
 ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset);
+
+/// One of several writes: what, where, and what came of it, as of pwritev, but with -errno for an error.
+struct clinux_write {
+    const struct iovec *pieces;
+    int piece_count;
+    int64_t offset;
+    int64_t result;
+};
+
+/// How many can be made together.
+enum { clinux_queue_depth = 16 };
+
+/// io_setup: what the kernel needs for writes that are made together. -1 with errno where it has none to give.
+int clinux_open_queue(unsigned long *queue);
+
+void clinux_close_queue(unsigned long queue);
+
+/// io_submit, io_getevents: makes several writes and waits for all of them. What has not begun has -EAGAIN as its result.
+void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count);
 
 /// How many cores the process may run on.
 int clinux_core_count(void);

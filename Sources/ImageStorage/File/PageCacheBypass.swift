@@ -12,6 +12,7 @@ struct PageCacheBypass: ~Copyable {
 
     private let file: Int32
     private var opened: Int32?
+    private var queue: UInt?
     private var chooser: WritePathChooser
 
     /// - Parameter file: outlives this.
@@ -20,7 +21,10 @@ struct PageCacheBypass: ~Copyable {
         self.chooser = chooser
     }
 
-    deinit { if let opened { _ = Glibc.close(opened) } }
+    deinit {
+        if let queue { clinux_close_queue(queue) }
+        if let opened { _ = Glibc.close(opened) }
+    }
 
     /// Whether a regular file is on a file system to try it with: one that has blocks on a device of its own and writes
     /// directly without a detour.
@@ -46,9 +50,23 @@ struct PageCacheBypass: ~Copyable {
                 // By descriptor, not by name: a staged file has none.
                 opened = try? Syscall.open(
                     "/proc/self/fd/\(file)", flags: O_WRONLY | clinux_O_DIRECT)
-                if opened == nil { giveUp() }
+                if opened == nil {
+                    giveUp()
+                } else {
+                    var queue: UInt = 0
+                    if clinux_open_queue(&queue) == 0 { self.queue = queue }
+                }
             }
             return opened
+        }
+    }
+
+    /// What to write to directly, and what the kernel needs to make several writes together; nil if the page cache is
+    /// the way to go, or the kernel has none.
+    var together: (descriptor: Int32, queue: UInt)? {
+        mutating get {
+            guard let descriptor, let queue else { return nil }
+            return (descriptor, queue)
         }
     }
 

@@ -79,9 +79,7 @@ enum Syscall {
     static func write(
         _ descriptor: Int32, _ path: String, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
-        var rest = pieces.filter { !$0.isEmpty }.map {
-            iovec(iov_base: UnsafeMutableRawPointer(mutating: $0.baseAddress), iov_len: $0.count)
-        }
+        var rest = iovecs(pieces)
         var position = offset
         while !rest.isEmpty {
             let count = retry { pwritev(descriptor, rest, Int32(rest.count), off_t(position)) }
@@ -93,6 +91,41 @@ enum Syscall {
             }
             position += Int64(count)
             drop(count, from: &rest)
+        }
+    }
+
+    /// Makes several writes past the page cache at once: the disk gets what its file system puts side by side as one.
+    ///
+    /// - Parameters:
+    ///   - queue: of `clinux_open_queue`.
+    ///   - writes: at most `clinux_queue_depth`.
+    /// - Returns: which of them are written completely. The others may be in part, for whatever reason.
+    static func writeTogether(
+        _ queue: UInt, _ descriptor: Int32,
+        _ writes: [(pieces: [UnsafeRawBufferPointer], offset: Int64)]
+    ) -> [Bool] {
+        let vectors = writes.map { iovecs($0.pieces) }
+        let all = vectors.flatMap { $0 }
+        return all.withUnsafeBufferPointer { all in
+            var start = 0
+            var calls = zip(writes, vectors).map { write, vector in
+                defer { start += vector.count }
+                return clinux_write(
+                    pieces: all.baseAddress.map { $0 + start },
+                    piece_count: Int32(vector.count), offset: write.offset, result: 0)
+            }
+            IOExecutor.mayBlock {
+                clinux_write_together(queue, descriptor, &calls, Int32(calls.count))
+            }
+            return zip(calls, vectors).map { call, vector in
+                call.result == vector.reduce(0) { $0 + Int64($1.iov_len) }
+            }
+        }
+    }
+
+    private static func iovecs(_ pieces: [UnsafeRawBufferPointer]) -> [iovec] {
+        pieces.filter { !$0.isEmpty }.map {
+            iovec(iov_base: UnsafeMutableRawPointer(mutating: $0.baseAddress), iov_len: $0.count)
         }
     }
 

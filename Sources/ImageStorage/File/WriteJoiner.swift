@@ -1,3 +1,4 @@
+import CLinux
 import DiskImage
 import Glibc
 import Synchronization
@@ -36,12 +37,37 @@ final class WriteJoiner: Sendable {
 
     /// As the writer: writes for all that wait, until nobody does.
     private func writeWaiting() {
-        while let batch = queue.withLock({ $0.next() }) {
-            let result = Result { () throws(ImageError) in
-                try writeNow(batch.pieces, at: batch.offset)
+        while true {
+            let way = bypass.withLock { $0?.together }
+            let most = way == nil ? 1 : Int(clinux_queue_depth)
+            guard let batches = queue.withLock({ $0.next(most) }) else { return }
+            let areWritten = way.map { writeTogether(batches, $0.descriptor, $0.queue) } ?? [false]
+            for (batch, isWritten) in zip(batches, areWritten) {
+                let result = Result { () throws(ImageError) in
+                    if !isWritten { try writeNow(batch.pieces, at: batch.offset) }
+                }
+                for waiter in batch.waiters { waiter.resume(with: result) }
             }
-            for waiter in batch.waiters { waiter.resume(with: result) }
         }
+    }
+
+    /// Makes writes to several places at once, past the page cache: one that is short would take the disk nearly the time of
+    /// a long one.
+    ///
+    /// - Returns: which of them are made. The others are to be made by themselves.
+    private func writeTogether(
+        _ batches: [WriteBatch<CheckedContinuation<Void, any Error>>], _ descriptor: Int32,
+        _ queue: UInt
+    ) -> [Bool] {
+        let isFit = batches.map { PageCacheBypass.isFit($0.pieces, at: $0.offset) }
+        let chosen = batches.indices.filter { isFit[$0] }
+        guard chosen.count > 1 else { return batches.map { _ in false } }
+        let start = ContinuousClock.now
+        var areWritten = Syscall.writeTogether(
+            queue, descriptor, chosen.map { (batches[$0].pieces, batches[$0].offset) })[...]
+        let time = start.duration(to: .now)
+        bypass.withLock { $0?.note(bytes: chosen.reduce(0) { $0 + batches[$1].count }, time: time) }
+        return isFit.map { $0 && areWritten.removeFirst() }
     }
 
     private func writeNow(
@@ -81,17 +107,22 @@ struct PendingWrite: @unchecked Sendable {
     var end: Int64 { offset + Int64(count) }
 }
 
+/// What is written by one call.
+struct WriteBatch<Waiter> {
+    let offset: Int64
+    /// Each begins where the one before it ends; at least one.
+    var pieces: [UnsafeRawBufferPointer] = []
+    var waiters: [Waiter] = []
+
+    /// In bytes.
+    var count: Int { pieces.reduce(0) { $0 + $1.count } }
+    var end: Int64 { offset + Int64(count) }
+}
+
 /// Who writes and what waits: the state of a `WriteJoiner`, which resumes the waiters it is handed.
 struct WriteQueue<Waiter> {
-    struct Batch {
-        let offset: Int64
-        /// Each begins where the one before it ends; at least one.
-        var pieces: [UnsafeRawBufferPointer] = []
-        var waiters: [Waiter] = []
-    }
-
-    /// More gains nothing, and who waits in a batch waits for all of it, in bytes.
-    private static var largestBatch: Int64 { 1 << 20 }
+    /// More at once gains nothing, and who waits for a part of it waits for all, in bytes.
+    private static var largestBatch: Int { 1 << 20 }
     /// What the kernel takes in one call (IOV_MAX).
     private static var mostPieces: Int { 1024 }
 
@@ -112,27 +143,33 @@ struct WriteQueue<Waiter> {
         return start()
     }
 
-    /// What to write next: from the lowest offset on as far as there is no gap. With nil the caller
-    /// has stopped being the writer.
-    mutating func next() -> Batch? {
+    /// What to write next, in order, each as far as there is no gap. With nil the caller has stopped being the writer.
+    ///
+    /// - Parameter most: how many places may be written to at once.
+    mutating func next(_ most: Int) -> [WriteBatch<Waiter>]? {
         guard !waiting.isEmpty else {
             isWriting = false
             return nil
         }
         waiting.sort { $0.write.offset < $1.write.offset }
-        var batch = Batch(offset: waiting[0].write.offset)
-        var end = batch.offset
+        var batches: [WriteBatch<Waiter>] = []
+        var count = 0
+        var taken = 0
         for (write, waiter) in waiting {
-            let isFirst = batch.waiters.isEmpty
-            let isFit =
-                write.end <= batch.offset + Self.largestBatch
-                && batch.pieces.count + write.pieces.count <= Self.mostPieces
-            guard write.offset == end, isFirst || isFit else { break }
-            batch.pieces += write.pieces
-            batch.waiters.append(waiter)
-            end = write.end
+            guard taken == 0 || count + write.count <= Self.largestBatch else { break }
+            let joins = batches.last.map {
+                $0.end == write.offset && $0.pieces.count + write.pieces.count <= Self.mostPieces
+            }
+            if joins != true {
+                guard batches.count < most else { break }
+                batches.append(WriteBatch(offset: write.offset))
+            }
+            batches[batches.count - 1].pieces += write.pieces
+            batches[batches.count - 1].waiters.append(waiter)
+            count += write.count
+            taken += 1
         }
-        waiting.removeFirst(batch.waiters.count)
-        return batch
+        waiting.removeFirst(taken)
+        return batches
     }
 }
