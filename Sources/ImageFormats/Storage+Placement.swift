@@ -23,8 +23,7 @@ extension Storage {
                 if origin != nil, sharesBlocks {
                     try await writePlain(positions, of: data, at: write.hostOffset, origin)
                 } else {
-                    let parts = [positions] + Self.takeNeighbours(of: write, from: &rest)
-                    try await self.write(parts, of: data, at: write.hostOffset)
+                    try await self.write(Self.takeRuns(from: write, &rest), of: data)
                 }
             case .compressed(let run): try await self.write(run.bytes, at: write.hostOffset)
             case .metadata(let table):
@@ -33,6 +32,23 @@ extension Storage {
                 try await zero(write.hostOffset..<write.hostOffset + length, mayUnmap: true)
             }
         }
+    }
+
+    /// Takes off what else is plain.
+    ///
+    /// - Returns: it and the first, wherever they go.
+    private static func takeRuns(
+        from first: Placement.Write, _ rest: inout ArraySlice<Placement.Write>
+    ) -> [BufferRun] {
+        var runs: [BufferRun] = []
+        var next: Placement.Write? = first
+        while let write = next, case .plain(let positions) = write.bytes {
+            let parts = [positions] + takeNeighbours(of: write, from: &rest)
+            runs.append(BufferRun(offset: write.hostOffset, parts: parts))
+            next = rest.first
+            if case .plain? = next?.bytes { rest.removeFirst() }
+        }
+        return runs
     }
 
     /// Takes off the writes that follow one on the host, though not in the buffer.

@@ -51,8 +51,8 @@ public protocol Storage: BlockHolder {
     /// Writes all the bytes; a file grows as needed, a device does not.
     func write(_ bytes: RawSpan, at offset: Int64) async throws
 
-    /// Writes parts of a buffer one behind the other.
-    func write(_ parts: [Range<Int>], of bytes: RawSpan, at offset: Int64) async throws
+    /// Writes parts of a buffer to several places, all of them before it returns.
+    func write(_ runs: [BufferRun], of bytes: RawSpan) async throws
 
     /// Makes a range within the size read as zeros by the cheapest means there is.
     ///
@@ -81,14 +81,29 @@ public protocol Storage: BlockHolder {
     func flush() async throws
 }
 
+/// Parts of a buffer that are written one behind the other.
+public struct BufferRun: Sendable, Equatable {
+    /// In bytes from the start of the storage.
+    public var offset: Int64
+    /// Positions in the buffer.
+    public var parts: [Range<Int>]
+
+    public init(offset: Int64, parts: [Range<Int>]) {
+        self.offset = offset
+        self.parts = parts
+    }
+}
+
 extension Storage {
     public var file: FileIdentity? { nil }
 
-    public func write(_ parts: [Range<Int>], of bytes: RawSpan, at offset: Int64) async throws {
-        var offset = offset
-        for part in parts {
-            try await write(bytes.extracting(part), at: offset)
-            offset += Int64(part.count)
+    public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
+        for run in runs {
+            var offset = run.offset
+            for part in run.parts {
+                try await write(bytes.extracting(part), at: offset)
+                offset += Int64(part.count)
+            }
         }
     }
 

@@ -124,10 +124,11 @@ import Testing
                             let memory = bytes.withUnsafeMutableBytes { $0 }
                             memory.initializeMemory(
                                 as: UInt8.self, repeating: UInt8(block % 251 + 1))
-                            try await joiner.write(
+                            try await joiner.write([
                                 PendingWrite(
                                     offset: Int64(block * blockSize),
-                                    pieces: [UnsafeRawBufferPointer(memory)]))
+                                    pieces: [UnsafeRawBufferPointer(memory)])
+                            ])
                         }
                     }
                 }
@@ -141,6 +142,54 @@ import Testing
         #expect(count == 639 * blockSize)
         let wrong = (0..<640).first { block in
             let expected = block % 2 == 0 ? UInt8(block % 251 + 1) : 0
+            return found[block * blockSize..<(block + 1) * blockSize].contains { $0 != expected }
+        }
+        #expect(wrong == nil)
+    }
+
+    /// Several places at once by each of 8 tasks, on either way: the call returns when all are written.
+    @Test(arguments: [false, true])
+    func oneCallWritesToManyPlaces(isDirect: Bool) async throws {
+        let blockSize = 64 << 10
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        let bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: isDirect))
+        let joiner = WriteJoiner(descriptor: descriptor, name: "places", bypass: bypass)
+        try await withTaskExecutorPreference(IOExecutor.shared) {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for worker in 0..<8 {
+                    group.addTask {
+                        var buffer = IOBuffer.zeros(byteCount: 5 * blockSize)
+                        for round in 0..<8 {
+                            let first = (round * 8 + worker) * 10
+                            var bytes = buffer.mutableBytes
+                            let memory = bytes.withUnsafeMutableBytes { $0 }
+                            let writes = (0..<5).map { place in
+                                let part = UnsafeMutableRawBufferPointer(
+                                    rebasing: memory[place * blockSize..<(place + 1) * blockSize])
+                                part.initializeMemory(
+                                    as: UInt8.self, repeating: UInt8((first + place) % 251 + 1))
+                                return PendingWrite(
+                                    offset: Int64((first + 2 * place) * blockSize),
+                                    pieces: [UnsafeRawBufferPointer(part)])
+                            }
+                            try await joiner.write(writes)
+                            // Whoever is told too early has overwritten what the writer still reads.
+                            memory.initializeMemory(as: UInt8.self, repeating: 0)
+                        }
+                    }
+                }
+                for try await _ in group {}
+            }
+        }
+        var found = [UInt8](repeating: 0, count: 640 * blockSize)
+        let count = try found.withUnsafeMutableBytes {
+            try Syscall.read(descriptor, "places", into: $0, at: 0)
+        }
+        #expect(count == 639 * blockSize)
+        let wrong = (0..<640).first { block in
+            let (first, place) = (block / 10 * 10, block % 10)
+            let expected = place % 2 == 0 ? UInt8((first + place / 2) % 251 + 1) : 0
             return found[block * blockSize..<(block + 1) * blockSize].contains { $0 != expected }
         }
         #expect(wrong == nil)
@@ -194,10 +243,11 @@ import Testing
                                 byteCount: blockSize, alignment: 8)
                             defer { bytes.deallocate() }
                             bytes.initializeMemory(as: UInt8.self, repeating: UInt8(block % 251))
-                            try await joiner.write(
+                            try await joiner.write([
                                 PendingWrite(
                                     offset: Int64(block * blockSize),
-                                    pieces: [UnsafeRawBufferPointer(bytes)]))
+                                    pieces: [UnsafeRawBufferPointer(bytes)])
+                            ])
                         }
                     }
                 }
@@ -227,9 +277,13 @@ import Testing
                     defer { bytes.deallocate() }
                     bytes.initializeMemory(as: UInt8.self, repeating: 1)
                     do {
+                        // A second place, far away, fails, too.
                         try await joiner.write(
-                            PendingWrite(
-                                offset: Int64(worker * 8), pieces: [UnsafeRawBufferPointer(bytes)]))
+                            [0, 1 << 20].map {
+                                PendingWrite(
+                                    offset: Int64($0 + worker * 8),
+                                    pieces: [UnsafeRawBufferPointer(bytes)])
+                            })
                         return false
                     } catch {
                         return (error as? ImageError)?.kind == .system(errno: ENOSPC)
@@ -269,7 +323,7 @@ import Testing
             let pieces = [memory[..<half], memory[half...]].map {
                 UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[$0.indices])
             }
-            try await joiner.write(PendingWrite(offset: Int64(expected.count), pieces: pieces))
+            try await joiner.write([PendingWrite(offset: Int64(expected.count), pieces: pieces)])
             expected += memory
         }
         var found = [UInt8](repeating: 1, count: expected.count + 1)

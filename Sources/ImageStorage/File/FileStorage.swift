@@ -152,20 +152,24 @@ public final class FileStorage: Storage {
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {
-        try await write([0..<bytes.byteCount], of: bytes, at: offset)
+        try await write([BufferRun(offset: offset, parts: [0..<bytes.byteCount])], of: bytes)
     }
 
-    public func write(_ parts: [Range<Int>], of bytes: RawSpan, at offset: Int64) async throws {
+    public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
         // The span is borrowed until this call returns, and with it the memory lives.
         let memory = bytes.withUnsafeBytes { $0 }
-        let pending = PendingWrite(
-            offset: offset, pieces: parts.map { UnsafeRawBufferPointer(rebasing: memory[$0]) })
-        guard pending.count > 0 else { return }
-        if let joiner { return try await joiner.write(pending) }
-        var position = offset
-        for piece in pending.pieces {
-            try writeNow(piece, at: position)
-            position += Int64(piece.count)
+        let writes = runs.map { run in
+            PendingWrite(
+                offset: run.offset,
+                pieces: run.parts.map { UnsafeRawBufferPointer(rebasing: memory[$0]) })
+        }.filter { $0.count > 0 }
+        if let joiner { return try await joiner.write(writes) }
+        for write in writes {
+            var position = write.offset
+            for piece in write.pieces {
+                try writeNow(piece, at: position)
+                position += Int64(piece.count)
+            }
         }
     }
 

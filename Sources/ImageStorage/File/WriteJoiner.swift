@@ -12,7 +12,7 @@ import Synchronization
 final class WriteJoiner: Sendable {
     private let descriptor: Int32
     private let name: String
-    private let queue = Mutex(WriteQueue<CheckedContinuation<Void, any Error>>())
+    private let queue = Mutex(WriteQueue<WriteWaiter>())
     /// nil where all goes through the page cache. Used by the writer alone.
     private let bypass: Mutex<PageCacheBypass?>
 
@@ -22,15 +22,19 @@ final class WriteJoiner: Sendable {
         self.bypass = Mutex(bypass)
     }
 
-    /// Returns when the bytes are written, by whomever.
-    func write(_ pending: PendingWrite) async throws {
-        if queue.withLock({ $0.start() }) {
+    /// Returns when all is written, by whomever.
+    func write(_ writes: [PendingWrite]) async throws {
+        if writes.count == 1, queue.withLock({ $0.start() }) {
             defer { writeWaiting() }
-            return try writeNow(pending.pieces, at: pending.offset)
+            return try writeNow(writes[0].pieces, at: writes[0].offset)
         }
+        guard !writes.isEmpty else { return }
         try await withCheckedThrowingContinuation { continuation in
-            // Between the two locks the writer may have gone.
-            let isWriter = queue.withLock { $0.wait(pending, continuation) }
+            let waiter = WriteWaiter(continuation, count: writes.count)
+            // Where nobody is writing the first makes a writer of the caller.
+            let isWriter = queue.withLock { queue in
+                writes.reduce(false) { queue.wait($1, waiter) || $0 }
+            }
             if isWriter { writeWaiting() }
         }
     }
@@ -46,7 +50,7 @@ final class WriteJoiner: Sendable {
                 let result = Result { () throws(ImageError) in
                     if !isWritten { try writeNow(batch.pieces, at: batch.offset) }
                 }
-                for waiter in batch.waiters { waiter.resume(with: result) }
+                for waiter in batch.waiters { waiter.note(result) }
             }
         }
     }
@@ -56,7 +60,7 @@ final class WriteJoiner: Sendable {
     ///
     /// - Returns: which of them are made. The others are to be made by themselves.
     private func writeTogether(
-        _ batches: [WriteBatch<CheckedContinuation<Void, any Error>>], _ descriptor: Int32,
+        _ batches: [WriteBatch<WriteWaiter>], _ descriptor: Int32,
         _ queue: UInt
     ) -> [Bool] {
         let isFit = batches.map { PageCacheBypass.isFit($0.pieces, at: $0.offset) }
@@ -105,6 +109,27 @@ struct PendingWrite: @unchecked Sendable {
     }
 
     var end: Int64 { offset + Int64(count) }
+}
+
+/// Resumes whoever waits for several writes when the last of them is done: until then the memory is in use.
+final class WriteWaiter: Sendable {
+    private let continuation: CheckedContinuation<Void, any Error>
+    private let state: Mutex<(left: Int, result: Result<Void, ImageError>)>
+
+    init(_ continuation: CheckedContinuation<Void, any Error>, count: Int) {
+        self.continuation = continuation
+        state = Mutex((count, .success(())))
+    }
+
+    /// One of them is done. The first error is what its owner gets.
+    func note(_ result: Result<Void, ImageError>) {
+        let all = state.withLock { state -> Result<Void, ImageError>? in
+            state.left -= 1
+            if case .success = state.result { state.result = result }
+            return state.left == 0 ? state.result : nil
+        }
+        if let all { continuation.resume(with: all) }
+    }
 }
 
 /// What is written by one call.
