@@ -167,7 +167,11 @@ int64_t clinux_file_system(int fd) {
 
 int clinux_open_queue(unsigned long *queue) {
     *queue = 0;
-    return (int)syscall(SYS_io_setup, clinux_queue_depth, queue);
+    if (syscall(SYS_io_setup, clinux_queue_depth, queue) != 0) return -1;
+    // Once writes are under way nothing can be done without this call: what refuses it has to do so now.
+    if (syscall(SYS_io_getevents, *queue, 0, 0, NULL, NULL) == 0) return 0;
+    clinux_close_queue(*queue);
+    return -1;
 }
 
 void clinux_close_queue(unsigned long queue) { syscall(SYS_io_destroy, queue); }

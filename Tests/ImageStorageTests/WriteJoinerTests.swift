@@ -155,37 +155,113 @@ import Testing
         #expect(wrong == nil)
     }
 
-    /// One that is refused is no success, and the others are none of its business.
-    @Test func togetherEachWriteHasItsOwnResult() throws {
-        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+    /// An error is that of its write, and the others are none of its business. Direct ones end later than they begin.
+    @Test(arguments: [0, clinux_O_DIRECT])
+    func togetherEachWriteHasItsOwnResult(flags: Int32) throws {
+        let file = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(file) }
+        if flags != 0, !PageCacheBypass.isPossible(file) { return }
+        let descriptor = try Syscall.open("/proc/self/fd/\(file)", flags: O_RDWR | flags)
         defer { close(descriptor) }
         var queue: UInt = 0
         try #require(clinux_open_queue(&queue) == 0)
         defer { clinux_close_queue(queue) }
-        let bytes = [UInt8](repeating: 7, count: 100)
-        let (refused, readOnly) = try bytes.withUnsafeBytes { bytes in
-            let halves = [
-                UnsafeRawBufferPointer(rebasing: bytes[..<50]),
-                UnsafeRawBufferPointer(rebasing: bytes[50...]),
-            ]
-            let writes = [10, -1, 500].map { (pieces: halves, offset: Int64($0)) }
-            let other = try Syscall.open("/dev/null", flags: O_RDONLY)
-            defer { close(other) }
-            return (
-                Syscall.writeTogether(queue, descriptor, writes),
-                Syscall.writeTogether(queue, other, writes)
-            )
+        var buffer = IOBuffer(byteCount: 1 << 20)
+        var bytes = buffer.mutableBytes
+        let memory = bytes.withUnsafeMutableBytes { $0 }
+        memory.initializeMemory(as: UInt8.self, repeating: 7)
+        let halves = [memory[..<(1 << 19)], memory[(1 << 19)...]].map {
+            UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[$0.indices])
         }
-        #expect(refused[0])
-        #expect(!refused[1])
-        #expect(readOnly == [false, false, false])
-        var found = [UInt8](repeating: 0, count: 1000)
+        // Beyond what ext4 and XFS can address. The single write is the judge of it.
+        let far: Int64 = 1 << 62
+        let single = Result { () throws(ImageError) in
+            try Syscall.write(descriptor, "some", halves, at: far)
+            return true
+        }
+        let offsets = [1 << 20, far, 8 << 20, -4096]
+        let results = Syscall.writeTogether(
+            queue, descriptor, "some", offsets.map { (pieces: halves, offset: $0) })
+        #expect(results[0] == .success(true))
+        #expect(results[1] == single)
+        if PageCacheBypass.isPossible(file) { #expect((try? single.get()) == nil) }
+        #expect(results[2] == .success(true))
+        // Not possible in this way: whoever writes it by itself will see what the matter is.
+        #expect(results[3] == .success(false))
+        var found = [UInt8](repeating: 1, count: 10 << 20)
         let count = try found.withUnsafeMutableBytes {
-            try Syscall.read(descriptor, "some", into: $0, at: 0)
+            try Syscall.read(file, "some", into: $0, at: 0)
         }
-        let expected = [UInt8](repeating: 0, count: 10) + bytes
-        #expect(Array(found.prefix(110)) == expected)
-        #expect(count == (refused[2] ? 600 : 110))
+        #expect(count == 9 << 20)
+        for (block, byte) in [0, 7, 0, 0, 0, 0, 0, 0, 7].enumerated() {
+            #expect(found[block << 20..<(block + 1) << 20].allSatisfy { $0 == byte })
+        }
+        // Refused as a whole.
+        let readOnly = try Syscall.open("/dev/null", flags: O_RDONLY)
+        defer { close(readOnly) }
+        let none = Syscall.writeTogether(
+            queue, readOnly, "none",
+            [(pieces: halves, offset: 0), (pieces: halves, offset: 8 << 20)])
+        #expect(none == [.success(false), .success(false)])
+    }
+
+    /// What may go past the page cache and what may not, by one call.
+    @Test func fitAndUnfitWritesTogether() async throws {
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        let bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: true))
+        let joiner = WriteJoiner(descriptor: descriptor, name: "mixed", bypass: bypass)
+        var buffer = IOBuffer(byteCount: 1 << 20)
+        var bytes = buffer.mutableBytes
+        let memory = bytes.withUnsafeMutableBytes { $0 }
+        for place in memory.indices { memory[place] = UInt8(place / 4096 % 251 + 1) }
+        // By turns short and long, each with bytes of its own, far from the next.
+        let ranges = (0..<10).map { number in
+            let start = number * 100_000 / 4096 * 4096
+            return start..<start + (number % 2 == 0 ? 5000 + number : 65536)
+        }
+        let writes = ranges.map { range in
+            PendingWrite(
+                offset: Int64(range.lowerBound * 2),
+                pieces: [
+                    UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[range])
+                ])
+        }
+        try await joiner.write(writes)
+        for (range, write) in zip(ranges, writes) {
+            var found = [UInt8](repeating: 0, count: range.count)
+            let count = try found.withUnsafeMutableBytes {
+                try Syscall.read(descriptor, "mixed", into: $0, at: write.offset)
+            }
+            #expect(count == range.count)
+            let isThere = memory[range].elementsEqual(found)
+            #expect(isThere, "\(range.count) bytes at \(write.offset)")
+        }
+    }
+
+    /// One place that cannot be written is an error for all, whether it comes first or last; the other is written.
+    @Test(arguments: [-4096, 1 << 62] as [Int64], [false, true])
+    func oneFailureIsEnough(offset: Int64, isDirect: Bool) async throws {
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        guard offset < 0 || PageCacheBypass.isPossible(descriptor) else { return }
+        let bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: isDirect))
+        let joiner = WriteJoiner(descriptor: descriptor, name: "half", bypass: bypass)
+        var buffer = IOBuffer(byteCount: 1 << 16)
+        var bytes = buffer.mutableBytes
+        let memory = bytes.withUnsafeMutableBytes { $0 }
+        memory.initializeMemory(as: UInt8.self, repeating: 3)
+        let pieces = [UnsafeRawBufferPointer(memory)]
+        await #expect(throws: ImageError.self) {
+            try await joiner.write(
+                [offset, 4096].map { PendingWrite(offset: $0, pieces: pieces) })
+        }
+        var found = [UInt8](repeating: 1, count: 1 << 18)
+        let count = try found.withUnsafeMutableBytes {
+            try Syscall.read(descriptor, "half", into: $0, at: 0)
+        }
+        #expect(count == 4096 + 65536)
+        #expect(found[4096..<count].allSatisfy { $0 == 3 })
     }
 
     /// 64 tasks, each writing every 64th block: nothing is lost, mixed up or written twice.

@@ -74,7 +74,7 @@ int clinux_open_queue(unsigned long *queue);
 
 void clinux_close_queue(unsigned long queue);
 
-/// io_submit, io_getevents: makes several writes and waits for all of them. What has not begun has -EAGAIN as its result.
+/// io_submit, io_getevents: makes several writes and waits for all of them. Also what was not begun has -EAGAIN as its result.
 void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count);
 
 /// How many cores the process may run on.

@@ -15,7 +15,7 @@ struct PageCacheBypass: ~Copyable {
     private var queue: UInt?
     private var chooser: WritePathChooser
 
-    /// - Parameter file: outlives this.
+    /// - Parameter file: open for as long as this is asked.
     init(_ file: Int32, chooser: WritePathChooser = WritePathChooser()) {
         self.file = file
         self.chooser = chooser
@@ -71,6 +71,12 @@ struct PageCacheBypass: ~Copyable {
     }
 
     mutating func giveUp() { chooser.settleForCache() }
+
+    /// Several writes together are refused here.
+    mutating func giveUpTogether() {
+        if let queue { clinux_close_queue(queue) }
+        queue = nil
+    }
 
     mutating func note(bytes: Int, time: Duration) {
         chooser.note(bytes: bytes, time: Int64(time / .nanoseconds(1)))

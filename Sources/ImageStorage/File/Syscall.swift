@@ -99,11 +99,12 @@ enum Syscall {
     /// - Parameters:
     ///   - queue: of `clinux_open_queue`.
     ///   - writes: at most `clinux_queue_depth`.
-    /// - Returns: which of them are written completely. The others may be in part, for whatever reason.
+    /// - Returns: of each whether it is written completely, or its error. What is neither may be written in part, and is to
+    ///   be made again by itself.
     static func writeTogether(
-        _ queue: UInt, _ descriptor: Int32,
+        _ queue: UInt, _ descriptor: Int32, _ path: String,
         _ writes: [(pieces: [UnsafeRawBufferPointer], offset: Int64)]
-    ) -> [Bool] {
+    ) -> [Result<Bool, ImageError>] {
         let vectors = writes.map { iovecs($0.pieces) }
         let all = vectors.flatMap { $0 }
         return all.withUnsafeBufferPointer { all in
@@ -118,7 +119,16 @@ enum Syscall {
                 clinux_write_together(queue, descriptor, &calls, Int32(calls.count))
             }
             return zip(calls, vectors).map { call, vector in
-                call.result == vector.reduce(0) { $0 + Int64($1.iov_len) }
+                let length = vector.reduce(0) { $0 + $1.iov_len }
+                let error = Int32(clamping: -call.result)
+                // Not begun, not possible in this way, interrupted: no error of the bytes.
+                guard error > 0, ![EAGAIN, EINVAL, EINTR].contains(error) else {
+                    return .success(call.result == length)
+                }
+                return .failure(
+                    failure(
+                        path, "cannot write \(length) bytes at offset \(call.offset)",
+                        errno: error))
             }
         }
     }

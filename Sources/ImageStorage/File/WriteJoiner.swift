@@ -3,7 +3,7 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// Writes to one file, one call at a time, neighbours together.
+/// Writes to one file, one writer at a time, neighbours together.
 ///
 /// A file system lets one writer at a time into a file, so writers beside each other only wait, awake
 /// and asleep. Here they hand their bytes to the one that is writing already, which takes along what
@@ -45,10 +45,12 @@ final class WriteJoiner: Sendable {
             let way = bypass.withLock { $0?.together }
             let most = way == nil ? 1 : Int(clinux_queue_depth)
             guard let batches = queue.withLock({ $0.next(most) }) else { return }
-            let areWritten = way.map { writeTogether(batches, $0.descriptor, $0.queue) } ?? [false]
+            let areWritten =
+                way.map { writeTogether(batches, $0.descriptor, $0.queue) }
+                ?? batches.map { _ in .success(false) }
             for (batch, isWritten) in zip(batches, areWritten) {
                 let result = Result { () throws(ImageError) in
-                    if !isWritten { try writeNow(batch.pieces, at: batch.offset) }
+                    if try !isWritten.get() { try writeNow(batch.pieces, at: batch.offset) }
                 }
                 for waiter in batch.waiters { waiter.note(result) }
             }
@@ -58,20 +60,33 @@ final class WriteJoiner: Sendable {
     /// Makes writes to several places at once, past the page cache: one that is short would take the disk nearly the time of
     /// a long one.
     ///
-    /// - Returns: which of them are made. The others are to be made by themselves.
+    /// - Returns: of each whether it is made, or its error. What is neither is to be made by itself.
     private func writeTogether(
         _ batches: [WriteBatch<WriteWaiter>], _ descriptor: Int32,
         _ queue: UInt
-    ) -> [Bool] {
-        let isFit = batches.map { PageCacheBypass.isFit($0.pieces, at: $0.offset) }
-        let chosen = batches.indices.filter { isFit[$0] }
-        guard chosen.count > 1 else { return batches.map { _ in false } }
+    ) -> [Result<Bool, ImageError>] {
+        var results = batches.map { _ in Result<Bool, ImageError>.success(false) }
+        let chosen = batches.indices.filter {
+            PageCacheBypass.isFit(batches[$0].pieces, at: batches[$0].offset)
+        }
+        guard chosen.count > 1 else { return results }
         let start = ContinuousClock.now
-        var areWritten = Syscall.writeTogether(
-            queue, descriptor, chosen.map { (batches[$0].pieces, batches[$0].offset) })[...]
+        let outcomes = Syscall.writeTogether(
+            queue, descriptor, name, chosen.map { (batches[$0].pieces, batches[$0].offset) })
         let time = start.duration(to: .now)
-        bypass.withLock { $0?.note(bytes: chosen.reduce(0) { $0 + batches[$1].count }, time: time) }
-        return isFit.map { $0 && areWritten.removeFirst() }
+        var count = 0
+        for (index, outcome) in zip(chosen, outcomes) {
+            results[index] = outcome
+            if outcome == .success(true) { count += batches[index].count }
+        }
+        bypass.withLock { bypass in
+            if count > 0 {
+                bypass?.note(bytes: count, time: time)
+            } else {
+                bypass?.giveUpTogether()
+            }
+        }
+        return results
     }
 
     private func writeNow(
@@ -132,7 +147,7 @@ final class WriteWaiter: Sendable {
     }
 }
 
-/// What is written by one call.
+/// What is written to one place.
 struct WriteBatch<Waiter> {
     let offset: Int64
     /// Each begins where the one before it ends; at least one.
@@ -152,7 +167,9 @@ struct WriteQueue<Waiter> {
     private static var mostPieces: Int { 1024 }
 
     private var isWriting = false
+    /// What comes next is at the end: a disk with many holes has hundreds of short writes in here.
     private var waiting: [(write: PendingWrite, waiter: Waiter)] = []
+    private var isSorted = true
 
     /// - Returns: whether the caller is the writer now. It may write, and has to ask for the `next`
     ///   batch until there is none.
@@ -165,6 +182,7 @@ struct WriteQueue<Waiter> {
     /// Leaves bytes to the writer. Returns whether the caller is the writer, for want of another.
     mutating func wait(_ write: PendingWrite, _ waiter: Waiter) -> Bool {
         waiting.append((write, waiter))
+        isSorted = false
         return start()
     }
 
@@ -176,12 +194,14 @@ struct WriteQueue<Waiter> {
             isWriting = false
             return nil
         }
-        waiting.sort { $0.write.offset < $1.write.offset }
+        if !isSorted {
+            waiting.sort { $0.write.offset > $1.write.offset }
+            isSorted = true
+        }
         var batches: [WriteBatch<Waiter>] = []
         var count = 0
-        var taken = 0
-        for (write, waiter) in waiting {
-            guard taken == 0 || count + write.count <= Self.largestBatch else { break }
+        while let (write, waiter) = waiting.last {
+            guard batches.isEmpty || count + write.count <= Self.largestBatch else { break }
             let joins = batches.last.map {
                 $0.end == write.offset && $0.pieces.count + write.pieces.count <= Self.mostPieces
             }
@@ -192,9 +212,8 @@ struct WriteQueue<Waiter> {
             batches[batches.count - 1].pieces += write.pieces
             batches[batches.count - 1].waiters.append(waiter)
             count += write.count
-            taken += 1
+            waiting.removeLast()
         }
-        waiting.removeFirst(taken)
         return batches
     }
 }
