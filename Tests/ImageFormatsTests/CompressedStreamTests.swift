@@ -82,6 +82,19 @@ import Testing
         #expect(Array(file[Int(Self.runSize)...]) == expected)
     }
 
+    /// A server that prefers long blocks gets runs of whole ones.
+    @Test(arguments: [128 << 10, 512 << 10, 32 << 20] as [Int64])
+    func runsEndWithTheBlocksOfTheStorage(blockSize: Int64) {
+        let unit = min(blockSize, 2 << 20)
+        let pieces = (0..<8).map {
+            (offset: Int64($0) * 700_000, bytes: [UInt8](repeating: UInt8($0 + 1), count: 700_000))
+        }
+        let (file, ranges) = written(pieces, clusterSize: 2 << 20, blockSize: blockSize)
+        #expect(file.prefix(5_600_000) == pieces.flatMap(\.bytes)[...])
+        #expect(ranges.count > 1)
+        #expect(ranges.allSatisfy { $0.lowerBound % unit == 0 && $0.upperBound % unit == 0 })
+    }
+
     /// A stream that ends with its page needs no padding.
     @Test func nothingIsWrittenTwice() {
         let page = [UInt8](repeating: 1, count: 4096)

@@ -12,12 +12,15 @@ struct CompressedStream: ~Copyable {
     /// Runs end at a multiple of this, in bytes. What lies behind the last stream of a cluster belongs to nobody: the
     /// layout goes elsewhere only when it will not come back.
     private let unit: Int
+    /// Of a run, in bytes: a multiple of the unit.
+    private let capacity: Int
     private var openRun: CompressedRun?
     private var spare: [CompressedRun] = []
 
     /// - Parameter blockSize: what writes should be multiples of, in bytes.
     init(clusterSize: Int64, blockSize: Int64 = 1) {
         unit = Int(min(clusterSize, max(Int64(IOBuffer.alignment), blockSize)))
+        capacity = Int(Int64(Self.runSize).roundedUp(to: Int64(unit)))
     }
 
     /// Takes bytes along. A run that is full, or that they do not continue, is added to the placement.
@@ -32,7 +35,7 @@ struct CompressedStream: ~Copyable {
     }
 
     private mutating func begin(at hostOffset: Int64) -> CompressedRun {
-        let run = spare.popLast() ?? CompressedRun(capacity: Self.runSize)
+        let run = spare.popLast() ?? CompressedRun(capacity: capacity)
         run.begin(at: hostOffset)
         openRun = run
         return run
@@ -44,7 +47,7 @@ struct CompressedStream: ~Copyable {
         run.pad(to: unit)
         openRun = nil
         // One chunk can close many short runs. They must not take the memory of long ones until they are written.
-        if run.count < Self.runSize / 4 {
+        if run.count < capacity / 4 {
             placement.append(.compressed(run.trimmed()), at: run.hostOffset)
             spare.append(run)
         } else {
@@ -54,6 +57,6 @@ struct CompressedStream: ~Copyable {
 
     /// Takes back a run that has been written.
     mutating func reuse(_ run: CompressedRun) {
-        if run.capacity == Self.runSize { spare.append(run) }
+        if run.capacity == capacity { spare.append(run) }
     }
 }

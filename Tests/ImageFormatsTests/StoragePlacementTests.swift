@@ -1,0 +1,106 @@
+import DiskImage
+import ImageStorage
+import MemoryImages
+import Synchronization
+import Testing
+
+@testable import ImageFormats
+
+@Suite struct StoragePlacementTests {
+    /// Remembers which parts of the buffer were written by one call, and what was written besides.
+    private final class Recorder: Storage {
+        enum Call: Equatable {
+            case runs([BufferRun])
+            case bytes(Int64, count: Int)
+            case zeros(Range<Int64>)
+        }
+
+        private let log = Mutex<[Call]>([])
+        let memory = MemoryStorage()
+
+        var calls: [Call] { log.withLock { $0 } }
+        var name: String { memory.name }
+        var traits: StorageTraits { memory.traits }
+        var size: Int64 { memory.size }
+
+        func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
+            log.withLock { $0.append(.runs(runs)) }
+            try await memory.write(runs, of: bytes)
+        }
+
+        func write(_ bytes: RawSpan, at offset: Int64) async throws {
+            log.withLock { $0.append(.bytes(offset, count: bytes.byteCount)) }
+            try await memory.write(bytes, at: offset)
+        }
+
+        func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
+            log.withLock { $0.append(.zeros(range)) }
+            try await memory.zero(range, mayUnmap: mayUnmap)
+        }
+
+        func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+            try await memory.read(into: &buffer, at: offset)
+        }
+
+        func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+            try await memory.extent(at: offset, limit: limit)
+        }
+
+        func truncate(to size: Int64) async throws { try await memory.truncate(to: size) }
+        func requireSpace(_ bytes: Int64) throws {}
+        func flush() async throws {}
+    }
+
+    private func carryOut(
+        _ writes: [(hostOffset: Int64, bytes: Placement.Bytes)], data: [UInt8]
+    ) async throws -> Recorder {
+        var placement = Placement()
+        for write in writes { placement.append(write.bytes, at: write.hostOffset) }
+        let recorder = Recorder()
+        try await recorder.write(placement, data: data.span.bytes)
+        return recorder
+    }
+
+    private static let data = (0..<1000).map { UInt8($0 % 251) }
+
+    /// All that is plain between two other writes goes by one call, neighbours as one run, whatever comes first and last.
+    @Test func whatIsPlainGoesTogether() async throws {
+        let recorder = try await carryOut(
+            [
+                (0, .plain(0..<10)), (10, .plain(30..<40)), (100, .plain(10..<20)),
+                (50, .metadata([1, 2, 3])),
+                (200, .plain(20..<30)),
+                (300, .zeros(5)),
+                (400, .metadata([4])),
+                (500, .plain(40..<50)), (510, .plain(50..<60)),
+            ], data: Self.data)
+        #expect(
+            recorder.calls == [
+                .runs([
+                    BufferRun(offset: 0, parts: [0..<10, 30..<40]),
+                    BufferRun(offset: 100, parts: [10..<20]),
+                ]),
+                .bytes(50, count: 3),
+                .runs([BufferRun(offset: 200, parts: [20..<30])]),
+                .zeros(300..<305),
+                .bytes(400, count: 1),
+                .runs([BufferRun(offset: 500, parts: [40..<60])]),
+            ])
+    }
+
+    /// More neighbours than one call should take become several runs; nothing is left out or written twice.
+    @Test(arguments: [1, 63, 64, 65, 66, 128, 129, 200])
+    func manyNeighbours(count: Int) async throws {
+        let writes = (0..<count).map { number in
+            (
+                Int64(number * 2),
+                Placement.Bytes.plain((count - 1 - number) * 2..<(count - number) * 2)
+            )
+        }
+        let recorder = try await carryOut(writes, data: Self.data)
+        let expected = (0..<count).reversed().flatMap { Self.data[$0 * 2..<$0 * 2 + 2] }
+        #expect(recorder.memory.bytes == expected)
+        #expect(recorder.memory.operations.count == count)
+        #expect(recorder.calls.count == 1)
+    }
+}
