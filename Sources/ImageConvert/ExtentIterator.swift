@@ -53,7 +53,7 @@ public struct Chunk: Sendable, Equatable {
 /// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a fixed
 /// grid; zeros may reach over many cells of it.
 ///
-/// The grid can begin a little into the disk (`gridStart`): a write at an odd multiple of 64 KiB fills a page cache
+/// The grid can begin a little into the disk (`gridStart`): a write that is not aligned to its own length fills a page cache
 /// with folios of several sizes, an aligned one with folios of its own size only. Measured on a virtual
 /// machine, aligned ones are slower there; probably their memory has been given back to the host.
 public actor ExtentIterator {

@@ -4,14 +4,14 @@ import ImageFormats
 
 /// The program's own pages, most of what a conversion had in memory: for a long one it pays to keep only those that it uses.
 enum ProgramPages {
-    /// A page, in bytes. Setting it up takes some 15 ms; with pieces of two half of that, and half a megabyte more.
+    /// A page, in bytes. A process takes 16 ms longer with it; with pieces of two half of that, and half a megabyte more.
     private static let piece = 4 << 10
     /// What is shorter is done in too short a time for that, in bytes.
     private static let longToCompress: Int64 = 256 << 20
     private static let longToRead: Int64 = 1 << 30
 
     /// To be called before all else. What looks at the command line for good touches more of the program than what
-    /// follows, and so do Swift's strings: here are only C's.
+    /// follows, and so does working with Swift's strings: words are looked at by C's functions.
     ///
     /// Compressing and decompressing need memory, and take long. A raw image has only to be copied: that needs little
     /// and is soon over.
