@@ -39,7 +39,9 @@ struct NBDNamingTests {
                 "convert", "[", "nbdkit", "-P", mark, "--filter=delay", "pattern", "1G", "rdelay=1",
                 "]",
             ]
-                + [folder.path("target")])
+                + [folder.path("target")],
+            // A killed program leaves the folder of its socket.
+            environment: ["TMPDIR": folder.path])
         // The file is there before its content is.
         var text = ""
         #expect(
