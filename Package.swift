@@ -27,7 +27,7 @@ let package = Package(
             name: "swimg",
             dependencies: [
                 "ImageTools", "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage",
-                "DiskImage", "CLinux",
+                "DiskImage", "CLinux", "CProgramPages",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -54,6 +54,7 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "DiskImage", swiftSettings: strict),
         .target(name: "CLinux"),
+        .target(name: "CProgramPages"),
         .target(name: "CNBD"),
         .target(name: "CDigest"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),

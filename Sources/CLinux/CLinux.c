@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <link.h>
 #include <linux/aio_abi.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
@@ -11,7 +10,6 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -110,51 +108,6 @@ int clinux_is_mount_root(const char *path) {
 }
 
 void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
-
-// Whole pages of one segment of the program or a library; none if it is no such segment.
-struct pages {
-    uintptr_t start, end;
-};
-
-static struct pages segment_pages(const struct dl_phdr_info *object, int index) {
-    const ElfW(Phdr) *segment = &object->dlpi_phdr[index];
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), base = object->dlpi_addr + segment->p_vaddr;
-    struct pages pages = {(base + page - 1) / page * page, (base + segment->p_memsz) / page * page};
-    if (segment->p_type != PT_LOAD || pages.end < pages.start) pages.end = pages.start;
-    return pages;
-}
-
-static int release_pages(struct dl_phdr_info *object, size_t size, void *context) {
-    (void)size;
-    (void)context;
-    for (int index = 0; index < object->dlpi_phnum; index++) {
-        // A page that was ever writable may hold what the file does not.
-        if ((object->dlpi_phdr[index].p_flags & PF_W) != 0) continue;
-        struct pages pages = segment_pages(object, index);
-        if (pages.start < pages.end) madvise((void *)pages.start, pages.end - pages.start, MADV_DONTNEED);
-    }
-    return 0;
-}
-
-void clinux_release_program_pages(void) { dl_iterate_phdr(release_pages, NULL); }
-
-static int divide_mappings(struct dl_phdr_info *object, size_t size, void *context) {
-    (void)size;
-    const uintptr_t piece = *(const size_t *)context;
-    for (int index = 0; index < object->dlpi_phnum; index++) {
-        struct pages pages = segment_pages(object, index);
-        // Mappings with different advice stay apart. This one means nothing to mappings of files, but is kept.
-        for (uintptr_t at = pages.start / (2 * piece) * 2 * piece; at < pages.end; at += 2 * piece) {
-            uintptr_t start = at > pages.start ? at : pages.start;
-            uintptr_t end = at + piece < pages.end ? at + piece : pages.end;
-            // The kernel's own page in each process refuses it, and everything where there are no huge pages.
-            if (start < end && madvise((void *)start, end - start, MADV_NOHUGEPAGE) != 0) return 0;
-        }
-    }
-    return 0;
-}
-
-void clinux_divide_program_mappings(size_t piece) { dl_iterate_phdr(divide_mappings, &piece); }
 
 char *const *clinux_environment(void) { return environ; }
 

@@ -1,5 +1,6 @@
 import ArgumentParser
 import CLinux
+import CProgramPages
 import DiskImage
 import Glibc
 import ImageConvert
@@ -25,7 +26,7 @@ struct ConvertCommand: ImageCommand {
             """)
 
     /// The letters of options that need nothing behind them.
-    static var flags: String { "cCnpqUW" }
+    static var flags: String { PROGRAM_PAGES_CONVERT_FLAGS }
 
     static let letters = OptionLetters(
         flags: flags, valued: "fOmSotTBFl",
@@ -165,7 +166,7 @@ struct ConvertCommand: ImageCommand {
         conversion.onProgress = { done, total in
             // Much ran only once, to open and to create; and not all buffers have been used yet.
             if done < total, !hasBegun.exchange(true, ordering: .relaxed) {
-                ProgramPages.release()
+                program_pages_release()
             }
             printer?.update(done: done, total: total)
         }

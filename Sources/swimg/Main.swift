@@ -1,5 +1,6 @@
 import ArgumentParser
 import CLinux
+import CProgramPages
 import DiskImage
 import Glibc
 import ImageStorage
@@ -8,7 +9,6 @@ import ImageStorage
 @main
 enum Main {
     static func main() {
-        ProgramPages.prepare()
         clinux_limit_malloc_arenas()
         raiseDescriptorLimit()
         // Both come back as errors of the write that met them.
@@ -42,7 +42,7 @@ enum Main {
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
     private static func run(_ command: any ImageCommand) -> Never {
-        if !command.isBrief { ProgramPages.release() }
+        if !command.isBrief { program_pages_release() }
         let signals = Signals()
         Task(executorPreference: IOExecutor.shared) {
             do {

@@ -24,13 +24,16 @@ import Testing
     /// The kernel brings more of a program into memory than is used. What is long keeps it out.
     @Test(
         .enabled(if: canDivide),
-        arguments: zip(["-m 1 -O raw", "-pcm 1 -O qcow2"], [900...1100, 200...300]))
+        arguments: [
+            ("-m 1 -O raw", "falloc", 900...1100), ("-pcm 1 -O qcow2", "falloc", 200...300),
+            ("-m 1 -O raw", "off", (1000 << 10)...(1100 << 10)),
+        ])
     func aLongConversionHasLessOfTheProgramInMemory(
-        options: String, mebibytes: ClosedRange<Int>
+        options: String, preallocation: String, mebibytes: ClosedRange<Int>
     ) throws {
         let folder = try TempFolder()
         let peaks = try [mebibytes.lowerBound, mebibytes.upperBound].map { size in
-            let line = "create -f qcow2 -o preallocation=falloc source \(size)M"
+            let line = "create -f qcow2 -o preallocation=\(preallocation) source \(size)M"
             let outcome = try run(Swimg.path, line.words, in: folder.path)
             #expect(outcome.isSuccess, "\(outcome)")
             return try peak(of: "convert \(options) source target", in: folder)

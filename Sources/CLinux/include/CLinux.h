@@ -95,17 +95,6 @@ char *const *clinux_environment(void);
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
 void clinux_limit_malloc_arenas(void);
 
-/// Unmaps what has been read so far of the program and its libraries; what is needed again comes back
-/// from the page cache. Reading the command line goes through half of the program, for lists of types
-/// and conformances that nobody asks for again, and so do opening and creating: megabytes, for as long as a
-/// conversion runs. Other threads may run meanwhile.
-void clinux_release_program_pages(void);
-
-/// Cuts the mappings of the program and its libraries into pieces, of so many bytes, a power of 2. When a page is
-/// touched that is not mapped, the kernel maps those of the 64 KiB around it, too, but none beyond the mapping's end:
-/// of a program of which little is used most of what is mapped is such neighbours. Costs some microseconds a piece.
-void clinux_divide_program_mappings(size_t piece);
-
 /// Tells the processor that a loop waits.
 static inline void clinux_relax(void) {
 #if defined(__x86_64__) || defined(__i386__)

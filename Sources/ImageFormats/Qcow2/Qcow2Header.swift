@@ -6,7 +6,7 @@ import ImageStorage
 /// Source: QEMU's docs/interop/qcow2.txt, sections "Header" and "Header extensions".
 public struct Qcow2Header: Sendable, Equatable {
     /// What an image begins with, in big endian order: "QFI\xfb".
-    public static let magic: UInt32 = 0x5146_49fb
+    static let magic: UInt32 = 0x5146_49fb
     static let version2Length = 72
     static let version3Length = 104
     /// Version 3 with the compression type, padded to a multiple of 8.
