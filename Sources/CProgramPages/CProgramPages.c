@@ -4,6 +4,7 @@
 #include <endian.h>
 #include <fcntl.h>
 #include <link.h>
+#include <linux/magic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -45,7 +46,8 @@ void program_pages_release(void) { dl_iterate_phdr(release_pages, NULL); }
 
 static int divide_mappings(struct dl_phdr_info *object, size_t size, void *context) {
     (void)size;
-    const uintptr_t piece = *(const size_t *)context;
+    (void)context;
+    const uintptr_t piece = (uintptr_t)sysconf(_SC_PAGESIZE);
     for (int index = 0; index < object->dlpi_phnum; index++) {
         struct pages pages = segment_pages(object, index);
         // Mappings with different advice stay apart. This one means nothing to mappings of files, but is kept.
@@ -86,7 +88,7 @@ static bool is_long(const char *path, bool compresses) {
     const int64_t guest = qcow2_size(file);
     struct statfs system;
     // A raw image has only to be copied, which is soon over; where XFS and btrfs share blocks it takes the least memory.
-    const bool shares = fstatfs(file, &system) == 0 && (system.f_type == 0x58465342 || system.f_type == 0x9123683e);
+    const bool shares = fstatfs(file, &system) == 0 && (system.f_type == XFS_SUPER_MAGIC || system.f_type == BTRFS_SUPER_MAGIC);
     close(file);
     return guest >= long_to_walk || (allocated >= long_to_read && (guest > 0 || shares));
 }
@@ -98,8 +100,7 @@ __attribute__((constructor(101))) static void prepare(int count, char **words) {
     for (int index = 2; index < count; index++) compresses |= is_compressing(words[index]);
     for (int index = 2; index < count; index++) {
         if (!is_long(words[index], compresses)) continue;
-        size_t piece = (size_t)sysconf(_SC_PAGESIZE);
-        dl_iterate_phdr(divide_mappings, &piece);
+        dl_iterate_phdr(divide_mappings, NULL);
         return program_pages_release();
     }
 }

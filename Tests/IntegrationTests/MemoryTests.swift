@@ -16,7 +16,7 @@ import Testing
         let folder = try TempFolder()
         // Just written, so that no read waits for a disk; long enough for each worker to start.
         try writeNoise(folder.path("source"), count: 160 << 20)
-        let peak = try peak(of: "convert -m 64 -W -f raw -O qcow2 source target", in: folder)
+        let peak = try peak(of: "convert -m 64 -W -f raw -O qcow2 source target", in: folder.path)
         // 64 buffers of 448 KiB alone would be 28 MiB.
         #expect(peak < 24 << 10, "KiB")
     }
@@ -32,17 +32,39 @@ import Testing
         options: String, preallocation: String, mebibytes: ClosedRange<Int>
     ) throws {
         let folder = try TempFolder()
-        let peaks = try [mebibytes.lowerBound, mebibytes.upperBound].map { size in
-            let line = "create -f qcow2 -o preallocation=\(preallocation) source \(size)M"
-            let outcome = try run(Swimg.path, line.words, in: folder.path)
+        try expectLessMemory(
+            forMebibytes: mebibytes, in: folder.path,
+            create: "-f qcow2 -o preallocation=\(preallocation) source",
+            convert: "\(options) source target")
+    }
+
+    /// A raw image that is copied is not worth the cut. One whose blocks are shared is nothing but program.
+    @Test(
+        .enabled(
+            if: canDivide && MountedFolder.isUsable && LoopDevice.isUsable, "mounts need root"),
+        arguments: ["mkfs.xfs", "mkfs.btrfs"])
+    func aLargeRawImageToShareHasLessOfTheProgramInMemory(make: String) throws {
+        guard hasProgram(make) else { return }
+        let mount = try MountedFolder(make: [make, "-q"], size: 8 << 30, sectorSize: 512)
+        try expectLessMemory(
+            forMebibytes: 900...1100, in: mount.path,
+            create: "-f raw -o preallocation=falloc source", convert: "-f raw -O raw source target")
+    }
+
+    /// The larger source takes 2 MiB less.
+    private func expectLessMemory(
+        forMebibytes sizes: ClosedRange<Int>, in folder: String, create: String, convert: String
+    ) throws {
+        let peaks = try [sizes.lowerBound, sizes.upperBound].map { size in
+            let outcome = try run(Swimg.path, "create \(create) \(size)M".words, in: folder)
             #expect(outcome.isSuccess, "\(outcome)")
-            return try peak(of: "convert \(options) source target", in: folder)
+            return try peak(of: "convert \(convert)", in: folder)
         }
         #expect(peaks[1] + 2048 < peaks[0], "KiB: \(peaks)")
     }
 
-    private func peak(of line: String, in folder: TempFolder) throws -> Int {
-        let outcome = try run("time", ["-f", "%M", Swimg.path] + line.words, in: folder.path)
+    private func peak(of line: String, in folder: String) throws -> Int {
+        let outcome = try run("time", ["-f", "%M", Swimg.path] + line.words, in: folder)
         #expect(outcome.isSuccess, "\(outcome)")
         // Behind all else.
         let peak = outcome.errorText.split(separator: "\n").last.flatMap { Int($0) }
