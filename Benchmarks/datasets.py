@@ -139,9 +139,12 @@ def compressed_clusters(image, path):
 def mounted(file_system, folder, size):
     """A new file system in a file, mounted; needs root."""
     disk, place = f"{folder}/{file_system}.disk", f"{folder}/{file_system}.mount"
+    os.makedirs(place, exist_ok=True)
+    if os.path.ismount(place):
+        # A run that was killed left it.
+        run("umount", place)
     with open(disk, "wb") as file:
         file.truncate(size)
-    os.makedirs(place, exist_ok=True)
     run(f"mkfs.{file_system}", "-q", disk)
     run("mount", "-o", "loop", disk, place)
     try:
