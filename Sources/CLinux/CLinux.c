@@ -6,6 +6,7 @@
 #include <linux/aio_abi.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <malloc.h>
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -20,6 +21,7 @@ const int clinux_SEEK_DATA = SEEK_DATA;
 const int clinux_SEEK_HOLE = SEEK_HOLE;
 const int clinux_O_TMPFILE = O_TMPFILE;
 const int clinux_O_DIRECT = O_DIRECT;
+const int clinux_O_PATH = O_PATH;
 const int clinux_O_DSYNC = O_DSYNC;
 const int clinux_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const int clinux_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
@@ -27,6 +29,67 @@ const int clinux_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;
 
 int clinux_open(const char *path, int flags, unsigned int mode) {
     return open(path, flags, mode);
+}
+
+int clinux_openat(int folder, const char *name, int flags, unsigned int mode) {
+    return openat(folder, name, flags, mode);
+}
+
+static int argument_count;
+static char **arguments;
+
+// The C library hands constructors what `main` gets. Swift's own way goes through /proc or searches the
+// memory around the environment, and finds nothing where the one is missing or the other was moved.
+__attribute__((constructor)) static void keep_arguments(int count, char **values) {
+    argument_count = count;
+    arguments = values;
+}
+
+int clinux_argument_count(void) { return argument_count; }
+const char *clinux_argument(int index) { return arguments[index]; }
+
+int clinux_open_standard_descriptors(void) {
+    for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; descriptor++) {
+        if (fcntl(descriptor, F_GETFD) >= 0) continue;
+        // The lowest free number is this one. Where there is no /dev the root folder takes the place: what is
+        // written to it is an error, and no image.
+        int opened = open("/dev/null", O_RDWR);
+        if (opened < 0) opened = open("/", O_RDONLY | O_DIRECTORY);
+        if (opened < 0) return -1;
+    }
+    return 0;
+}
+
+// Flags that say how a file is to be kept. Immutable and append-only ones would keep us from writing it, and no
+// file that has them can be replaced; the others tell what the file system has done.
+static const unsigned int kept_flags = FS_SECRM_FL | FS_UNRM_FL | FS_COMPR_FL | FS_SYNC_FL | FS_NODUMP_FL |
+                                       FS_NOATIME_FL | FS_NOCOMP_FL | FS_JOURNAL_DATA_FL | FS_NOTAIL_FL |
+                                       FS_NOCOW_FL | FS_DAX_FL | FS_PROJINHERIT_FL;
+static const unsigned int kept_xflags = FS_XFLAG_REALTIME | FS_XFLAG_EXTSIZE | FS_XFLAG_COWEXTSIZE |
+                                        FS_XFLAG_NODEFRAG;
+
+static int copy_extended_flags(int from, int to) {
+    struct fsxattr old, new;
+    if (ioctl(from, FS_IOC_FSGETXATTR, &old) != 0 || ioctl(to, FS_IOC_FSGETXATTR, &new) != 0) return 0;
+    const unsigned int old_flags = old.fsx_xflags & kept_xflags, new_flags = new.fsx_xflags & kept_xflags;
+    const int same_extents = (old_flags & FS_XFLAG_EXTSIZE) == 0 || old.fsx_extsize == new.fsx_extsize;
+    const int same_copies = (old_flags & FS_XFLAG_COWEXTSIZE) == 0 || old.fsx_cowextsize == new.fsx_cowextsize;
+    if (old_flags == new_flags && same_extents && same_copies && old.fsx_projid == new.fsx_projid) return 0;
+    new.fsx_xflags = (new.fsx_xflags & ~kept_xflags) | old_flags;
+    new.fsx_extsize = old.fsx_extsize;
+    new.fsx_cowextsize = old.fsx_cowextsize;
+    new.fsx_projid = old.fsx_projid;
+    return ioctl(to, FS_IOC_FSSETXATTR, &new);
+}
+
+int clinux_copy_inode_flags(int from, int to) {
+    unsigned int old = 0, new = 0;
+    if (ioctl(from, FS_IOC_GETFLAGS, &old) == 0 && ioctl(to, FS_IOC_GETFLAGS, &new) == 0 &&
+        (old & kept_flags) != (new & kept_flags)) {
+        new = (new & ~kept_flags) | (old & kept_flags);
+        if (ioctl(to, FS_IOC_SETFLAGS, &new) != 0) return -1;
+    }
+    return copy_extended_flags(from, to);
 }
 
 int clinux_clone_range(
@@ -96,15 +159,25 @@ int clinux_ofd_is_locked(int fd, int64_t start, int64_t length) {
     return lock.l_type != F_UNLCK;
 }
 
-ssize_t clinux_readlink(const char *path, void *buffer, size_t size) {
-    return readlink(path, (char *)buffer, size);
+ssize_t clinux_readlinkat(int folder, const char *name, void *buffer, size_t size) {
+    return readlinkat(folder, name, (char *)buffer, size);
 }
 
-int clinux_is_mount_root(const char *path) {
+static int has_attribute(int folder, const char *name, uint64_t attribute) {
     struct statx status;
-    return statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &status) == 0 &&
-           (status.stx_attributes_mask & STATX_ATTR_MOUNT_ROOT) != 0 &&
-           (status.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+    return statx(folder, name, AT_EMPTY_PATH, STATX_BASIC_STATS, &status) == 0 &&
+           (status.stx_attributes_mask & attribute) != 0 && (status.stx_attributes & attribute) != 0;
+}
+
+int clinux_is_mount_root(int folder, const char *name) {
+    return has_attribute(folder, name, STATX_ATTR_MOUNT_ROOT);
+}
+
+int clinux_is_append_only(int folder) { return has_attribute(folder, "", STATX_ATTR_APPEND); }
+
+int clinux_is_process_folder(int folder) {
+    struct statfs system;
+    return fstatfs(folder, &system) == 0 && system.f_type == PROC_SUPER_MAGIC;
 }
 
 void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }

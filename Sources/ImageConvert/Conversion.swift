@@ -13,8 +13,8 @@ import NBDStorage
 public struct Conversion: Sendable {
     /// Paths, or names of NBD exports (`NBDAddress`, `NBDServerCommand`); several guest disks are joined
     /// to one.
-    public var sources: [String]
-    public var target: String
+    public var sources: [ImageName]
+    public var target: ImageName
     /// nil finds it out from the first bytes of each source.
     public var sourceFormat: ImageFormat?
     public var targetFormat = ImageFormat.raw
@@ -41,7 +41,7 @@ public struct Conversion: Sendable {
     /// The source as it was when this internal snapshot was taken (`-l`).
     public var snapshot: SnapshotName?
     /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
-    public var backingFile: String?
+    public var backingFile: ImageName?
     public var backingFormat: String?
     /// The part of the source that is copied; nil: all of it.
     public var slice: BlockSlice?
@@ -61,7 +61,7 @@ public struct Conversion: Sendable {
     /// `minSparse` as it counts where data is read.
     var scannedMinSparse: Int64 { minSparse ?? Self.defaultMinSparse }
 
-    public init(sources: [String], target: String) {
+    public init(sources: [ImageName], target: ImageName) {
         self.sources = sources
         self.target = target
     }
@@ -78,8 +78,8 @@ public struct Conversion: Sendable {
             cacheMode: sourceCacheMode, shareForced: shareForced, nbd: nbd)
         opener.snapshot = snapshot
         var opened: [OpenedImage] = []
-        for path in sources {
-            opened.append(try await opener.open(path, format: sourceFormat))
+        for source in sources {
+            opened.append(try await opener.open(source, format: sourceFormat))
         }
         opener.snapshot = nil
         var input = try input(opened, parameters)
@@ -123,12 +123,13 @@ public struct Conversion: Sendable {
             try await job.write(to: export)
             return try await export.flush()
         }
+        let path = try target.path()
         let file =
             skipsCreation && targetFormat == .raw
             ? try TargetFile.openExisting(
-                target, cacheMode: targetCacheMode, protecting: Set(files))
+                path, cacheMode: targetCacheMode, protecting: Set(files))
             : try TargetFile.create(
-                target, cacheMode: targetCacheMode, protecting: Set(files), keepsOld: keepsOld)
+                path, cacheMode: targetCacheMode, protecting: Set(files), keepsOld: keepsOld)
         do {
             try await job.write(to: file.storage)
             try await file.commit()
@@ -194,7 +195,7 @@ public struct Conversion: Sendable {
             parameters = try ImageParameters(options, for: targetFormat)
         } catch {
             throw ImageError(
-                error.kind, path: target,
+                error.kind, path: target.description,
                 "error while converting \(targetFormat.rawValue): \(error.message)")
         }
         if compress, parameters.preallocation != .off {
@@ -232,7 +233,7 @@ public struct Conversion: Sendable {
             throw .invalid("a target that is described (json:) needs -n")
         }
         guard described.isWhole else {
-            throw .unsupported(described.place, "a part of a file can only be read")
+            throw .unsupported(described.place.description, "a part of a file can only be read")
         }
         var result = self
         result.target = described.place
@@ -250,8 +251,8 @@ public struct Conversion: Sendable {
         guard let format = ImageFormat(rawValue: formatName) else {
             throw ImageError.invalid("unknown backing format '\(formatName)'")
         }
-        let path = try ImageOpener.backingPath(name, namedBy: target)
-        let image = try await opener.open(path, format: format)
+        let backing = try ImageOpener.backingName(name, namedBy: target)
+        let image = try await opener.open(backing, format: format)
         return (
             image,
             Qcow2Options.Backing(

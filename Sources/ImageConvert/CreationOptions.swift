@@ -3,7 +3,7 @@ import ImageFormats
 
 /// What `-o` says about a new image, still as text: `key=value,key=value`.
 public struct CreationOptions: Sendable, Equatable {
-    public private(set) var values: [(key: String, value: String)] = []
+    public private(set) var values: [(key: String, value: [UInt8])] = []
     /// `help` or `?` was among the keys: the options are to be listed, and nothing is to be done.
     public private(set) var asksForHelp = false
 
@@ -20,27 +20,29 @@ public struct CreationOptions: Sendable, Equatable {
     /// alone means `key=on`, with `no` before it `key=off`.
     ///
     /// - Throws: `ImageError` for a list with an empty place in it.
-    public mutating func add(_ text: String) throws(ImageError) {
+    public mutating func add(_ text: [UInt8]) throws(ImageError) {
         let words = OptionWords.split(text)
-        guard !words.isEmpty, !words.contains("") else {
-            throw .invalid("Invalid option list: \(text)")
+        guard !words.contains([]) else {
+            throw .invalid("Invalid option list: \(text.text)")
         }
         for word in words {
-            if let equals = word.firstIndex(of: "=") {
-                let key = String(word[..<equals])
-                set(key, String(word[word.index(after: equals)...]))
-            } else if word == "help" || word == "?" {
-                asksForHelp = true
-            } else if word.hasPrefix("no"), word != "nocow" {
-                set(String(word.dropFirst(2)), "off")
-            } else {
-                set(word, "on")
+            if let (key, value) = OptionWords.sides(of: word) {
+                set(key, value)
+                continue
+            }
+            switch word.text {
+            case "help", "?": asksForHelp = true
+            case "nocow": set("nocow", "on")
+            case let key where key.hasPrefix("no"): set(String(key.dropFirst(2)), "off")
+            case let key: set(key, "on")
             }
         }
     }
 
     /// The last value of a repeated key wins.
-    package func value(of key: String) -> String? { values.last { $0.key == key }?.value }
+    package func value(of key: String) -> [UInt8]? { values.last { $0.key == key }?.value }
 
-    package mutating func set(_ key: String, _ value: String) { values.append((key, value)) }
+    package mutating func set(_ key: String, _ value: [UInt8]) { values.append((key, value)) }
+
+    package mutating func set(_ key: String, _ value: String) { set(key, Array(value.utf8)) }
 }

@@ -13,18 +13,18 @@ struct ExistingQcow2 {
     private let isEmpty: Bool
     private let image: OpenedImage
 
-    /// - Parameter path: of the target.
-    static func open(_ path: String, _ opener: ImageOpener) async throws -> ExistingQcow2 {
+    /// - Parameter name: of the target.
+    static func open(_ name: ImageName, _ opener: ImageOpener) async throws -> ExistingQcow2 {
         var opener = opener
         // The target's own lock is taken when it is opened for writing.
         opener.shareForced = true
-        let image = try await opener.open(path, format: .qcow2)
+        let image = try await opener.open(name, format: .qcow2)
         guard let header = (image.topLayer as? Qcow2Source)?.header else {
-            throw ImageError.unsupported(path, "is not a qcow2 image")
+            throw ImageError.unsupported(name.description, "is not a qcow2 image")
         }
         if let reason = header.reasonNotToRebuild {
             throw ImageError.unsupported(
-                path, "cannot write into an image with \(reason) (-n)")
+                name.description, "cannot write into an image with \(reason) (-n)")
         }
         var options = Qcow2Options()
         options.version = header.version
@@ -49,18 +49,18 @@ struct ExistingQcow2 {
     ///
     /// - Parameter leavesBacking: the input leaves out what the backing file provides (`-B`): there the
     ///   old image shows through.
-    func under(_ input: CopyInput, leavesBacking: Bool, path: String) throws -> CopyInput {
+    func under(_ input: CopyInput, leavesBacking: Bool, path: ImageName) throws -> CopyInput {
         let size = image.source.virtualSize
         let written = input.content.virtualSize
         guard size >= written else {
             throw ImageError(
-                .invalid, path: path,
+                .invalid, path: path.description,
                 "is smaller (\(size) bytes) than the source (\(written) bytes)")
         }
         var input = input
         if leavesBacking {
             guard options.backing != nil else {
-                throw ImageError(.invalid, path: path, "has no backing file (-B)")
+                throw ImageError(.invalid, path: path.description, "has no backing file (-B)")
             }
             input.content = LayeredSource(layers: [input.extents, image.source])
             input.extents = LayeredSource(

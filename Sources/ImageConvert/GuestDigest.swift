@@ -8,7 +8,7 @@ import Synchronization
 /// and the same that `sha256sum` says of it as a raw image.
 public struct GuestDigest: Sendable {
     /// A path, or the name of an NBD export.
-    public var path: String
+    public var name: ImageName
     /// nil finds it out from the first bytes.
     public var format: ImageFormat?
     public var cacheMode = CacheMode.writeback
@@ -18,13 +18,13 @@ public struct GuestDigest: Sendable {
     /// Told how far it is, in bytes of the guest disk, from any task.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
-    public init(_ path: String) { self.path = path }
+    public init(_ name: ImageName) { self.name = name }
 
     /// - Returns: 64 lower-case digits.
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws -> String {
         let opener = ImageOpener(cacheMode: cacheMode, shareForced: shareForced, nbd: nbd)
-        let image = try await opener.open(path, format: format)
+        let image = try await opener.open(name, format: format)
         let source = try ConcatenatedSource([image.source])
         var pipeline = Pipeline(writesInOrder: false)
         if image.requestsInFlight > 0 {

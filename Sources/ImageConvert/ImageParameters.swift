@@ -7,7 +7,7 @@ package struct ImageParameters: Sendable {
     package var qcow2 = Qcow2Options()
     /// Of the guest disk, in bytes; nil takes it from the source or the backing file.
     package var size: Int64?
-    package var backingFile: String?
+    package var backingFile: ImageName?
     package var backingFormat: String?
     package var preallocation = Preallocation.off
     package var attributes = FileAttributes()
@@ -37,7 +37,7 @@ package struct ImageParameters: Sendable {
     /// - Throws: `ImageError` in qemu-img's words, or for what cannot be written yet.
     package init(_ options: TypedOptions) throws(ImageError) {
         size = options.number("size")
-        backingFile = options.text("backing_file")
+        backingFile = options.name("backing_file")
         backingFormat = options.text("backing_fmt")
         preallocation = try Self.preallocation(options)
         attributes.noCopyOnWrite = options.isOn("nocow") ?? false

@@ -70,7 +70,7 @@ struct TargetJob {
         try DigestStage(skipped: skipped) { [conversion] digest in
             if let expected = conversion.expectedDigest?.lowercased(), digest != expected {
                 throw ImageError(
-                    .invalid, path: conversion.target,
+                    .invalid, path: conversion.target.description,
                     "the SHA-256 of what was converted is \(digest), not \(expected)")
             }
             conversion.onDigest?(digest)

@@ -18,7 +18,7 @@ package struct TypedOptions: Sendable {
             guard let option = known.first(where: { $0.name == key }) else {
                 throw .invalid("Invalid parameter '\(key)'")
             }
-            try read(option, value)
+            try read(option, value.text)
         }
     }
 
@@ -42,14 +42,17 @@ package struct TypedOptions: Sendable {
         }
     }
 
-    package func text(_ key: String) -> String? { options.value(of: key) }
+    package func text(_ key: String) -> String? { options.value(of: key)?.text }
+    package func name(_ key: String) -> ImageName? {
+        options.value(of: key).map { ImageName(bytes: $0) }
+    }
     package func number(_ key: String) -> Int64? { numbers[key] }
     package func isOn(_ key: String) -> Bool? { switches[key] }
 
     /// What qemu-img prints when it creates an image: the options in its order, the usual values filled in.
     ///
     /// - Parameter size: of the guest disk, in bytes.
-    package func creationLine(_ path: String, size: Int64) -> String {
+    package func creationLine(_ path: ImageName, size: Int64) -> String {
         var line = "Formatting '\(path)', fmt=\(format.rawValue)"
         for option in OptionSchema.options(of: format) {
             let given = option.name == "size" ? "\(size)" : text(option.name)

@@ -19,7 +19,7 @@ public struct ImageDescription: Sendable, Equatable {
     /// nil has to be found out.
     public private(set) var format: ImageFormat?
     /// Where the bytes are: the path of a file or the name of an export.
-    public private(set) var place = ""
+    public private(set) var place: ImageName = ""
     /// The backing file that the image names is not to be used.
     public private(set) var ignoresBacking = false
     private(set) var windows: [Window] = []
@@ -27,48 +27,60 @@ public struct ImageDescription: Sendable, Equatable {
     /// All of what is at the place.
     public var isWhole: Bool { windows.isEmpty }
 
-    private static let jsonPrefix = "json:"
+    private static let jsonPrefix = Array("json:".utf8)
+    /// Ends with a byte that no keyboard types: nothing but `name(fromOptions:)` makes such a name.
+    private static let optionsPrefix = Array("image-opts:\u{1F}".utf8)
 
-    /// Whether a name is a description.
-    public static func isDescription(_ name: String) -> Bool { name.hasPrefix(jsonPrefix) }
-
-    /// The name that stands for what `--image-opts` says: `key=value,…`.
-    ///
-    /// - Throws: `ImageError` for words that are no options.
-    public static func name(fromOptions text: String) throws(ImageError) -> String {
-        var members: [String: OptionTree] = [:]
-        for word in OptionWords.split(text) where !word.isEmpty {
-            guard let equals = word.firstIndex(of: "=") else {
-                throw .invalid("expected 'key=value' in image options, got '\(word)'")
-            }
-            members[String(word[..<equals])] = .string(
-                String(word[word.index(after: equals)...]))
-        }
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        guard let data = try? encoder.encode(members) else {
-            throw .invalid("image options '\(text)' cannot be understood")
-        }
-        return jsonPrefix + String(decoding: data, as: UTF8.self)
+    /// The name that stands for the options of `--image-opts`: `key=value,…`.
+    public static func name(fromOptions text: [UInt8]) -> ImageName {
+        ImageName(bytes: optionsPrefix + text)
     }
 
     /// nil if the name is no description.
     ///
     /// - Throws: `ImageError` for one that cannot be understood, or asks for what there is not.
-    public init?(_ name: String) throws(ImageError) {
-        guard Self.isDescription(name) else { return nil }
-        let text = name.dropFirst(Self.jsonPrefix.count)
-        var options: [String: OptionTree] = [:]
-        do {
-            let tree = try JSONDecoder().decode(
-                [String: OptionTree].self, from: Data(text.utf8))
-            OptionTree.object(tree).flatten(into: &options, key: "")
-        } catch {
-            throw ImageError(.invalid, path: name, "is not a JSON object that describes an image")
+    public init?(_ name: ImageName) throws(ImageError) {
+        let options: [String: OptionTree]
+        let text: [UInt8]
+        if let list = name.bytes.dropping(prefix: Self.optionsPrefix) {
+            text = Array(list)
+            options = try Self.options(inList: text)
+        } else if let json = name.bytes.dropping(prefix: Self.jsonPrefix) {
+            text = name.bytes
+            options = try Self.options(inJSON: json, name)
+        } else {
+            return nil
         }
-        var parser = Parser(name: name, options: options)
+        var parser = Parser(name: text.text, options: options)
         try parser.readFormat(into: &self)
         try parser.refuseRest()
+    }
+
+    private static func options(
+        inList text: [UInt8]
+    ) throws(ImageError) -> [String: OptionTree] {
+        var options: [String: OptionTree] = [:]
+        for word in OptionWords.split(text) where !word.isEmpty {
+            guard let (key, value) = OptionWords.sides(of: word) else {
+                throw .invalid("expected 'key=value' in image options, got '\(word.text)'")
+            }
+            options[key] = .string(value)
+        }
+        return options
+    }
+
+    private static func options(
+        inJSON text: ArraySlice<UInt8>, _ name: ImageName
+    ) throws(ImageError) -> [String: OptionTree] {
+        do {
+            let tree = try JSONDecoder().decode([String: OptionTree].self, from: Data(text))
+            var options: [String: OptionTree] = [:]
+            OptionTree.object(tree).flatten(into: &options, key: "")
+            return options
+        } catch {
+            throw ImageError(
+                .invalid, path: name.description, "is not a JSON object that describes an image")
+        }
     }
 
     private init() {}
@@ -126,13 +138,12 @@ public struct ImageDescription: Sendable, Equatable {
         ) throws(ImageError) {
             switch driver {
             case nil, "file", "host_device":
-                guard let path = try text(prefix + "filename"), !path.isEmpty else {
+                guard let path = try bytes(prefix + "filename"), !path.isEmpty else {
                     throw bad("'\(prefix)filename' is missing")
                 }
                 // With the driver said, the name is a path whatever it looks like.
-                let looksOtherwise =
-                    NBDStorage.isName(path) || ImageDescription.isDescription(path)
-                result.place = driver != nil && looksOtherwise ? "./" + path : path
+                result.place =
+                    driver == nil ? ImageName(bytes: path) : HostPath(bytes: path).name
             case "nbd": result.place = try exportName(prefix)
             case "raw":
                 try readWindow(prefix, into: &result)
@@ -153,33 +164,36 @@ public struct ImageDescription: Sendable, Equatable {
             result.windows.insert(Window(offset: offset ?? 0, size: size), at: 0)
         }
 
-        private mutating func exportName(_ prefix: String) throws(ImageError) -> String {
-            let export = try text(prefix + "export") ?? ""
+        private mutating func exportName(_ prefix: String) throws(ImageError) -> ImageName {
+            let export = try bytes(prefix + "export") ?? []
             let type = try text(prefix + "server.type")
-            func either(_ key: String) throws(ImageError) -> String? {
-                if let value = try text(prefix + "server." + key) { return value }
-                return try text(prefix + key)
+            func either(_ key: String) throws(ImageError) -> [UInt8]? {
+                if let value = try bytes(prefix + "server." + key) { return value }
+                return try bytes(prefix + key)
             }
             if let path = try either("path") {
                 guard type == nil || type == "unix" else {
                     throw bad("a server is not unix and inet")
                 }
-                return
-                    "nbd+unix:///\(NBDAddress.escaped(export))?socket=\(NBDAddress.escaped(path))"
+                return ImageName(NBDAddress.unixURI(socket: path, export: export))
             }
-            guard type == nil || type == "inet", let host = try either("host") else {
+            guard type == nil || type == "inet", let host = try either("host")?.text else {
                 throw bad("an NBD server needs a host or the path of a socket")
             }
-            let port = try either("port") ?? "10809"
-            let place = host.contains(":") ? "[\(host)]" : host
-            return "nbd://\(place):\(port)/\(NBDAddress.escaped(export))"
+            let port = try either("port")?.text ?? "10809"
+            let place = host.utf8.contains(UInt8(ascii: ":")) ? "[\(host)]" : host
+            return ImageName("nbd://\(place):\(port)/\(NBDAddress.escaped(export))")
         }
 
         private mutating func text(_ key: String) throws(ImageError) -> String? {
+            try bytes(key)?.text
+        }
+
+        private mutating func bytes(_ key: String) throws(ImageError) -> [UInt8]? {
             switch options.removeValue(forKey: key) {
             case nil: return nil
-            case .string(let string): return string
-            case .integer(let number): return String(number)
+            case .string(let bytes): return bytes
+            case .integer(let number): return Array(String(number).utf8)
             default: throw bad("'\(key)' must be a string")
             }
         }
@@ -205,12 +219,12 @@ public struct ImageDescription: Sendable, Equatable {
     }
 }
 
-/// A JSON value in a description.
-private enum OptionTree: Codable, Equatable {
+/// A value in a description.
+private enum OptionTree: Decodable, Equatable {
     case null
     case bool(Bool)
     case integer(Int64)
-    case string(String)
+    case string([UInt8])
     case array([OptionTree])
     case object([String: OptionTree])
 
@@ -223,23 +237,11 @@ private enum OptionTree: Codable, Equatable {
         } else if let integer = try? value.decode(Int64.self) {
             self = .integer(integer)
         } else if let string = try? value.decode(String.self) {
-            self = .string(string)
+            self = .string(Array(string.utf8))
         } else if let array = try? value.decode([OptionTree].self) {
             self = .array(array)
         } else {
             self = .object(try value.decode([String: OptionTree].self))
-        }
-    }
-
-    func encode(to encoder: any Encoder) throws {
-        var value = encoder.singleValueContainer()
-        switch self {
-        case .null: try value.encodeNil()
-        case .bool(let bool): try value.encode(bool)
-        case .integer(let integer): try value.encode(integer)
-        case .string(let string): try value.encode(string)
-        case .array(let array): try value.encode(array)
-        case .object(let members): try value.encode(members)
         }
     }
 

@@ -4,8 +4,8 @@ import NBDStorage
 
 /// What one image says of itself, and what its file says of it.
 public struct ImageFacts: Sendable {
-    /// As it was opened.
-    public let path: String
+    /// The name by which it was opened.
+    public let name: ImageName
     /// As qemu names it: NBD exports in one of their forms.
     public let fileName: String
     public let format: ImageFormat
@@ -20,16 +20,13 @@ public struct ImageFacts: Sendable {
 
     /// The backing file as it can be opened from here; nil if it cannot, or there is none.
     public var fullBackingName: String? {
-        guard let name = qcow2?.header.backingFile else { return nil }
-        if name.hasPrefix("/") || Self.namesProtocol(name) { return name }
-        guard !isRemote else { return nil }
-        guard let slash = path.lastIndex(of: "/") else { return name }
-        return String(path[...slash]) + name
-    }
-
-    /// qemu takes what stands before a colon for a protocol, unless a slash comes first.
-    private static func namesProtocol(_ name: String) -> Bool {
-        name.firstIndex(of: ":").map { !name[..<$0].contains("/") } ?? false
+        guard let backing = qcow2?.header.backingFile else { return nil }
+        // qemu shows the name of a protocol as it is, `file:` too.
+        guard backing.protocolName == nil else { return backing.description }
+        let path = HostPath(bytes: backing.bytes)
+        guard !path.isAbsolute else { return path.description }
+        guard !isRemote, let overlay = try? name.path() else { return nil }
+        return overlay.resolving(path).description
     }
 }
 
@@ -42,24 +39,24 @@ extension ImageOpener {
     /// - Returns: the image first; never empty.
     /// - Throws: `ImageError`; also for a chain that leads back into itself.
     public func facts(
-        _ path: String, format: ImageFormat?, wholeChain: Bool = false
+        _ name: ImageName, format: ImageFormat?, wholeChain: Bool = false
     ) async throws -> [ImageFacts] {
         var images: [ImageFacts] = []
         var files: [FileIdentity] = []
-        var next: BackingReference? = BackingReference(path: path, format: format)
+        var next: BackingReference? = BackingReference(name: name, format: format)
         while let reference = next {
-            let storage = try openStorage(reference.path, namedBy: images.last?.path)
+            let storage = try openStorage(reference.name, namedBy: images.last?.name)
             if let identity = storage.file {
                 guard !files.contains(identity) else {
                     throw ImageError.corrupt(
-                        reference.path, "the backing chain leads back to this file")
+                        reference.name.description, "the backing chain leads back to this file")
                 }
                 files.append(identity)
             }
             let image = try await facts(storage, reference, isNamed: !images.isEmpty)
             images.append(image)
             guard wholeChain, let header = image.qcow2?.header else { break }
-            next = try backing(of: header, at: image.path)
+            next = try backing(of: header, at: image.name)
         }
         return images
     }
@@ -67,13 +64,13 @@ extension ImageOpener {
     private func facts(
         _ storage: any Storage, _ reference: BackingReference, isNamed: Bool
     ) async throws -> ImageFacts {
-        let described = isNamed ? nil : try ImageDescription(reference.path)
+        let described = isNamed ? nil : try ImageDescription(reference.name)
         let format = try await knownFormat(reference.format, of: storage, described: described)
-        let path = described?.place ?? reference.path
+        let name = (described?.place ?? reference.name).withoutFilePrefix
         let description =
             format == .qcow2 ? try await Qcow2Description.read(from: storage) : nil
         return ImageFacts(
-            path: path, fileName: NBDAddress.qemuName(path), format: format,
+            name: name, fileName: NBDAddress.qemuName(name), format: format,
             virtualSize: description?.header.geometry.virtualSize
                 .roundedDown(to: guestSectorSize) ?? storage.size.roundedUp(to: guestSectorSize),
             actualSize: (storage as? FileStorage)?.allocatedSize, qcow2: description,

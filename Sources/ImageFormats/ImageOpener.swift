@@ -24,7 +24,7 @@ public struct OpenedImage: Sendable {
 
 /// One image of a chain.
 public struct OpenedLayer: Sendable {
-    public let path: String
+    public let name: ImageName
     public let format: ImageFormat
     public let storage: any Storage
     public let source: any ImageSource
@@ -37,7 +37,7 @@ public struct OpenedLayer: Sendable {
 
 /// A file that an image names.
 public struct BackingReference: Sendable {
-    public let path: String
+    public let name: ImageName
     /// nil has to be found out.
     public let format: ImageFormat?
 }
@@ -52,12 +52,12 @@ public struct ImageOpener: Sendable {
     /// Open the image that a person named as it was then (`-l`); what it lies on is today's.
     public var snapshot: SnapshotName?
     /// Asked before a file that an image names is opened; it can refuse by throwing.
-    public var backingGate: @Sendable (_ path: String, _ namedBy: String) throws -> Void
+    public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
 
     public init(
         cacheMode: CacheMode = .writeback, shareForced: Bool = false,
         nbd: NBDOptions = NBDOptions(),
-        backingGate: @escaping @Sendable (_ path: String, _ namedBy: String) throws -> Void = {
+        backingGate: @escaping @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void = {
             _, _ in
         }
     ) {
@@ -71,8 +71,8 @@ public struct ImageOpener: Sendable {
     ///
     /// - Parameter format: nil looks at the first bytes.
     /// - Throws: `ImageError`; also for a chain that leads back into itself.
-    public func open(_ path: String, format: ImageFormat?) async throws -> OpenedImage {
-        let layers = try await openChain(path, format: format)
+    public func open(_ name: ImageName, format: ImageFormat?) async throws -> OpenedImage {
+        let layers = try await openChain(name, format: format)
         let sources = layers.map(\.source)
         return OpenedImage(
             format: layers[0].format, source: LayeredSource(layers: sources),
@@ -84,17 +84,19 @@ public struct ImageOpener: Sendable {
     }
 
     /// Opens an image and its backing chain as single images, from the image itself down; never empty.
-    public func openChain(_ path: String, format: ImageFormat?) async throws -> [OpenedLayer] {
+    public func openChain(
+        _ name: ImageName, format: ImageFormat?
+    ) async throws -> [OpenedLayer] {
         var layers: [OpenedLayer] = []
         var files: [FileIdentity] = []
-        var next: BackingReference? = BackingReference(path: path, format: format)
+        var next: BackingReference? = BackingReference(name: name, format: format)
         while let reference = next {
             let layer = try await openLayer(
-                reference.path, format: reference.format, namedBy: layers.last?.path)
+                reference.name, format: reference.format, namedBy: layers.last?.name)
             if let identity = layer.storage.file {
                 guard !files.contains(identity) else {
                     throw ImageError.corrupt(
-                        reference.path, "the backing chain leads back to this file")
+                        reference.name.description, "the backing chain leads back to this file")
                 }
                 files.append(identity)
             }
@@ -111,24 +113,24 @@ public struct ImageOpener: Sendable {
     ///   - overlay: the image that names it; nil for a name that a person typed.
     /// - Throws: `ImageError`.
     public func openLayer(
-        _ path: String, format: ImageFormat?, namedBy overlay: String? = nil
+        _ name: ImageName, format: ImageFormat?, namedBy overlay: ImageName? = nil
     ) async throws -> OpenedLayer {
-        let storage = try openStorage(path, namedBy: overlay)
-        let description = overlay == nil ? try ImageDescription(path) : nil
+        let storage = try openStorage(name, namedBy: overlay)
+        let description = overlay == nil ? try ImageDescription(name) : nil
         let known = try await knownFormat(format, of: storage, described: description)
         let source: any ImageSource
         switch (known, overlay == nil ? snapshot : nil) {
         case (.raw, nil): source = RawSource(storage)
         case (.raw, _?):
             throw ImageError(
-                .unsupported, path: path,
+                .unsupported, path: storage.name,
                 "Failed to load snapshot: the format 'raw' has no internal snapshots")
         case (.qcow2, nil): source = try await Qcow2Source(storage)
         case (.qcow2, let snapshot?):
             source = try await Qcow2Source(storage, snapshot: snapshot)
         }
         return OpenedLayer(
-            path: description?.place ?? path, format: known, storage: storage, source: source,
+            name: (description?.place ?? name).withoutFilePrefix, format: known, storage: storage, source: source,
             ignoresBacking: description?.ignoresBacking ?? false)
     }
 
@@ -148,34 +150,36 @@ public struct ImageOpener: Sendable {
     /// What an image names as its backing file, after the gate has let it through; nil if nothing.
     public func backing(of layer: OpenedLayer) throws -> BackingReference? {
         guard !layer.ignoresBacking, let header = layer.qcow2?.header else { return nil }
-        return try backing(of: header, at: layer.path)
+        return try backing(of: header, at: layer.name)
     }
 
     /// The same for an image of which only the header was read.
-    func backing(of header: Qcow2Header, at overlay: String) throws -> BackingReference? {
+    func backing(
+        of header: Qcow2Header, at overlay: ImageName
+    ) throws -> BackingReference? {
         guard let name = header.backingFile else { return nil }
-        let path = try Self.backingPath(name, namedBy: overlay)
+        let backing = try Self.backingName(name, namedBy: overlay)
         var format: ImageFormat?
         if let formatName = header.backingFormat, !formatName.isEmpty {
             guard let known = ImageFormat(rawValue: formatName) else {
                 throw ImageError.unsupported(
-                    overlay, "backing format '\(formatName)' is not supported")
+                    overlay.description, "backing format '\(formatName)' is not supported")
             }
             format = known
         }
-        try backingGate(path, overlay)
-        return BackingReference(path: path, format: format)
+        try backingGate(backing, overlay)
+        return BackingReference(name: backing, format: format)
     }
 
     /// Opens what holds an image, without looking into it.
     ///
     /// - Parameter overlay: the image that names it; nil for a name, or a description, that a person typed.
     public func openStorage(
-        _ path: String, namedBy overlay: String? = nil
+        _ name: ImageName, namedBy overlay: ImageName? = nil
     ) throws -> any Storage {
         // What an image names is never a description.
-        guard overlay == nil, let description = try ImageDescription(path) else {
-            return try openPlace(path, namedBy: overlay)
+        guard overlay == nil, let description = try ImageDescription(name) else {
+            return try openPlace(name, namedBy: overlay)
         }
         var storage = try openPlace(description.place, namedBy: nil)
         for window in description.windows {
@@ -184,38 +188,36 @@ public struct ImageOpener: Sendable {
         return storage
     }
 
-    private func openPlace(_ path: String, namedBy overlay: String?) throws -> any Storage {
+    private func openPlace(_ name: ImageName, namedBy overlay: ImageName?) throws -> any Storage {
         do {
-            // What an image names is a file: `backingPath` lets nothing else through.
-            if overlay == nil, let storage = try NBDStorage.open(path, nbd) { return storage }
+            // What an image names is a file: `backingName` lets nothing else through.
+            if overlay == nil, let storage = try NBDStorage.open(name, nbd) { return storage }
             return try FileStorage.openSource(
-                path, cacheMode: cacheMode, shareForced: shareForced)
+                try name.path(), cacheMode: cacheMode, shareForced: shareForced)
         } catch {
             guard let overlay else { throw error }
             // Nobody typed this name: say where it comes from.
             throw ImageError(
-                error.kind, path: path, "\(error.message) (the backing file of \(overlay))")
+                error.kind, path: name.description, "\(error.message) (the backing file of \(overlay))")
         }
     }
 
-    /// Where a backing file is: relative names count from the folder of the image that names it.
-    public static func backingPath(
-        _ name: String, namedBy overlay: String
-    ) throws(ImageError) -> String {
-        var name = name
-        if name.hasPrefix("file:") { name.removeFirst("file:".count) }
-        // qemu takes what stands before a colon for a protocol, unless a slash comes first.
-        if let colon = name.firstIndex(of: ":"), !name[..<colon].contains("/") {
+    /// The name of a backing file from here: relative ones count from the folder of the image that
+    /// names it.
+    public static func backingName(
+        _ name: ImageName, namedBy overlay: ImageName
+    ) throws(ImageError) -> ImageName {
+        guard let path = try? name.path() else {
             throw .unsupported(
-                overlay, "backing file '\(name)' is not supported: not the path of a file")
+                overlay.description,
+                "backing file '\(name)' is not supported: not the path of a file")
         }
-        if name.hasPrefix("/") { return name }
-        guard !NBDStorage.isName(overlay) else {
+        if path.isAbsolute { return path.name }
+        guard !NBDStorage.isName(overlay), let place = try? overlay.path() else {
             throw .unsupported(
-                overlay,
+                overlay.description,
                 "backing file '\(name)' is not supported: there is no folder it counts from")
         }
-        guard let slash = overlay.lastIndex(of: "/") else { return name }
-        return String(overlay[...slash]) + name
+        return place.resolving(path).name
     }
 }

@@ -1,19 +1,27 @@
-/// qemu's lists of options: `key=value,key=value`.
+/// qemu's lists of options: `key=value,key=value`. Values can be names of files, so all is bytes.
 public enum OptionWords {
-    /// What stands between the commas, also nothing. A doubled comma stands for a comma in a value.
-    public static func split(_ text: String) -> [String] {
-        var words = [""]
+    private static let comma = UInt8(ascii: ",")
+
+    /// The words between the commas, also empty ones. A doubled comma stands for a comma in a value.
+    public static func split(_ text: some Collection<UInt8>) -> [[UInt8]] {
+        var words: [[UInt8]] = [[]]
         var rest = text[...]
-        while let character = rest.popFirst() {
-            if character != "," {
-                words[words.count - 1].append(character)
-            } else if rest.first == "," {
+        while let byte = rest.popFirst() {
+            if byte != comma {
+                words[words.count - 1].append(byte)
+            } else if rest.first == comma {
                 rest.removeFirst()
-                words[words.count - 1].append(",")
+                words[words.count - 1].append(comma)
             } else {
-                words.append("")
+                words.append([])
             }
         }
         return words
+    }
+
+    /// The two sides of a word's first equals sign; nil if there is none.
+    public static func sides(of word: [UInt8]) -> (key: String, value: [UInt8])? {
+        guard let equals = word.firstIndex(of: UInt8(ascii: "=")) else { return nil }
+        return (word[..<equals].text, Array(word[(equals + 1)...]))
     }
 }

@@ -9,8 +9,8 @@ import NBDStorage
 /// difference that is known: so the first difference is the one with the lowest offset, however the workers run.
 public struct Comparison: Sendable {
     /// Paths, or names of NBD exports.
-    public var first: String
-    public var second: String
+    public var first: ImageName
+    public var second: ImageName
     /// nil finds it out from the first bytes.
     public var firstFormat: ImageFormat?
     public var secondFormat: ImageFormat?
@@ -30,7 +30,7 @@ public struct Comparison: Sendable {
     private static let cellSize: Int64 = 4 << 20
     private static let distantCellSize: Int64 = 1 << 20
 
-    public init(_ first: String, _ second: String) {
+    public init(_ first: ImageName, _ second: ImageName) {
         self.first = first
         self.second = second
     }

@@ -6,7 +6,7 @@ import NBDStorage
 
 /// One `check`: opens an image, checks it, and once more if something was repaired.
 public struct ImageCheck: Sendable {
-    public var path: String
+    public var name: ImageName
     /// nil looks at the first bytes.
     public var format: ImageFormat?
     public var repair: CheckRepair?
@@ -16,14 +16,14 @@ public struct ImageCheck: Sendable {
     /// Told what has been repaired, before the image is checked again.
     public var onRepaired: @Sendable (CheckResult) -> Void = { _ in }
 
-    public init(path: String) { self.path = path }
+    public init(_ name: ImageName) { self.name = name }
 
     /// - Returns: nil if images of this format cannot be checked.
     /// - Throws: `ImageError` if the image cannot be opened, or so damaged that the check cannot go on.
     public func run() async throws -> CheckReport? {
         let storage = try open()
         let known = try await opener.knownFormat(
-            format, of: storage, described: try ImageDescription(path))
+            format, of: storage, described: try ImageDescription(name))
         guard known == .qcow2 else { return nil }
         var result = try await Qcow2Check(storage, repair: repair, onMessage: onMessage).run()
         if result.corruptionsFixed > 0 || result.leaksFixed > 0 {
@@ -33,24 +33,25 @@ public struct ImageCheck: Sendable {
             result.corruptionsFixed = repaired.corruptionsFixed
             result.leaksFixed = repaired.leaksFixed
         }
-        return CheckReport(path: path, format: known, result: result)
+        return CheckReport(path: name.description, format: known, result: result)
     }
 
     private func open() throws -> any Storage {
-        guard repair != nil else { return try opener.openStorage(path) }
+        guard repair != nil else { return try opener.openStorage(name) }
         guard !opener.shareForced else {
             throw ImageError.invalid(
                 "an image is not repaired while another process may write (-U)")
         }
-        guard !NBDStorage.isName(path) else {
-            throw ImageError.unsupported(path, "an image behind NBD cannot be repaired")
+        guard !NBDStorage.isName(name) else {
+            throw ImageError.unsupported(
+                name.description, "an image behind NBD cannot be repaired")
         }
-        let described = try ImageDescription(path)
+        let described = try ImageDescription(name)
         guard described?.isWhole ?? true else {
-            throw ImageError.unsupported(path, "a part of a file can only be read")
+            throw ImageError.unsupported(name.description, "a part of a file can only be read")
         }
         return try FileStorage.openExistingTarget(
-            described?.place ?? path, cacheMode: opener.cacheMode)
+            (described?.place ?? name).path(), cacheMode: opener.cacheMode)
     }
 }
 

@@ -10,20 +10,20 @@ import NBDStorage
 /// `prepare` finds out what is asked for and whether it can be; `Plan.create` makes the image.
 public struct ImageCreation: Sendable {
     /// A path, or the name of an NBD export.
-    public var path: String
+    public var name: ImageName
     public var format: ImageFormat
     public var options = CreationOptions()
     /// Of the guest disk, in bytes; nil takes it from the options or the backing file.
     public var size: Int64?
     /// What the image will lie on (`-b`), and its format (`-F`).
-    public var backingFile: String?
+    public var backingFile: ImageName?
     public var backingFormat: String?
     /// Do not look at the backing file (`-u`).
     public var skipsBackingCheck = false
     public var nbd = NBDOptions()
 
-    public init(path: String, format: ImageFormat) {
-        self.path = path
+    public init(_ name: ImageName, format: ImageFormat) {
+        self.name = name
         self.format = format
     }
 
@@ -31,7 +31,7 @@ public struct ImageCreation: Sendable {
     public struct Plan: Sendable {
         /// What qemu-img prints: all the options, without a line break at the end.
         public let line: String
-        fileprivate let path: String
+        fileprivate let name: ImageName
         fileprivate let nbd: NBDOptions
         fileprivate let typed: TypedOptions
         /// In bytes, a multiple of 512.
@@ -46,7 +46,7 @@ public struct ImageCreation: Sendable {
         do {
             return try await plan()
         } catch let error as ImageError where error.path == nil {
-            throw ImageError(error.kind, path: path, error.message)
+            throw ImageError(error.kind, path: name.description, error.message)
         }
     }
 
@@ -55,9 +55,11 @@ public struct ImageCreation: Sendable {
         if size != nil, options.value(of: "size") != nil || hasSeveralSizes {
             throw ImageError.invalid("The image size must be specified only once")
         }
-        if let backingFile { try setBacking("backing_file", backingFile, &options) }
-        if let backingFormat { try setBacking("backing_fmt", backingFormat, &options) }
+        if let backingFile { try setBacking("backing_file", backingFile.bytes, &options) }
+        if let backingFormat { try setBacking("backing_fmt", Array(backingFormat.utf8), &options) }
         let typed = try TypedOptions(options, for: format)
+        // A name that cannot be created is an error before anything is printed.
+        if !NBDStorage.isName(name) { _ = try name.path() }
         let backing = try await openBacking(typed)
         guard let bytes = size ?? typed.number("size") ?? backing?.virtualSize else {
             throw ImageError.invalid("Image creation needs a size parameter")
@@ -66,7 +68,7 @@ public struct ImageCreation: Sendable {
             throw ImageError.invalid("Image size must be less than 8 EiB!")
         }
         return Plan(
-            line: typed.creationLine(path, size: bytes), path: path, nbd: nbd, typed: typed,
+            line: typed.creationLine(name, size: bytes), name: name, nbd: nbd, typed: typed,
             size: bytes.roundedUp(to: guestSectorSize), protected: backing?.files ?? [])
     }
 
@@ -75,7 +77,7 @@ public struct ImageCreation: Sendable {
     }
 
     private func setBacking(
-        _ key: String, _ value: String, _ options: inout CreationOptions
+        _ key: String, _ value: [UInt8], _ options: inout CreationOptions
     ) throws(ImageError) {
         guard format == .qcow2 else {
             throw .invalid(
@@ -89,11 +91,11 @@ public struct ImageCreation: Sendable {
     private func openBacking(
         _ typed: TypedOptions
     ) async throws -> (virtualSize: Int64, files: Set<FileIdentity>)? {
-        guard let name = typed.text("backing_file") else { return nil }
-        guard !name.isEmpty else {
+        guard let backing = typed.name("backing_file") else { return nil }
+        guard !backing.bytes.isEmpty else {
             throw ImageError.invalid("Expected backing file name, got empty string")
         }
-        guard name != path else {
+        guard backing != name else {
             throw ImageError.invalid(
                 "Error: Trying to create an image with the same filename as the backing file")
         }
@@ -101,12 +103,12 @@ public struct ImageCreation: Sendable {
             guard typed.text("backing_fmt") == nil else { return nil }
             throw Self.formatIsMissing(nil)
         }
-        let image = try await open(name, typed.text("backing_fmt"))
+        let image = try await open(backing, typed.text("backing_fmt"))
         if typed.text("backing_fmt") == nil { throw Self.formatIsMissing(image.format) }
         return (image.source.virtualSize.roundedUp(to: guestSectorSize), Set(image.files))
     }
 
-    private func open(_ name: String, _ formatName: String?) async throws -> OpenedImage {
+    private func open(_ backing: ImageName, _ formatName: String?) async throws -> OpenedImage {
         var known: ImageFormat?
         if let formatName {
             guard let format = ImageFormat(rawValue: formatName) else {
@@ -116,7 +118,8 @@ public struct ImageCreation: Sendable {
         }
         let opener = ImageOpener(nbd: nbd)
         let found =
-            NBDStorage.isName(name) ? name : try ImageOpener.backingPath(name, namedBy: path)
+            NBDStorage.isName(backing)
+            ? backing : try ImageOpener.backingName(backing, namedBy: name)
         do {
             return try await opener.open(found, format: known)
         } catch let error as ImageError {
@@ -145,19 +148,20 @@ extension ImageCreation.Plan {
         do {
             return try await make()
         } catch let error as ImageError where error.path == nil {
-            throw ImageError(error.kind, path: path, error.message)
+            throw ImageError(error.kind, path: name.description, error.message)
         }
     }
 
     private func make() async throws -> String? {
         let parameters = try ImageParameters(typed)
         let options = try qcow2Options(parameters)
-        if let export = try NBDStorage.open(path, nbd, forWriting: true) {
+        if let export = try NBDStorage.open(name, nbd, forWriting: true) {
             try await write(parameters, options, to: export)
             try await export.flush()
             return nil
         }
-        let file = try TargetFile.create(path, cacheMode: .writeback, protecting: protected)
+        let file = try TargetFile.create(
+            name.path(), cacheMode: .writeback, protecting: protected)
         do {
             let warning = parameters.attributes.apply(to: file.storage)
             try await write(parameters, options, to: file.storage)

@@ -44,7 +44,7 @@ public struct ImageMap: Sendable {
     }
 
     /// The file of each image, by depth, as qemu names it.
-    public var fileNames: [String] { layers.map { NBDAddress.qemuName($0.path) } }
+    public var fileNames: [String] { layers.map { NBDAddress.qemuName($0.name) } }
 
     /// Of the guest disk, in bytes.
     public var guestSize: Int64 { layers[0].guestSize }

@@ -12,7 +12,7 @@ public struct ImageResizing: Sendable {
         case by(Int64)
     }
 
-    public var path: String
+    public var name: ImageName
     /// nil looks at the first bytes.
     public var format: ImageFormat?
     public var change: Change
@@ -23,8 +23,8 @@ public struct ImageResizing: Sendable {
     /// Told when the format was not given and the image has none that can be recognised.
     public var onGuessedRaw: (@Sendable () -> Void)?
 
-    public init(path: String, change: Change) {
-        self.path = path
+    public init(_ name: ImageName, change: Change) {
+        self.name = name
         self.change = change
     }
 
@@ -34,10 +34,11 @@ public struct ImageResizing: Sendable {
     /// - Throws: `ImageError`, `ShrinkNotAllowed` or `CancellationError`. An image that was being resized
     ///   is valid in any case.
     public func run() async throws {
-        guard !NBDStorage.isName(path) else {
+        guard !NBDStorage.isName(name) else {
             throw ImageError.invalid("Cannot resize NBD nodes")
         }
-        let storage = try FileStorage.openExistingTarget(path, cacheMode: .writeback)
+        let storage = try FileStorage.openExistingTarget(
+            name.path(), cacheMode: .writeback)
         let known: ImageFormat
         if let format {
             known = format
@@ -77,20 +78,20 @@ public struct ImageResizing: Sendable {
     }
 
     private func openBacking(_ header: Qcow2Header) async throws -> (any ImageSource)? {
-        guard let name = header.backingFile else { return nil }
+        guard let backingFile = header.backingFile else { return nil }
         var format: ImageFormat?
         if let formatName = header.backingFormat, !formatName.isEmpty {
             guard let known = ImageFormat(rawValue: formatName) else {
                 throw ImageError.unsupported(
-                    path, "backing format '\(formatName)' is not supported")
+                    name.description, "backing format '\(formatName)' is not supported")
             }
             format = known
         }
-        let backingPath = try ImageOpener.backingPath(name, namedBy: path)
-        guard FileIdentity(path: backingPath) != FileIdentity(path: path) else {
-            throw ImageError.corrupt(path, "the backing chain leads back to this file")
+        let backing = try ImageOpener.backingName(backingFile, namedBy: name)
+        guard try FileIdentity(path: backing.path()) != FileIdentity(path: name.path()) else {
+            throw ImageError.corrupt(name.description, "the backing chain leads back to this file")
         }
-        return try await ImageOpener().open(backingPath, format: format).source
+        return try await ImageOpener().open(backing, format: format).source
     }
 
     private func resizeRaw(

@@ -41,7 +41,7 @@ public struct InfoReport: Sendable {
         }
         add("full-backing-filename", facts.fullBackingName.map { .string($0) })
         add("encrypted", facts.qcow2?.encryption.map { _ in .bool(true) })
-        add("backing-filename", header?.backingFile.map { .string($0) })
+        add("backing-filename", header?.backingFile.map { .string($0.description) })
         add("dirty-flag", dirtyFlag.map { .bool($0) })
         return .object(members)
     }
@@ -58,11 +58,11 @@ public struct InfoReport: Sendable {
         }
         members += [
             .init("vm-clock-nsec", .integer(Int64(snapshot.guestNanoseconds % second))),
-            .init("name", .string(snapshot.name)),
+            .init("name", .string(snapshot.name.text)),
             .init("date-sec", .integer(Int64(snapshot.seconds))),
             .init("date-nsec", .integer(Int64(snapshot.nanoseconds))),
             .init("vm-clock-sec", .integer(Int64(snapshot.guestNanoseconds / second))),
-            .init("id", .string(snapshot.id)),
+            .init("id", .string(snapshot.id.text)),
             .init("vm-state-size", .integer(Int64(bitPattern: snapshot.stateSize))),
         ]
         return .object(members)
@@ -171,7 +171,7 @@ extension InfoReport {
         guard let name = header.backingFile else { return [] }
         var line = "backing file: \(name)"
         if let full = facts.fullBackingName {
-            if full != name { line += " (actual path: \(full))" }
+            if full != name.description { line += " (actual path: \(full))" }
         } else {
             line += " (cannot determine actual path)"
         }
@@ -185,7 +185,7 @@ extension InfoReport {
                 let milliseconds = snapshot.guestNanoseconds / 1_000_000
                 let seconds = milliseconds / 1000
                 return row(
-                    snapshot.id, snapshot.name, TextLayout.size(snapshot.stateSize),
+                    snapshot.id.text, snapshot.name.text, TextLayout.size(snapshot.stateSize),
                     TextLayout.localTime(snapshot.seconds),
                     TextLayout.format(
                         "%02llu:%02llu:%02llu.%03llu", seconds / 3600, seconds / 60 % 60,

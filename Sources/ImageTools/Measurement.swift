@@ -13,7 +13,7 @@ public struct Measurement: Sendable {
         /// A disk of this size in bytes, with nothing in it.
         case empty(Int64)
         /// An image (a path, or the name of an NBD export); a nil format is found out.
-        case image(String, ImageFormat?)
+        case image(ImageName, ImageFormat?)
     }
 
     public struct Result: Sendable, Equatable {

@@ -1,11 +1,13 @@
+import DiskImage
+
 extension NBDAddress {
     /// How qemu writes the name of an export, whatever form it was given in: without %XX, and a unix
     /// socket without what else the URI says. Other names stay as they are.
-    public static func qemuName(_ name: String) -> String {
-        guard let address = try? NBDAddress(name) else { return name }
+    public static func qemuName(_ name: ImageName) -> String {
+        guard let address = try? NBDAddress(name) else { return name.description }
         let uri = address.uri
-        if uri.hasPrefix("nbd+unix://") { return qemuUnixName(uri) ?? name }
-        guard uri.hasPrefix("nbd://") else { return name }
+        if uri.hasPrefix("nbd+unix://") { return qemuUnixName(uri) ?? address.name }
+        guard uri.hasPrefix("nbd://") else { return address.name }
         let rest = uri.dropFirst("nbd://".count).prefix { $0 != "?" && $0 != "#" }
         let host = rest.prefix { $0 != "/" }
         let export = rest.dropFirst(host.count + 1)

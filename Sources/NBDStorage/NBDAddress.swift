@@ -6,20 +6,21 @@ import DiskImage
 ///   (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md)
 /// - `nbd:host:port[:exportname=export]`, `nbd:unix:path[:exportname=export]`
 public struct NBDAddress: Sendable, Equatable {
-    /// In the URI form.
+    /// In the URI form, which is ASCII.
     public let uri: String
     /// As it was given, for messages.
     public let name: String
 
-    private static let schemes = ["nbd://", "nbds://", "nbd+unix://", "nbds+unix://"]
+    private static let schemes = ["nbd", "nbds", "nbd+unix", "nbds+unix"]
+    private static let olderPrefix = Array("nbd:".utf8)
 
     /// nil if the name is no NBD name at all.
     ///
     /// - Throws: for one that begins like an NBD name and cannot be understood.
-    public init?(_ name: String) throws(ImageError) {
+    public init?(_ name: ImageName) throws(ImageError) {
         guard Self.isNBD(name) else { return nil }
-        self.name = name
-        uri = Self.schemes.contains { name.hasPrefix($0) } ? name : try Self.uri(fromOlder: name)
+        self.name = name.description
+        uri = Self.isURI(name) ? Self.escapedURI(name.bytes) : try Self.uri(fromOlder: name)
     }
 
     /// Whether the server is on this machine, behind a unix socket.
@@ -31,49 +32,74 @@ public struct NBDAddress: Sendable, Equatable {
     }
 
     /// Whether a name means an export, well-formed or not.
-    public static func isNBD(_ name: String) -> Bool {
-        name.hasPrefix("nbd:") || schemes.contains { name.hasPrefix($0) }
+    public static func isNBD(_ name: ImageName) -> Bool {
+        name.bytes.starts(with: olderPrefix) || isURI(name)
     }
 
-    private static func uri(fromOlder name: String) throws(ImageError) -> String {
-        var place = name.dropFirst("nbd:".count)
-        var export = ""
-        if let mark = place.firstRange(of: ":exportname=") {
-            export = String(place[mark.upperBound...])
-            place = place[..<mark.lowerBound]
+    private static func isURI(_ name: ImageName) -> Bool {
+        guard let scheme = name.protocolName, schemes.contains(scheme) else { return false }
+        return name.bytes.dropFirst(scheme.utf8.count).starts(withASCII: "://")
+    }
+
+    private static func uri(fromOlder name: ImageName) throws(ImageError) -> String {
+        var place = name.bytes[olderPrefix.count...]
+        var export: ArraySlice<UInt8> = []
+        let mark = Array(":exportname=".utf8)
+        if let start = place.indices.first(where: { place[$0...].starts(with: mark) }) {
+            export = place[(start + mark.count)...]
+            place = place[..<start]
         }
-        if place.hasPrefix("unix:") {
-            let socket = place.dropFirst("unix:".count)
+        if let socket = place.dropping(prefix: Array("unix:".utf8)) {
             guard !socket.isEmpty else { throw invalid(name, "the path of a socket is missing") }
-            return unixURI(socket: String(socket), export: export)
+            return unixURI(socket: socket, export: export)
         }
-        guard let colon = place.lastIndex(of: ":"), colon != place.startIndex,
-            UInt16(place[place.index(after: colon)...]) != nil
+        guard let colon = place.lastIndex(of: UInt8(ascii: ":")), colon != place.startIndex,
+            UInt16(place[(colon + 1)...].text) != nil
         else { throw invalid(name, "expected is nbd:host:port or nbd:unix:path") }
-        return "nbd://\(place)/" + escaped(export)
+        return "nbd://\(escapedURI(place))/" + escaped(export)
     }
 
-    static func unixURI(socket: String, export: String) -> String {
+    public static func unixURI(
+        socket: some Collection<UInt8>, export: some Collection<UInt8>
+    ) -> String {
         "nbd+unix:///\(escaped(export))?socket=\(escaped(socket))"
     }
 
-    /// With everything but unreserved characters written as %XX (RFC 3986, section 2).
-    public static func escaped(_ text: String) -> String {
-        let hex = Array("0123456789ABCDEF")
-        var result = ""
-        for byte in text.utf8 {
+    /// The bytes with everything but unreserved characters written as %XX (RFC 3986, section 2).
+    public static func escaped(_ bytes: some Collection<UInt8>) -> String {
+        escaped(bytes) { byte in
             switch byte {
             case UInt8(ascii: "a")...UInt8(ascii: "z"), UInt8(ascii: "A")...UInt8(ascii: "Z"),
                 UInt8(ascii: "0")...UInt8(ascii: "9"), UInt8(ascii: "-"), UInt8(ascii: "."),
                 UInt8(ascii: "_"), UInt8(ascii: "~"), UInt8(ascii: "/"):
+                true
+            default: false
+            }
+        }
+    }
+
+    /// A URI as it was typed, with %XX for what no URI holds.
+    private static func escapedURI(_ bytes: some Collection<UInt8>) -> String {
+        escaped(bytes) { $0 < 0x80 }
+    }
+
+    private static func escaped(
+        _ bytes: some Collection<UInt8>, where isKept: (UInt8) -> Bool
+    ) -> String {
+        let hex = Array("0123456789ABCDEF")
+        var result = ""
+        for byte in bytes {
+            if isKept(byte) {
                 result.unicodeScalars.append(Unicode.Scalar(byte))
-            default: result += "%\(hex[Int(byte >> 4)])\(hex[Int(byte & 15)])"
+            } else {
+                result += "%\(hex[Int(byte >> 4)])\(hex[Int(byte & 15)])"
             }
         }
         return result
     }
 
-    private static func invalid(_ name: String, _ reason: String) -> ImageError {
-        ImageError(.invalid, path: name, "is not the name of an NBD export: \(reason)")
+    private static func invalid(_ name: ImageName, _ reason: String) -> ImageError {
+        ImageError(
+            .invalid, path: name.description, "is not the name of an NBD export: \(reason)")
     }
 }

@@ -9,33 +9,35 @@ import Synchronization
 /// other servers understand.
 public struct NBDServerCommand: Sendable, Equatable {
     /// The program and its arguments.
-    public let words: [String]
+    public let words: [[UInt8]]
 
-    /// Between the words of a name: it can be in none of them, or nobody could have typed it.
-    private static let separator: Character = "\u{1F}"
-    private static let start = "[\u{1F}"
+    /// Between the words of a name: a byte that no keyboard types, so that none of them holds it.
+    private static let separator: UInt8 = 0x1f
+    private static let start = [UInt8(ascii: "["), separator]
 
-    public init(_ words: [String]) { self.words = words }
+    public init(_ words: [[UInt8]]) { self.words = words }
 
     /// The command behind such a name; nil if the name is another.
-    public init?(name: String) {
-        guard name.hasPrefix(Self.start) else { return nil }
-        words = name.dropFirst(Self.start.count).split(
-            separator: Self.separator, omittingEmptySubsequences: false
-        ).map(String.init)
+    public init?(name: ImageName) {
+        guard let line = name.bytes.dropping(prefix: Self.start) else { return nil }
+        words = line.split(separator: Self.separator, omittingEmptySubsequences: false)
+            .map { Array($0) }
     }
 
-    /// As the name of a source or a target.
-    public var name: String { Self.start + words.joined(separator: String(Self.separator)) }
+    /// The command line as the name of a source or a target.
+    public var name: ImageName {
+        ImageName(bytes: Self.start + words.joined(separator: [Self.separator]))
+    }
 
-    /// For people.
-    var text: String { "[ \(words.joined(separator: " ")) ]" }
+    /// The command line for people.
+    var text: String { "[ \(words.map(\.text).joined(separator: " ")) ]" }
 }
 
 /// A server that runs for us, and ends with us.
 final class NBDServer: Sendable {
     let address: NBDAddress
-    private let folder: String
+    /// The folder that holds the socket.
+    private let folder: HostPath
     private let pid: pid_t
     private let text: String
     /// The status it ended with, once it has been fetched.
@@ -45,16 +47,15 @@ final class NBDServer: Sendable {
         text = command.text
         guard !command.words.isEmpty else { throw .invalid("[ ] names no server") }
         folder = try Self.makeFolder()
-        let socket = folder + "/socket"
+        let socket = Self.socket(in: folder)
         address = NBDAddress(
-            uri: NBDAddress.unixURI(socket: socket, export: ""), name: command.text)
+            uri: NBDAddress.unixURI(socket: socket.bytes, export: []), name: command.text)
         do {
             let listening = try Self.listen(socket)
             defer { _ = Glibc.close(listening) }
             pid = try Self.start(command.words, listening, command.text)
         } catch {
-            unlink(socket)
-            rmdir(folder)
+            Self.remove(folder)
             throw error
         }
     }
@@ -68,8 +69,7 @@ final class NBDServer: Sendable {
             kill(pid, SIGKILL)
             waitpid(pid, &result, WNOHANG)
         }
-        unlink(folder + "/socket")
-        rmdir(folder)
+        Self.remove(folder)
     }
 
     /// How the server ended; nil while it runs.
@@ -94,22 +94,54 @@ final class NBDServer: Sendable {
         }
     }
 
-    private static func makeFolder() throws(ImageError) -> String {
-        let parent = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
-        var template = Array("\(parent)/swimg-\(String(repeating: "X", count: 6))".utf8CString)
-        guard mkdtemp(&template) != nil else { throw failure(parent, "cannot make a folder") }
-        return String(decoding: template.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    /// Makes a folder for the socket where TMPDIR says, or in /tmp where that is not possible: the path
+    /// of a socket has 107 bytes at most.
+    private static func makeFolder() throws(ImageError) -> HostPath {
+        if let chosen = getenv("TMPDIR"), chosen.pointee != 0 {
+            let parent = HostPath(bytes: UnsafeRawBufferPointer(start: chosen, count: strlen(chosen)))
+            if socket(in: folder(in: parent)).bytes.count < longestSocket,
+                let folder = makeFolder(in: parent)
+            {
+                return folder
+            }
+        }
+        guard let folder = makeFolder(in: "/tmp") else {
+            throw failure("/tmp", "cannot make a folder")
+        }
+        return folder
     }
 
-    private static func listen(_ path: String) throws(ImageError) -> Int32 {
+    private static func makeFolder(in parent: HostPath) -> HostPath? {
+        var template = folder(in: parent).bytes.map { CChar(bitPattern: $0) } + [0]
+        guard mkdtemp(&template) != nil else { return nil }
+        return HostPath(bytes: template.dropLast().map { UInt8(bitPattern: $0) })
+    }
+
+    private static func folder(in parent: HostPath) -> HostPath {
+        HostPath(bytes: parent.bytes + Array("/swimg-XXXXXX".utf8))
+    }
+
+    private static func socket(in folder: HostPath) -> HostPath {
+        HostPath(bytes: folder.bytes + Array("/socket".utf8))
+    }
+
+    private static func remove(_ folder: HostPath) {
+        _ = socket(in: folder).withCString { unlink($0) }
+        _ = folder.withCString { rmdir($0) }
+    }
+
+    /// What has to be more than the length of a socket's path, in bytes.
+    private static let longestSocket = MemoryLayout.size(ofValue: sockaddr_un().sun_path)
+
+    private static func listen(_ socketPath: HostPath) throws(ImageError) -> Int32 {
+        let path = socketPath.description
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
-        let room = MemoryLayout.size(ofValue: address.sun_path)
-        guard path.utf8.count < room else {
+        guard socketPath.bytes.count < longestSocket else {
             throw failure(path, "cannot make a socket", ENAMETOOLONG)
         }
-        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8) }
-        let descriptor = socket(
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: socketPath.bytes) }
+        let descriptor = Glibc.socket(
             AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
         guard descriptor >= 0 else { throw failure(path, "cannot make a socket") }
         let size = socklen_t(MemoryLayout<sockaddr_un>.size)
@@ -125,7 +157,7 @@ final class NBDServer: Sendable {
     }
 
     private static func start(
-        _ words: [String], _ socket: Int32, _ text: String
+        _ words: [[UInt8]], _ socket: Int32, _ text: String
     ) throws(ImageError) -> pid_t {
         // The server looks whether LISTEN_PID is its own number; a shell knows it and becomes the server.
         // Where there is setpriv (util-linux), the server ends also when we are killed.
@@ -134,7 +166,8 @@ final class NBDServer: Sendable {
             command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM -- "$@"
             exec "$@"
             """
-        let line = ["/bin/sh", "-c", script, "sh"] + words
+        let shell = "/bin/sh"
+        let line = [shell, "-c", script, "sh"].map { Array($0.utf8) } + words
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
@@ -161,11 +194,11 @@ final class NBDServer: Sendable {
             &attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF))
 
         var child = pid_t()
-        var arguments: [UnsafeMutablePointer<CChar>?] = line.map { strdup($0) }
+        var arguments: [UnsafeMutablePointer<CChar>?] = line.map { $0.withCString { strdup($0) } }
         arguments.append(nil)
         defer { for argument in arguments { free(argument) } }
         let problem = posix_spawn(
-            &child, line[0], &actions, &attributes, arguments, clinux_environment())
+            &child, shell, &actions, &attributes, arguments, clinux_environment())
         guard problem == 0 else { throw failure(text, "cannot start the server", problem) }
         return child
     }

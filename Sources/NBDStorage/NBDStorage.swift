@@ -64,7 +64,7 @@ public final class NBDStorage: Storage {
     ///
     /// - Returns: nil if the name is neither.
     public static func open(
-        _ name: String, _ options: NBDOptions, forWriting: Bool = false
+        _ name: ImageName, _ options: NBDOptions, forWriting: Bool = false
     ) throws(ImageError) -> NBDStorage? {
         if let command = NBDServerCommand(name: name) {
             return try NBDStorage(command, options: options, forWriting: forWriting)
@@ -74,7 +74,7 @@ public final class NBDStorage: Storage {
     }
 
     /// Whether a name is for `open`.
-    public static func isName(_ name: String) -> Bool {
+    public static func isName(_ name: ImageName) -> Bool {
         NBDAddress.isNBD(name) || NBDServerCommand(name: name) != nil
     }
 

@@ -47,7 +47,7 @@ struct CheckCommand: ImageCommand {
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     private static let unsupportedStatus: Int32 = 63
 
@@ -77,7 +77,7 @@ struct CheckCommand: ImageCommand {
         guard let path = files.first, files.count == 1 else {
             throw .invalid("Expecting one image file name")
         }
-        var check = ImageCheck(path: try access.name(path, format: format))
+        var check = ImageCheck(try access.name(path, format: format))
         check.format = try format.map(imageFormat)
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {

@@ -5,7 +5,8 @@ import NBDStorage
 ///
 /// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed there.
 /// The parser knows none of the joined forms together, so they are taken apart first. And a server's
-/// command line in brackets, as nbdcopy has it, becomes one word.
+/// command line in brackets, as nbdcopy has it, becomes one word. Words are in the form of `ArgumentBytes`, so
+/// that each character of theirs is one byte.
 struct CommandLineWords {
     private let letters: OptionLetters
 
@@ -67,7 +68,7 @@ struct CommandLineWords {
         let words = Array(rest[..<end])
         rest = rest[(end + 1)...]
         guard !words.isEmpty else { throw .invalid("a server is missing in [ ]") }
-        return NBDServerCommand(words).name
+        return ArgumentBytes.escaped(NBDServerCommand(words.map(ArgumentBytes.bytes)).name.bytes)
     }
 
     private func takeApart(

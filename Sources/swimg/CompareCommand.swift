@@ -44,7 +44,7 @@ struct CompareCommand: ImageCommand {
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The two images.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     private static let isDifferent = Verdict(status: 1)
 

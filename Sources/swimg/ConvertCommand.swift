@@ -76,7 +76,7 @@ struct ConvertCommand: ImageCommand {
             """
             Options of the new image, as key=value,…; -o help lists them.
             """, valueName: "options"))
-    var options: [String] = []
+    var options: [OptionText] = []
 
     @Flag(name: .customShort("n"), help: "Write into an existing target.")
     var skipCreation = false
@@ -108,13 +108,13 @@ struct ConvertCommand: ImageCommand {
         help: ArgumentHelp(
             "The source as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
             valueName: "snapshot"))
-    var snapshot: String?
+    var snapshot: OptionText?
 
     @Option(
         name: .customShort("B"), parsing: .unconditional,
         help: ArgumentHelp(
             "The target lies on this file and leaves out what that provides.", valueName: "file"))
-    var backingFile: String?
+    var backingFile: ImageName?
 
     @Option(
         name: .customShort("F"), parsing: .unconditional,
@@ -147,13 +147,14 @@ struct ConvertCommand: ImageCommand {
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     /// Small files are converted before anything else would need the memory.
     var isBrief: Bool {
-        files.dropLast().allSatisfy { path in
+        files.dropLast().allSatisfy { name in
             var status = stat()
-            return stat(path, &status) == 0 && status.st_mode & S_IFMT == S_IFREG
+            let isFile = (try? name.path())?.withCString { stat($0, &status) } == 0
+            return isFile && status.st_mode & S_IFMT == S_IFREG
                 && status.st_size < 4 << 20
         }
     }
@@ -188,7 +189,7 @@ struct ConvertCommand: ImageCommand {
         guard files.count >= 2, let target = files.last else {
             throw .invalid("a source and a target are needed")
         }
-        var sources: [String] = []
+        var sources: [ImageName] = []
         for file in files.dropLast() {
             sources.append(try imageName(file, isOptions: imageOpts, format: sourceFormat))
         }
@@ -218,7 +219,7 @@ struct ConvertCommand: ImageCommand {
         }
         conversion.sharesBlocks = try sharesBlocks()
         conversion.compress = compress
-        for text in options { try conversion.options.add(text) }
+        for list in options { try conversion.options.add(list.bytes) }
         conversion.skipsCreation = skipCreation
         conversion.targetIsZero = targetIsZero
         conversion.targetCacheMode = try cacheMode(targetCache)
@@ -227,7 +228,7 @@ struct ConvertCommand: ImageCommand {
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
         conversion.snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text)
+            try SnapshotName(text.bytes)
         }
         conversion.nbd = try nbd.options()
         conversion.expectedDigest = expectedDigest
@@ -236,7 +237,7 @@ struct ConvertCommand: ImageCommand {
 
     private func printsOptionHelp() throws(ImageError) -> Bool {
         var asked = CreationOptions()
-        for text in options { try asked.add(text) }
+        for list in options { try asked.add(list.bytes) }
         guard asked.asksForHelp else { return false }
         Output.print(
             OptionSchema.help(

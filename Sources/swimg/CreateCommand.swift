@@ -28,12 +28,12 @@ struct CreateCommand: ImageCommand {
         name: .customShort("o"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp(
             "Options of the image, as key=value,…; -o help lists them.", valueName: "options"))
-    var options: [String] = []
+    var options: [OptionText] = []
 
     @Option(
         name: .customShort("b"), parsing: .unconditional,
         help: ArgumentHelp("The file that the image lies on.", valueName: "file"))
-    var backingFile: String?
+    var backingFile: ImageName?
 
     @Option(
         name: .customShort("F"), parsing: .unconditional,
@@ -54,22 +54,22 @@ struct CreateCommand: ImageCommand {
     @OptionGroup var nbd: NBDServerOptions
 
     @Argument(help: ArgumentHelp("The image, then its size.", valueName: "file"))
-    var words: [String] = []
+    var words: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
         var given = CreationOptions()
-        for text in options { try given.add(text) }
+        for list in options { try given.add(list.bytes) }
         if given.asksForHelp {
             return Output.print(
                 OptionSchema.help(for: try knownFormat(), includesFile: !words.isEmpty))
         }
-        guard let path = words.first else { throw ImageError.invalid("Expecting image file name") }
+        guard let name = words.first else { throw ImageError.invalid("Expecting image file name") }
         guard words.count <= 2 else {
             throw ImageError.invalid("Unexpected argument: \(words[2])")
         }
-        var creation = ImageCreation(path: path, format: try knownFormat())
+        var creation = ImageCreation(name, format: try knownFormat())
         creation.options = given
-        creation.size = try words.dropFirst().first.map(imageSize)
+        creation.size = try words.dropFirst().first.map { try imageSize($0.description) }
         creation.backingFile = backingFile
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
@@ -87,7 +87,7 @@ struct CreateCommand: ImageCommand {
     private func knownFormat() throws(ImageError) -> ImageFormat {
         guard let known = ImageFormat(rawValue: format) else {
             throw ImageError(
-                .invalid, path: words.first, "Unknown file format '\(format)'")
+                .invalid, path: words.first?.description, "Unknown file format '\(format)'")
         }
         return known
     }

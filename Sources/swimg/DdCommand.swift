@@ -29,7 +29,7 @@ struct DdCommand: ImageCommand {
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("What to copy, as key=value.", valueName: "operand"))
-    var operands: [String] = []
+    var operands: [OptionText] = []
 
     func run(_ signals: Signals) async throws {
         var conversion = try makeConversion()
@@ -40,19 +40,21 @@ struct DdCommand: ImageCommand {
 
     private func makeConversion() throws(ImageError) -> Conversion {
         var slice = BlockSlice()
-        var source: String?
-        var target: String?
+        var source: ImageName?
+        var target: ImageName?
         for operand in operands {
-            let key = operand.prefix { $0 != "=" }
-            let value = String(operand.dropFirst(key.count + 1))
-            switch operand.contains("=") ? key : "" {
-            case "if": source = value
-            case "of": target = value
+            let sides = OptionWords.sides(of: operand.bytes)
+            let value = sides?.value ?? []
+            switch sides?.key {
+            case "if": source = ImageName(bytes: value)
+            case "of": target = ImageName(bytes: value)
             case "bs":
-                slice.blockSize = try sizeArgument(value, name: "bs", in: 1...Int64(Int32.max))
-            case "count": slice.count = try sizeArgument(value, name: "count")
-            case "skip": slice.skip = try sizeArgument(value, name: "skip")
-            default: throw .invalid("unrecognized operand \(key)")
+                slice.blockSize = try sizeArgument(
+                    value.text, name: "bs", in: 1...Int64(Int32.max))
+            case "count": slice.count = try sizeArgument(value.text, name: "count")
+            case "skip": slice.skip = try sizeArgument(value.text, name: "skip")
+            default:
+                throw .invalid("unrecognized operand \(sides?.key ?? operand.bytes.text)")
             }
         }
         guard let source, let target else {

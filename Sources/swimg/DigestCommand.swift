@@ -31,7 +31,7 @@ struct DigestCommand: ImageCommand {
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1, let path = files.first else {
@@ -58,9 +58,9 @@ struct DigestCommand: ImageCommand {
         Output.print(output == "json" ? Self.json(path, result) : "\(result)  \(path)\n")
     }
 
-    private static func json(_ path: String, _ digest: String) -> String {
+    private static func json(_ name: ImageName, _ digest: String) -> String {
         JSONValue.object([
-            .init("filename", .string(path)), .init("sha256", .string(digest)),
+            .init("filename", .string(name.description)), .init("sha256", .string(digest)),
         ]).text + "\n"
     }
 }

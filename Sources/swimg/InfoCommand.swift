@@ -32,7 +32,7 @@ struct InfoCommand: ImageCommand {
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }

@@ -9,13 +9,15 @@ import ImageStorage
 @main
 enum Main {
     static func main() {
+        // Before anything is opened.
+        guard clinux_open_standard_descriptors() == 0 else { leave(1) }
         clinux_limit_malloc_arenas()
         raiseDescriptorLimit()
         // Both come back as errors of the write that met them.
         signal(SIGPIPE, SIG_IGN)
         signal(SIGXFSZ, SIG_IGN)
         do {
-            let words = Array(CommandLine.arguments.dropFirst())
+            let words = ArgumentBytes.commandLine().dropFirst().map(ArgumentBytes.escaped)
             // Programs ask for it again and again, and the parser takes longer than the rest of us.
             if words == ["--version"] || words == ["-V"] {
                 return Output.print(ProgramName.versionLine + "\n")
@@ -78,7 +80,7 @@ enum Main {
 
     /// Nearly every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
     private static func fail(_ message: String, status: Int32 = 1) -> Never {
-        Output.printError("\(ProgramName.called): \(message)\n")
+        Output.printError("\(ProgramName.called): \(ArgumentBytes.readable(message))\n")
         leave(status)
     }
 
@@ -154,5 +156,5 @@ enum ProgramName {
         ? "qemu-img version 7.2.0 (swimg \(Swimg.version))" : "swimg version \(Swimg.version)"
 
     private static let isQemuImg =
-        CommandLine.arguments.first?.split(separator: "/").last == "qemu-img"
+        ArgumentBytes.commandLine().first.map { HostPath(bytes: $0).fileName.text } == "qemu-img"
 }

@@ -39,12 +39,12 @@ struct MapCommand: ImageCommand {
     var maxLength: String?
 
     @Option(help: ArgumentHelp("Write the picture to this file.", valueName: "file"))
-    var svg: String?
+    var svg: ImageName?
 
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
@@ -110,7 +110,7 @@ struct MapCommand: ImageCommand {
             return Output.print(
                 picture.text(isColored: screen.isColored, isUnicode: screen.isUnicode))
         }
-        try Output.write(picture.svg, toFile: svg)
+        try Output.write(picture.svg, toFile: svg.path())
     }
 }
 

@@ -32,7 +32,7 @@ struct MeasureCommand: ImageCommand {
     @Option(
         name: .customShort("o"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Options of the new image, as key=value,….", valueName: "options"))
-    var options: [String] = []
+    var options: [OptionText] = []
 
     @Option(
         parsing: .unconditional,
@@ -44,7 +44,7 @@ struct MeasureCommand: ImageCommand {
         help: ArgumentHelp(
             "The image as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
             valueName: "snapshot"))
-    var snapshot: String?
+    var snapshot: OptionText?
 
     @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
     var output = "human"
@@ -52,7 +52,7 @@ struct MeasureCommand: ImageCommand {
     @OptionGroup var access: SourceOptions
 
     @Argument(help: ArgumentHelp("The image.", valueName: "file"))
-    var files: [String] = []
+    var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
         let measurement = try makeMeasurement()
@@ -73,9 +73,9 @@ struct MeasureCommand: ImageCommand {
             throw .invalid("Unknown file format '\(targetFormat)'")
         }
         measurement.targetFormat = format
-        for text in options { try measurement.options.add(text) }
+        for list in options { try measurement.options.add(list.bytes) }
         measurement.snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text)
+            try SnapshotName(text.bytes)
         }
         measurement.shareForced = access.forceShare
         measurement.nbd = try access.nbd.options()

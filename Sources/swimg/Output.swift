@@ -12,15 +12,15 @@ enum Output {
     }
 
     /// Makes a file of a text, or replaces what it held.
-    static func write(_ text: String, toFile path: String) throws(ImageError) {
-        let descriptor = creat(path, 0o666)
+    static func write(_ text: String, toFile path: HostPath) throws(ImageError) {
+        let descriptor = path.withCString { creat($0, 0o666) }
         var text = text
         guard descriptor >= 0, text.withUTF8({ write($0, to: descriptor) }),
             close(descriptor) == 0
         else {
             let code = errno
             throw ImageError(
-                .system(errno: code), path: path,
+                .system(errno: code), path: path.description,
                 "cannot write: \(String(cString: strerror(code)))")
         }
     }

@@ -40,22 +40,23 @@ struct ResizeCommand: ImageCommand {
     @OptionGroup var names: ImageNameOptions
 
     @Argument(help: ArgumentHelp("The image, then its new size.", valueName: "file"))
-    var words: [String] = []
+    var words: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        guard words.count == 2, let path = words.first, let size = words.last else {
+        guard words.count == 2, let given = words.first, let size = words.last else {
             throw ImageError.invalid("Expecting image file name and size")
         }
-        let name = try names.name(path, format: format)
+        let name = try names.name(given, format: format)
         let described = try ImageDescription(name)
         guard described?.isWhole ?? true else {
-            throw ImageError.unsupported(path, "a part of a file can only be read")
+            throw ImageError.unsupported(given.description, "a part of a file can only be read")
         }
-        var resizing = ImageResizing(path: described?.place ?? name, change: try change(size))
+        var resizing = ImageResizing(
+            described?.place ?? name, change: try change(size.description))
         resizing.format = described?.format
         if let format {
             guard let known = ImageFormat(rawValue: format) else {
-                throw ImageError.invalid("Could not open '\(path)': Unknown driver '\(format)'")
+                throw ImageError.invalid("Could not open '\(given)': Unknown driver '\(format)'")
             }
             resizing.format = known
         }
@@ -64,7 +65,7 @@ struct ResizeCommand: ImageCommand {
             throw ImageError.invalid("Invalid preallocation mode '\(preallocation)'")
         }
         resizing.preallocation = mode
-        resizing.onGuessedRaw = { Output.printError(Self.guessWarning(path)) }
+        resizing.onGuessedRaw = { Output.printError(Self.guessWarning(given.description)) }
         do {
             try await signals.interrupting(
                 { [resizing] in try await resizing.run() }, onStatus: {})

@@ -88,8 +88,8 @@ struct ImageNameOptions: ParsableArguments {
     var objects: [String] = []
 
     /// - Parameter format: what was given beside it; options name the format themselves.
-    func name(_ text: String, format: String?) throws(ImageError) -> String {
-        try imageName(text, isOptions: areOptions, format: format)
+    func name(_ name: ImageName, format: String?) throws(ImageError) -> ImageName {
+        try imageName(name, isOptions: areOptions, format: format)
     }
 }
 
@@ -104,8 +104,8 @@ struct SourceOptions: ParsableArguments {
 
     @OptionGroup var nbd: NBDServerOptions
 
-    func name(_ text: String, format: String?) throws(ImageError) -> String {
-        try names.name(text, format: format)
+    func name(_ name: ImageName, format: String?) throws(ImageError) -> ImageName {
+        try names.name(name, format: format)
     }
 }
 
@@ -115,16 +115,13 @@ struct SourceOptions: ParsableArguments {
 ///   - isOptions: it is not a name but a list of options (`--image-opts`).
 ///   - format: what was given beside it; options name the format themselves.
 func imageName(
-    _ text: String, isOptions: Bool, format: String? = nil
-) throws(ImageError) -> String {
-    if isOptions {
-        guard format == nil else {
-            throw .invalid("--image-opts and --format are mutually exclusive")
-        }
-        return try ImageDescription.name(fromOptions: text)
+    _ name: ImageName, isOptions: Bool, format: String? = nil
+) throws(ImageError) -> ImageName {
+    guard isOptions else { return name }
+    guard format == nil else {
+        throw .invalid("--image-opts and --format are mutually exclusive")
     }
-    // What qemu puts before names that have a colon of their own.
-    return text.hasPrefix("file:") ? String(text.dropFirst("file:".count)) : text
+    return ImageDescription.name(fromOptions: name.bytes)
 }
 
 func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {

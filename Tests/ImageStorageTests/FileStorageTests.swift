@@ -56,7 +56,7 @@ func contents(_ path: String) throws -> [UInt8] {
         let path = try folder.file("disk", [])
         var expected = pattern(70_000)
         do {
-            let storage = try FileStorage.openExistingTarget(path, cacheMode: mode)
+            let storage = try FileStorage.openExistingTarget(HostPath(path), cacheMode: mode)
             try await storage.truncate(to: Int64(expected.count))
             let pieces = [
                 0..<5, 5..<4096, 4096..<12288, 12288..<12289, 12289..<40_000, 40_000..<70_000,
@@ -73,7 +73,7 @@ func contents(_ path: String) throws -> [UInt8] {
             try await storage.flush()
         }
         #expect(try contents(path) == expected)
-        let source = try FileStorage.openSource(path, cacheMode: mode)
+        let source = try FileStorage.openSource(HostPath(path), cacheMode: mode)
         for range: Range<Int64> in [0..<70_000, 1..<2, 4095..<4097, 69_999..<70_000, 8192..<16384] {
             let bytes = try await read(source, range)
             #expect(bytes == Array(expected[Int(range.lowerBound)..<Int(range.upperBound)]))
@@ -84,13 +84,13 @@ func contents(_ path: String) throws -> [UInt8] {
     @Test func findsHoles() async throws {
         let path = try folder.file("sparse", [])
         do {
-            let target = try FileStorage.openExistingTarget(path, cacheMode: .unsafe)
+            let target = try FileStorage.openExistingTarget(HostPath(path), cacheMode: .unsafe)
             try await target.truncate(to: 1 << 20)
             let bytes = pattern(65536)
             let span = bytes.span.bytes
             try await target.write(span, at: 131_072)
         }
-        let storage = try FileStorage.openSource(path)
+        let storage = try FileStorage.openSource(HostPath(path))
         var extents: [Extent] = []
         var offset: Int64 = 0
         while offset < storage.size {
@@ -110,43 +110,43 @@ func contents(_ path: String) throws -> [UInt8] {
     }
 
     @Test func refusesWhatIsNoDisk() throws {
-        #expect(throws: ImageError.self) { try FileStorage.openSource(folder.path) }
+        #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(folder.path)) }
         #expect(throws: ImageError.self) { try FileStorage.openSource("/dev/null") }
-        #expect(throws: ImageError.self) { try FileStorage.openSource(folder.file("none")) }
+        #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(folder.file("none"))) }
         let pipe = try folder.file("pipe")
         #expect(mkfifo(pipe, 0o600) == 0)
-        #expect(throws: ImageError.self) { try FileStorage.openSource(pipe) }
+        #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(pipe)) }
     }
 
     /// A child that another thread has just forked holds a copy for a moment.
     @Test func locksEndWithTheStorage() throws {
         let path = try folder.file("disk", [1])
-        var target: FileStorage? = try FileStorage.openExistingTarget(path, cacheMode: .unsafe)
+        var target: FileStorage? = try FileStorage.openExistingTarget(HostPath(path), cacheMode: .unsafe)
         let copy = dup(try #require(target?.descriptor))
         defer { close(copy) }
-        #expect(throws: ImageError.self) { _ = try FileStorage.openSource(path) }
+        #expect(throws: ImageError.self) { _ = try FileStorage.openSource(HostPath(path)) }
         target = nil
-        _ = try FileStorage.openSource(path)
+        _ = try FileStorage.openSource(HostPath(path))
     }
 
     @Test func locksKeepWritersAlone() throws {
         let path = try folder.file("disk", [1, 2, 3])
-        let reader = try FileStorage.openSource(path)
-        let second = try FileStorage.openSource(path)
+        let reader = try FileStorage.openSource(HostPath(path))
+        let second = try FileStorage.openSource(HostPath(path))
         #expect(throws: ImageError.self) {
-            try FileStorage.openExistingTarget(path, cacheMode: .unsafe)
+            try FileStorage.openExistingTarget(HostPath(path), cacheMode: .unsafe)
         }
         withExtendedLifetime((reader, second)) {}
         let other = try folder.file("other", [1, 2, 3])
-        let writer = try FileStorage.openExistingTarget(other, cacheMode: .unsafe)
-        #expect(throws: ImageError.self) { try FileStorage.openSource(other) }
-        #expect(throws: Never.self) { try FileStorage.openSource(other, shareForced: true) }
+        let writer = try FileStorage.openExistingTarget(HostPath(other), cacheMode: .unsafe)
+        #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(other)) }
+        #expect(throws: Never.self) { try FileStorage.openSource(HostPath(other), shareForced: true) }
         withExtendedLifetime(writer) {}
     }
 
     @Test func knowsWhatCannotFit() throws {
         let storage = try FileStorage.openExistingTarget(
-            folder.file("disk", []), cacheMode: .unsafe)
+            HostPath(folder.file("disk", [])), cacheMode: .unsafe)
         #expect(throws: Never.self) { try storage.requireSpace(1) }
         let error = #expect(throws: ImageError.self) { try storage.requireSpace(1 << 60) }
         #expect(error?.description.contains("No space left on device") == true)

@@ -19,7 +19,7 @@ import Testing
     @Test(arguments: CacheMode.allCases)
     func appearsAtCommit(mode: CacheMode) async throws {
         let path = try folder.file("new")
-        let target = try TargetFile.create(path, cacheMode: mode)
+        let target = try TargetFile.create(HostPath(path), cacheMode: mode)
         try await write("whole", to: target)
         #expect(try !folder.names.contains("new"))
         try await target.commit()
@@ -30,7 +30,7 @@ import Testing
     @Test func leavesNothingBehind() async throws {
         let old = try folder.file("old", Array("old".utf8))
         for path in [try folder.file("new"), old] {
-            let target = try TargetFile.create(path, cacheMode: .unsafe)
+            let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
             try await write("half", to: target)
             target.abandon()
         }
@@ -40,7 +40,7 @@ import Testing
 
     @Test func forgottenTargetsGoToo() async throws {
         do {
-            let target = try TargetFile.create(folder.file("new"), cacheMode: .unsafe)
+            let target = try TargetFile.create(HostPath(folder.file("new")), cacheMode: .unsafe)
             try await write("half", to: target)
         }
         #expect(try folder.names.isEmpty)
@@ -50,7 +50,7 @@ import Testing
         let path = try folder.file("disk", Array("old".utf8))
         #expect(chmod(path, 0o604) == 0)
         let hasAttributes = setxattr(path, "user.note", "kept", 4, 0) == 0
-        let target = try TargetFile.create(path, cacheMode: .unsafe)
+        let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
         #expect(target.isStaged)
         try await write("new", to: target)
         #expect(try contents(path) == Array("old".utf8))
@@ -72,7 +72,7 @@ import Testing
         let dangling = try folder.file("dangling")
         #expect(symlink("file", link) == 0 && symlink("made", dangling) == 0)
         for (path, place) in [(link, file), (dangling, try folder.file("made"))] {
-            let target = try TargetFile.create(path, cacheMode: .unsafe)
+            let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
             try await write("new", to: target)
             try await target.commit()
             var status = stat()
@@ -81,7 +81,7 @@ import Testing
         }
         #expect(symlink("loop", try folder.file("loop")) == 0)
         #expect(throws: ImageError.self) {
-            try TargetFile.create(folder.file("loop"), cacheMode: .unsafe)
+            try TargetFile.create(HostPath(folder.file("loop")), cacheMode: .unsafe)
         }
     }
 
@@ -90,18 +90,18 @@ import Testing
         let other = try folder.file("two")
         #expect(link(path, other) == 0)
         do {
-            let target = try TargetFile.create(path, cacheMode: .unsafe)
+            let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
             #expect(!target.isStaged)
             // Nobody else may open it meanwhile, by either name.
             #expect(throws: ImageError.self) {
-                try FileStorage.openExistingTarget(other, cacheMode: .unsafe)
+                try FileStorage.openExistingTarget(HostPath(other), cacheMode: .unsafe)
             }
             try await write("new", to: target)
             try await target.commit()
         }
         #expect(try contents(other) == Array("new".utf8))
         // Given up half-way it is empty: nothing that looks finished.
-        let second = try TargetFile.create(path, cacheMode: .unsafe)
+        let second = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
         try await write("half", to: second)
         second.abandon()
         #expect(try contents(other).isEmpty)
@@ -109,7 +109,7 @@ import Testing
 
     @Test func existingTargetsAreNotEmptied() async throws {
         let path = try folder.file("disk", Array("0123456789".utf8))
-        let target = try TargetFile.openExisting(path, cacheMode: .unsafe)
+        let target = try TargetFile.openExisting(HostPath(path), cacheMode: .unsafe)
         #expect(!target.storage.traits.readsAsZero)
         try await write("ab", to: target)
         try await target.commit()
@@ -117,17 +117,17 @@ import Testing
         target.abandon()
         #expect(try contents(path) == Array("ab23456789".utf8))
         #expect(throws: ImageError.self) {
-            try TargetFile.openExisting(folder.file("none"), cacheMode: .unsafe)
+            try TargetFile.openExisting(HostPath(folder.file("none")), cacheMode: .unsafe)
         }
     }
 
     @Test func protectsSources() throws {
         let path = try folder.file("disk", [1])
-        let source = try FileStorage.openSource(path)
+        let source = try FileStorage.openSource(HostPath(path))
         for make in [
-            { try TargetFile.create(path, cacheMode: .unsafe, protecting: [source.identity]) },
+            { try TargetFile.create(HostPath(path), cacheMode: .unsafe, protecting: [source.identity]) },
             {
-                try TargetFile.openExisting(path, cacheMode: .unsafe, protecting: [source.identity])
+                try TargetFile.openExisting(HostPath(path), cacheMode: .unsafe, protecting: [source.identity])
             },
         ] {
             let error = #expect(throws: ImageError.self) { _ = try make() }
@@ -139,7 +139,7 @@ import Testing
     @Test func someoneElsesFileIsReplacedWhole() async throws {
         // Made by another process while ours was being written.
         let path = try folder.file("disk")
-        let target = try TargetFile.create(path, cacheMode: .unsafe)
+        let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
         try await write("ours", to: target)
         _ = try folder.file("disk", Array("theirs".utf8))
         try await target.commit()

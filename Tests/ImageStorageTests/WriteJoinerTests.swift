@@ -161,7 +161,7 @@ import Testing
         let file = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
         defer { close(file) }
         if flags != 0, !PageCacheBypass.isPossible(file) { return }
-        let descriptor = try Syscall.open("/proc/self/fd/\(file)", flags: O_RDWR | flags)
+        let descriptor = try Syscall.open(HostPath("/proc/self/fd/\(file)"), flags: O_RDWR | flags)
         defer { close(descriptor) }
         var queue: UInt = 0
         try #require(clinux_open_queue(&queue) == 0)

@@ -14,6 +14,7 @@ extern const int clinux_SEEK_DATA;
 extern const int clinux_SEEK_HOLE;
 extern const int clinux_O_TMPFILE;
 extern const int clinux_O_DIRECT;
+extern const int clinux_O_PATH;
 extern const int clinux_O_DSYNC;
 extern const int clinux_FALLOC_FL_KEEP_SIZE;
 extern const int clinux_FALLOC_FL_PUNCH_HOLE;
@@ -25,7 +26,21 @@ int clinux_clone_range(
 
 int clinux_open(const char *path, int flags, unsigned int mode);
 
+int clinux_openat(int folder, const char *name, int flags, unsigned int mode);
+
+/// The process's command line as `main` gets it, whatever has become of /proc and the environment since.
+int clinux_argument_count(void);
+const char *clinux_argument(int index);
+
+/// Opens /dev/null on those of descriptors 0, 1 and 2 that are closed: what is opened next would become the
+/// standard output otherwise, and messages would be written into it. -1 with errno where that cannot be done.
+int clinux_open_standard_descriptors(void);
+
 int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length);
+
+/// Gives a file the inode flags (chattr), the project and the extent size hint of another. 0 also where the file
+/// system knows none; -1 with errno where a flag that the other has cannot be set.
+int clinux_copy_inode_flags(int from, int to);
 
 /// FS_NOCOW_FL: asks a file system to write to a file in place instead of to copies of its blocks.
 int clinux_set_no_cow(int fd);
@@ -80,10 +95,16 @@ void clinux_write_together(unsigned long queue, int fd, struct clinux_write *wri
 /// How many cores the process may run on.
 int clinux_core_count(void);
 
-ssize_t clinux_readlink(const char *path, void *buffer, size_t size);
+ssize_t clinux_readlinkat(int folder, const char *name, void *buffer, size_t size);
 
-/// Whether something is mounted at this very path (a file bound into a container, say).
-int clinux_is_mount_root(const char *path);
+/// Whether something is mounted at this very place (a file bound into a container, say).
+int clinux_is_mount_root(int folder, const char *name);
+
+/// Whether an open folder lets names be added and neither changed nor removed (chattr +a).
+int clinux_is_append_only(int folder);
+
+/// Whether a folder belongs to /proc: its links are no paths but lead to open files.
+int clinux_is_process_folder(int folder);
 
 /// A descriptor that can be read from once somebody has written to it; neither ever blocks.
 int clinux_eventfd(void);

@@ -6,7 +6,7 @@ extension Qcow2Header {
     /// - Throws: `ImageError` if the names do not fit into a cluster.
     func serialized() throws(ImageError) -> [UInt8] {
         var bytes: [UInt8] = []
-        let names = Array((backingFile ?? "").utf8)
+        let names = backingFile?.bytes ?? []
         let extensions = serializedExtensions()
         let length = version == 2 ? Self.version2Length : Self.extendedLength
         let namesOffset = names.isEmpty ? 0 : length + extensions.count

@@ -57,7 +57,7 @@ public struct Qcow2Header: Sendable, Equatable {
     public var geometry: Qcow2Geometry
     public var compression: Qcow2Compression
     /// As written in the image: relative names count from the image's folder.
-    public var backingFile: String?
+    public var backingFile: ImageName?
     public var backingFormat: String?
     var l1Offset: HostOffset
     var l1Entries: Int64

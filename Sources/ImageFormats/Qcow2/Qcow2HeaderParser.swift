@@ -190,7 +190,7 @@ struct Qcow2HeaderParser {
         return (HostOffset(offset), entries)
     }
 
-    private func parseBackingName(_ bytes: RawSpan) throws(ImageError) -> String? {
+    private func parseBackingName(_ bytes: RawSpan) throws(ImageError) -> ImageName? {
         let offset = bytes.bigEndian(at: 8, as: UInt64.self)
         let length = Int(bytes.bigEndian(at: 16, as: UInt32.self))
         guard offset != 0, length != 0 else { return nil }
@@ -203,8 +203,8 @@ struct Qcow2HeaderParser {
             throw .corrupt(name, "the backing file name lies outside the first cluster")
         }
         // A name that begins with its end names nothing.
-        let found = bytes.extracting(Int(offset)..<Int(offset) + length).text()
-        return found.isEmpty ? nil : found
+        let found = bytes.extracting(Int(offset)..<Int(offset) + length).bytesToNUL()
+        return found.isEmpty ? nil : ImageName(bytes: found)
     }
 
     private struct Extensions {
@@ -282,8 +282,9 @@ extension Qcow2Header.TableRange {
 }
 
 extension RawSpan {
-    /// Text up to the first NUL byte.
-    func text() -> String {
-        withUnsafeBytes { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
-    }
+    /// The bytes up to the first NUL byte.
+    func bytesToNUL() -> [UInt8] { withUnsafeBytes { Array($0.prefix { $0 != 0 }) } }
+
+    /// The text up to the first NUL byte.
+    func text() -> String { bytesToNUL().text }
 }

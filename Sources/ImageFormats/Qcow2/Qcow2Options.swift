@@ -23,13 +23,13 @@ public struct Qcow2Options: Sendable, Equatable {
     /// What the new image will lie on.
     public struct Backing: Sendable, Equatable {
         /// As it is to be written into the image.
-        public var file: String
+        public var file: ImageName
         /// nil if the image does not say.
         public var format: String?
         /// Of the backing guest disk, in bytes.
         public var virtualSize: Int64
 
-        public init(file: String, format: String?, virtualSize: Int64) {
+        public init(file: ImageName, format: String?, virtualSize: Int64) {
             self.file = file
             self.format = format
             self.virtualSize = virtualSize

@@ -5,8 +5,9 @@ import ImageStorage
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Snapshots".
 public struct Qcow2Snapshot: Sendable, Equatable {
-    public let id: String
-    public let name: String
+    /// Bytes: mostly, but not necessarily, UTF-8.
+    public let id: [UInt8]
+    public let name: [UInt8]
     /// Where the L1 table lies that maps the disk as it was then, as the entry says it.
     let l1Offset: UInt64
     let l1Entries: Int64
@@ -58,8 +59,8 @@ public struct Qcow2Snapshot: Sendable, Equatable {
 
     private init(_ fixed: [UInt8], _ rest: [UInt8], extraLength: Int) {
         let idEnd = extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
-        id = rest.text(extraLength..<idEnd)
-        name = rest.text(idEnd..<rest.count)
+        id = Array(rest[extraLength..<idEnd].prefix { $0 != 0 })
+        name = Array(rest[idEnd...].prefix { $0 != 0 })
         l1Offset = fixed.bigEndian(at: 0, as: UInt64.self)
         l1Entries = Int64(fixed.bigEndian(at: 8, as: UInt32.self))
         seconds = fixed.bigEndian(at: 16, as: UInt32.self)

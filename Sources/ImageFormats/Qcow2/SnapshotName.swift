@@ -1,29 +1,27 @@
 import DiskImage
 
-/// Which of an image's internal snapshots somebody means (`-l`).
+/// The internal snapshot of an image that `-l` means. Ids and names are bytes, as in the image.
 public enum SnapshotName: Sendable, Equatable {
     /// An id, or the name of one if no snapshot has such an id.
-    case either(String)
+    case either([UInt8])
     /// Both have to be right; nil fits any.
-    case exact(id: String?, name: String?)
-
-    private static let prefix = "snapshot."
+    case exact(id: [UInt8]?, name: [UInt8]?)
 
     /// - Parameter text: `snapshot.id=ID,snapshot.name=NAME`, one of the two, or an id or name alone.
     /// - Throws: `ImageError` for a list with anything else in it.
-    public init(_ text: String) throws(ImageError) {
-        guard text.hasPrefix(Self.prefix) else {
+    public init(_ text: [UInt8]) throws(ImageError) {
+        guard text.starts(withASCII: "snapshot.") else {
             self = .either(text)
             return
         }
-        var id: String?
-        var name: String?
+        var id: [UInt8]?
+        var name: [UInt8]?
         for word in OptionWords.split(text) {
-            let parts = word.split(separator: "=", maxSplits: 1, omittingEmptySubsequences: false)
-            switch (parts[0], parts.count) {
-            case ("snapshot.id", 2): id = String(parts[1])
-            case ("snapshot.name", 2): name = String(parts[1])
-            default: throw .invalid("Failed in parsing snapshot param '\(text)'")
+            let sides = OptionWords.sides(of: word)
+            switch sides?.key {
+            case "snapshot.id": id = sides?.value
+            case "snapshot.name": name = sides?.value
+            default: throw .invalid("Failed in parsing snapshot param '\(text.text)'")
             }
         }
         self = .exact(id: id, name: name)
@@ -47,7 +45,7 @@ extension Qcow2Header {
         guard snapshot.l1Entries <= Self.maximumL1Entries,
             let offset = Int64(exactly: snapshot.l1Offset), offset % geometry.clusterSize == 0
         else {
-            throw .corrupt(image, "the L1 table of snapshot '\(snapshot.name)' is invalid")
+            throw .corrupt(image, "the L1 table of snapshot '\(snapshot.name.text)' is invalid")
         }
         var header = self
         header.l1Offset = HostOffset(offset)

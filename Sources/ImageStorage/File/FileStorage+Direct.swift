@@ -76,7 +76,8 @@ extension FileStorage {
             let opened: Int32
             do throws(ImageError) {
                 opened = try Syscall.open(
-                    "/proc/self/fd/\(descriptor)", flags: O_WRONLY | cacheMode.bufferedOpenFlags)
+                    HostPath("/proc/self/fd/\(descriptor)"),
+                    flags: O_WRONLY | cacheMode.bufferedOpenFlags)
             } catch {
                 throw ImageError(
                     error.kind, path: name,

@@ -29,39 +29,45 @@ public final class FileStorage: Storage {
     /// - Parameter shareForced: read it even if somebody else writes to it (`-U`).
     /// - Throws: `ImageError` if it is neither, cannot be read, or is in use.
     public static func openSource(
-        _ path: String, cacheMode: CacheMode = .writeback, shareForced: Bool = false
+        _ path: HostPath, cacheMode: CacheMode = .writeback, shareForced: Bool = false
     ) throws(ImageError) -> FileStorage {
         // O_NONBLOCK: a FIFO under this name must be refused, not waited for.
         let storage = try open(
             path, flags: O_RDONLY | O_NONBLOCK | (cacheMode.isDirect ? clinux_O_DIRECT : 0),
             cacheMode: cacheMode)
         if !shareForced {
-            try ImageLock.acquire(storage.descriptor, path, forWriting: false)
+            try ImageLock.acquire(storage.descriptor, storage.name, forWriting: false)
         }
         return storage
     }
 
     /// Opens an existing file or block device for writing in place.
+    ///
+    /// - Parameter mayCreate: the file is opened as one that would be made if it were missing: that lets
+    ///   the kernel refuse files which others left in shared folders (`fs.protected_regular`).
     public static func openExistingTarget(
-        _ path: String, cacheMode: CacheMode
+        _ path: HostPath, cacheMode: CacheMode, mayCreate: Bool = false
     ) throws(ImageError) -> FileStorage {
+        let creation = mayCreate ? O_CREAT : 0
         let storage = try open(
-            path, flags: O_RDWR | O_NONBLOCK | cacheMode.openFlags, cacheMode: cacheMode)
-        try ImageLock.acquire(storage.descriptor, path, forWriting: true)
+            path, flags: O_RDWR | O_NONBLOCK | creation | cacheMode.openFlags, cacheMode: cacheMode)
+        try ImageLock.acquire(storage.descriptor, storage.name, forWriting: true)
         return storage
     }
 
     private static func open(
-        _ path: String, flags: Int32, cacheMode: CacheMode
+        _ path: HostPath, flags: Int32, cacheMode: CacheMode
     ) throws(ImageError) -> FileStorage {
         do {
-            let descriptor = try Syscall.open(path, flags: flags)
+            let descriptor = try Syscall.open(path, flags: flags, mode: 0o644)
             return try FileStorage(
-                adopting: descriptor, name: path, cacheMode: cacheMode, readsAsZero: false)
+                adopting: descriptor, name: path.description, cacheMode: cacheMode,
+                readsAsZero: false)
         } catch {
             guard cacheMode.isDirect, error.kind == .system(errno: EINVAL) else { throw error }
             throw ImageError(
-                error.kind, path: path, "cannot open: the file system does not support O_DIRECT")
+                error.kind, path: path.description,
+                "cannot open: the file system does not support O_DIRECT")
         }
     }
 
@@ -277,9 +283,9 @@ public struct FileIdentity: Hashable, Sendable {
     }
 
     /// The identity of the file a path leads to, through symbolic links; nil if there is none.
-    public init?(path: String) {
+    public init?(path: HostPath) {
         var status = stat()
-        guard stat(path, &status) == 0 else { return nil }
+        guard path.withCString({ stat($0, &status) }) == 0 else { return nil }
         self.init(status)
     }
 }

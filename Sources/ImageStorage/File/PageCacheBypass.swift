@@ -49,7 +49,7 @@ struct PageCacheBypass: ~Copyable {
             if opened == nil {
                 // By descriptor, not by name: a staged file has none.
                 opened = try? Syscall.open(
-                    "/proc/self/fd/\(file)", flags: O_WRONLY | clinux_O_DIRECT)
+                    HostPath("/proc/self/fd/\(file)"), flags: O_WRONLY | clinux_O_DIRECT)
                 if opened == nil {
                     giveUp()
                 } else {

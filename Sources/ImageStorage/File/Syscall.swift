@@ -25,17 +25,18 @@ enum Syscall {
     }
 
     static func open(
-        _ path: String, flags: Int32, mode: UInt32 = 0, operation: String = "cannot open"
+        _ path: HostPath, flags: Int32, mode: UInt32 = 0
     ) throws(ImageError) -> Int32 {
-        guard let descriptor = retry({ clinux_open(path, flags | O_CLOEXEC, mode) }) else {
-            throw failure(path, operation)
+        let descriptor = path.withCString { path in
+            retry { clinux_open(path, flags | O_CLOEXEC, mode) }
         }
+        guard let descriptor else { throw failure(path.description, "cannot open") }
         return descriptor
     }
 
     static func status(_ descriptor: Int32, _ path: String) throws(ImageError) -> stat {
         var status = stat()
-        guard fstat(descriptor, &status) == 0 else { throw failure(path, "cannot look at it") }
+        guard fstat(descriptor, &status) == 0 else { throw failure(path, "cannot get its status") }
         return status
     }
 
