@@ -21,7 +21,8 @@ public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomS
     ///
     /// qemu takes all that stands before a colon for a protocol, unless a slash comes first.
     public var protocolName: String? {
-        guard let end = bytes.firstIndex(where: { $0 == UInt8(ascii: ":") || $0 == HostPath.slash }),
+        guard
+            let end = bytes.firstIndex(where: { $0 == UInt8(ascii: ":") || $0 == HostPath.slash }),
             bytes[end] == UInt8(ascii: ":")
         else { return nil }
         return String(decoding: bytes[..<end], as: UTF8.self)

@@ -57,9 +57,10 @@ public struct ImageOpener: Sendable {
     public init(
         cacheMode: CacheMode = .writeback, shareForced: Bool = false,
         nbd: NBDOptions = NBDOptions(),
-        backingGate: @escaping @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void = {
-            _, _ in
-        }
+        backingGate: @escaping @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void =
+            {
+                _, _ in
+            }
     ) {
         self.cacheMode = cacheMode
         self.shareForced = shareForced
@@ -130,7 +131,8 @@ public struct ImageOpener: Sendable {
             source = try await Qcow2Source(storage, snapshot: snapshot)
         }
         return OpenedLayer(
-            name: (description?.place ?? name).withoutFilePrefix, format: known, storage: storage, source: source,
+            name: (description?.place ?? name).withoutFilePrefix, format: known, storage: storage,
+            source: source,
             ignoresBacking: description?.ignoresBacking ?? false)
     }
 
@@ -198,7 +200,8 @@ public struct ImageOpener: Sendable {
             guard let overlay else { throw error }
             // Nobody typed this name: say where it comes from.
             throw ImageError(
-                error.kind, path: name.description, "\(error.message) (the backing file of \(overlay))")
+                error.kind, path: name.description,
+                "\(error.message) (the backing file of \(overlay))")
         }
     }
 

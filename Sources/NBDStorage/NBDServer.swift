@@ -98,7 +98,8 @@ final class NBDServer: Sendable {
     /// of a socket has 107 bytes at most.
     private static func makeFolder() throws(ImageError) -> HostPath {
         if let chosen = getenv("TMPDIR"), chosen.pointee != 0 {
-            let parent = HostPath(bytes: UnsafeRawBufferPointer(start: chosen, count: strlen(chosen)))
+            let parent = HostPath(
+                bytes: UnsafeRawBufferPointer(start: chosen, count: strlen(chosen)))
             if socket(in: folder(in: parent)).bytes.count < longestSocket,
                 let folder = makeFolder(in: parent)
             {

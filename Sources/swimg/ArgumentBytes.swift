@@ -15,7 +15,9 @@ enum ArgumentBytes {
     /// The command line with the program's name first.
     static func commandLine() -> [[UInt8]] {
         (0..<clinux_argument_count()).compactMap { index in
-            clinux_argument(index).map { Array(UnsafeRawBufferPointer(start: $0, count: strlen($0))) }
+            clinux_argument(index).map {
+                Array(UnsafeRawBufferPointer(start: $0, count: strlen($0)))
+            }
         }
     }
 
@@ -33,7 +35,8 @@ enum ArgumentBytes {
     /// The bytes of a word that the parser handed on.
     static func bytes(_ word: String) -> [UInt8] {
         word.unicodeScalars.flatMap { scalar in
-            scalar.value > base ? [UInt8(truncatingIfNeeded: scalar.value)] : Array(String(scalar).utf8)
+            scalar.value > base
+                ? [UInt8(truncatingIfNeeded: scalar.value)] : Array(String(scalar).utf8)
         }
     }
 

@@ -112,7 +112,9 @@ func contents(_ path: String) throws -> [UInt8] {
     @Test func refusesWhatIsNoDisk() throws {
         #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(folder.path)) }
         #expect(throws: ImageError.self) { try FileStorage.openSource("/dev/null") }
-        #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(folder.file("none"))) }
+        #expect(throws: ImageError.self) {
+            try FileStorage.openSource(HostPath(folder.file("none")))
+        }
         let pipe = try folder.file("pipe")
         #expect(mkfifo(pipe, 0o600) == 0)
         #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(pipe)) }
@@ -121,7 +123,8 @@ func contents(_ path: String) throws -> [UInt8] {
     /// A child that another thread has just forked holds a copy for a moment.
     @Test func locksEndWithTheStorage() throws {
         let path = try folder.file("disk", [1])
-        var target: FileStorage? = try FileStorage.openExistingTarget(HostPath(path), cacheMode: .unsafe)
+        var target: FileStorage? = try FileStorage.openExistingTarget(
+            HostPath(path), cacheMode: .unsafe)
         let copy = dup(try #require(target?.descriptor))
         defer { close(copy) }
         #expect(throws: ImageError.self) { _ = try FileStorage.openSource(HostPath(path)) }
@@ -140,7 +143,9 @@ func contents(_ path: String) throws -> [UInt8] {
         let other = try folder.file("other", [1, 2, 3])
         let writer = try FileStorage.openExistingTarget(HostPath(other), cacheMode: .unsafe)
         #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(other)) }
-        #expect(throws: Never.self) { try FileStorage.openSource(HostPath(other), shareForced: true) }
+        #expect(throws: Never.self) {
+            try FileStorage.openSource(HostPath(other), shareForced: true)
+        }
         withExtendedLifetime(writer) {}
     }
 

@@ -125,9 +125,13 @@ import Testing
         let path = try folder.file("disk", [1])
         let source = try FileStorage.openSource(HostPath(path))
         for make in [
-            { try TargetFile.create(HostPath(path), cacheMode: .unsafe, protecting: [source.identity]) },
             {
-                try TargetFile.openExisting(HostPath(path), cacheMode: .unsafe, protecting: [source.identity])
+                try TargetFile.create(
+                    HostPath(path), cacheMode: .unsafe, protecting: [source.identity])
+            },
+            {
+                try TargetFile.openExisting(
+                    HostPath(path), cacheMode: .unsafe, protecting: [source.identity])
             },
         ] {
             let error = #expect(throws: ImageError.self) { _ = try make() }

@@ -32,14 +32,25 @@ public final class RunningProcess: @unchecked Sendable {
     private let scratch: TempFolder
     private var ended: Int32?
 
-    public init(
+    public convenience init(
         _ program: String, _ arguments: [String], in folder: String? = nil,
         environment: [String: String] = [:], closed descriptors: [Int32] = []
     ) throws {
+        try self.init(
+            program, bytes: arguments.map { Array($0.utf8) }, in: folder, environment: environment,
+            closed: descriptors)
+    }
+
+    /// - Parameter arguments: bytes, which need not be text.
+    public init(
+        _ program: String, bytes arguments: [[UInt8]], in folder: String? = nil,
+        environment: [String: String] = [:], closed descriptors: [Int32] = []
+    ) throws {
         scratch = try TempFolder()
-        var line = [program] + arguments
-        command = line.map(shellQuoted).joined(separator: " ")
-        if let folder { line = ["/usr/bin/env", "-C", folder] + line }
+        var line = [Array(program.utf8)] + arguments
+        command = line.map { shellQuoted(String(decoding: $0, as: UTF8.self)) }
+            .joined(separator: " ")
+        if let folder { line = ["/usr/bin/env", "-C", folder].map { Array($0.utf8) } + line }
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
@@ -66,8 +77,8 @@ public final class RunningProcess: @unchecked Sendable {
         let settings = ProcessInfo.processInfo.environment.merging(environment) { $1 }
         var child = pid_t()
         let problem = withCStrings(line) { argv in
-            withCStrings(settings.map { "\($0)=\($1)" }) { envp in
-                posix_spawnp(&child, line[0], &actions, &attributes, argv, envp)
+            withCStrings(settings.map { Array("\($0)=\($1)".utf8) }) { envp in
+                posix_spawnp(&child, argv[0] ?? strdup(program), &actions, &attributes, argv, envp)
             }
         }
         guard problem == 0 else {
@@ -153,6 +164,14 @@ public func run(
         .wait(timeout: timeout)
 }
 
+/// Runs a program with arguments that need not be text to its end.
+@discardableResult
+public func run(
+    _ program: String, bytes arguments: [[UInt8]], in folder: String? = nil, timeout: Double = 60
+) throws -> Outcome {
+    try RunningProcess(program, bytes: arguments, in: folder).wait(timeout: timeout)
+}
+
 /// Runs a program that must succeed, because a test rests on it; its standard output.
 @discardableResult
 public func require(
@@ -175,9 +194,9 @@ public func shellQuoted(_ word: String) -> String {
 }
 
 private func withCStrings<Result>(
-    _ strings: [String], _ body: ([UnsafeMutablePointer<CChar>?]) -> Result
+    _ strings: [[UInt8]], _ body: ([UnsafeMutablePointer<CChar>?]) -> Result
 ) -> Result {
-    let pointers = strings.map { strdup($0) }
+    let pointers = strings.map { strdup($0.map { CChar(bitPattern: $0) } + [0]) }
     defer { for pointer in pointers { free(pointer) } }
     return body(pointers + [nil])
 }
