@@ -38,18 +38,21 @@ import Testing
         #expect(try mismatch(contents(folder.path("source")), bytes) == nil, "\(closed)")
     }
 
+    /// What a repair says is said while the image is open.
     @Test(arguments: closings)
     func repairsGoOn(_ closed: [Int32]) throws {
         expectSuccess(try Swimg.convert("-O", "qcow2", "source", "image", in: folder.path))
-        let before = try contents(folder.path("image"))
-        for words in [["-r", "leaks"], ["-r", "all"], ["--output=json"]] {
-            let line = ["check"] + words + ["image"]
-            let outcome = try RunningProcess(
-                Swimg.path, line, in: folder.path, closed: closed
-            ).wait()
-            #expect(outcome.status == 0, "\(outcome)")
-            #expect(try mismatch(contents(folder.path("image")), before) == nil, "\(closed)")
-        }
+        let sound = try contents(folder.path("image"))
+        // A cluster at the end that is counted and that nothing uses: the first refcount block is cluster 1.
+        let image = FileHandle(forUpdatingAtPath: folder.path("image"))
+        try image?.truncate(atOffset: UInt64(sound.count.roundedUp(to: 65536) + 65536))
+        try image?.seek(toOffset: UInt64(65536 + 2 * sound.count.roundedUp(to: 65536) / 65536))
+        try image?.write(contentsOf: Data([0, 1]))
+        try image?.close()
+        let outcome = try start("check", "-r", "leaks", "image", closing: closed)
+        #expect(outcome.status == 0, "\(outcome)")
+        let repaired = try contents(folder.path("image"))
+        #expect(mismatch(repaired.prefix(sound.count), sound) == nil, "\(closed)")
     }
 
     @Test(arguments: [[1], [2], [0, 1, 2]] as [[Int32]])
@@ -86,15 +89,17 @@ import Testing
             #include <stdlib.h>
             __attribute__((constructor)) static void begin(void) { \(body) }
             """)
+        // Not by way of another program, whose environment would be changed as well.
+        let names = (folder.path("source"), folder.path("target"), folder.path("target2"))
         let outcome = try run(
-            Swimg.path, ["convert", "-O", "raw", "source", "target"], in: folder.path,
+            Swimg.path, ["convert", "-O", "raw", names.0, names.1],
             environment: library.environment)
         expectSuccess(outcome)
         #expect(try mismatch(contents(folder.path("target")), sketch.bytes) == nil)
         guard hasProgram("nbdkit") else { return }
         let served = try run(
-            Swimg.path, ["convert", "[", "nbdkit", "file", "source", "]", "target2"],
-            in: folder.path, environment: library.environment)
+            Swimg.path, ["convert", "[", "nbdkit", "file", names.0, "]", names.2],
+            environment: library.environment)
         #expect(served.status == 0, "\(served)")
     }
 
@@ -113,4 +118,8 @@ import Testing
         expectSuccess(outcome)
         #expect(try mismatch(contents(folder.path("target")), sketch.bytes) == nil)
     }
+}
+
+extension Int {
+    fileprivate func roundedUp(to unit: Int) -> Int { (self + unit - 1) / unit * unit }
 }
