@@ -140,7 +140,7 @@ public struct Conversion: Sendable {
     }
 
     /// All sources as one disk. A target with a backing file needs only what the source's top layer
-    /// holds itself.
+    /// does not leave to a backing file of its own.
     private func input(
         _ opened: [OpenedImage], _ parameters: ImageParameters
     ) throws(ImageError) -> CopyInput {
@@ -149,7 +149,7 @@ public struct Conversion: Sendable {
             return CopyInput(content: content, extents: content)
         }
         return CopyInput(
-            content: content, extents: try ConcatenatedSource(opened.map(\.topLayer)))
+            content: content, extents: try ConcatenatedSource(opened.map(\.ownLayer)))
     }
 
     private func sliced(_ source: ConcatenatedSource) throws(ImageError) -> ConcatenatedSource {

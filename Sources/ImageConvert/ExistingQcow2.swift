@@ -64,7 +64,8 @@ struct ExistingQcow2 {
             }
             input.content = LayeredSource(layers: [input.extents, image.source])
             input.extents = LayeredSource(
-                layers: [input.extents, image.topLayer], hasMoreBelow: true)
+                layers: [input.extents, image.topLayer],
+                sizeBelow: image.backing?.virtualSize ?? 0)
         }
         guard size > written else { return input }
         input.content = try ConcatenatedSource([
@@ -72,7 +73,7 @@ struct ExistingQcow2 {
         ])
         input.extents = try ConcatenatedSource([
             input.extents,
-            SliceSource(leavesBacking ? image.topLayer : image.source, written..<size),
+            SliceSource(leavesBacking ? image.ownLayer : image.source, written..<size),
         ])
         return input
     }

@@ -214,7 +214,7 @@ public actor ExtentIterator {
         var common: CopyAction?
         while offset < unitEnd {
             let extent = try await extent(at: offset)
-            let action = policy.action(for: extent.content, at: position)
+            let action = policy.action(for: extent.content, at: offset)
             if action == .copy || common ?? action != action { return .copy }
             common = action
             offset = extent.range.upperBound

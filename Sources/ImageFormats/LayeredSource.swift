@@ -4,15 +4,15 @@ import DiskImage
 public struct LayeredSource: ImageSource {
     /// From the image itself down to its base; never empty.
     private let layers: [any ImageSource]
-    /// What no layer holds.
-    private let bottom: Extent.Content
+    private let sizeBelow: Int64
 
-    /// - Parameter hasMoreBelow: more lies below these layers: what none of them holds is `.backing`
-    ///   instead of `.zero`. Such a source is good for its extents only.
-    public init(layers: [any ImageSource], hasMoreBelow: Bool = false) {
+    /// - Parameter sizeBelow: of a disk that lies below these layers, in bytes. What none of them holds is
+    ///   `.backing` as far as that disk reaches, and `.zero` behind its end, or where there is none. A source
+    ///   with a disk below is good for its extents only.
+    public init(layers: [any ImageSource], sizeBelow: Int64 = 0) {
         precondition(!layers.isEmpty)
         self.layers = layers
-        bottom = hasMoreBelow ? .backing : .zero
+        self.sizeBelow = sizeBelow
     }
 
     public var virtualSize: Int64 { layers[0].virtualSize }
@@ -42,7 +42,8 @@ public struct LayeredSource: ImageSource {
             case .backing: continue
             }
         }
-        return (offset..<limit, bottom, nil)
+        guard offset < sizeBelow else { return (offset..<limit, .zero, nil) }
+        return (offset..<min(limit, sizeBelow), .backing, nil)
     }
 
     public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {

@@ -68,6 +68,123 @@ import Testing
         try judge(outcome, folder.path("own"), "qcow2", against: folder.path("source"))
     }
 
+    static let bases = ["base.raw", "base.qcow2", "short.raw", "long.qcow2"]
+
+    /// A qcow2 source without a backing file has zeros where it allocates nothing, not what the base holds.
+    @Test(
+        arguments: [
+            "", "-W -m 3", "-o compat=0.10", "-o cluster_size=4k", "-o cluster_size=2M", "-c",
+            "-S 0", "-o extended_l2=on", "-o compat=0.10 -c",
+        ], bases)
+    func sourceWithoutABackingFile(_ options: String, _ base: String) throws {
+        try makeBases()
+        for made in ["cluster_size=64k", "cluster_size=4k", "extended_l2=on,cluster_size=64k"] {
+            try makeSource("source", made)
+            let line = options.words + ["-O", "qcow2", "-f", "qcow2"]
+            let backing = ["-B", base, "-F", format(base)]
+            let outcome = try Swimg.convert(line + backing + ["source", "own"], in: folder.path)
+            try judge(outcome, folder.path("own"), "qcow2", against: folder.path("source"), "qcow2")
+            #expect(try Qcow2Fields(folder.path("own")).backingFile == base)
+        }
+    }
+
+    @Test(arguments: bases)
+    func sourceWithoutABackingFileOtherWays(_ base: String) throws {
+        try makeBases()
+        try makeSource("source", "cluster_size=4k")
+        let source = folder.path("source")
+        let byOption = try Swimg.convert(
+            "-f", "qcow2", "-O", "qcow2", "-o",
+            "backing_file=\(base),backing_fmt=\(format(base))", "source", "own", in: folder.path)
+        try judge(byOption, folder.path("own"), "qcow2", against: source, "qcow2")
+
+        // As it was at a snapshot: later writes are not in it.
+        try Qemu.img("snapshot", "-c", "then", source)
+        try Qemu.io("qcow2", source, ["write -P 5 0 64k", "write -P 6 1M 64k", "discard 300k 64k"])
+        try Qemu.img(
+            "convert", "-f", "qcow2", "-O", "raw", "-l", "then", source, folder.path("then"))
+        let old = try Swimg.convert(
+            "-f", "qcow2", "-O", "qcow2", "-l", "then", "-B", base, "-F", format(base), "source",
+            "own", in: folder.path)
+        try judge(old, folder.path("own"), "qcow2", against: folder.path("then"))
+
+        // What is hashed is what the target shows.
+        let hashed = try Swimg.convert(
+            "--digest", "-f", "qcow2", "-O", "qcow2", "-B", base, "-F", format(base), "source",
+            "own", in: folder.path)
+        #expect(hashed.isSuccess, "\(hashed)")
+        #expect(try Qemu.difference(folder.path("own"), "qcow2", source, "qcow2") == nil)
+        try Qemu.img("convert", "-f", "qcow2", "-O", "raw", source, folder.path("now"))
+        let sum = try sha256(folder.path("now"))
+        #expect(hashed.outputText.hasPrefix(sum), "\(hashed)")
+    }
+
+    /// Into an overlay that holds something already, of the source's size and larger.
+    @Test(arguments: bases, ["-B", ""])
+    func sourceWithoutABackingFileIntoAnOverlay(_ base: String, _ mode: String) throws {
+        try makeBases()
+        try makeSource("source", "cluster_size=4k")
+        for extra in [0, 256 << 10] {
+            try Qemu.img(
+                "create", "-q", "-f", "qcow2", "-b", base, "-F", format(base), "own",
+                "\(Self.sourceSize + extra)", in: folder.path)
+            try Qemu.io("qcow2", folder.path("own"), ["write -P 4 200k 100k", "write -P 3 0 4k"])
+            if extra > 0 { try Qemu.io("qcow2", folder.path("own"), ["write -P 3 1600k 8k"]) }
+            try Qemu.img("convert", "-f", "qcow2", "-O", "raw", "own", "before", in: folder.path)
+            let backing = mode.isEmpty ? [] : [mode, base, "-F", format(base)]
+            let outcome = try Swimg.convert(
+                ["-n", "-f", "qcow2", "-O", "qcow2"] + backing + ["source", "own"], in: folder.path)
+            try Qemu.img("convert", "-f", "qcow2", "-O", "raw", "source", "now", in: folder.path)
+            let expected =
+                try contents(folder.path("now"))
+                + contents(folder.path("before"))
+                .dropFirst(Self.sourceSize)
+            try judge(
+                outcome, folder.path("own"), "qcow2",
+                against: folder.write("expected", [UInt8](expected)))
+        }
+    }
+
+    /// Behind the end of its backing file a source has zeros, where the target's base may have data.
+    @Test(arguments: ["", "-o compat=0.10", "-c", "-o cluster_size=4k", "-o extended_l2=on"])
+    func sourceOverAShorterBackingFile(_ options: String) throws {
+        try makeBases()
+        for made in ["cluster_size=64k", "cluster_size=4k"] {
+            try Qemu.img(
+                "create", "-q", "-f", "qcow2", "-o", made, "-b", "short.raw", "-F", "raw", "longer",
+                "\(Self.sourceSize)", in: folder.path)
+            try Qemu.io(
+                "qcow2", folder.path("longer"), ["write -P 7 100k 10k", "write -P 2 1M 3k"])
+            let outcome = try Swimg.convert(
+                options.words + ["-f", "qcow2", "-O", "qcow2", "-B", "base.raw", "-F", "raw"]
+                    + ["longer", "own"], in: folder.path)
+            try judge(outcome, folder.path("own"), "qcow2", against: folder.path("longer"), "qcow2")
+        }
+    }
+
+    private static let sourceSize = 24 * 65536
+
+    /// A base that ends within a cluster, as `base.raw` begins, and one that is longer than the source.
+    private func makeBases() throws {
+        let short = try contents(folder.path("base.raw")).prefix(500_224)
+        _ = try folder.write("short.raw", [UInt8](short))
+        try DiskSketch(String(repeating: "9A", count: 16)).writeQcow2(folder.path("long.qcow2"))
+    }
+
+    private func format(_ base: String) -> String { base.hasSuffix("raw") ? "raw" : "qcow2" }
+
+    private func makeSource(_ name: String, _ options: String) throws {
+        try Qemu.img(
+            "create", "-q", "-f", "qcow2", "-o", options, folder.path(name), "\(Self.sourceSize)")
+        try Qemu.io(
+            "qcow2", folder.path(name),
+            [
+                "write -P 1 300k 70k", "write -z 640k 64k", "write -P 2 1M 2k",
+                "write -c -P 3 128k 64k",
+            ]
+        )
+    }
+
     /// A disk longer than its new backing file, and one that is shorter.
     @Test(arguments: [10, 24, 40], ["-o compat=0.10", "", "-c"])
     func otherSizesThanTheBackingFile(_ clusters: Int, _ options: String) throws {
