@@ -123,6 +123,8 @@ KNOWN = [
     ("wording of refusals: one line, names the file", wording),
     ("not supported yet", refuses(r"not supported yet|(is|are) not supported|unknown format '(?!nosuch)")),
     ("L1, L2 or snapshot tables beyond the end of the file", refuses(r"table at offset \d+ lies beyond the end")),
+    ("data and compressed clusters that lie wholly beyond the end of the file",
+     refuses(r"(data|compressed) cluster of guest offset \d+ at offset \d+ lies beyond the end")),
     ("a deflate stream that is cut short", refuses("compressed data is damaged or cut short")),
     ("reserved bits in L1 and L2 entries, zero flags in version 2", refuses(r"bad L[12] entry .*(reserved bits|version 2)")),
     ("a backing chain that leads back into itself", refuses("backing chain leads back")),

@@ -64,9 +64,15 @@ public struct Qcow2Source: ImageSource {
         }
     }
 
-    /// A cluster can be allocated and yet be a hole of the file, or lie beyond its end: preallocated.
+    /// A cluster can be allocated and yet be a hole of the file, or lie in part behind its end: preallocated.
     private func standardExtent(_ range: Range<Int64>, _ host: HostOffset) async throws -> Extent {
-        guard host.bytes < storage.size else { return Extent(range: range, content: .zero) }
+        guard host.bytes < storage.size else {
+            let start = host.bytes.roundedDown(to: readGranularity)
+            // A cluster that is missing altogether is for `read` to refuse.
+            guard start < storage.size else { return Extent(range: range, content: .data) }
+            let rest = min(start + readGranularity - host.bytes, Int64(range.count))
+            return Extent(range: range.lowerBound..<range.lowerBound + rest, content: .zero)
+        }
         guard storage.traits.hasHoles else { return Extent(range: range, content: .data) }
         let limit = min(host.bytes + Int64(range.count), storage.size)
         let below = try await storage.extent(at: host.bytes, limit: limit)
@@ -102,7 +108,7 @@ public struct Qcow2Source: ImageSource {
             case .unallocated, .zero: buffer.zeroFill(place)
             case .standard(let host):
                 var part = buffer.slice(place)
-                try await readStandard(into: &part, at: host)
+                try await readStandard(into: &part, at: host, guest: position)
             case .compressed(let cluster):
                 let batch = try await compressedBatch(from: run, cluster, limit: end)
                 try await readCompressed(batch, into: &buffer, bufferStart: offset)
@@ -113,14 +119,33 @@ public struct Qcow2Source: ImageSource {
         }
     }
 
-    /// What lies beyond the end of the file reads as zeros: qemu extends files lazily.
-    private func readStandard(into buffer: inout MutableRawSpan, at host: HostOffset) async throws {
+    /// What the last cluster lacks at the end of the file reads as zeros: qemu extends files lazily.
+    ///
+    /// - Throws: `ImageError` where a whole cluster is missing. None of qemu's ways to make an image leaves one
+    ///   behind the end, so the file was cut.
+    private func readStandard(
+        into buffer: inout MutableRawSpan, at host: HostOffset, guest: Int64
+    ) async throws {
+        let end = host.bytes + Int64(buffer.byteCount)
+        if end > storage.size {
+            let cluster = host.bytes.roundedDown(to: readGranularity)
+            let missing = max(cluster, storage.size.roundedUp(to: readGranularity))
+            if missing < end { throw isMissing("data", at: missing, guest + missing - host.bytes) }
+        }
         let available = Int(max(0, min(Int64(buffer.byteCount), storage.size - host.bytes)))
         if available > 0 {
             var part = buffer.slice(0..<available)
             try await storage.read(into: &part, at: host.bytes)
         }
         buffer.zeroFill(available..<buffer.byteCount)
+    }
+
+    private func isMissing(_ kind: String, at host: Int64, _ guest: Int64) -> ImageError {
+        .corrupt(
+            storage.name,
+            "the \(kind) cluster of guest offset \(guest.roundedDown(to: readGranularity)) at offset "
+                + "\(host) lies beyond the end of the file (\(storage.size) bytes): the image is cut "
+                + "short or damaged")
     }
 }
 
@@ -142,11 +167,12 @@ extension Qcow2Source {
         from run: Qcow2Run, _ cluster: Qcow2CompressedCluster, limit: Int64
     ) async throws -> Batch {
         var batch = Batch(
-            range: run.range, host: try hostRange(cluster), clusters: [(run.range, cluster)])
+            range: run.range, host: try hostRange(cluster, run.range.lowerBound),
+            clusters: [(run.range, cluster)])
         while batch.range.upperBound < limit {
             let next = try await tables.run(at: batch.range.upperBound, limit: limit)
             guard case .compressed(let cluster) = next.mapping else { break }
-            let host = try hostRange(cluster)
+            let host = try hostRange(cluster, next.range.lowerBound)
             // Streams share sectors, so the counted ends of neighbours overlap.
             guard host.lowerBound >= batch.host.lowerBound,
                 host.lowerBound <= batch.host.upperBound,
@@ -160,14 +186,11 @@ extension Qcow2Source {
     }
 
     /// Where a stream may lie, cut at the end of the file: the last one may end there.
-    private func hostRange(_ cluster: Qcow2CompressedCluster) throws(ImageError) -> Range<Int64> {
+    private func hostRange(
+        _ cluster: Qcow2CompressedCluster, _ guest: Int64
+    ) throws(ImageError) -> Range<Int64> {
         let start = cluster.host.bytes
-        guard start < storage.size else {
-            throw .corrupt(
-                storage.name,
-                "a compressed cluster at offset \(start) lies beyond the end of the file "
-                    + "(\(storage.size) bytes): the image is cut short or damaged")
-        }
+        guard start < storage.size else { throw isMissing("compressed", at: start, guest) }
         return start..<min(start + cluster.maximumLength, storage.size)
     }
 
@@ -188,7 +211,7 @@ extension Qcow2Source {
         let decompressor = decompressors.take()
         defer { decompressors.giveBack(decompressor) }
         for (wanted, cluster) in batch.clusters {
-            let host = try hostRange(cluster)
+            let host = try hostRange(cluster, wanted.lowerBound)
             let stream = input.bytes.extracting(
                 Int(
                     host.lowerBound - batch.host.lowerBound)..<Int(
