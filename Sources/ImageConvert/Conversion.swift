@@ -252,6 +252,9 @@ public struct Conversion: Sendable {
             throw ImageError.invalid("unknown backing format '\(formatName)'")
         }
         let backing = try ImageOpener.backingName(name, namedBy: target)
+        // Nothing is read but its size: it may be the disk of a running machine.
+        var opener = opener
+        opener.shareForced = true
         let image = try await opener.open(backing, format: format)
         return (
             image,

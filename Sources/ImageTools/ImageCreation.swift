@@ -116,7 +116,8 @@ public struct ImageCreation: Sendable {
             }
             known = format
         }
-        let opener = ImageOpener(nbd: nbd)
+        // Only its size and its format are looked at: it may be the disk of a running machine.
+        let opener = ImageOpener(shareForced: true, nbd: nbd)
         let found =
             NBDStorage.isName(backing)
             ? backing : try ImageOpener.backingName(backing, namedBy: name)
