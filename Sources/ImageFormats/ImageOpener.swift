@@ -93,12 +93,34 @@ public struct ImageOpener: Sendable {
     public func openChain(
         _ name: ImageName, format: ImageFormat?
     ) async throws -> [OpenedLayer] {
+        try await openChain(from: BackingReference(name: name, format: format))
+    }
+
+    /// Opens what lies below an image that is open already, as one guest disk.
+    ///
+    /// - Parameters:
+    ///   - name: of the image.
+    ///   - image: where its bytes are.
+    /// - Returns: nil if it has no backing file.
+    /// - Throws: as `open`.
+    public func openBacking(
+        of header: Qcow2Header, at name: ImageName, in image: any Storage
+    ) async throws -> (any ImageSource)? {
+        guard let first = try backing(of: header, at: name) else { return nil }
+        let layers = try await openChain(from: first, below: (name, image.file))
+        return LayeredSource(layers: layers.map(\.source))
+    }
+
+    /// - Parameter image: names the first of them; nil if a person typed the name.
+    private func openChain(
+        from first: BackingReference, below image: (name: ImageName, file: FileIdentity?)? = nil
+    ) async throws -> [OpenedLayer] {
         var layers: [OpenedLayer] = []
-        var files: [FileIdentity] = []
-        var next: BackingReference? = BackingReference(name: name, format: format)
+        var files = [image?.file].compactMap { $0 }
+        var next: BackingReference? = first
         while let reference = next {
             let layer = try await openLayer(
-                reference.name, format: reference.format, namedBy: layers.last?.name)
+                reference.name, format: reference.format, namedBy: layers.last?.name ?? image?.name)
             if let identity = layer.storage.file {
                 guard !files.contains(identity) else {
                     throw ImageError.corrupt(

@@ -52,7 +52,8 @@ public struct ImageResizing: Sendable {
             try await resizeRaw(storage, from: current, to: try newSize(current))
         case .qcow2:
             let header = try await Qcow2Source(storage).header
-            let backing = try await openBacking(header)
+            let backing = try await ImageOpener().openBacking(
+                of: header, at: name, in: storage)
             let size = try newSize(header.geometry.virtualSize)
             var resizer = try await Qcow2Resizer(
                 storage: storage, header: header, backing: backing)
@@ -75,23 +76,6 @@ public struct ImageResizing: Sendable {
         }
         if size < current, !shrinks { throw ShrinkNotAllowed() }
         return size
-    }
-
-    private func openBacking(_ header: Qcow2Header) async throws -> (any ImageSource)? {
-        guard let backingFile = header.backingFile else { return nil }
-        var format: ImageFormat?
-        if let formatName = header.backingFormat, !formatName.isEmpty {
-            guard let known = ImageFormat(rawValue: formatName) else {
-                throw ImageError.unsupported(
-                    name.description, "backing format '\(formatName)' is not supported")
-            }
-            format = known
-        }
-        let backing = try ImageOpener.backingName(backingFile, namedBy: name)
-        guard try FileIdentity(path: backing.path()) != FileIdentity(path: name.path()) else {
-            throw ImageError.corrupt(name.description, "the backing chain leads back to this file")
-        }
-        return try await ImageOpener().open(backing, format: format).source
     }
 
     private func resizeRaw(

@@ -106,6 +106,19 @@ import Testing
         return Data(try contents(raw, at: 0, count: Int(min(size, 24 << 20))))
     }
 
+    /// A name that stands in an image is the path of a file: it starts no server and opens no export.
+    @Test(arguments: ["[\u{1F}touch\u{1F}started", "nbd://localhost/x", "json:{}", "./image"])
+    func namesOutOfHeadersAreFiles(_ name: String) throws {
+        try Qemu.img(
+            "create", "-q", "-u", "-f", "qcow2", "-b", name, "-F", "raw", "image", "1M",
+            in: folder.path)
+        let before = try contents(folder.path("image"))
+        let outcome = try run(Swimg.path, ["resize", "image", "+1M"], in: folder.path)
+        #expect(outcome.status == 1 && !outcome.errors.isEmpty, "\(outcome)")
+        #expect(try mismatch(contents(folder.path("image")), before) == nil, "\(outcome)")
+        #expect(FileStatus(folder.path("started")) == nil, "\(outcome)")
+    }
+
     @Test(arguments: [
         "1M", "+1M", "--shrink 1000", "--shrink -1k", "3000", "--preallocation=falloc 3M",
         "--preallocation=full +1000", "+0", "-q 5M", "-0",
