@@ -30,6 +30,7 @@ struct ExistingQcow2 {
         options.version = header.version
         options.clusterSize = header.geometry.clusterSize
         options.compression = header.compression
+        options.lazyRefcounts = header.hasLazyRefcounts
         if let file = header.backingFile {
             options.backing = Qcow2Options.Backing(
                 file: file, format: header.backingFormat,

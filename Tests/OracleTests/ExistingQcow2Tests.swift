@@ -28,6 +28,7 @@ import Testing
         let after = try Qcow2Fields(target)
         #expect(after.version == before.version && after.clusterBits == before.clusterBits)
         #expect(after.compressionType == before.compressionType)
+        #expect(after.compatibleFeatures == before.compatibleFeatures)
     }
 
     /// Old data under the source's zeros may not show through.
@@ -53,6 +54,21 @@ import Testing
         try Qemu.io("qcow2", target, ["write -P 0xaa 0 100k"])
         try expectRefusedUntouched(target, says)
         #expect(folder.names == ["target"])
+    }
+
+    /// So are a mark of damage, features and header extensions that only a later version knows.
+    @Test(
+        arguments: [
+            (72, 2, "corrupt"), (80, 1 << 40, "features"),
+            // The type of the first extension.
+            (112, 1 << 33, "features"),
+        ] as [(offset: Int, bit: UInt64, says: String)])
+    func unknownPartsAreNotLost(_ offset: Int, _ bit: UInt64, _ says: String) throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        try create(target, "")
+        try Qcow2Patcher(target).change(offset) { $0 ^ bit }
+        try expectRefusedUntouched(target, says)
     }
 
     @Test func snapshotsAreNotLost() throws {

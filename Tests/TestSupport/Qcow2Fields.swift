@@ -8,6 +8,7 @@ public struct Qcow2Fields: Sendable {
     public let compressionType: Int
     public let refcountOrder: Int
     public let extendedL2: Bool
+    public let compatibleFeatures: UInt64
     public let backingFile: String?
 
     public init(_ path: String) throws {
@@ -24,6 +25,7 @@ public struct Qcow2Fields: Sendable {
         refcountOrder = version >= 3 ? Int(number(96, 4)) : 4
         compressionType = version >= 3 && number(100, 4) > 104 ? Int(bytes[104]) : 0
         extendedL2 = version >= 3 && number(72, 8) & 16 != 0
+        compatibleFeatures = version >= 3 ? number(80, 8) : 0
         let name = Int(number(8, 8))
         let length = Int(number(16, 4))
         backingFile =

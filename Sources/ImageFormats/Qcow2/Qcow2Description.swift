@@ -37,8 +37,7 @@ public struct Qcow2Description: Sendable, Equatable {
         typealias Feature = Qcow2Header.IncompatibleFeature
         isDirty = extras.incompatibleFeatures & Feature.dirty != 0
         isCorrupt = extras.incompatibleFeatures & Feature.corrupt != 0
-        hasLazyRefcounts =
-            extras.compatibleFeatures & Qcow2Header.CompatibleFeature.lazyRefcounts != 0
+        hasLazyRefcounts = header.hasLazyRefcounts
         dataFile = extras.dataFile
         dataFileIsRaw =
             extras.incompatibleFeatures & Feature.externalDataFile == 0

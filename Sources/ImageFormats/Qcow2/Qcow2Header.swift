@@ -87,6 +87,13 @@ public struct Qcow2Header: Sendable, Equatable {
         var encryptionHeader: TableRange?
         /// The external data file, as written in the image.
         var dataFile: String?
+        /// Extensions or fields that no version of the format known here has.
+        var hasUnknownParts = false
+    }
+
+    /// The image defers its refcounts (`lazy_refcounts`).
+    public var hasLazyRefcounts: Bool {
+        extras.compatibleFeatures & CompatibleFeature.lazyRefcounts != 0
     }
 
     /// Why an image written anew with the same options would not be the same image; nil if it would.
@@ -95,6 +102,14 @@ public struct Qcow2Header: Sendable, Equatable {
         if extras.snapshots > 0 { return "internal snapshots" }
         if extras.autoclearFeatures != 0 { return "bitmaps" }
         if extras.refcountBits != 16 { return "refcounts of \(extras.refcountBits) bits" }
+        if extras.incompatibleFeatures & IncompatibleFeature.corrupt != 0 {
+            return "a mark that it is corrupt"
+        }
+        if extras.compatibleFeatures & ~CompatibleFeature.lazyRefcounts != 0
+            || extras.hasUnknownParts
+        {
+            return "features that are not known here"
+        }
         return nil
     }
 

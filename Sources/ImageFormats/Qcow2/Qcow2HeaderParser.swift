@@ -72,6 +72,8 @@ struct Qcow2HeaderParser {
         try checkEncryption(extras.encryptionMethod)
         extras.encryptionHeader = extensions.encryptionHeader
         extras.dataFile = extensions.dataFile
+        extras.hasUnknownParts =
+            extensions.hasUnknownOnes || headerLength > Qcow2Header.extendedLength
         extras.snapshots = bytes.bigEndian(at: 60, as: UInt32.self)
         extras.snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
         if version == 3 {
@@ -213,6 +215,7 @@ struct Qcow2HeaderParser {
         var bitmapDirectory: Qcow2BitmapDirectory?
         var encryptionHeader: Qcow2Header.TableRange?
         var dataFile: String?
+        var hasUnknownOnes = false
     }
 
     private func parseExtensions(_ bytes: RawSpan) throws(ImageError) -> Extensions {
@@ -227,7 +230,7 @@ struct Qcow2HeaderParser {
             case Qcow2Header.ExtensionType.encryption:
                 found.encryptionHeader = Qcow2Header.TableRange(content)
             case Qcow2Header.ExtensionType.dataFile: found.dataFile = content.text()
-            default: break  // The spec: unknown extensions are to be ignored.
+            default: found.hasUnknownOnes = true  // The spec: they are to be ignored.
             }
         }
         return found
