@@ -17,17 +17,21 @@ public final class DigestStage: Sendable {
     private let state: Mutex<State>
     private let gate = TurnGate()
     private let skipped: (any ImageSource)?
+    private let zerosBehind: Int64
     private let check: @Sendable (String) throws -> Void
 
     /// - Parameters:
     ///   - skipped: what skipped ranges hold; nil if they are all zeros.
+    ///   - zerosBehind: how many zeros of the guest disk nobody copies at its end, in bytes.
     ///   - check: told the digest, 64 lower-case digits, before the target becomes whole; it can refuse it.
     /// - Throws: `ImageError` where there is no library for it.
     public init(
-        skipped: (any ImageSource)? = nil, check: @escaping @Sendable (String) throws -> Void
+        skipped: (any ImageSource)? = nil, zerosBehind: Int64 = 0,
+        check: @escaping @Sendable (String) throws -> Void
     ) throws(ImageError) {
         state = Mutex(State(hash: try SHA256()))
         self.skipped = skipped
+        self.zerosBehind = zerosBehind
         self.check = check
     }
 
@@ -51,9 +55,10 @@ public final class DigestStage: Sendable {
 
     /// Hashes the rest of the disk and hands out the digest.
     ///
-    /// - Parameter size: of the guest disk, in bytes.
+    /// - Parameter size: of what was copied, in bytes.
     func finish(at size: Int64) async throws {
         try await addSkipped(upTo: size)
+        try addZeros(zerosBehind)
         try check(try state.withLock { try $0.hash.finish() })
     }
 

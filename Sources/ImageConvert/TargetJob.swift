@@ -26,8 +26,9 @@ struct TargetJob {
         {
             (storage as? FileStorage)?.stopSharing()
         }
-        let size = try virtualSize()
-        let input = try input.padded(to: size)
+        let whole = try input.padded(to: virtualSize())
+        let input = try await fitted(whole, into: storage)
+        let size = input.content.virtualSize
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
             workers: conversion.workers, writesInOrder: conversion.writesInOrder,
@@ -58,16 +59,19 @@ struct TargetJob {
         }
         if isHashed {
             pipeline.digest = try digestStage(
-                skipped: target.traits.hasBacking ? input.content : nil)
+                skipped: target.traits.hasBacking ? input.content : nil,
+                zerosBehind: whole.content.virtualSize - size)
         }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
     }
 
-    /// - Parameter skipped: what is left to the target's backing file belongs to the disk as well.
+    /// - Parameters:
+    ///   - skipped: what is left to the target's backing file belongs to the disk as well.
+    ///   - zerosBehind: so do zeros that have no place in the target, in bytes.
     private func digestStage(
-        skipped: (any ImageSource)?
+        skipped: (any ImageSource)?, zerosBehind: Int64
     ) throws(ImageError) -> DigestStage {
-        try DigestStage(skipped: skipped) { [conversion] digest in
+        try DigestStage(skipped: skipped, zerosBehind: zerosBehind) { [conversion] digest in
             if let expected = conversion.expectedDigest?.lowercased(), digest != expected {
                 throw ImageError(
                     .invalid, path: conversion.target.description,
@@ -75,6 +79,35 @@ struct TargetJob {
             }
             conversion.onDigest?(digest)
         }
+    }
+
+    /// A raw target that is there already may end within the source's last sector. Zeros behind its end are left
+    /// out, because every reader pads a raw disk with them; for anything else a file grows to the whole sector.
+    private func fitted(
+        _ input: CopyInput, into storage: any Storage
+    ) async throws -> CopyInput {
+        let size = input.content.virtualSize
+        let end = storage.size
+        guard conversion.targetFormat == .raw, isThere(storage), end < size,
+            end.roundedUp(to: guestSectorSize) == size
+        else { return input }
+        var tail = IOBuffer(byteCount: Int(size - end))
+        var bytes = tail.mutableBytes
+        try await input.content.read(into: &bytes, at: end)
+        if ZeroScan.isZero(tail.bytes) {
+            return CopyInput(
+                content: SliceSource(input.content, 0..<end),
+                extents: SliceSource(input.extents, 0..<end))
+        }
+        if storage is FileStorage, !storage.traits.isDevice {
+            try await storage.truncate(to: size)
+        }
+        return input
+    }
+
+    /// Whether the target is written as it stands: it was not made for this conversion.
+    private func isThere(_ storage: any Storage) -> Bool {
+        conversion.skipsCreation || storage.traits.requestsInFlight > 0
     }
 
     private func virtualSize() throws(ImageError) -> Int64 {
@@ -94,7 +127,7 @@ struct TargetJob {
         if isFresh { _ = parameters.attributes.apply(to: storage) }
         switch conversion.targetFormat {
         case .raw:
-            if conversion.skipsCreation || storage.traits.requestsInFlight > 0 {
+            if isThere(storage) {
                 guard storage.size >= size else {
                     throw ImageError(
                         .invalid, path: storage.name,

@@ -41,6 +41,79 @@ import Testing
             "\(outcome)")
     }
 
+    /// The source's own odd size, and others within its last sector: what is zero there needs no place.
+    @Test(arguments: [1_000_001, 999_937, 1_000_447], ["", "-W", "-S 0", "-t none", "--no-clone"])
+    func rawFileThatEndsWithinTheLastSector(_ size: Int, _ mode: String) throws {
+        let folder = try TempFolder()
+        let target = folder.path("target")
+        for (source, kept) in try makeOddSources(folder) {
+            try writeFilled(target, byte: 0xaa, count: size)
+            let words = mode.words + ["-n", "-f", source == "odd.raw" ? "raw" : "qcow2"]
+            let outcome = try Swimg.convert(
+                words + ["--digest", "-O", "raw", source, target], in: folder.path)
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+            let format = source == "odd.raw" ? "raw" : "qcow2"
+            let difference = try Qemu.difference(target, "raw", folder.path(source), format)
+            #expect(difference == nil, "\(outcome)")
+            #expect(FileStatus(target)?.size == Int64(size < kept ? 1_000_448 : size), "\(outcome)")
+            // The digest is that of the whole disk.
+            try Qemu.img(
+                "convert", "-f", format, "-O", "raw", source, "whole", in: folder.path)
+            let sum = try sha256(folder.path("whole"))
+            #expect(outcome.outputText.hasPrefix(sum), "\(outcome)")
+        }
+        for size in [999_936, 999_000] {
+            try writeFilled(target, byte: 0xaa, count: size)
+            let refused = try Swimg.convert(
+                "-n", "-f", "raw", "-O", "raw", "odd.raw", target, in: folder.path)
+            #expect(refused.status == 1 && refused.errorText.contains("smaller"), "\(refused)")
+            #expect(FileStatus(target)?.size == Int64(size))
+        }
+    }
+
+    /// An export cannot grow: a tail of zeros needs no place in it, any other is refused.
+    @Test(
+        .enabled(if: NBDTestServer.isInstalled, "needs nbdkit"), arguments: [1_000_001, 999_937])
+    func exportThatEndsWithinTheLastSector(_ size: Int) throws {
+        let folder = try TempFolder()
+        for (source, kept) in try makeOddSources(folder) {
+            let backing = folder.path("export")
+            try writeFilled(backing, byte: 0xaa, count: size)
+            let server = try NBDTestServer.nbdkit("file", backing)
+            let format = source == "odd.raw" ? "raw" : "qcow2"
+            let outcome = try Swimg.convert(
+                "-n", "-f", format, "-O", "raw", source, server.uri, in: folder.path)
+            server.stop()
+            guard size >= kept else {
+                #expect(outcome.status == 1 && outcome.errorText.contains("smaller"), "\(outcome)")
+                continue
+            }
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+            #expect(
+                try Qemu.difference(backing, "raw", folder.path(source), format) == nil,
+                "\(outcome)")
+        }
+        // The same export as source and target.
+        let backing = folder.path("export")
+        try writeFilled(backing, byte: 7, count: size)
+        let server = try NBDTestServer.nbdkit("file", backing)
+        let outcome = try Swimg.convert("-n", "-f", "raw", "-O", "raw", server.uri, server.uri)
+        server.stop()
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(
+            try mismatch(contents(backing), Data(repeating: 7, count: size)) == nil, "\(outcome)")
+    }
+
+    /// Disks of 1,000,448 bytes once they are padded, with how many bytes of them are not zero at the end.
+    private func makeOddSources(_ folder: TempFolder) throws -> [(name: String, kept: Int)] {
+        try writeNoise(folder.path("odd.raw"), count: 1_000_001)
+        for (name, end) in [("full.qcow2", 1_000_448), ("half.qcow2", 512 << 10)] {
+            try Qemu.img("create", "-q", "-f", "qcow2", folder.path(name), "1000448")
+            try Qemu.io("qcow2", folder.path(name), ["write -P 7 0 \(end)"])
+        }
+        return [("odd.raw", 1_000_001), ("full.qcow2", 1_000_448), ("half.qcow2", 512 << 10)]
+    }
+
     @Test func smallerRawFileIsRefusedUntouched() throws {
         let folder = try TempFolder()
         let target = folder.path("target")

@@ -46,7 +46,7 @@ struct RandomImage {
     private let seed: UInt64
     private let folder: TempFolder
     private var random: SplitMix64
-    private var size = 0
+    private(set) var size = 0
 
     init(seed: UInt64, folder: TempFolder) {
         self.seed = seed
@@ -58,8 +58,9 @@ struct RandomImage {
         "SWIMG_SEED=\(seed) SWIMG_CASES=1 makes this case:\n" + log.joined(separator: "\n")
     }
 
-    mutating func build() throws {
-        let depth = random.pick([1, 1, 1, 2, 2, 3])
+    /// - Parameter depths: how many images there may be one on the other.
+    mutating func build(depths: [Int] = [1, 1, 1, 2, 2, 3]) throws {
+        let depth = random.pick(depths)
         for layer in 0..<depth {
             // Layers differ in size: longer and shorter than what lies below.
             size = (1 + random.below(2048)) * 512
