@@ -64,10 +64,19 @@ enum Main {
         case let error as Verdict: leave(error.status)
         case let error as FailureWithStatus: fail(error.cause.description, status: error.status)
         case _ where Swimg.exitCode(for: error) == .success:
-            Output.print(Swimg.message(for: error) + "\n")
+            Output.print(success(Swimg.message(for: error)))
             leave(0)
         default: fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
         }
+    }
+
+    /// The parser's answer to a question of the command line: help, a version, a script for shells.
+    private static func success(_ message: String) -> String {
+        let isHelp = message.hasPrefix("OVERVIEW: ")
+        guard ProgramName.isQemuImg, isHelp else { return message + "\n" }
+        // `help VERB` is the parser's other form of `VERB --help`.
+        let verb = CommandLine.arguments.dropFirst().first { $0 != "help" }
+        return QemuImgHelp.text(verb: verb)
     }
 
     /// A backing chain needs a descriptor for each of its files.
@@ -155,6 +164,6 @@ enum ProgramName {
         isQemuImg
         ? "qemu-img version 7.2.0 (swimg \(Swimg.version))" : "swimg version \(Swimg.version)"
 
-    private static let isQemuImg =
+    static let isQemuImg =
         ArgumentBytes.commandLine().first.map { HostPath(bytes: $0).fileName.text } == "qemu-img"
 }

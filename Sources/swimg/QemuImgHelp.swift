@@ -1,0 +1,71 @@
+import ImageFormats
+
+/// The help of a program that is called as qemu-img.
+///
+/// Programs search qemu-img's help for options before they use them: libguestfs takes `info -U` only where
+/// `\binfo\b.*-U\b` matches. So each verb has one line, in qemu's form, with all that its parser takes
+/// and nothing else; a test compares the two.
+enum QemuImgHelp {
+    /// - Parameter verb: the verb that help is wanted for; nil stands for all of them.
+    static func text(verb: String?) -> String {
+        let names = Swimg.commands.compactMap { $0.configuration.commandName }
+        let shown = names.filter { $0 == verb || !names.contains(verb ?? "") }
+        let lines = shown.map { "  \($0) \(usage[$0] ?? "")" }
+        let formats = ImageFormat.allCases.map(\.rawValue).sorted()
+        return """
+            \(ProgramName.versionLine)
+            usage: qemu-img [-h | --help] [-V | --version] | command [command options]
+
+            Command syntax:
+            \(lines.joined(separator: "\n"))
+
+            Supported formats: \(formats.joined(separator: " "))
+
+            """
+    }
+
+    private static let names = "[--object objectdef] [--image-opts]"
+    private static let nbd = """
+        [--connections=number] [--requests=number] [--request-size=size] [--timeout=seconds] \
+        [--multi-conn]
+        """
+
+    private static let usage = [
+        "check": """
+        \(names) [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] \(nbd) \
+        filename
+        """,
+        "compare": """
+        \(names) [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] \(nbd) \
+        filename1 filename2
+        """,
+        "convert": """
+        [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [--no-clone] [-c] [-p] \
+        [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
+        [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
+        [-m num_coroutines] [-W] [--digest] [--expect-digest=hex] \(nbd) \
+        filename [filename2 [...]] output_filename
+        """,
+        "create": """
+        [--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] \
+        \(nbd) filename [size]
+        """,
+        "dd": """
+        \(names) [-U] [-f fmt] [-O output_fmt] \(nbd) \
+        [bs=block_size] [count=blocks] [skip=blocks] if=input of=output
+        """,
+        "digest": "\(names) [-f fmt] [-p] [--output=ofmt] [-U] \(nbd) filename",
+        "info": "\(names) [-f fmt] [--output=ofmt] [--backing-chain] [-U] \(nbd) filename",
+        "map": """
+        \(names) [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] \
+        [--svg=file] [-U] \(nbd) filename
+        """,
+        "measure": """
+        [--output=ofmt] [-O output_fmt] [-o options] \
+        [--size N | \(names) [-f fmt] [-l snapshot_param] [-U] \(nbd) filename]
+        """,
+        "resize": """
+        \(names) [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size
+        """,
+    ]
+}
