@@ -4,6 +4,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BUILD := .build
 SHELL := /bin/bash
+# Not every program named swift is the compiler.
+TOOLCHAIN := Scripts/toolchain.sh
+SWIFT := $(TOOLCHAIN) swift
 # Tests see internals, which changes how everything is compiled: they get a folder of their own.
 TEST_BUILD := .build-test
 TEST_FLAGS := -c release -Xswiftc -enable-testing --scratch-path $(TEST_BUILD)
@@ -33,13 +36,13 @@ build: setup
 	@mkdir -p $(STATIC)
 	@ln -sf "$$(clang -print-file-name=libstdc++.a)" $(STATIC)/libstdc++.a
 	@ln -sf "$$(clang -print-file-name=libgcc_eh.a)" $(STATIC)/libgcc_s.a
-	swift build -c release --product swimg $(LINK_FLAGS) --scratch-path $(BUILD)
+	$(SWIFT) build -c release --product swimg $(LINK_FLAGS) --scratch-path $(BUILD)
 
 # Scripts/functions.order anew, to be run when much of the code has changed: which functions conversions run.
 order: build
 	@Scripts/setup.sh order
 	@rm $(BUILD)/release/swimg
-	swift build -c release --product swimg $(LINK_FLAGS) -Xlinker -Map=$(BUILD)/link.map --scratch-path $(BUILD)
+	$(SWIFT) build -c release --product swimg $(LINK_FLAGS) -Xlinker -Map=$(BUILD)/link.map --scratch-path $(BUILD)
 	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/order-functions.py $(BUILD)/release/swimg $(BUILD)/link.map
 	@rm $(BUILD)/release/swimg $(BUILD)/link.map
 	@$(MAKE) build
@@ -50,8 +53,8 @@ demo: setup-test build
 
 # What failed is said once more at the end: thousands of lines come between.
 test: setup-test
-	swift build $(TEST_FLAGS) --build-tests
-	@set -o pipefail; swift test $(TEST_FLAGS) --skip-build 2>&1 | tee $(TEST_BUILD)/log \
+	$(SWIFT) build $(TEST_FLAGS) --build-tests
+	@set -o pipefail; $(SWIFT) test $(TEST_FLAGS) --skip-build 2>&1 | tee $(TEST_BUILD)/log \
 		|| { echo; grep -A 12 'recorded an issue' $(TEST_BUILD)/log; exit 1; }
 
 # All verbs beside qemu-img, on the fixtures and on random images, some damaged: output and exit status.
@@ -61,7 +64,7 @@ side-by-side: setup-test build
 # The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
 # the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.
 sanitize: setup-test
-	ASAN_OPTIONS=detect_leaks=0 swift test -c release -Xswiftc -enable-testing --sanitize=address --scratch-path .build-asan \
+	ASAN_OPTIONS=detect_leaks=0 $(SWIFT) test -c release -Xswiftc -enable-testing --sanitize=address --scratch-path .build-asan \
 		--filter '(DiskImage|ImageStorage|ImageFormats|ImageConvert)Tests'
 
 # More than an hour; writes BENCHMARKS.md and benchmarks.svg. Mounts (XFS, btrfs) only as root.
@@ -74,12 +77,12 @@ bench-nbd: setup-test build
 
 # What the steps of a conversion cost one by one. A package of its own, with a library for it.
 microbench: setup-test
-	cd Benchmarks/Micro && swift package benchmark --no-progress
+	cd Benchmarks/Micro && ../../$(SWIFT) package benchmark --no-progress
 
 # The pages in Manual/, made anew from what the argument parser knows. To be run when options have changed.
 manual: setup
 	rm -f Manual/*.1
-	swift package -c release --scratch-path .build-docs --allow-writing-to-package-directory \
+	$(SWIFT) package -c release --scratch-path .build-docs --allow-writing-to-package-directory \
 		generate-manual --multi-page --output-directory Manual
 	@rm Manual/swimg.help.1
 	@cd Manual && for page in swimg.*.1; do \
@@ -88,9 +91,9 @@ manual: setup
 # The documentation of the libraries, in .build-docs/docs.
 docs: setup
 	@rm -rf .build-docs/symbols && mkdir -p .build-docs/symbols
-	swift build --scratch-path .build-docs --target ImageConvert \
+	$(SWIFT) build --scratch-path .build-docs --target ImageConvert \
 		-Xswiftc -emit-symbol-graph -Xswiftc -emit-symbol-graph-dir -Xswiftc $(CURDIR)/.build-docs/symbols
-	docc convert Sources/ImageConvert/ImageConvert.docc --output-dir .build-docs/docs \
+	$(TOOLCHAIN) docc convert Sources/ImageConvert/ImageConvert.docc --output-dir .build-docs/docs \
 		--additional-symbol-graph-dir .build-docs/symbols --fallback-display-name ImageConvert \
 		--fallback-bundle-identifier swimg.ImageConvert
 
@@ -108,10 +111,10 @@ install: build
 		> $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swimg.fish
 
 fmt:
-	swift format --in-place --recursive Package.swift Sources Tests
+	$(SWIFT) format --in-place --recursive Package.swift Sources Tests
 
 lint:
-	swift format lint --strict --recursive Package.swift Sources Tests
+	$(SWIFT) format lint --strict --recursive Package.swift Sources Tests
 
 clean:
 	rm -rf .build .build-test .build-asan .build-docs demo

@@ -4,22 +4,29 @@
 # Usage: demo.sh path/to/swimg
 set -euo pipefail
 swimg=$(realpath "$1")
-folder=demo
-mkdir -p "$folder"
+mkdir -p demo
+folder=$(realpath demo)
 
 if [ ! -e "$folder/disk.qcow2" ]; then
-    echo "making $folder/disk.qcow2 ..."
-    files=$(mktemp -d "$folder/files.XXXXXX")
-    trap 'rm -rf "$files" "$folder/disk.tmp"' EXIT
+    echo "making demo/disk.qcow2 ..."
+    # What is needed only meanwhile; an earlier run that was killed may have left some.
+    work=$folder/work
+    trap 'rm -rf "$work"' EXIT
+    # Not before the command that runs has ended: it would write on behind the back of the cleaning.
+    trap 'exit 1' INT TERM HUP
+    rm -rf "$work"
+    mkdir -p "$work/files"
     # Files of all kinds and sizes until there are 400 MB of them.
     find /usr /opt -xdev -type f -readable -size +0 -size -16M -printf '%s %p\0' 2>/dev/null |
         awk 'BEGIN { RS = ORS = "\0" }
-             sum < 400000000 { sum += $1; sub(/^[0-9]+ /, ""); print }' > "$files.list"
-    tar --null -T "$files.list" -cf - 2>/dev/null | tar -xf - -C "$files"
-    rm "$files.list"
-    truncate -s 2G "$folder/disk.tmp"
-    mkfs.ext4 -q -F -d "$files" "$folder/disk.tmp"
-    qemu-img convert -f raw -O qcow2 "$folder/disk.tmp" "$folder/disk.qcow2"
+             sum < 400000000 { sum += $1; sub(/^[0-9]+ /, ""); print }' > "$work/list"
+    tar --null -T "$work/list" -cf - 2>/dev/null | tar -xf - -C "$work/files"
+    truncate -s 2G "$work/disk"
+    mkfs.ext4 -q -F -d "$work/files" "$work/disk"
+    qemu-img convert -f raw -O qcow2 "$work/disk" "$work/disk.qcow2"
+    mv "$work/disk.qcow2" "$folder/disk.qcow2"
+    rm -rf "$work"
+    trap - EXIT INT TERM HUP
 fi
 
 run() { echo "+ $*"; "$@"; }

@@ -25,4 +25,4 @@ if [ ${#missing[@]} -gt 0 ]; then
     DEBIAN_FRONTEND=noninteractive \
         "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 fi
-command -v swift >/dev/null || { echo "Swift 6.3 or newer is needed: https://swift.org/install" >&2; exit 1; }
+"$(dirname "$0")/toolchain.sh" swift --version >/dev/null
