@@ -56,6 +56,14 @@ public final class MountedFolder: Sendable {
         try require("mount", ["-t", "tmpfs", "-o", "size=\(size)", "swimg-test", path])
     }
 
+    /// A file system in memory without a limit (`ramfs`, `tmpfs`): it reports no blocks.
+    public init(unlimited type: String) throws {
+        folder = try TempFolder()
+        device = nil
+        path = try folder.makeFolder("mnt")
+        try require("mount", ["-t", type, "-o", "size=0", "swimg-test", path])
+    }
+
     /// `make` is a mkfs command such as `["mkfs.ext4", "-q"]`.
     public init(make: [String], size: Int, sectorSize: Int) throws {
         folder = try TempFolder()

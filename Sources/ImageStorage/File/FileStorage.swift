@@ -238,10 +238,13 @@ public final class FileStorage: Storage {
     public func requireSpace(_ bytes: Int64) throws {
         guard !traits.isDevice else { return }
         var space = statvfs()
-        guard fstatvfs(descriptor, &space) == 0 else { return }
-        let (free, overflow) = Int64(space.f_bavail).multipliedReportingOverflow(
-            by: Int64(space.f_frsize))
-        guard !overflow, free < bytes else { return }
+        // A file system that counts no blocks (ramfs, tmpfs without a limit, some FUSE) cannot say how many are free.
+        guard fstatvfs(descriptor, &space) == 0, space.f_blocks > 0 else { return }
+        // What a file system keeps in reserve is for root.
+        let blocks = geteuid() == 0 ? space.f_bfree : space.f_bavail
+        let (product, overflow) = UInt64(blocks).multipliedReportingOverflow(
+            by: UInt64(space.f_frsize))
+        guard !overflow, let free = Int64(exactly: product), free < bytes else { return }
         throw ImageError(
             .system(errno: ENOSPC), path: name,
             "needs \(bytes) bytes, the file system has \(free): "
