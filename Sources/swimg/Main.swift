@@ -75,7 +75,7 @@ enum Main {
         let isHelp = message.hasPrefix("OVERVIEW: ")
         guard ProgramName.isQemuImg, isHelp else { return message + "\n" }
         // `help VERB` is the parser's other form of `VERB --help`.
-        let verb = CommandLine.arguments.dropFirst().first { $0 != "help" }
+        let verb = ArgumentBytes.commandLine().dropFirst().map(\.text).first { $0 != "help" }
         return QemuImgHelp.text(verb: verb)
     }
 
