@@ -36,7 +36,7 @@ package struct ImageParameters: Sendable {
 
     /// - Throws: `ImageError` in qemu-img's words, or for what cannot be written yet.
     package init(_ options: TypedOptions) throws(ImageError) {
-        size = options.number("size")
+        size = try options.number("size").map(checkedDiskSize)
         backingFile = options.name("backing_file")
         backingFormat = options.text("backing_fmt")
         preallocation = try Self.preallocation(options)

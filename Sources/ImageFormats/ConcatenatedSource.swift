@@ -1,4 +1,5 @@
 import DiskImage
+import ImageStorage
 
 /// Several guest disks one behind the other, each padded with zeros to whole sectors, as qemu-img
 /// joins its sources. One source alone is padded in the same way.
@@ -20,7 +21,7 @@ public struct ConcatenatedSource: ImageSource {
         for source in sources {
             let size = source.virtualSize.roundedUp(to: guestSectorSize)
             let (sum, overflow) = end.addingReportingOverflow(size)
-            guard !overflow else { throw .invalid("the sources together are too large") }
+            guard !overflow, sum <= largestDiskSize else { throw .tooLarge("the sources together") }
             parts.append(Part(source: source, start: end, end: sum))
             end = sum
         }

@@ -64,12 +64,10 @@ public struct ImageCreation: Sendable {
         guard let bytes = size ?? typed.number("size") ?? backing?.virtualSize else {
             throw ImageError.invalid("Image creation needs a size parameter")
         }
-        guard bytes <= Int64.max - guestSectorSize else {
-            throw ImageError.invalid("Image size must be less than 8 EiB!")
-        }
         return Plan(
             line: typed.creationLine(name, size: bytes), name: name, nbd: nbd, typed: typed,
-            size: bytes.roundedUp(to: guestSectorSize), protected: backing?.files ?? [])
+            size: try checkedDiskSize(bytes).roundedUp(to: guestSectorSize),
+            protected: backing?.files ?? [])
     }
 
     private var hasSeveralSizes: Bool {

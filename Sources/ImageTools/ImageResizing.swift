@@ -67,10 +67,12 @@ public struct ImageResizing: Sendable {
         case .to(let bytes): size = bytes
         case .by(let bytes):
             let (sum, overflow) = current.addingReportingOverflow(bytes)
-            guard !overflow else { throw ImageError.invalid("New image size is too large") }
+            guard !overflow else { throw ImageError.tooLarge("the new size") }
             size = sum
         }
-        guard size > 0 else { throw ImageError.invalid("New image size must be positive") }
+        guard try checkedDiskSize(size) > 0 else {
+            throw ImageError.invalid("New image size must be positive")
+        }
         if size <= current, preallocation != .off {
             throw ImageError.invalid("Preallocation can only be used for growing images")
         }

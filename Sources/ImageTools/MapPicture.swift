@@ -112,8 +112,9 @@ public struct MapPicture: Sendable {
         sums[part.index].extents += 1
         var position = entry.range.lowerBound
         while position < entry.range.upperBound {
-            let cell = (position - range.lowerBound) / cellSize
-            let end = min(entry.range.upperBound, range.lowerBound + (cell + 1) * cellSize)
+            let (cell, inCell) = (position - range.lowerBound).quotientAndRemainder(
+                dividingBy: cellSize)
+            let end = position + min(entry.range.upperBound - position, cellSize - inCell)
             cells[Int(cell) * Part.count + part.index] += end - position
             position = end
         }

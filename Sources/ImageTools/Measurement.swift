@@ -44,7 +44,7 @@ public struct Measurement: Sendable {
         switch disk {
         case .empty(let bytes):
             image = nil
-            size = bytes.roundedUp(to: guestSectorSize)
+            size = try checkedDiskSize(bytes).roundedUp(to: guestSectorSize)
         case .image(let path, let format):
             var opener = ImageOpener(shareForced: shareForced, nbd: nbd)
             opener.snapshot = snapshot

@@ -105,7 +105,8 @@ final class NBDHandle {
                 let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
                 var start = Int64(offset)
                 for index in 0..<count / 2 {
-                    let length = Int64(pairs[2 * index])
+                    // The last one may reach beyond what was asked about, and beyond the export.
+                    let length = min(Int64(pairs[2 * index]), .max - start)
                     guard length > 0 else { continue }
                     // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
                     request.extents.append(

@@ -86,6 +86,7 @@ public final class NBDStorage: Storage {
         self.facts = facts
         name = address.name
         size = facts.size
+        guard size <= largestDiskSize else { throw .tooLarge("cannot open", path: name) }
         let block = facts.minimumBlock
         // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
         let preferred = max(block, facts.preferredBlock)
@@ -195,7 +196,7 @@ public final class NBDStorage: Storage {
         if let known { return known }
         let start = offset.roundedDown(to: facts.minimumBlock)
         let wanted = max(limit.roundedUp(to: facts.minimumBlock), start + Self.statusReach)
-        let end = min(size, wanted, start + Self.longestStatus)
+        let end = start + min(size - start, wanted - start, Self.longestStatus)
         let answer = try await blockStatus(start..<end)
         status.withLock { $0.note(answer, asOf: changes) }
         // A server that says nothing about a range has to be read.

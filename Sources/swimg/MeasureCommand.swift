@@ -86,10 +86,6 @@ struct MeasureCommand: ImageCommand {
         let bytes = try size.map { text throws(ImageError) in
             try sizeArgument(text, name: "image size")
         }
-        // What is rounded up to whole sectors has to stay a number.
-        guard (bytes ?? 0) <= Int64.max - 511 else {
-            throw .invalid("an image of \(bytes ?? 0) bytes is too large")
-        }
         switch (files.first, bytes) {
         case (nil, nil): throw .invalid("Either --size N or one filename must be specified.")
         case (_?, _?):

@@ -94,8 +94,8 @@ struct Qcow2HeaderParser {
             throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more")
         }
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
-            virtualSize <= Int64.max - (1 << 62)
-        else { throw .corrupt(name, "the virtual size is too large") }
+            virtualSize <= largestDiskSize
+        else { throw .tooLarge("the virtual size", path: name) }
         let geometry = Qcow2Geometry(
             clusterBits: clusterBits, hasExtendedL2: hasExtendedL2, virtualSize: virtualSize)
         let l1 = try parseL1(bytes, geometry)

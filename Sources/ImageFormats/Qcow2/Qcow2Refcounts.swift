@@ -131,6 +131,9 @@ struct Qcow2Refcounts {
         let firstBlock = start + room.tableClusters
         let first = firstBlock + Int64(room.blocks.count)
         let newEnd = first + count
+        guard newEnd <= largestDiskSize / clusterSize else {
+            throw ImageError.tooLarge("the image grows", path: storage.name)
+        }
         if storage.traits.isDevice, newEnd > storage.size / clusterSize {
             throw ImageError(
                 .system(errno: ENOSPC), path: storage.name,
@@ -274,7 +277,7 @@ struct Qcow2Refcounts {
         for cluster in dropped where hasBlock(for: cluster) { _ = try await lower(cluster) }
         try await flush()
         end = try await lastUsedCluster() + 1
-        if !storage.traits.isDevice, end * clusterSize < storage.size {
+        if !storage.traits.isDevice, end < storage.size.dividedUp(by: clusterSize) {
             try await storage.truncate(to: end * clusterSize)
         }
     }

@@ -43,8 +43,9 @@ extension Qcow2Resizer {
         _ size: Int64, _ preallocation: Preallocation
     ) throws(ImageError) -> Growth {
         let geometry = geometry(virtualSize: size)
-        guard size <= Int64.max - (1 << 62), geometry.l1Entries <= Qcow2Header.maximumL1Entries
-        else { throw .invalid("Failed to grow the L1 table: File too large") }
+        guard geometry.l1Entries <= Qcow2Header.maximumL1Entries else {
+            throw .tooLarge("Failed to grow the L1 table")
+        }
         let first = self.geometry.virtualSize.dividedUp(by: geometry.clusterSize)
         let end = size.dividedUp(by: geometry.clusterSize)
         let below = min(size, backing?.virtualSize ?? 0).dividedUp(by: geometry.clusterSize)

@@ -108,7 +108,7 @@ public final class FileStorage: Storage {
     /// call tells here that there are none, and saves two for each range later.
     private static func hasHoles(_ descriptor: Int32, _ status: stat) -> Bool {
         guard status.st_size > 0 else { return false }
-        if Int64(status.st_blocks) * 512 < Int64(status.st_size) { return true }
+        if Int64(status.st_blocks) < Int64(status.st_size).dividedUp(by: 512) { return true }
         guard let hole = Syscall.retry({ lseek(descriptor, 0, clinux_SEEK_HOLE) }) else {
             return false
         }
@@ -124,24 +124,30 @@ public final class FileStorage: Storage {
     private static func size(
         _ descriptor: Int32, _ path: String, _ status: stat
     ) throws(ImageError) -> Int64 {
+        let size: UInt64
         switch status.st_mode & S_IFMT {
-        case S_IFREG: return Int64(status.st_size)
+        case S_IFREG: size = UInt64(bitPattern: Int64(status.st_size))
         case S_IFBLK:
             var bytes: UInt64 = 0
-            guard clinux_device_size(descriptor, &bytes) == 0, let size = Int64(exactly: bytes)
-            else { throw Syscall.failure(path, "cannot get the size of the device") }
-            return size
+            guard clinux_device_size(descriptor, &bytes) == 0 else {
+                throw Syscall.failure(path, "cannot get the size of the device")
+            }
+            size = bytes
         case S_IFDIR: throw Syscall.failure(path, "cannot open", errno: EISDIR)
         default:
             throw .unsupported(path, "cannot open: neither a regular file nor a block device")
         }
+        guard size <= largestDiskSize else { throw .tooLarge("cannot open", path: path) }
+        return Int64(size)
     }
 
     public var size: Int64 { knownSize.load(ordering: .relaxed) }
 
     /// How much of its file system the file takes now, in bytes; nil if the system does not say.
     public var allocatedSize: Int64? {
-        (try? Syscall.status(descriptor, name)).map { Int64($0.st_blocks) * 512 }
+        guard let blocks = (try? Syscall.status(descriptor, name))?.st_blocks else { return nil }
+        let (bytes, overflow) = Int64(blocks).multipliedReportingOverflow(by: 512)
+        return overflow || bytes < 0 ? nil : bytes
     }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
@@ -228,6 +234,10 @@ public final class FileStorage: Storage {
                         + String(cString: strerror(ENOSPC)))
             }
             return
+        }
+        // Some file systems make files that are too large to be opened again.
+        guard size <= largestDiskSize else {
+            throw ImageError.tooLarge("cannot set the size to \(size) bytes", path: name)
         }
         guard Syscall.retry({ ftruncate(descriptor, off_t(size)) }) != nil else {
             throw Syscall.failure(name, "cannot set the size to \(size) bytes")

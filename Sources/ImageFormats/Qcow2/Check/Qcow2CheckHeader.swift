@@ -73,8 +73,8 @@ struct Qcow2CheckHeader: Sendable, Equatable {
         }
         refcountBits = 1 << Int(order)
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
-            virtualSize <= Int64.max - (1 << 62)
-        else { throw .corrupt(name, "the virtual size is too large") }
+            virtualSize <= largestDiskSize
+        else { throw .tooLarge("the virtual size", path: name) }
         geometry = Qcow2Geometry(
             clusterBits: clusterBits,
             hasExtendedL2: incompatibleFeatures & Qcow2Header.IncompatibleFeature.extendedL2 != 0,
