@@ -16,6 +16,8 @@ struct CompareCommand: ImageCommand {
             """)
 
     static let letters = OptionLetters(flags: "pqsU", valued: "fFT")
+    // 1 would say that the images differ.
+    static let failureStatus: Int32 = 2
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -102,8 +104,7 @@ struct CompareCommand: ImageCommand {
             comparison.secondFormat = try secondFormat.map(imageFormat)
             comparison.cacheMode = try cacheMode(cache)
         } catch {
-            // 1 would say that the images differ.
-            throw FailureWithStatus(status: 2, cause: error)
+            throw FailureWithStatus(status: Self.failureStatus, cause: error)
         }
         comparison.isStrict = strict
         comparison.shareForced = access.forceShare

@@ -14,13 +14,14 @@ enum Main {
         clinux_limit_malloc_arenas()
         raiseDescriptorLimit()
         // Both come back as errors of the write that met them.
-        signal(SIGPIPE, SIG_IGN)
+        PipeSignal.ignore()
         signal(SIGXFSZ, SIG_IGN)
         do {
             let words = ArgumentBytes.commandLine().dropFirst().map(ArgumentBytes.escaped)
             // Programs ask for it again and again, and the parser takes longer than the rest of us.
             if words == ["--version"] || words == ["-V"] {
-                return Output.print(ProgramName.versionLine + "\n")
+                Output.print(ProgramName.versionLine + "\n")
+                leave(0)
             }
             let arguments = try CommandLineWords.normalized(words)
             var command = try parsed(arguments)
@@ -46,22 +47,25 @@ enum Main {
     private static func run(_ command: any ImageCommand) -> Never {
         if !command.isBrief { program_pages_release() }
         let signals = Signals()
+        let failure = type(of: command).failureStatus
         Task(executorPreference: IOExecutor.shared) {
             do {
                 try await command.run(signals)
-                leave(0)
+                leave(0, failure: failure)
             } catch {
-                end(with: error)
+                end(with: error, failure: failure)
             }
         }
         signals.deliver()
     }
 
-    private static func end(with error: any Error) -> Never {
+    /// - Parameter failure: see `leave`.
+    private static func end(with error: any Error, failure: Int32 = 1) -> Never {
         switch error {
         case let error as ImageError: fail(error.description)
         case let error as Interruption: leave(128 + error.signal)
-        case let error as Verdict: leave(error.status)
+        case let error as Verdict: leave(error.status, failure: failure)
+        case is OutputFailure: leave(failure, failure: failure)
         case let error as FailureWithStatus: fail(error.cause.description, status: error.status)
         case _ where Swimg.exitCode(for: error) == .success:
             Output.print(success(Swimg.message(for: error)))
@@ -90,12 +94,18 @@ enum Main {
     /// Nearly every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
     private static func fail(_ message: String, status: Int32 = 1) -> Never {
         Output.printError("\(ProgramName.called): \(ArgumentBytes.readable(message))\n")
-        leave(status)
+        _exit(status)
     }
 
     /// At once: `exit` would take libraries apart that other threads are still in. One that says goodbye to an NBD
     /// server then finds libnbd without its errors, and libnbd aborts. `Output` has nothing left to write.
-    private static func leave(_ status: Int32) -> Never { _exit(status) }
+    ///
+    /// - Parameter failure: the status if standard output did not take what was printed, whatever was found out.
+    private static func leave(_ status: Int32, failure: Int32 = 1) -> Never {
+        guard let code = Output.failure else { _exit(status) }
+        if code == EPIPE { PipeSignal.end() }
+        fail("cannot write the output: \(String(cString: strerror(code)))", status: failure)
+    }
 
     private static func oneLine(_ message: String) -> String {
         let line = message.split(separator: "\n").first.map(String.init) ?? message
@@ -122,6 +132,8 @@ struct FailureWithStatus: Error {
 /// A verb of qemu-img.
 protocol ImageCommand: ParsableCommand, Sendable {
     static var letters: OptionLetters { get }
+    /// The exit status where nothing was found out.
+    static var failureStatus: Int32 { get }
     /// It is over in a moment: what it holds meanwhile is not worth giving back.
     var isBrief: Bool { get }
 
@@ -130,6 +142,7 @@ protocol ImageCommand: ParsableCommand, Sendable {
 }
 
 extension ImageCommand {
+    static var failureStatus: Int32 { 1 }
     var isBrief: Bool { false }
 }
 

@@ -88,7 +88,10 @@ struct MapCommand: ImageCommand {
             if range.isEmpty || range.lowerBound >= map.guestSize {
                 printer.addNothing(at: range.lowerBound)
             }
-            try await map.forEachEntry(in: range) { try printer.add($0) }
+            try await map.forEachEntry(in: range) {
+                try printer.add($0)
+                try Output.checkReader()
+            }
         } catch {
             printer.finish(isWhole: false)
             throw error

@@ -1,14 +1,44 @@
 import DiskImage
 import Glibc
+import Synchronization
 
 /// Text to a person or a program, past stdio: at once, and whole.
+///
+/// What is printed to standard output is what a command was asked for. A write that fails there is remembered instead
+/// of thrown, so that the work still gets done, and fails the program at its end (`Main.leave`).
 enum Output {
-    static func print(_ text: String) { write(text, to: STDOUT_FILENO) }
-    static func printError(_ text: String) { write(text, to: STDERR_FILENO) }
+    private static let firstError = Atomic<Int32>(0)
+
+    /// The errno of the first write to standard output that failed; nil if none did.
+    static var failure: Int32? {
+        let error = firstError.load(ordering: .relaxed)
+        return error == 0 ? nil : error
+    }
+
+    static func print(_ text: String) {
+        var text = text
+        text.withUTF8 { printBytes($0) }
+    }
 
     /// - Parameter text: in UTF-8.
-    static func print(_ text: [UInt8]) {
-        text.withUnsafeBufferPointer { _ = write($0, to: STDOUT_FILENO) }
+    static func print(_ text: [UInt8]) { text.withUnsafeBufferPointer { printBytes($0) } }
+
+    /// Shows progress on standard output. No command fails for want of it.
+    static func show(_ text: String) { write(text, to: STDOUT_FILENO) }
+
+    static func printError(_ text: String) { write(text, to: STDERR_FILENO) }
+
+    /// Ends a long listing that is not read any more.
+    ///
+    /// - Throws: `OutputFailure` after a write that failed.
+    static func checkReader() throws {
+        if failure != nil { throw OutputFailure() }
+    }
+
+    private static func printBytes(_ bytes: UnsafeBufferPointer<UInt8>) {
+        // What followed a part that is missing would only mislead.
+        guard failure == nil, !write(bytes, to: STDOUT_FILENO) else { return }
+        firstError.store(errno, ordering: .relaxed)
     }
 
     /// Makes a file of a text, or replaces what it held.
@@ -30,15 +60,24 @@ enum Output {
         _ = text.withUTF8 { write($0, to: descriptor) }
     }
 
-    /// - Returns: whether it took everything. A reader that went away is no reason to fail.
+    /// - Returns: whether it took everything; `errno` says why not.
     private static func write(_ bytes: UnsafeBufferPointer<UInt8>, to descriptor: Int32) -> Bool {
         var done = 0
         while done < bytes.count {
             let count = Glibc.write(
                 descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done)
-            if count < 0 && errno != EINTR { return false }
+            if count < 0, errno == EAGAIN {
+                // A descriptor that another process made non-blocking.
+                var polled = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
+                poll(&polled, 1, -1)
+            } else if count < 0, errno != EINTR {
+                return false
+            }
             done += max(0, count)
         }
         return true
     }
 }
+
+/// The reader of standard output went away, or cannot be written to: `Output.failure` says why.
+struct OutputFailure: Error {}

@@ -28,13 +28,13 @@ final class ProgressPrinter: Sendable {
                 let now = ContinuousClock().now
                 if let last = $0.printedAt, now - last < .milliseconds(100), done < total { return }
                 $0.printedAt = now
-                Output.print("\r" + bar(done, total, now - start))
+                Output.show("\r" + bar(done, total, now - start))
             } else if $0.printedHundredths < 0 || hundredths - $0.printedHundredths >= 100
                 || done == total && hundredths != $0.printedHundredths
             {
                 // Steps of one percent, as qemu-img has it.
-                if $0.printedHundredths < 0, hundredths > 0 { Output.print(Self.qemuForm(0)) }
-                Output.print(Self.qemuForm(hundredths))
+                if $0.printedHundredths < 0, hundredths > 0 { Output.show(Self.qemuForm(0)) }
+                Output.show(Self.qemuForm(hundredths))
                 $0.printedHundredths = hundredths
             }
         }
@@ -45,10 +45,10 @@ final class ProgressPrinter: Sendable {
         guard isShown else { return }
         state.withLock {
             if isTerminal {
-                Output.print("\r" + bar($0.total, $0.total, ContinuousClock().now - start) + "\n")
+                Output.show("\r" + bar($0.total, $0.total, ContinuousClock().now - start) + "\n")
             } else {
-                if $0.printedHundredths < 0 { Output.print(Self.qemuForm(0)) }
-                Output.print(Self.qemuForm(100_00) + "\n")
+                if $0.printedHundredths < 0 { Output.show(Self.qemuForm(0)) }
+                Output.show(Self.qemuForm(100_00) + "\n")
             }
         }
     }
@@ -61,8 +61,8 @@ final class ProgressPrinter: Sendable {
             return Output.print(verdict)
         }
         state.withLock {
-            if $0.printedHundredths < 0 { Output.print(Self.qemuForm(0)) }
-            if isWhole, $0.printedHundredths < 100_00 { Output.print(Self.qemuForm(100_00)) }
+            if $0.printedHundredths < 0 { Output.show(Self.qemuForm(0)) }
+            if isWhole, $0.printedHundredths < 100_00 { Output.show(Self.qemuForm(100_00)) }
         }
         Output.print(verdict + "\n")
     }
@@ -70,7 +70,7 @@ final class ProgressPrinter: Sendable {
     /// The end of a command that failed: what is said next must not stand behind the bar.
     func giveUp() {
         let isBarShown = state.withLock { $0.printedAt != nil }
-        if isBarShown { Output.print("\n") }
+        if isBarShown { Output.show("\n") }
     }
 
     /// One line to stderr, for SIGUSR1; who sees the progress anyway gets no second one.
@@ -101,7 +101,8 @@ final class ProgressPrinter: Sendable {
         let seconds =
             Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
         let rate = seconds > 0 ? Double(done) / seconds : 0
-        let left = rate > 0 ? Int(Double(total - done) / rate) : 0
+        // The first byte of a large disk says little of the rest, and may say more than a number holds.
+        let left = rate > 0 ? Int(min(Double(total - done) / rate, 1e15)) : 0
         let line =
             "[" + String(repeating: "#", count: filled)
             + String(repeating: " ", count: width - filled)

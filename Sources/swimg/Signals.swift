@@ -22,7 +22,7 @@ struct Signals: Sendable {
     }
 
     /// Whoever started us with a signal ignored (nohup) wants it so.
-    private static func isIgnored(_ number: Int32) -> Bool {
+    fileprivate static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()
         sigaction(number, nil, &action)
         return unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self)
@@ -85,5 +85,22 @@ struct Signals: Sendable {
             }
             throw Interruption(signal: signal)
         }
+    }
+}
+
+/// SIGPIPE, which comes back as an error of the write that met it.
+enum PipeSignal {
+    private static let wasIgnored = Signals.isIgnored(SIGPIPE)
+
+    static func ignore() {
+        _ = wasIgnored
+        signal(SIGPIPE, SIG_IGN)
+    }
+
+    /// Ends the process as the signal would have ended it. Returns if the signal was ignored or blocked from the start.
+    static func end() {
+        guard !wasIgnored else { return }
+        signal(SIGPIPE, SIG_DFL)
+        raise(SIGPIPE)
     }
 }
