@@ -55,7 +55,9 @@ public final class NBDStorage: Storage {
         } catch {
             // One that could not begin is gone in a moment. What it said stands on stderr already;
             // this says which one it was.
-            guard let end = server.ended(within: 1000) else { throw error }
+            guard error.kind != .system(errno: EFBIG), let end = server.ended(within: 1000) else {
+                throw error
+            }
             throw ImageError(.invalid, path: server.address.name, "the server \(end)")
         }
     }
