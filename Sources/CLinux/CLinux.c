@@ -180,6 +180,13 @@ int clinux_is_process_folder(int folder) {
     return fstatfs(folder, &system) == 0 && system.f_type == PROC_SUPER_MAGIC;
 }
 
+static _Thread_local const void *thread_role, *thread_loop;
+
+void *clinux_thread_role(void) { return (void *)thread_role; }
+void clinux_set_thread_role(const void *role) { thread_role = role; }
+void *clinux_thread_loop(void) { return (void *)thread_loop; }
+void clinux_set_thread_loop(const void *loop) { thread_loop = loop; }
+
 void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
 
 char *const *clinux_environment(void) { return environ; }

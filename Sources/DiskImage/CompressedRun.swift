@@ -11,7 +11,7 @@ public final class CompressedRun: @unchecked Sendable {
     private var memory: IOBuffer
 
     /// - Parameter capacity: in bytes.
-    public init(capacity: Int) { memory = IOBuffer(byteCount: capacity) }
+    public init(capacity: Int) throws(ImageError) { memory = try IOBuffer(byteCount: capacity) }
 
     /// In bytes.
     public var capacity: Int { memory.byteCount }
@@ -58,8 +58,8 @@ public final class CompressedRun: @unchecked Sendable {
     }
 
     /// The same bytes in memory that is no longer than they are.
-    public func trimmed() -> CompressedRun {
-        let copy = CompressedRun(capacity: count)
+    public func trimmed() throws(ImageError) -> CompressedRun {
+        let copy = try CompressedRun(capacity: count)
         copy.hostOffset = hostOffset
         copy.limit = count
         _ = copy.append(bytes)

@@ -1,3 +1,5 @@
+import Glibc
+
 /// Page-aligned memory for I/O, owned by one task at a time.
 ///
 /// Pages that are never touched cost no memory, so a buffer may be allocated for the worst case.
@@ -8,11 +10,15 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
     private let memory: UnsafeMutableRawBufferPointer
 
     /// - Parameter byteCount: in bytes, 0 allowed.
-    public init(byteCount: Int) {
-        memory = .allocate(byteCount: byteCount, alignment: Self.alignment)
+    /// - Throws: `ImageError` if there is not as much memory to be had.
+    public init(byteCount: Int) throws(ImageError) {
+        var start: UnsafeMutableRawPointer?
+        let status = posix_memalign(&start, Self.alignment, byteCount)
+        guard status == 0 else { throw .outOfMemory(byteCount) }
+        memory = UnsafeMutableRawBufferPointer(start: start, count: byteCount)
     }
 
-    deinit { memory.deallocate() }
+    deinit { free(memory.baseAddress) }
 
     public var byteCount: Int { memory.count }
 
@@ -36,10 +42,20 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
 }
 
 extension IOBuffer {
-    public static func zeros(byteCount: Int) -> IOBuffer {
-        var buffer = IOBuffer(byteCount: byteCount)
+    public static func zeros(byteCount: Int) throws(ImageError) -> IOBuffer {
+        var buffer = try IOBuffer(byteCount: byteCount)
         var bytes = buffer.mutableBytes
         bytes.withUnsafeMutableBytes { _ = $0.initializeMemory(as: UInt8.self, repeating: 0) }
         return buffer
+    }
+}
+
+extension ImageError {
+    /// - Parameter byteCount: how much was asked for; nil where a library does not say.
+    public static func outOfMemory(_ byteCount: Int? = nil) -> ImageError {
+        ImageError(
+            .system(errno: ENOMEM),
+            "cannot get \(byteCount.map { "\($0) bytes of " } ?? "")memory: "
+                + String(cString: strerror(ENOMEM)))
     }
 }

@@ -13,10 +13,10 @@ public final class IOBufferPool: Sendable {
     public init() {}
 
     /// - Parameter byteCount: how much it holds at least, in bytes. What it holds is anything.
-    public func take(byteCount: Int) -> IOBuffer {
+    public func take(byteCount: Int) throws(ImageError) -> IOBuffer {
         let last = free.withLock { $0.popLast()?.buffer.take() }
         if let last, last.byteCount >= byteCount { return last }
-        return IOBuffer(byteCount: byteCount)
+        return try IOBuffer(byteCount: byteCount)
     }
 
     public func giveBack(_ buffer: consuming IOBuffer) {

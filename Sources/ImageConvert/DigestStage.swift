@@ -100,7 +100,7 @@ public final class DigestStage: Sendable {
     private func addRead(_ range: Range<Int64>, of source: any ImageSource) async throws {
         // A compressed cluster in two pieces would be decompressed twice.
         let size = Pipeline.defaultChunk.roundedUp(to: source.readGranularity)
-        var buffer = IOBuffer(byteCount: Int(min(size, Int64(range.count))))
+        var buffer = try IOBuffer(byteCount: Int(min(size, Int64(range.count))))
         var position = range.lowerBound
         while position < range.upperBound {
             let end = min(position + Int64(buffer.byteCount), range.upperBound)

@@ -78,7 +78,7 @@ public struct Pipeline: Sendable {
             isWriting: { [writing = stages.writing] in writing.isBusy })
         let progress = ProgressMark(onProgress)
 
-        try await withTaskExecutorPreference(IOExecutor.shared) {
+        try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in
                 let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
                 for _ in 0..<min(Int64(workers), worthwhile) {
@@ -123,8 +123,8 @@ private struct Stages: Sendable {
 
     func carry(_ chunk: Chunk, with pass: inout FetchPass) async throws {
         guard !chunk.isShared else { return try await share(chunk) }
-        var data = dataPool.take(byteCount: reading.dataSize)
-        var encoded = encodedPool.take(byteCount: reading.encodedSize)
+        var data = try dataPool.take(byteCount: reading.dataSize)
+        var encoded = try encodedPool.take(byteCount: reading.encodedSize)
         let pieces = try await reading.prepare(chunk, data: &data, encoded: &encoded)
         try await digest?.add(chunk, data: data.bytes)
         pass.passOn(isCompressed: chunk.isCompressed)
@@ -142,8 +142,8 @@ private struct Stages: Sendable {
 
     /// Shares what can be shared and copies the rest, in the chunk's turn.
     private func share(_ chunk: Chunk) async throws {
-        var data = dataPool.take(byteCount: reading.dataSize)
-        var encoded = encodedPool.take(byteCount: reading.encodedSize)
+        var data = try dataPool.take(byteCount: reading.dataSize)
+        var encoded = try encodedPool.take(byteCount: reading.encodedSize)
         try await writing.enterTurn(of: chunk)
         for rest in try await sharing.share(chunk) {
             let pieces = try await reading.prepare(rest, data: &data, encoded: &encoded)

@@ -8,7 +8,7 @@ struct SHA256: ~Copyable, @unchecked Sendable {
     private static let zeroCount = 64 << 10
 
     private let digest: UnsafeMutableRawPointer
-    private let zeros = IOBuffer.zeros(byteCount: SHA256.zeroCount)
+    private let zeros: IOBuffer
 
     /// Why there is no library; loads it when first asked.
     private static let problem: String? = cdigest_load().map { String(cString: $0) }
@@ -20,6 +20,12 @@ struct SHA256: ~Copyable, @unchecked Sendable {
                 "libcrypto", "digests need OpenSSL's library (Debian: libssl3): \(problem)")
         }
         guard let digest = cdigest_sha256_create() else { throw Self.failure }
+        do {
+            zeros = try IOBuffer.zeros(byteCount: Self.zeroCount)
+        } catch {
+            cdigest_destroy(digest)
+            throw error
+        }
         self.digest = digest
     }
 

@@ -91,7 +91,7 @@ struct TargetJob {
         guard conversion.targetFormat == .raw, isThere(storage), end < size,
             end.roundedUp(to: guestSectorSize) == size
         else { return input }
-        var tail = IOBuffer(byteCount: Int(size - end))
+        var tail = try IOBuffer(byteCount: Int(size - end))
         var bytes = tail.mutableBytes
         try await input.content.read(into: &bytes, at: end)
         if ZeroScan.isZero(tail.bytes) {

@@ -15,7 +15,7 @@ public enum ImageFormat: String, Sendable, CaseIterable {
     ///   give wrong data.
     public static func probe(_ storage: any Storage) async throws -> ImageFormat {
         let length = Int(min(storage.size, 2048))
-        var buffer = IOBuffer(byteCount: length)
+        var buffer = try IOBuffer(byteCount: length)
         var span = buffer.mutableBytes
         try await storage.read(into: &span, at: 0)
         let bytes = buffer.bytes

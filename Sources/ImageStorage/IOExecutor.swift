@@ -1,11 +1,12 @@
 import CLinux
+import DiskImage
 import Glibc
 import Synchronization
 
 /// The threads on which a conversion runs: threads that may block in a system call.
 ///
 /// Swift's default pool has one thread per core, and a `pread` that waits for a disk would hold one
-/// of them. Work under `withTaskExecutorPreference(IOExecutor.shared)` runs here instead: child tasks
+/// of them. Work under `IOExecutor.run` runs here instead: child tasks
 /// and actors inherit the preference. Threads are started when a job finds none idle and live as long
 /// as the process, because the runtime keeps unowned references to an executor for as long as it likes.
 ///
@@ -36,8 +37,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
 
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let wakeUp = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
-    /// Set on the threads of this executor, and on those that are lent to it (`lent`).
-    private let isOwnThread: pthread_key_t
+    /// The role of a thread that is lent; the executor's own have that of the mutex.
     private var lent: UnsafeMutableRawPointer { UnsafeMutableRawPointer(wakeUp) }
     /// How many jobs wait for a thread, to be looked at without the mutex.
     private let waitingCount = Atomic<Int>(0)
@@ -56,10 +56,35 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     private init() {
         pthread_mutex_init(mutex, nil)
         pthread_cond_init(wakeUp, nil)
-        var key = pthread_key_t()
-        let status = pthread_key_create(&key, nil)
-        precondition(status == 0, "cannot make a thread-local key")
-        isOwnThread = key
+    }
+
+    /// Runs a body, and the tasks that it makes, on the threads of the executor.
+    ///
+    /// - Throws: `ImageError` if not one thread can be had; what the body throws.
+    public static func run<Value>(
+        isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Value
+    ) async throws -> Value {
+        try start()
+        return try await withTaskExecutorPreference(shared, operation: body)
+    }
+
+    /// Makes sure of the first thread. A job cannot fail for want of one, so this has to come before the first job;
+    /// where the system grants no others, the one does all the work.
+    public static func start() throws(ImageError) {
+        let status = shared.startFirstThread()
+        guard status != 0 else { return }
+        throw ImageError(
+            .system(errno: status), "cannot start a thread: \(String(cString: strerror(status)))")
+    }
+
+    private func startFirstThread() -> Int32 {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        guard threadCount == 0 else { return 0 }
+        let status = startThread { self.runJobs() }
+        // The thread waits for the mutex: it finds this.
+        if status == 0 { (threadCount, isCalling) = (1, true) }
+        return status
     }
 
     public func enqueue(_ job: consuming ExecutorJob) {
@@ -68,7 +93,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         jobs.append(job)
         waitingCount.store(jobs.count, ordering: .relaxed)
         pthread_mutex_unlock(mutex)
-        if pthread_getspecific(isOwnThread) == nil { callThread() }
+        if clinux_thread_role() == nil { callThread() }
     }
 
     /// To be called before a computation that may take long: the jobs that this thread has made get
@@ -86,7 +111,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
 
     /// More threads compute than there are cores.
     private var isCrowded: Bool {
-        guard pthread_getspecific(isOwnThread) != nil else { return false }
+        guard clinux_thread_role() != nil else { return false }
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
         return busyCount > Self.coreCount
@@ -94,7 +119,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
 
     /// Whether a core has nothing to do when the caller has done what it does, and no job waits for one.
     public static var hasIdleCore: Bool {
-        let own = pthread_getspecific(shared.isOwnThread) == nil ? 0 : 1
+        let own = clinux_thread_role() == nil ? 0 : 1
         pthread_mutex_lock(shared.mutex)
         defer { pthread_mutex_unlock(shared.mutex) }
         return shared.jobs.isEmpty && shared.busyCount - own < coreCount
@@ -106,11 +131,11 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     /// - Returns: false if that took long, or would have to wait for a file, and the thread was not there for its own
     ///   work meanwhile.
     public static func lendThread(after answers: () -> Void) -> Bool {
-        pthread_setspecific(shared.isOwnThread, shared.lent)
+        clinux_set_thread_role(shared.lent)
         answers()
         var isSoon = shared.runWaitingJobs(until: .now + loanTime)
-        if pthread_getspecific(shared.isOwnThread) != shared.lent { isSoon = false }
-        pthread_setspecific(shared.isOwnThread, nil)
+        if clinux_thread_role() != shared.lent { isSoon = false }
+        clinux_set_thread_role(nil)
         if !isSoon { willBeBusy() }
         return isSoon
     }
@@ -138,9 +163,9 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
 
     /// Makes a system call that may sleep. Its core can work for others meanwhile.
     static func mayBlock<T>(_ call: () -> T) -> T {
-        let mark = pthread_getspecific(shared.isOwnThread)
+        let mark = clinux_thread_role()
         let isOwn = mark != nil
-        if mark == shared.lent { pthread_setspecific(shared.isOwnThread, shared.mutex) }
+        if mark == shared.lent { clinux_set_thread_role(shared.mutex) }
         if isOwn { shared.callThread(freeing: 1) }
         let result = call()
         if isOwn {
@@ -176,7 +201,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         isCalling = false
         let isStuck = threadCount == 0
         pthread_mutex_unlock(mutex)
-        // With one thread or more the job will get its turn; with none it never would.
+        // With one thread or more the job will get its turn, and `start` made sure of the first.
         precondition(!isStuck, "cannot start a thread: \(String(cString: strerror(status)))")
     }
 
@@ -194,7 +219,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     }
 
     private func runJobs() {
-        pthread_setspecific(isOwnThread, UnsafeRawPointer(mutex))
+        clinux_set_thread_role(mutex)
         // A thread that has just been started has been called.
         var wasCalled = true
         pthread_mutex_lock(mutex)

@@ -15,7 +15,7 @@ extension Storage {
     /// Writes zeros as data is written, so that they take their place.
     public func writeZeros(_ range: Range<Int64>) async throws {
         let pieceSize: Int64 = 1 << 20
-        let zeros = IOBuffer.zeros(byteCount: Int(min(pieceSize, Int64(range.count))))
+        let zeros = try IOBuffer.zeros(byteCount: Int(min(pieceSize, Int64(range.count))))
         var offset = range.lowerBound
         while offset < range.upperBound {
             try Task.checkCancellation()

@@ -104,7 +104,7 @@ public struct Comparison: Sendable {
         }
         let worker = ComparisonWorker(pair: pair, cursor: cursor, pieceSize: pieceSize)
         let workers = min(Int64(max(Self.workers, requestsInFlight)), size / cellSize + 1)
-        try await withTaskExecutorPreference(IOExecutor.shared) {
+        try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in
                 for _ in 0..<workers { group.addTask { try await worker.run() } }
                 for try await _ in group {}

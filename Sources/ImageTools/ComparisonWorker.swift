@@ -87,8 +87,8 @@ struct ComparisonWorker: Sendable {
     let pieceSize: Int64
 
     func run() async throws {
-        var first = IOBuffer(byteCount: Int(pieceSize))
-        var second = IOBuffer(byteCount: Int(pieceSize))
+        var first = try IOBuffer(byteCount: Int(pieceSize))
+        var second = try IOBuffer(byteCount: Int(pieceSize))
         while let cell = cursor.takeCell() {
             try Task.checkCancellation()
             let isZero = try await compare(cell, &first, &second)

@@ -15,13 +15,6 @@ final class NBDLoop: @unchecked Sendable {
     private static let answersAfterLongWork = 64
 
     private static let started = Mutex<[Int: NBDLoop]>([:])
-    /// Set on a loop's thread: the loop.
-    private static let key: pthread_key_t = {
-        var key = pthread_key_t()
-        let status = pthread_key_create(&key, nil)
-        precondition(status == 0, "cannot make a thread-local key")
-        return key
-    }()
 
     let number: Int
     /// Written to wake the thread.
@@ -50,7 +43,7 @@ final class NBDLoop: @unchecked Sendable {
 
     /// The one whose thread this is.
     static var current: NBDLoop? {
-        pthread_getspecific(key).map {
+        clinux_thread_loop().map {
             Unmanaged<NBDLoop>.fromOpaque($0).takeUnretainedValue()
         }
     }
@@ -88,7 +81,7 @@ final class NBDLoop: @unchecked Sendable {
     }
 
     private func run() {
-        pthread_setspecific(Self.key, Unmanaged.passUnretained(self).toOpaque())
+        clinux_set_thread_loop(Unmanaged.passUnretained(self).toOpaque())
         while true {
             while isCalled.exchange(false, ordering: .sequentiallyConsistent) {
                 adoptNewcomers()

@@ -121,7 +121,7 @@ extension NBDStorage {
 
     private func writeZeros(_ range: Range<Int64>) async throws {
         guard !range.isEmpty else { return }
-        let zeros = IOBuffer.zeros(byteCount: Int(min(Int64(range.count), pieceSize)))
+        let zeros = try IOBuffer.zeros(byteCount: Int(min(Int64(range.count), pieceSize)))
         var position = range.lowerBound
         while position < range.upperBound {
             let count = min(range.upperBound - position, pieceSize)

@@ -185,7 +185,7 @@ public final class NBDStorage: Storage {
     private func wholeBlocks(_ range: Range<Int64>) async throws -> WholeBlocks {
         let start = range.lowerBound.roundedDown(to: facts.minimumBlock)
         let end = min(size, range.upperBound.roundedUp(to: facts.minimumBlock))
-        let blocks = WholeBlocks(start..<end, around: range)
+        let blocks = try WholeBlocks(start..<end, around: range)
         try await read(into: blocks.memory, at: start)
         return blocks
     }
@@ -323,12 +323,16 @@ private final class WholeBlocks {
     /// Where the range itself is in them.
     let wanted: UnsafeMutableRawBufferPointer
 
-    init(_ blocks: Range<Int64>, around range: Range<Int64>) {
-        memory = .allocate(byteCount: blocks.count, alignment: IOBuffer.alignment)
+    init(_ blocks: Range<Int64>, around range: Range<Int64>) throws(ImageError) {
+        var start: UnsafeMutableRawPointer?
+        guard posix_memalign(&start, IOBuffer.alignment, blocks.count) == 0 else {
+            throw .outOfMemory(blocks.count)
+        }
+        memory = UnsafeMutableRawBufferPointer(start: start, count: blocks.count)
         offset = blocks.lowerBound
-        let start = Int(range.lowerBound - offset)
-        wanted = UnsafeMutableRawBufferPointer(rebasing: memory[start..<start + range.count])
+        let first = Int(range.lowerBound - offset)
+        wanted = UnsafeMutableRawBufferPointer(rebasing: memory[first..<first + range.count])
     }
 
-    deinit { memory.deallocate() }
+    deinit { free(memory.baseAddress) }
 }

@@ -48,6 +48,7 @@ enum Main {
         if !command.isBrief { program_pages_release() }
         let signals = Signals()
         let failure = type(of: command).failureStatus
+        do { try IOExecutor.start() } catch { end(with: error, failure: failure) }
         Task(executorPreference: IOExecutor.shared) {
             do {
                 try await command.run(signals)

@@ -6,24 +6,24 @@ struct IOBufferPoolTests {
         buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }
     }
 
-    @Test func buffersUsedLastAreTakenFirst() {
+    @Test func buffersUsedLastAreTakenFirst() throws {
         let pool = IOBufferPool()
-        let one = pool.take(byteCount: 4096)
-        let two = pool.take(byteCount: 4096)
+        let one = try pool.take(byteCount: 4096)
+        let two = try pool.take(byteCount: 4096)
         let (first, second) = (address(one), address(two))
         #expect(first != second)
         pool.giveBack(one)
         pool.giveBack(two)
-        let three = pool.take(byteCount: 4096)
-        let four = pool.take(byteCount: 100)
+        let three = try pool.take(byteCount: 4096)
+        let four = try pool.take(byteCount: 100)
         let found = [address(three), address(four)]
         #expect(found == [second, first])
     }
 
-    @Test func aBufferThatIsTooSmallIsNotTaken() {
+    @Test func aBufferThatIsTooSmallIsNotTaken() throws {
         let pool = IOBufferPool()
-        pool.giveBack(IOBuffer(byteCount: 4096))
-        let taken = pool.take(byteCount: 4097)
+        pool.giveBack(try IOBuffer(byteCount: 4096))
+        let taken = try pool.take(byteCount: 4097)
         #expect(taken.byteCount == 4097)
     }
 }

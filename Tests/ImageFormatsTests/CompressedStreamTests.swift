@@ -10,7 +10,7 @@ import Testing
     /// What a file would hold after everything was written, and where the writes were.
     private func written(
         _ pieces: [(offset: Int64, bytes: [UInt8])], clusterSize: Int, blockSize: Int64 = 1
-    ) -> (file: [UInt8], ranges: [Range<Int64>]) {
+    ) throws -> (file: [UInt8], ranges: [Range<Int64>]) {
         var stream = CompressedStream(clusterSize: Int64(clusterSize), blockSize: blockSize)
         var file: [UInt8] = []
         var ranges: [Range<Int64>] = []
@@ -30,7 +30,7 @@ import Testing
         for piece in pieces {
             var placement = Placement()
             let bytes = piece.bytes.span.bytes
-            stream.append(bytes, at: piece.offset, to: &placement)
+            try stream.append(bytes, at: piece.offset, to: &placement)
             write(placement)
         }
         var placement = Placement()
@@ -40,7 +40,7 @@ import Testing
     }
 
     @Test(arguments: [512, 4096, 65536, 2 << 20])
-    func everyByteGetsToItsPlace(clusterSize: Int) {
+    func everyByteGetsToItsPlace(clusterSize: Int) throws {
         var random = SplitMix(seed: UInt64(clusterSize))
         var pieces: [(offset: Int64, bytes: [UInt8])] = []
         var offset = Int64(5 * clusterSize)
@@ -55,7 +55,7 @@ import Testing
             }
             if offset > 20 << 20 { break }
         }
-        let (file, ranges) = written(pieces, clusterSize: clusterSize)
+        let (file, ranges) = try written(pieces, clusterSize: clusterSize)
         for piece in pieces {
             let isThere = file[Int(piece.offset)...].starts(with: piece.bytes)
             #expect(isThere, "\(piece.bytes.count) bytes at \(piece.offset)")
@@ -73,9 +73,9 @@ import Testing
     }
 
     /// What is behind the last byte is zero, not what the memory held before.
-    @Test func theRestOfThePageIsZero() {
+    @Test func theRestOfThePageIsZero() throws {
         let full = [UInt8](repeating: 7, count: Int(Self.runSize))
-        let (file, ranges) = written(
+        let (file, ranges) = try written(
             [(0, full), (Self.runSize, [1, 2, 3])], clusterSize: 65536)
         #expect(ranges == [0..<Self.runSize, Self.runSize..<Self.runSize + 4096])
         let expected: [UInt8] = [1, 2, 3] + [UInt8](repeating: 0, count: 4093)
@@ -84,21 +84,21 @@ import Testing
 
     /// A server that prefers long blocks gets runs of whole ones.
     @Test(arguments: [128 << 10, 512 << 10, 32 << 20] as [Int64])
-    func runsEndWithTheBlocksOfTheStorage(blockSize: Int64) {
+    func runsEndWithTheBlocksOfTheStorage(blockSize: Int64) throws {
         let unit = min(blockSize, 2 << 20)
         let pieces = (0..<8).map {
             (offset: Int64($0) * 700_000, bytes: [UInt8](repeating: UInt8($0 + 1), count: 700_000))
         }
-        let (file, ranges) = written(pieces, clusterSize: 2 << 20, blockSize: blockSize)
+        let (file, ranges) = try written(pieces, clusterSize: 2 << 20, blockSize: blockSize)
         #expect(file.prefix(5_600_000) == pieces.flatMap(\.bytes)[...])
         #expect(ranges.count > 1)
         #expect(ranges.allSatisfy { $0.lowerBound % unit == 0 && $0.upperBound % unit == 0 })
     }
 
     /// A stream that ends with its page needs no padding.
-    @Test func nothingIsWrittenTwice() {
+    @Test func nothingIsWrittenTwice() throws {
         let page = [UInt8](repeating: 1, count: 4096)
-        let (_, ranges) = written(
+        let (_, ranges) = try written(
             [(65536, page), (65536 + 4096, page), (4 * 65536, page)], clusterSize: 65536)
         #expect(ranges == [65536..<73728, 262144..<266240])
     }

@@ -129,10 +129,10 @@ import Testing
         let target = try Qcow2Target(
             storage: storage, virtualSize: 8 * 512, options: options, compress: false,
             minSparse: 512)
-        var data = IOBuffer(byteCount: 8 * 512)
+        var data = try IOBuffer(byteCount: 8 * 512)
         var span = data.mutableBytes
         span.withUnsafeMutableBytes { $0.copyBytes(from: [UInt8](repeating: 1, count: 8 * 512)) }
-        var encoded = IOBuffer(byteCount: 512)
+        var encoded = try IOBuffer(byteCount: 512)
         var room = encoded.mutableBytes
         var used = 0
         let pieces = try target.encode(

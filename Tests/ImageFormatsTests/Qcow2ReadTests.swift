@@ -94,7 +94,7 @@ import Testing
         let target = try Qcow2Target(
             storage: storage, virtualSize: 64 << 10, options: options, compress: false, minSparse: 0
         )
-        var data = IOBuffer(byteCount: 64 << 10)
+        var data = try IOBuffer(byteCount: 64 << 10)
         var span = data.mutableBytes
         span.zeroFill()
         var room = MutableRawSpan()
@@ -124,7 +124,7 @@ import Testing
             do {
                 let source = try await Qcow2Source(MemoryStorage(bytes))
                 guard source.virtualSize > 0 else { continue }
-                var buffer = IOBuffer(byteCount: Int(min(source.virtualSize, 64 << 10)))
+                var buffer = try IOBuffer(byteCount: Int(min(source.virtualSize, 64 << 10)))
                 var span = buffer.mutableBytes
                 _ = try await source.extent(at: 0, limit: source.virtualSize)
                 try await source.read(into: &span, at: 0)

@@ -15,8 +15,8 @@ import Testing
             storage: storage, virtualSize: Int64(guest.count), options: options,
             compress: compress, minSparse: minSparse)
         let size = Int(options.clusterSize)
-        var data = IOBuffer(byteCount: size)
-        var encoded = IOBuffer(byteCount: size)
+        var data = try IOBuffer(byteCount: size)
+        var encoded = try IOBuffer(byteCount: size)
         for start in stride(from: 0, to: guest.count, by: size) {
             let piece = guest[start..<min(start + size, guest.count)]
             var span = data.mutableBytes

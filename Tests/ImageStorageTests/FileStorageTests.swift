@@ -44,7 +44,7 @@ func contents(_ path: String) throws -> [UInt8] {
     private func read(
         _ storage: FileStorage, _ range: Range<Int64>
     ) async throws -> [UInt8] {
-        var buffer = IOBuffer(byteCount: range.count)
+        var buffer = try IOBuffer(byteCount: range.count)
         var span = buffer.mutableBytes
         try await storage.read(into: &span, at: range.lowerBound)
         return buffer.bytes.withUnsafeBytes { Array($0) }

@@ -119,7 +119,7 @@ import Testing
             try await withThrowingTaskGroup(of: Void.self) { group in
                 for worker in 0..<8 {
                     group.addTask {
-                        var buffer = IOBuffer.zeros(byteCount: 5 * blockSize)
+                        var buffer = try IOBuffer.zeros(byteCount: 5 * blockSize)
                         for round in 0..<8 {
                             let first = (round * 8 + worker) * 10
                             var bytes = buffer.mutableBytes
@@ -166,7 +166,7 @@ import Testing
         var queue: UInt = 0
         try #require(clinux_open_queue(&queue) == 0)
         defer { clinux_close_queue(queue) }
-        var buffer = IOBuffer(byteCount: 1 << 20)
+        var buffer = try IOBuffer(byteCount: 1 << 20)
         var bytes = buffer.mutableBytes
         let memory = bytes.withUnsafeMutableBytes { $0 }
         memory.initializeMemory(as: UInt8.self, repeating: 7)
@@ -211,7 +211,7 @@ import Testing
         defer { close(descriptor) }
         let bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: true))
         let joiner = WriteJoiner(descriptor: descriptor, name: "mixed", bypass: bypass)
-        var buffer = IOBuffer(byteCount: 1 << 20)
+        var buffer = try IOBuffer(byteCount: 1 << 20)
         var bytes = buffer.mutableBytes
         let memory = bytes.withUnsafeMutableBytes { $0 }
         for place in memory.indices { memory[place] = UInt8(place / 4096 % 251 + 1) }
@@ -247,7 +247,7 @@ import Testing
         guard offset < 0 || PageCacheBypass.isPossible(descriptor) else { return }
         let bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: isDirect))
         let joiner = WriteJoiner(descriptor: descriptor, name: "half", bypass: bypass)
-        var buffer = IOBuffer(byteCount: 1 << 16)
+        var buffer = try IOBuffer(byteCount: 1 << 16)
         var bytes = buffer.mutableBytes
         let memory = bytes.withUnsafeMutableBytes { $0 }
         memory.initializeMemory(as: UInt8.self, repeating: 3)
@@ -350,7 +350,7 @@ import Testing
             if number % 40 == 39 {
                 expected += [UInt8](repeating: 0, count: -expected.count & 4095)
             }
-            var buffer = IOBuffer.zeros(byteCount: count)
+            var buffer = try IOBuffer.zeros(byteCount: count)
             var bytes = buffer.mutableBytes
             let memory = bytes.withUnsafeMutableBytes { $0 }
             for place in stride(from: 0, to: count, by: 1000) { memory[place] = UInt8(number) }

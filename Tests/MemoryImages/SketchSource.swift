@@ -81,7 +81,7 @@ public final class SketchSource: ImageSource {
 
 /// All of a guest disk.
 public func readAll(_ source: some ImageSource) async throws -> [UInt8] {
-    var buffer = IOBuffer(byteCount: Int(source.virtualSize))
+    var buffer = try IOBuffer(byteCount: Int(source.virtualSize))
     var span = buffer.mutableBytes
     if source.virtualSize > 0 { try await source.read(into: &span, at: 0) }
     return buffer.bytes.withUnsafeBytes { Array($0) }

@@ -112,6 +112,13 @@ int clinux_eventfd(void);
 /// What the environment of a new process is to be: our own.
 char *const *clinux_environment(void);
 
+/// What the calling thread is to the program's executor, and which loop of NBD it runs; NULL for others. Threads of
+/// their own kind know it from here and not from a pthread key, because keys can run out.
+void *clinux_thread_role(void);
+void clinux_set_thread_role(const void *role);
+void *clinux_thread_loop(void);
+void clinux_set_thread_loop(const void *loop);
+
 /// One malloc arena for all threads: the big buffers are allocated once, so contention is no
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
 void clinux_limit_malloc_arenas(void);

@@ -24,18 +24,26 @@ struct CompressedStream: ~Copyable {
     }
 
     /// Takes bytes along. A run that is full, or that they do not continue, is added to the placement.
-    mutating func append(_ bytes: RawSpan, at hostOffset: Int64, to placement: inout Placement) {
+    mutating func append(
+        _ bytes: RawSpan, at hostOffset: Int64, to placement: inout Placement
+    ) throws(ImageError) {
         if let openRun, openRun.end != hostOffset { close(&placement) }
         var done = 0
         while done < bytes.byteCount {
-            let run = openRun ?? begin(at: hostOffset + Int64(done))
+            let run: CompressedRun
+            if let openRun { run = openRun } else { run = try begin(at: hostOffset + Int64(done)) }
             done += run.append(bytes.extracting(done..<bytes.byteCount))
             if run.isFull { close(&placement) }
         }
     }
 
-    private mutating func begin(at hostOffset: Int64) -> CompressedRun {
-        let run = spare.popLast() ?? CompressedRun(capacity: capacity)
+    private mutating func begin(at hostOffset: Int64) throws(ImageError) -> CompressedRun {
+        let run: CompressedRun
+        if let known = spare.popLast() {
+            run = known
+        } else {
+            run = try CompressedRun(capacity: capacity)
+        }
         run.begin(at: hostOffset)
         openRun = run
         return run
@@ -47,8 +55,8 @@ struct CompressedStream: ~Copyable {
         run.pad(to: unit)
         openRun = nil
         // One chunk can close many short runs. They must not take the memory of long ones until they are written.
-        if run.count < capacity / 4 {
-            placement.append(.compressed(run.trimmed()), at: run.hostOffset)
+        if run.count < capacity / 4, let short = try? run.trimmed() {
+            placement.append(.compressed(short), at: run.hostOffset)
             spare.append(run)
         } else {
             placement.append(.compressed(run), at: run.hostOffset)

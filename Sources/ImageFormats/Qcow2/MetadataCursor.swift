@@ -24,12 +24,12 @@ struct MetadataCursor: ~Copyable {
             throw .corrupt(
                 storage.name, "the \(what) at offset \(offset) lies beyond the end of the file")
         }
+        buffer = try IOBuffer(byteCount: Self.bufferSize)
         self.storage = storage
         self.what = what
         position = start
         held = start..<start
         end = start + min(maximum, Int64.max - start)
-        buffer = IOBuffer(byteCount: Self.bufferSize)
     }
 
     /// The next bytes of the table.

@@ -1,6 +1,8 @@
 import CISAL
 import CZlib
 import CZstd
+import DiskImage
+import Glibc
 
 /// Packs clusters. Used by one task at a time; its state is made once and reused.
 ///
@@ -20,22 +22,27 @@ final class Qcow2Compressor: @unchecked Sendable {
     /// - Parameters:
     ///   - level: one of the method's `levels`; nil for the library's own.
     ///   - clusterSize: in bytes; what is going to be packed each time.
-    init(_ method: Qcow2Compression, level: Int? = nil, clusterSize: Int64) {
+    /// - Throws: `ImageError` for want of memory.
+    init(
+        _ method: Qcow2Compression, level: Int? = nil, clusterSize: Int64
+    ) throws(ImageError) {
         switch (method, level) {
-        case (.zlib, 1): state = Self.makeISAL()
+        case (.zlib, 1): state = try Self.makeISAL()
         case (.zlib, _):
             state = .zlib(
-                Self.makeDeflate(level.map(Int32.init) ?? Z_DEFAULT_COMPRESSION),
+                try Self.makeDeflate(level.map(Int32.init) ?? Z_DEFAULT_COMPRESSION),
                 isTuned: level == nil)
-        case (.zstd, _): state = .zstd(Self.makeZstd(level, clusterSize: clusterSize))
+        case (.zstd, _): state = .zstd(try Self.makeZstd(level, clusterSize: clusterSize))
         }
     }
 
     /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB of input.
     /// With those below, in proportion to it, it takes an eighth less time there for streams a little
     /// shorter; for smaller clusters its own are like that, for larger ones they no longer fit into a core's cache.
-    private static func makeZstd(_ level: Int?, clusterSize: Int64) -> OpaquePointer {
-        guard let context = ZSTD_createCCtx() else { preconditionFailure("out of memory") }
+    private static func makeZstd(
+        _ level: Int?, clusterSize: Int64
+    ) throws(ImageError) -> OpaquePointer {
+        guard let context = ZSTD_createCCtx() else { throw .outOfMemory() }
         var parameters = [(ZSTD_c_compressionLevel, level.map(Int32.init) ?? ZSTD_CLEVEL_DEFAULT)]
         if level == nil, [64 << 10, 128 << 10].contains(clusterSize) {
             let bits = Int32(clusterSize.trailingZeroBitCount)
@@ -52,32 +59,45 @@ final class Qcow2Compressor: @unchecked Sendable {
         switch state {
         case .zlib(let stream, _):
             deflateEnd(stream)
-            stream.deallocate()
+            free(stream)
         case .isal(let stream, let tables):
-            stream.deallocate()
-            tables.deallocate()
+            free(stream)
+            free(tables)
         case .zstd(let context): ZSTD_freeCCtx(context)
         }
     }
 
     /// memLevel 8 is faster than qemu's 9 here and gives the same size.
-    private static func makeDeflate(_ level: Int32) -> UnsafeMutablePointer<z_stream> {
-        let stream = UnsafeMutablePointer<z_stream>.allocate(capacity: 1)
+    private static func makeDeflate(
+        _ level: Int32
+    ) throws(ImageError) -> UnsafeMutablePointer<z_stream> {
+        let stream = try allocate(MemoryLayout<z_stream>.size).assumingMemoryBound(
+            to: z_stream.self)
         stream.initialize(to: z_stream())
         let status = deflateInit2_(
             stream, level, Z_DEFLATED, -windowBits, 8, Z_DEFAULT_STRATEGY, ZLIB_VERSION,
             Int32(MemoryLayout<z_stream>.size))
-        precondition(status == Z_OK, "out of memory")
+        guard status == Z_OK else {
+            free(stream)
+            throw .outOfMemory()
+        }
         return stream
     }
 
     /// The fastest level is ISA-L's best: an eighth of zlib's time at its default level for streams
     /// that are some 7 % longer, where zlib's own level 1 takes a third and is longer still.
-    private static func makeISAL() -> State {
-        let stream = UnsafeMutablePointer<isal_zstream>.allocate(capacity: 1)
-        isal_deflate_init(stream)
+    private static func makeISAL() throws(ImageError) -> State {
         let size = cisal_level3_buffer_size()
-        let tables = UnsafeMutableRawPointer.allocate(byteCount: Int(size), alignment: 64)
+        let stream = try allocate(MemoryLayout<isal_zstream>.size)
+            .assumingMemoryBound(to: isal_zstream.self)
+        let tables: UnsafeMutableRawPointer
+        do {
+            tables = try allocate(Int(size))
+        } catch {
+            free(stream)
+            throw error
+        }
+        isal_deflate_init(stream)
         stream.pointee.level = 3
         stream.pointee.level_buf = tables.assumingMemoryBound(to: UInt8.self)
         stream.pointee.level_buf_size = size
@@ -85,15 +105,29 @@ final class Qcow2Compressor: @unchecked Sendable {
         return .isal(stream, tables: tables)
     }
 
+    /// Memory for a library's state, aligned to the lines of a cache; to be freed by `free`.
+    private static func allocate(
+        _ byteCount: Int
+    ) throws(ImageError) -> UnsafeMutableRawPointer {
+        var memory: UnsafeMutableRawPointer?
+        guard posix_memalign(&memory, 64, byteCount) == 0, let memory else {
+            throw .outOfMemory(byteCount)
+        }
+        return memory
+    }
+
     /// - Returns: how long the stream is, or nil if it does not fit: then it is not worth storing.
-    func compress(_ cluster: RawSpan, into output: inout MutableRawSpan) -> Int? {
-        cluster.withUnsafeBytes { input in
-            output.withUnsafeMutableBytes { output in
+    /// - Throws: `ImageError` for want of memory.
+    func compress(
+        _ cluster: RawSpan, into output: inout MutableRawSpan
+    ) throws(ImageError) -> Int? {
+        try cluster.withUnsafeBytes { input throws(ImageError) -> Int? in
+            try output.withUnsafeMutableBytes { output throws(ImageError) -> Int? in
                 switch state {
                 case .zlib(let stream, let isTuned):
-                    Self.deflate(stream, isTuned: isTuned, input, output)
-                case .isal(let stream, _): Self.isal(stream, input, output)
-                case .zstd(let context): Self.zstd(context, input, output)
+                    return Self.deflate(stream, isTuned: isTuned, input, output)
+                case .isal(let stream, _): return Self.isal(stream, input, output)
+                case .zstd(let context): return try Self.zstd(context, input, output)
                 }
             }
         }
@@ -137,9 +171,13 @@ final class Qcow2Compressor: @unchecked Sendable {
     private static func zstd(
         _ context: OpaquePointer, _ input: UnsafeRawBufferPointer,
         _ output: UnsafeMutableRawBufferPointer
-    ) -> Int? {
+    ) throws(ImageError) -> Int? {
         let length = ZSTD_compress2(
             context, output.baseAddress, output.count, input.baseAddress, input.count)
-        return ZSTD_isError(length) == 0 ? length : nil
+        if ZSTD_isError(length) == 0 { return length }
+        guard ZSTD_getErrorCode(length) != ZSTD_error_memory_allocation else {
+            throw .outOfMemory()
+        }
+        return nil
     }
 }

@@ -10,12 +10,15 @@ final class Qcow2Decompressor: @unchecked Sendable {
         case damaged
         case tooShort
         case tooLong
+        /// It says nothing about the stream.
+        case noMemory
 
         var description: String {
             switch self {
             case .damaged: "the compressed data is damaged or cut short"
             case .tooShort: "it holds less than a cluster"
             case .tooLong: "it holds more than a cluster"
+            case .noMemory: "out of memory"
             }
         }
     }
@@ -24,12 +27,14 @@ final class Qcow2Decompressor: @unchecked Sendable {
     private var deflate: OpaquePointer?
     private var zstd: OpaquePointer?
 
-    init(_ method: Qcow2Compression) {
+    /// - Throws: `ImageError` for want of memory.
+    init(_ method: Qcow2Compression) throws(ImageError) {
         self.method = method
         switch method {
         case .zlib: deflate = libdeflate_alloc_decompressor()
         case .zstd: zstd = ZSTD_createDCtx()
         }
+        if deflate == nil, zstd == nil { throw .outOfMemory() }
     }
 
     deinit {
@@ -69,7 +74,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
         var stream = z_stream()
         guard
             inflateInit2_(&stream, -15, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK
-        else { throw .damaged }
+        else { throw .noMemory }
         defer { inflateEnd(&stream) }
         // zlib's interface is older than `const`: it only reads what next_in points to.
         stream.next_in = UnsafeMutablePointer(
@@ -78,6 +83,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
         stream.next_out = output.baseAddress?.assumingMemoryBound(to: Bytef.self)
         stream.avail_out = uInt(output.count)
         var status = CZlib.inflate(&stream, Z_FINISH)
+        if status == Z_MEM_ERROR { throw .noMemory }
         guard stream.avail_out == 0 else {
             throw status == Z_STREAM_END ? .tooShort : .damaged
         }
@@ -89,6 +95,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
             stream.avail_out = 1
             return CZlib.inflate(&stream, Z_SYNC_FLUSH)
         }
+        if status == Z_MEM_ERROR { throw .noMemory }
         guard status == Z_STREAM_END || status == Z_OK && stream.avail_out == 0 else {
             throw .damaged
         }
@@ -112,7 +119,10 @@ final class Qcow2Decompressor: @unchecked Sendable {
         while sink.pos < sink.size {
             let before = (source.pos, sink.pos)
             pending = ZSTD_decompressStream(zstd, &sink, &source)
-            guard ZSTD_isError(pending) == 0 else { throw .damaged }
+            guard ZSTD_isError(pending) == 0 else {
+                throw ZSTD_getErrorCode(pending) == ZSTD_error_memory_allocation
+                    ? .noMemory : .damaged
+            }
             guard before != (source.pos, sink.pos) else {
                 throw pending == 0 ? .tooShort : .damaged
             }

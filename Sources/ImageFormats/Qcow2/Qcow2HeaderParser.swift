@@ -23,11 +23,12 @@ struct Qcow2HeaderParser {
 
     /// Reads what there is of the first cluster, after a look at what decides how long that is.
     mutating func readFirstCluster(of storage: any Storage) async throws -> IOBuffer {
-        var fixed = IOBuffer(byteCount: Int(min(storage.size, Int64(Qcow2Header.extendedLength))))
+        var fixed = try IOBuffer(
+            byteCount: Int(min(storage.size, Int64(Qcow2Header.extendedLength))))
         var bytes = fixed.mutableBytes
         try await storage.read(into: &bytes, at: 0)
         let clusterSize = try parseFixedPart(fixed.bytes)
-        var cluster = IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
+        var cluster = try IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
         bytes = cluster.mutableBytes
         try await storage.read(into: &bytes, at: 0)
         return cluster

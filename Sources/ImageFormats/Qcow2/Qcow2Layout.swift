@@ -46,7 +46,10 @@ struct Qcow2Layout: ~Copyable {
     /// Finds a place for each piece, in guest order, and completes the tables that lie behind it.
     ///
     /// - Parameter encoded: where the compressed clusters are.
-    mutating func place(_ pieces: [EncodedPiece], encoded: RawSpan) -> Placement {
+    /// - Throws: `ImageError` for want of memory.
+    mutating func place(
+        _ pieces: [EncodedPiece], encoded: RawSpan
+    ) throws(ImageError) -> Placement {
         var placement = Placement()
         for piece in pieces {
             let start = piece.guestRange.lowerBound
@@ -61,7 +64,7 @@ struct Qcow2Layout: ~Copyable {
                     placePlain(at: guest, first..<first + length, &placement)
                 }
             case .compressed(let positions):
-                placeCompressed(
+                try placeCompressed(
                     at: GuestOffset(start), encoded.extracting(positions), &placement)
             }
         }
@@ -94,7 +97,7 @@ struct Qcow2Layout: ~Copyable {
 
     private mutating func placeCompressed(
         at guest: GuestOffset, _ bytes: RawSpan, _ placement: inout Placement
-    ) {
+    ) throws(ImageError) {
         openTable(for: guest, &placement)
         let host = allocateBytes(Int64(bytes.byteCount), &placement)
         let lastSector = (host.bytes + Int64(bytes.byteCount) - 1) / 512
@@ -103,7 +106,7 @@ struct Qcow2Layout: ~Copyable {
             guest,
             Qcow2Entry.compressed | furtherSectors << UInt64(geometry.compressedOffsetBits)
                 | UInt64(host.bytes), &placement)
-        stream.append(bytes, at: host.bytes, to: &placement)
+        try stream.append(bytes, at: host.bytes, to: &placement)
     }
 
     /// Takes back a run that a placement brought, once it is written.

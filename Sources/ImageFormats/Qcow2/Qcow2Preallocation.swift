@@ -16,7 +16,7 @@ enum Qcow2Preallocation {
         let room = allocated / clusterSize
         let threshold = max(room * 10 / 9, room + 2)
         let end = storage.size.roundedUp(to: guestSectorSize).dividedUp(by: clusterSize)
-        var counter = RefcountCounter(source.header, storage, endCluster: end)
+        var counter = try RefcountCounter(source.header, storage, endCluster: end)
         return try await counter.reaches(threshold)
     }
 }
@@ -35,7 +35,10 @@ private struct RefcountCounter: ~Copyable {
     private var count: Int64 = 0
     private var buffer: IOBuffer
 
-    init(_ header: Qcow2Header, _ storage: any Storage, endCluster: Int64) {
+    init(
+        _ header: Qcow2Header, _ storage: any Storage, endCluster: Int64
+    ) throws(ImageError) {
+        buffer = try IOBuffer(byteCount: Int(header.geometry.clusterSize))
         self.storage = storage
         self.endCluster = endCluster
         codec = RefcountCodec(bits: header.extras.refcountBits)
@@ -44,7 +47,6 @@ private struct RefcountCounter: ~Copyable {
         let start = min(max(0, header.refcountTableOffset.bytes), storage.size)
         let length = min(header.refcountTableClusters * clusterSize, storage.size - start)
         tableRange = start..<start + length / 8 * 8
-        buffer = IOBuffer(byteCount: Int(clusterSize))
     }
 
     private var refcountsPerBlock: Int64 { Int64(codec.entries(inBytes: clusterSize)) }
@@ -54,7 +56,7 @@ private struct RefcountCounter: ~Copyable {
         var position = tableRange.lowerBound
         while position < tableRange.upperBound, first < endCluster, count < threshold {
             let length = min(Self.tablePiece, tableRange.upperBound - position)
-            var table = IOBuffer(byteCount: Int(length))
+            var table = try IOBuffer(byteCount: Int(length))
             var span = table.mutableBytes
             try await storage.read(into: &span, at: position)
             for index in 0..<Int(length / 8) {

@@ -88,7 +88,7 @@ extension Qcow2Resizer {
         grown.geometry = geometry(virtualSize: (cluster + 1) * geometry.clusterSize)
         var layers: [any ImageSource] = [try await Qcow2Source(storage, header: grown)]
         if let backing { layers.append(backing) }
-        var buffer = IOBuffer(byteCount: Int(geometry.clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize))
         var span = buffer.mutableBytes
         try await LayeredSource(layers: layers).read(
             into: &span, at: cluster * geometry.clusterSize)

@@ -38,7 +38,9 @@ public struct Qcow2Source: ImageSource {
         self.storage = storage
         self.header = header
         tables = try await Qcow2Tables(storage: storage, header: header)
-        decompressors = ResourcePool { Qcow2Decompressor(header.compression) }
+        decompressors = ResourcePool { () throws(ImageError) in
+            try Qcow2Decompressor(header.compression)
+        }
     }
 
     public var virtualSize: Int64 { header.geometry.virtualSize }
@@ -201,14 +203,14 @@ extension Qcow2Source {
         // A stream that saved nothing is a little longer than its cluster.
         let usual = Int(Self.maximumBatch) + 1024
         let count = batch.host.count
-        var input = inputs.take(
+        var input = try inputs.take(
             byteCount: count <= usual ? usual : count.roundedUp(to: 64 << 10))
         var all = input.mutableBytes
         var inputSpan = all.slice(0..<batch.host.count)
         try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
 
         // Not before: as many as there are threads are enough, for nothing is waited for from here on.
-        let decompressor = decompressors.take()
+        let decompressor = try decompressors.take()
         defer { decompressors.giveBack(decompressor) }
         for (wanted, cluster) in batch.clusters {
             let host = try hostRange(cluster, wanted.lowerBound)
@@ -218,10 +220,11 @@ extension Qcow2Source {
                         host.upperBound - batch.host.lowerBound))
             let place =
                 Int(wanted.lowerBound - bufferStart)..<Int(wanted.upperBound - bufferStart)
-            do {
+            do throws(Qcow2Decompressor.Failure) {
                 try decompress(
                     stream, with: decompressor, wanted: wanted, into: &buffer, place: place)
             } catch {
+                if error == .noMemory { throw ImageError.outOfMemory() }
                 throw ImageError.corrupt(
                     storage.name,
                     "cannot decompress the cluster of guest offset "
@@ -242,7 +245,8 @@ extension Qcow2Source {
             return try decompressor.decompress(stream, into: &part)
         }
         // Only a part of the cluster is wanted, or the disk ends within it.
-        var whole = IOBuffer(byteCount: clusterSize)
+        var whole: IOBuffer
+        do { whole = try IOBuffer(byteCount: clusterSize) } catch { throw .noMemory }
         var span = whole.mutableBytes
         try decompressor.decompress(stream, into: &span)
         let skipped = Int(wanted.lowerBound % readGranularity)

@@ -47,8 +47,8 @@ public final class Qcow2Target: ImageTarget {
             ? Qcow2PreallocatedMap(
                 geometry: geometry,
                 clustersPerBlock: geometry.clusterSize * 8 / Int64(options.refcountBits)) : nil
-        compressors = ResourcePool {
-            Qcow2Compressor(
+        compressors = ResourcePool { () throws(ImageError) in
+            try Qcow2Compressor(
                 options.compression, level: options.compressionLevel,
                 clusterSize: geometry.clusterSize)
         }
@@ -76,7 +76,7 @@ public final class Qcow2Target: ImageTarget {
     /// Makes a device stop looking like the image it may hold. On an empty file: nothing to do.
     private func invalidateOldHeader() async throws {
         guard storage.traits.isDevice else { return }
-        let zeros = IOBuffer.zeros(byteCount: Int(min(geometry.clusterSize, storage.size)))
+        let zeros = try IOBuffer.zeros(byteCount: Int(min(geometry.clusterSize, storage.size)))
         try await storage.write(zeros.bytes, at: 0)
     }
 
@@ -85,14 +85,14 @@ public final class Qcow2Target: ImageTarget {
         into encoded: inout MutableRawSpan, used: inout Int
     ) throws -> [EncodedPiece] {
         let clusterSize = Int(geometry.clusterSize)
-        let compressor = compresses ? compressors.take() : nil
+        let compressor = compresses ? try compressors.take() : nil
         defer { if let compressor { compressors.giveBack(compressor) } }
         var pieces: [EncodedPiece] = []
         // What the last cluster has beyond the end of the disk is zero in the buffer.
         for start in stride(from: positions.lowerBound, to: positions.upperBound, by: clusterSize) {
             let cluster = start..<start + clusterSize
             let guest = guestOffset + Int64(start - positions.lowerBound)
-            let form = form(
+            let form = try form(
                 of: cluster, at: guest, in: data, compressor, into: &encoded, used: &used)
             Self.append(form, guest..<guest + geometry.clusterSize, to: &pieces)
         }
@@ -102,13 +102,13 @@ public final class Qcow2Target: ImageTarget {
     private func form(
         of cluster: Range<Int>, at guest: Int64, in data: RawSpan, _ compressor: Qcow2Compressor?,
         into encoded: inout MutableRawSpan, used: inout Int
-    ) -> EncodedPiece.Form {
+    ) throws(ImageError) -> EncodedPiece.Form {
         let canBeZero = traits.canWriteZeroes || guest >= traits.readsAsZeroFrom
         if !keepsZeros, canBeZero, ZeroScan.isZero(data, cluster) { return .zero }
         guard let compressor else { return .plain(cluster) }
         // A stream as long as the cluster would save nothing; the format asks for shorter ones.
         var room = encoded.slice(used..<used + cluster.count - 1)
-        guard let length = compressor.compress(data.extracting(cluster), into: &room) else {
+        guard let length = try compressor.compress(data.extracting(cluster), into: &room) else {
             return .plain(cluster)
         }
         let positions = used..<used + length
@@ -139,7 +139,9 @@ public final class Qcow2Target: ImageTarget {
             $0.form != .zero || $0.guestRange.lowerBound < traits.readsAsZeroFrom
         }
         if let preallocated { return preallocated.place(needed) }
-        return layout.withLock { $0.place(needed, encoded: encoded) }
+        return try layout.withLock { layout throws(ImageError) in
+            try layout.place(needed, encoded: encoded)
+        }
     }
 
     public func write(

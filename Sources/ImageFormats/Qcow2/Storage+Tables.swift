@@ -28,7 +28,7 @@ extension Storage {
                 "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
                     + "(\(size) bytes): the image is cut short or damaged")
         }
-        var buffer = IOBuffer(byteCount: Int(count))
+        var buffer = try IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes
         try await read(into: &span, at: offset.bytes)
         return buffer

@@ -20,17 +20,18 @@ extension FileStorage {
             return try Syscall.read(descriptor, name, into: buffer, at: offset)
         }
         let start = offset.roundedDown(to: Self.pageSize)
-        let bounce = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: Int(end.roundedUp(to: Self.pageSize) - start), alignment: IOBuffer.alignment)
-        defer { bounce.deallocate() }
-        let done = try Syscall.read(descriptor, name, into: bounce, at: start)
-        let skipped = Int(offset - start)
-        let count = max(0, min(buffer.count, done - skipped))
-        if count > 0 {
-            buffer.copyMemory(
-                from: UnsafeRawBufferPointer(rebasing: bounce[skipped..<skipped + count]))
+        var aligned = try IOBuffer(byteCount: Int(end.roundedUp(to: Self.pageSize) - start))
+        var span = aligned.mutableBytes
+        return try span.withUnsafeMutableBytes { bounce throws(ImageError) -> Int in
+            let done = try Syscall.read(descriptor, name, into: bounce, at: start)
+            let skipped = Int(offset - start)
+            let count = max(0, min(buffer.count, done - skipped))
+            if count > 0 {
+                buffer.copyMemory(
+                    from: UnsafeRawBufferPointer(rebasing: bounce[skipped..<skipped + count]))
+            }
+            return count
         }
-        return count
     }
 
     func writeDirect(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {
@@ -56,11 +57,12 @@ extension FileStorage {
         if Self.isAligned(bytes, at: offset) {
             return try Syscall.write(descriptor, name, bytes, at: offset)
         }
-        let bounce = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: bytes.count, alignment: IOBuffer.alignment)
-        defer { bounce.deallocate() }
-        bounce.copyMemory(from: bytes)
-        try Syscall.write(descriptor, name, UnsafeRawBufferPointer(bounce), at: offset)
+        var aligned = try IOBuffer(byteCount: bytes.count)
+        var span = aligned.mutableBytes
+        try span.withUnsafeMutableBytes { bounce throws(ImageError) in
+            bounce.copyMemory(from: bytes)
+            try Syscall.write(descriptor, name, UnsafeRawBufferPointer(bounce), at: offset)
+        }
     }
 
     private func writeBuffered(

@@ -74,10 +74,10 @@ extension FileStorage {
     private func writePlainZeros(_ range: Range<Int64>) throws(ImageError) {
         guard !range.isEmpty else { return }
         let pieceSize: Int64 = 1 << 20
-        let zeros = UnsafeMutableRawBufferPointer.allocate(
-            byteCount: Int(min(pieceSize, Int64(range.count))), alignment: IOBuffer.alignment)
-        defer { zeros.deallocate() }
-        zeros.initializeMemory(as: UInt8.self, repeating: 0)
+        let buffer = try IOBuffer.zeros(byteCount: Int(min(pieceSize, Int64(range.count))))
+        // The buffer lives to the end of this call, and with it its memory.
+        let zeros = buffer.bytes.withUnsafeBytes { $0 }
+        defer { extendLifetime(buffer) }
         var offset = range.lowerBound
         while offset < range.upperBound {
             // Cut at multiples of the piece size: direct writes stay aligned behind an odd start.

@@ -44,7 +44,7 @@ let benchmarks: @Sendable () -> Void = {
             let image = try await SampleImage.make(compression: type)
             defer { image.remove() }
             let opened = try await ImageOpener().open(image.path, format: .qcow2)
-            var buffer = IOBuffer(byteCount: SampleImage.cluster)
+            var buffer = try IOBuffer(byteCount: SampleImage.cluster)
             var cluster: Int64 = 0
             benchmark.startMeasurement()
             for _ in benchmark.scaledIterations {

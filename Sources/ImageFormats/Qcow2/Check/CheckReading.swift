@@ -34,7 +34,7 @@ extension Storage {
     func readWords(at offset: Int64, count: Int64) async throws -> [UInt64] {
         let there = max(0, min(count, (size - offset).dividedUp(by: 8)))
         guard there > 0 else { return [] }
-        var buffer = IOBuffer(byteCount: Int(there) * 8)
+        var buffer = try IOBuffer(byteCount: Int(there) * 8)
         _ = try await readAvailable(into: &buffer, at: offset)
         let bytes = buffer.bytes
         return bytes.bigEndianWords()
@@ -129,7 +129,7 @@ struct RefcountCache {
         guard reader.blockOffset(index) % UInt64(reader.clusterSize) == 0 else {
             return .unaligned
         }
-        var buffer = IOBuffer(byteCount: Int(reader.clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(reader.clusterSize))
         guard try await reader.readBlock(index, into: &buffer) else { return .missing }
         return .bytes(buffer.bytes.withUnsafeBytes { Array($0) })
     }

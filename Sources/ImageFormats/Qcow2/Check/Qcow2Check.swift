@@ -25,7 +25,7 @@ public struct Qcow2Check: Sendable {
     /// - Throws: `ImageError` where the image cannot be read or written, is no qcow2 image, or is
     ///   damaged so that the check cannot go on.
     public func run() async throws -> CheckResult {
-        try await withTaskExecutorPreference(IOExecutor.shared) {
+        try await IOExecutor.run {
             let header = try await Qcow2CheckHeader.read(from: storage)
             let checker = try await Qcow2Checker(
                 storage, header, repair: repair, onMessage: onMessage)
@@ -195,7 +195,7 @@ extension Qcow2Checker {
     ) async throws -> ClusterReferences {
         let clusterSize = context.geometry.clusterSize
         var collector = ReferenceCollector(context)
-        var buffer = IOBuffer(byteCount: Int(clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(clusterSize))
         for entry in l1 {
             guard let offset = collector.addL1Entry(entry) else { continue }
             // Whatever lies there: a table that is cut short goes on with zeros.
@@ -307,7 +307,7 @@ extension Qcow2Checker {
         _ clusters: Range<Int>, _ reader: RefcountReader, _ counts: ReferenceCounts
     ) async throws -> [Comparison] {
         var comparisons: [Comparison] = []
-        var buffer = IOBuffer(byteCount: Int(reader.clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(reader.clusterSize))
         let blockEntries = reader.blockEntries
         for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: blockEntries) {
             let part = first..<min(first + blockEntries, clusters.upperBound)

@@ -60,7 +60,7 @@ extension Qcow2Checker {
         guard let start = Int64(exactly: range.offset), start < storage.size,
             range.length <= UInt64(storage.size - start)
         else { throw ImageError.checkFailed(EINVAL) }
-        var directory = IOBuffer(byteCount: Int(range.length))
+        var directory = try IOBuffer(byteCount: Int(range.length))
         _ = try await storage.readAvailable(into: &directory, at: start)
         var entries: [BitmapDirectoryEntry] = []
         var position = 0

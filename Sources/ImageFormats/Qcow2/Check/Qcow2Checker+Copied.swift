@@ -14,7 +14,7 @@ extension Qcow2Checker {
         var refcounts = RefcountCache(
             RefcountReader(
                 storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize))
-        var buffer = IOBuffer(byteCount: Int(clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(clusterSize))
         for index in l1.indices {
             let offset = l1[index] & Qcow2Entry.offsetMask
             guard offset != 0 else { continue }

@@ -30,7 +30,7 @@ extension Qcow2Checker {
         let index = first.cluster / blockEntries
         let reader = RefcountReader(
             storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
-        var buffer = IOBuffer(byteCount: Int(clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(clusterSize))
         guard try await reader.readBlock(index, into: &buffer) else { return }
         var block = buffer.bytes.withUnsafeBytes { Array($0) }
         for mismatch in mismatches {

@@ -58,7 +58,7 @@ extension Qcow2Checker {
         _ index: UInt32, at place: UInt64, _ snapshots: inout Snapshots
     ) async throws -> UInt64 {
         let start = place.roundedUp(to: 8)
-        var fixed = IOBuffer(byteCount: Self.snapshotEntryHeader)
+        var fixed = try IOBuffer(byteCount: Self.snapshotEntryHeader)
         _ = try await storage.readAvailable(into: &fixed, at: Int64(start))
         let bytes = fixed.bytes
         let idLength = Int(bytes.bigEndian(at: 12, as: UInt16.self))
@@ -75,7 +75,7 @@ extension Qcow2Checker {
             say("ERROR snapshot table entry \(index) is incomplete")
         }
         let texts = start + UInt64(Self.snapshotEntryHeader) + UInt64(extraLength)
-        var names = IOBuffer(byteCount: idLength + nameLength)
+        var names = try IOBuffer(byteCount: idLength + nameLength)
         _ = try await storage.readAvailable(into: &names, at: Int64(texts))
         snapshots.entries.append(
             Snapshots.Entry(
