@@ -93,7 +93,7 @@ import Testing
         expectOneErrorLine(outcome, says: "missing")
     }
 
-    /// Verdicts have numbers of their own, but nobody has read this one.
+    /// A verdict that cannot be written is none.
     @Test func aVerdictThatIsLostIsAFailure() throws {
         try Qcow2Patcher(folder.path("a.qcow2")).setRefcount(1, 2)
         #expect(try run(Swimg.path, ["check", folder.path("a.qcow2")]).status == 3)
