@@ -76,15 +76,21 @@ struct HugeSizeTests {
             "convert -n -f raw -O raw small EXPORT", "create -f raw EXPORT 1M",
         ])
     func anExport(_ line: String) throws {
+        // Not in the mounted folder, which a server that ends a moment later would keep in use.
+        let folder = try TempFolder()
+        try newFile(folder.path("small")).truncate(atOffset: 1 << 20)
         for size in [.max, Self.largest + 1] {
             let server = "[ nbdkit null \(size) ]"
-            let outcome = try swimg(line.replacingOccurrences(of: "EXPORT", with: server))
+            let words = line.replacingOccurrences(of: "EXPORT", with: server).words
+            let outcome = try run(Swimg.path, words, in: folder.path)
             #expect(outcome.errorText.contains("cannot open: File too large"), "\(outcome)")
             #expect(outcome.status == (line.hasPrefix("compare") ? 2 : 1), "\(outcome)")
         }
         // The end of one that is as large as can be.
         let last = "[ nbdkit null \(Self.largest) ]"
-        let map = try swimg("map --output=json -s \(Self.largest - 1024) \(last)")
+        let map = try run(
+            Swimg.path, "map --output=json -s \(Self.largest - 1024) \(last)".words,
+            in: folder.path)
         #expect(map.isSuccess && map.outputText.contains("\"length\": 1024"), "\(map)")
     }
 
