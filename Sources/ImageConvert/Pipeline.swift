@@ -62,12 +62,15 @@ public struct Pipeline: Sendable {
         // Whole clusters, whatever a server likes.
         let chunkSize =
             target.compresses ? smallest : smallestChunk.roundedUp(to: smallest)
+        // From files without holes zeros were never left out: there they are looked for.
+        let sharesUnread =
+            digest == nil && target.sharesUnread ? try await source.isSparse() : false
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
             gridStart: smallest % chunkSize,
-            sharesUnread: { [hashes = digest != nil] in !hashes && target.sharesUnread })
+            sharesUnread: { sharesUnread && target.sharesUnread })
         let stages = Stages(
             reading: ReadStage(source: source, target: target, chunkSize: chunkSize),
             sharing: ShareStage(source: source, target: target, chunkSize: chunkSize),

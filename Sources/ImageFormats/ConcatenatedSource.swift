@@ -30,6 +30,11 @@ public struct ConcatenatedSource: ImageSource {
         readGranularity = sources.map(\.readGranularity).max() ?? 1
     }
 
+    public func isSparse() async throws -> Bool {
+        for part in parts where try await !part.source.isSparse() { return false }
+        return true
+    }
+
     private func part(at offset: Int64) -> Part {
         // Few parts, many calls on the same one; offsets within the disk are a precondition.
         parts[parts.firstIndex { offset < $0.end } ?? parts.count - 1]

@@ -18,6 +18,11 @@ public struct LayeredSource: ImageSource {
     public var virtualSize: Int64 { layers[0].virtualSize }
     public var readGranularity: Int64 { layers.map(\.readGranularity).max() ?? 1 }
 
+    public func isSparse() async throws -> Bool {
+        for layer in layers where try await !layer.isSparse() { return false }
+        return true
+    }
+
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         let found = try await find(at: offset, limit: limit)
         return Extent(range: found.range, content: found.content)

@@ -14,6 +14,8 @@ public struct SliceSource: ImageSource {
     public var virtualSize: Int64 { Int64(range.count) }
     public var readGranularity: Int64 { source.readGranularity }
 
+    public func isSparse() async throws -> Bool { try await source.isSparse() }
+
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         let start = range.lowerBound
         let found = try await source.extent(at: start + offset, limit: start + limit)

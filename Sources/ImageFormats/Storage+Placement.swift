@@ -5,6 +5,11 @@ extension Storage {
     /// How much of it one call takes along, far below what the kernel does.
     private static var mostParts: Int { 64 }
 
+    /// Shorter pieces are written: on XFS to share one takes 40 to 60 µs, whatever its length, and to fill as much page
+    /// cache takes less up to here. 512 MiB of 4 KiB data and 4 KiB zeros in turn took 4.0 s with all pieces shared and
+    /// 0.9 s with all written; in pieces of 256 KiB both take the same. In bytes.
+    private static var shortestShared: Int { 128 << 10 }
+
     func write(_ bytes: [UInt8], at offset: Int64) async throws {
         let span = bytes.span.bytes
         try await write(span, at: offset)
@@ -20,10 +25,12 @@ extension Storage {
             rest.removeFirst()
             switch write.bytes {
             case .plain(let positions):
-                if origin != nil, sharesBlocks {
+                let limit = origin != nil && sharesBlocks ? Self.shortestShared : .max
+                if let origin, positions.count >= limit {
                     try await writePlain(positions, of: data, at: write.hostOffset, origin)
                 } else {
-                    try await self.write(Self.takeRuns(from: write, &rest), of: data)
+                    let runs = Self.takeRuns(from: write, &rest, shorterThan: limit)
+                    try await self.write(runs, of: data)
                 }
             case .compressed(let run): try await self.write(run.bytes, at: write.hostOffset)
             case .metadata(let table):
@@ -34,19 +41,22 @@ extension Storage {
         }
     }
 
-    /// Takes off what else is plain.
+    /// Takes off what else is plain, up to a piece that is to be shared.
     ///
     /// - Returns: it and the first, wherever they go.
     private static func takeRuns(
-        from first: Placement.Write, _ rest: inout ArraySlice<Placement.Write>
+        from first: Placement.Write, _ rest: inout ArraySlice<Placement.Write>,
+        shorterThan limit: Int
     ) -> [BufferRun] {
         var runs: [BufferRun] = []
         var next: Placement.Write? = first
-        while let write = next, case .plain(let positions) = write.bytes {
-            let parts = [positions] + takeNeighbours(of: write, from: &rest)
+        while let write = next, case .plain(let positions) = write.bytes,
+            positions.count < limit
+        {
+            if !runs.isEmpty { rest.removeFirst() }
+            let parts = [positions] + takeNeighbours(of: write, from: &rest, shorterThan: limit)
             runs.append(BufferRun(offset: write.hostOffset, parts: parts))
             next = rest.first
-            if case .plain? = next?.bytes { rest.removeFirst() }
         }
         return runs
     }
@@ -55,13 +65,14 @@ extension Storage {
     ///
     /// - Returns: their positions in the buffer.
     private static func takeNeighbours(
-        of first: Placement.Write, from rest: inout ArraySlice<Placement.Write>
+        of first: Placement.Write, from rest: inout ArraySlice<Placement.Write>,
+        shorterThan limit: Int
     ) -> [Range<Int>] {
         guard case .plain(let positions) = first.bytes else { return [] }
         var parts: [Range<Int>] = []
         var end = first.hostOffset + Int64(positions.count)
         while let next = rest.first, next.hostOffset == end, parts.count < mostParts,
-            case .plain(let positions) = next.bytes
+            case .plain(let positions) = next.bytes, positions.count < limit
         {
             parts.append(positions)
             end += Int64(positions.count)
@@ -70,26 +81,34 @@ extension Storage {
         return parts
     }
 
+    /// Shares what is long enough and can be, and writes what lies between in one piece.
     private func writePlain(
-        _ positions: Range<Int>, of data: RawSpan, at hostOffset: Int64, _ origin: BufferOrigin?
+        _ positions: Range<Int>, of data: RawSpan, at hostOffset: Int64, _ origin: BufferOrigin
     ) async throws {
-        var rest = positions
-        var hostOffset = hostOffset
-        while !rest.isEmpty {
-            var count = rest.count
-            if let origin, sharesBlocks, let location = try await origin.location(of: rest) {
-                let shared = Int(share(location, at: hostOffset))
-                // One write instead of many, once it is known that nothing will be shared.
-                count = shared > 0 || sharesBlocks ? location.range.count : count
-                if shared < count {
-                    let unshared = rest.lowerBound + shared..<rest.lowerBound + count
-                    try await write(data.extracting(unshared), at: hostOffset + Int64(shared))
+        let toHost = hostOffset - Int64(positions.lowerBound)
+        var position = positions.lowerBound
+        // From here to `position` is to be written.
+        var unwritten = position
+        while position < positions.upperBound, sharesBlocks,
+            let location = try await origin.location(of: position..<positions.upperBound)
+        {
+            let count = location.range.count
+            if count >= Self.shortestShared {
+                let shared = Int(share(location, at: toHost + Int64(position)))
+                if shared > 0 {
+                    try await writeBytes(unwritten..<position, of: data, toHost)
+                    unwritten = position + shared
                 }
-            } else {
-                try await write(data.extracting(rest), at: hostOffset)
             }
-            rest = rest.lowerBound + count..<rest.upperBound
-            hostOffset += Int64(count)
+            position += count
         }
+        try await writeBytes(unwritten..<positions.upperBound, of: data, toHost)
+    }
+
+    private func writeBytes(
+        _ positions: Range<Int>, of data: RawSpan, _ toHost: Int64
+    ) async throws {
+        guard !positions.isEmpty else { return }
+        try await write(data.extracting(positions), at: toHost + Int64(positions.lowerBound))
     }
 }

@@ -7,6 +7,8 @@ public struct ZeroSource: ImageSource {
 
     public init(virtualSize: Int64) { self.virtualSize = virtualSize }
 
+    public func isSparse() -> Bool { true }
+
     public func extent(at offset: Int64, limit: Int64) -> Extent {
         Extent(range: offset..<limit, content: .zero)
     }

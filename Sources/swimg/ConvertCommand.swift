@@ -55,13 +55,16 @@ struct ConvertCommand: ImageCommand {
     @Option(
         name: .customShort("S"), parsing: .unconditional,
         help: ArgumentHelp(
-            "Shortest run of zeros to leave out, a multiple of 512 (k, M, G); 0 writes everything.",
+            "Shortest run of zeros to leave out, a multiple of 512 (k, M, G); 0 writes everything "
+                + "(default: 4k, but from a source with holes what can be shared is not looked at).",
             valueName: "size"))
     var minSparse: String?
 
     @Flag(
         name: .customLong("no-clone"),
-        help: "Copy the data even where the file system could share it with the source.")
+        help:
+            "Copy the data, and look for zeros in all of it, even where the file system could share it."
+    )
     var noClone = false
 
     @Flag(name: .customShort("C"), help: "Accepted: sharing is tried without being asked for.")

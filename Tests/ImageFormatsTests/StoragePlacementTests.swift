@@ -13,10 +13,19 @@ import Testing
             case runs([BufferRun])
             case bytes(Int64, count: Int)
             case zeros(Range<Int64>)
+            case shared(Int64, count: Int)
         }
 
         private let log = Mutex<[Call]>([])
         let memory = MemoryStorage()
+        let sharesBlocks: Bool
+
+        init(sharesBlocks: Bool = false) { self.sharesBlocks = sharesBlocks }
+
+        func share(_ location: HostLocation, at offset: Int64) -> Int64 {
+            log.withLock { $0.append(.shared(offset, count: location.range.count)) }
+            return Int64(location.range.count)
+        }
 
         var calls: [Call] { log.withLock { $0 } }
         var name: String { memory.name }
@@ -85,6 +94,64 @@ import Testing
                 .zeros(300..<305),
                 .bytes(400, count: 1),
                 .runs([BufferRun(offset: 500, parts: [40..<60])]),
+            ])
+    }
+
+    /// Each piece of this length lies somewhere else.
+    private struct Scattered: ImageSource {
+        let pieces: Int64
+        let holder = MemoryStorage()
+        var virtualSize: Int64 { 1 << 30 }
+        var readGranularity: Int64 { 1 }
+
+        func extent(at offset: Int64, limit: Int64) -> Extent {
+            Extent(range: offset..<limit, content: .data)
+        }
+        func location(at offset: Int64, limit: Int64) -> HostLocation? {
+            HostLocation(
+                holder: holder,
+                range: offset..<min(limit, (offset + 1).roundedUp(to: pieces)))
+        }
+        func read(into buffer: inout MutableRawSpan, at offset: Int64) {}
+    }
+
+    /// To share a short piece takes longer than to write it, and what is written goes together.
+    @Test func onlyLongPiecesAreShared() async throws {
+        let data = [UInt8](repeating: 7, count: 400 << 10)
+        let kib = 1 << 10
+        func calls(pieces: Int, _ writes: [(Int64, Range<Int>)]) async throws -> [Recorder.Call] {
+            var placement = Placement()
+            for (offset, positions) in writes { placement.append(.plain(positions), at: offset) }
+            let recorder = Recorder(sharesBlocks: true)
+            let origin = BufferOrigin(source: Scattered(pieces: Int64(pieces)), start: 0)
+            try await recorder.write(placement, data: data.span.bytes, origin: origin)
+            return recorder.calls
+        }
+        let mixed = try await calls(
+            pieces: 1 << 30,
+            [
+                (0, 0..<4 * kib), (1 << 20, 8 * kib..<12 * kib), (2 << 20, 16 * kib..<144 * kib),
+                (3 << 20, 160 * kib..<164 * kib),
+            ])
+        #expect(
+            mixed == [
+                .runs([
+                    BufferRun(offset: 0, parts: [0..<4 * kib]),
+                    BufferRun(offset: 1 << 20, parts: [8 * kib..<12 * kib]),
+                ]),
+                .shared(2 << 20, count: 128 * kib),
+                .runs([BufferRun(offset: 3 << 20, parts: [160 * kib..<164 * kib])]),
+            ])
+        // Short pieces of the source that are long together are one write.
+        #expect(
+            try await calls(pieces: 4 * kib, [(0, 0..<400 * kib)]) == [
+                .bytes(0, count: 400 * kib)
+            ])
+        let cut = try await calls(pieces: 128 * kib, [(0, 100 * kib..<300 * kib)])
+        #expect(
+            cut == [
+                .shared(Int64(28 * kib), count: 128 * kib), .bytes(0, count: 28 * kib),
+                .bytes(Int64(156 * kib), count: 44 * kib),
             ])
     }
 

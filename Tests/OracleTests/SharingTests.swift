@@ -152,6 +152,46 @@ struct SharingTests {
         #expect(try self.shared(mount.path("target")) == 0)
     }
 
+    /// A file without holes was not made by a program that leaves out zeros: it is read, its zeros take no space in
+    /// the target, and the rest is shared.
+    @Test(arguments: fileSystems)
+    func aSourceWithoutHolesLosesItsZeros(
+        _ fileSystem: (make: [String], megabytes: Int)
+    ) throws {
+        guard hasProgram(fileSystem.make[0]) else { return }
+        let mount = try MountedFolder(
+            make: fileSystem.make, size: fileSystem.megabytes << 20, sectorSize: 512)
+        let raw = mount.path("dense.raw")
+        let file = try newFile(raw)
+        try file.write(contentsOf: Data(noise(1, 4 << 20)))
+        try file.write(contentsOf: Data(count: 20 << 20))
+        try file.write(contentsOf: Data(noise(2, 4 << 20)))
+        try file.close()
+        let qcow2 = mount.path("dense.qcow2")
+        try Qemu.img("convert", "-f", "raw", "-O", "qcow2", "-S", "0", raw, qcow2)
+        try require("sync", [])
+        for (source, format) in [(raw, "raw"), (qcow2, "qcow2")] {
+            for options in ["", "-W", "-n"] {
+                let target = mount.path("target")
+                if options == "-n" { try newFile(target).truncate(atOffset: 28 << 20) }
+                let outcome = try Swimg.convert(
+                    options.words + ["-f", format, "-O", "raw", source, target])
+                try judge(outcome, target, "raw", against: raw)
+                try require("sync", [])
+                let taken = try #require(FileStatus(target)).allocated
+                // A file system may keep some blocks in reserve behind the end of a file.
+                #expect(taken <= 8448 << 10, "\(taken): \(outcome)")
+                #expect(try shared(target) >= 7 << 20, "\(outcome)")
+                let joined = try Swimg.convert(
+                    ["-f", format, "-O", "raw", source, source, mount.path("joined")])
+                #expect(joined.isSuccess, "\(joined)")
+                try require("sync", [])
+                let both = try #require(FileStatus(mount.path("joined"))).allocated
+                #expect(both <= 16640 << 10, "\(both): \(joined)")
+            }
+        }
+    }
+
     /// Nothing is read that can be shared: for a raw target that is everything.
     @Test(.enabled(if: canTraceSystemCalls, "needs strace and the right to trace"))
     func readsNothingForARawTarget() throws {

@@ -46,6 +46,17 @@ public struct Qcow2Source: ImageSource {
     public var virtualSize: Int64 { header.geometry.virtualSize }
     public var readGranularity: Int64 { header.geometry.clusterSize }
 
+    /// Nearly every image has holes in its tables, so more than one of any size counts: clusters without blocks.
+    public func isSparse() async throws -> Bool {
+        guard storage.traits.hasHoles else { return false }
+        do {
+            return try await Qcow2Preallocation.isLikely(self)
+        } catch is ImageError {
+            // Refcounts that cannot be read are no reason not to read the disk.
+            return false
+        }
+    }
+
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         var extent = try await shortExtent(at: offset, limit: limit)
         while extent.range.upperBound < limit {

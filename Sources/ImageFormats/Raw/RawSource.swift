@@ -10,6 +10,8 @@ public struct RawSource: ImageSource {
     public var virtualSize: Int64 { storage.size }
     public var readGranularity: Int64 { 1 }
 
+    public func isSparse() -> Bool { storage.traits.hasHoles }
+
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         try await storage.extent(at: offset, limit: limit)
     }
