@@ -18,6 +18,8 @@ public struct BlockStatus: OptionSet, Sendable {
     public static let hasOffset = BlockStatus(rawValue: 8)
     /// The image allocates ahead of its data, so the file system was asked, too.
     public static let preallocated = BlockStatus(rawValue: 16)
+    /// A part of it lies in clusters wholly behind the end of the file: zeros to qemu, and an error when it is read.
+    public static let missing = BlockStatus(rawValue: 32)
 }
 
 /// Finds out the block status of an image and all that lies below it.
@@ -109,16 +111,21 @@ extension Qcow2Source {
     private func preallocatedStatus(
         _ range: Range<Int64>, _ host: HostOffset, _ status: BlockStatus
     ) async throws -> (range: Range<Int64>, status: BlockStatus) {
-        guard host.bytes < storage.size else { return (range, status.union(.zero)) }
+        let size = storage.size
+        let isCut =
+            host.bytes + Int64(range.count) > size
+            && host.bytes + Int64(range.count) > size.roundedUp(to: readGranularity)
+        let zero: BlockStatus = isCut ? [.zero, .missing] : .zero
+        guard host.bytes < size else { return (range, status.union(zero)) }
         let below = try await storage.extent(
             at: host.bytes, limit: min(host.bytes + Int64(range.count), storage.size))
-        let isZero = below.content == .zero
+        guard below.content == .zero else {
+            return (range.lowerBound..<range.lowerBound + Int64(below.range.count), status)
+        }
         // A hole at the end of the file goes on behind it.
-        let length =
-            isZero && below.range.upperBound == storage.size ? range.count : below.range.count
+        if below.range.upperBound == size { return (range, status.union(zero)) }
         return (
-            range.lowerBound..<range.lowerBound + Int64(length),
-            isZero ? status.union(.zero) : status
+            range.lowerBound..<range.lowerBound + Int64(below.range.count), status.union(.zero)
         )
     }
 }

@@ -71,7 +71,9 @@ struct ImagePair: Sendable {
         let other = try await Self.status(statuses.1, at: offset, limit: one.end)
         let step: Step =
             one.status != other.status
-            ? .statusDiffers : one.status.contains(.zero) ? .nothing : .readBoth
+            ? .statusDiffers
+            : one.status.isDisjoint(with: .zero) || one.status.contains(.missing)
+                ? .readBoth : .nothing
         return (other.end, step)
     }
 

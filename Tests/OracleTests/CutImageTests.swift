@@ -49,6 +49,14 @@ import Testing
         let whole = try run(Swimg.path, ["compare", "image", "whole"], in: folder.path)
         #expect(whole.status == 4, "\(whole)")
         expectNamed(whole, cut)
+        // Nor is it the same as another that is cut.
+        try FileManager.default.copyItem(atPath: image, toPath: folder.path("again"))
+        for strict in [[], ["-s"]] {
+            let again = try run(
+                Swimg.path, ["compare"] + strict + ["image", "again"], in: folder.path)
+            #expect(again.status == 4, "\(again)")
+            expectNamed(again, cut)
+        }
 
         for line in ["info", "map", "map --output=json", "measure -O raw", "measure -O qcow2"] {
             let words = line.words + ["-f", "qcow2", "image"]
