@@ -22,7 +22,7 @@ public final class DigestStage: Sendable {
 
     /// - Parameters:
     ///   - skipped: what skipped ranges hold; nil if they are all zeros.
-    ///   - zerosBehind: how many zeros of the guest disk nobody copies at its end, in bytes.
+    ///   - zerosBehind: how many zeros the guest disk has behind what is copied, in bytes.
     ///   - check: told the digest, 64 lower-case digits, before the target becomes whole; it can refuse it.
     /// - Throws: `ImageError` where there is no library for it.
     public init(

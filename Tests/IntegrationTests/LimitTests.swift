@@ -42,7 +42,7 @@ import Testing
     }
 
     @Test(
-        .enabled(if: isRoot && hasProgram("setpriv"), "only root can become somebody else"),
+        .enabled(if: isRoot && hasProgram("setpriv"), "only root can become another user"),
         .serialized, arguments: verbs)
     func noThread(_ line: String) throws {
         let none = try limited(1, user: 100_000 + getpid(), line)

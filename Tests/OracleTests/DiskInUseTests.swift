@@ -30,7 +30,7 @@ struct DiskInUseTests {
 
     private func use(_ name: String) throws -> NBDTestServer {
         let server = try NBDTestServer.qemu("-f", format(name), folder.path(name))
-        // Reading is refused, so somebody has the disk.
+        // Reading is refused: the disk is in use.
         let refused = try run(Swimg.path, ["digest", name], in: folder.path)
         #expect(refused.status == 1 && refused.errorText.contains("lock"), "\(refused)")
         return server
