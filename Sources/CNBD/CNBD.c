@@ -87,6 +87,7 @@ bool cnbd_is_ready(struct nbd_handle *handle) { return nbd.aio_is_ready(handle) 
 bool cnbd_is_over(struct nbd_handle *handle) {
     return nbd.aio_is_dead(handle) != 0 || nbd.aio_is_closed(handle) != 0;
 }
+bool cnbd_is_closed(struct nbd_handle *handle) { return nbd.aio_is_closed(handle) > 0; }
 int cnbd_descriptor(struct nbd_handle *handle) { return nbd.aio_get_fd(handle); }
 unsigned cnbd_direction(struct nbd_handle *handle) { return nbd.aio_get_direction(handle); }
 int cnbd_notify_read(struct nbd_handle *handle) { return nbd.aio_notify_read(handle); }

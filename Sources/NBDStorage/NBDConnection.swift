@@ -3,27 +3,27 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// One connection to a server, with many requests in flight and nobody who waits in a system call for
-/// them but the loop that it belongs to.
+/// One connection to a server, with many requests in flight and no thread that waits in a system call for
+/// them but that of the loop that it belongs to.
 ///
-/// A request is sent by the thread that has it, and who waited for an answer goes on in the thread that
+/// A request is sent by the thread that has it, and the task that waited for an answer goes on in the thread that
 /// received it: between two servers on this machine waking threads would take longer than all else.
 ///
-/// A connection that breaks is made anew, and what was in flight on it is asked for once more. That is
-/// safe for writes, too: each says what a range is to hold, and no two of them overlap. A trim does not say that, so it is
-/// not repeated but fails.
+/// `NBDConnectionState` says what happens to the connection; this is the shell around it. A lost connection is an error
+/// unless the user allowed to make it anew (`NBDOptions.reconnectTime`). Then the requests that were in flight are sent once
+/// more. A write says what a range is to hold and no two of them overlap, so it can be repeated; a trim does not say that,
+/// so it fails. What was acknowledged before is the concern of `NBDStorage.change`.
 final class NBDConnection: @unchecked Sendable {
-    /// How often a connection is made anew without a single answer in between.
-    private static let attempts = 6
-    /// The first pause before that, in milliseconds; each further one is twice as long.
-    private static let firstPause = 100
-
     let loop: NBDLoop
     let facts: NBDHandle.Facts
     /// How many requests may be in flight.
     let limit: Int
     /// How many have been submitted and not been answered.
     let load = Atomic<Int>(0)
+    /// The connection is there, or was asked for.
+    private let isUsed: Atomic<Bool>
+    /// How often the connection was made anew.
+    let renewals = Atomic<Int>(0)
     private let address: NBDAddress
     private let timeout: Int?
     private let mailbox = NBDMailbox()
@@ -32,27 +32,44 @@ final class NBDConnection: @unchecked Sendable {
     /// Held by whoever uses the connection, mostly the loop.
     private let access = Mutex(())
     // Guarded by `access`:
+    private var state: NBDConnectionState
     private let inbox = NBDInbox()
-    /// nil while the connection is made anew, and once it has been given up.
+    /// nil unless the connection stands.
     private var handle: NBDHandle?
-    private var isReconnecting = false
     private var waiting: [NBDRequest] = []
     private var flying: [NBDRequest] = []
     private var answers: [NBDAnswer] = []
-    private var failedAttempts = 0
     private var lastAnswer = ContinuousClock.now
-    /// Set when the connection has been given up.
-    private var failure: (any Error)?
 
     /// Of the loop's thread: nothing more will come.
     private(set) var hasEnded = false
 
-    /// Connects. It has to be closed when nobody needs it any more.
-    init(_ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop) throws(ImageError) {
+    /// Connects. The connection has to be closed when it is not needed any more.
+    convenience init(_ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop) throws(ImageError)
+    {
         let handle = try NBDHandle(
             address, timeout: options.timeout, isGivenUp: { Task.isCancelled })
+        self.init(address, options, loop: loop, facts: handle.facts, handle: handle)
+    }
+
+    /// Another connection to an export, which is made when the first request needs it.
+    ///
+    /// - Parameter facts: of the export, from a connection that stands.
+    convenience init(
+        _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, facts: NBDHandle.Facts
+    ) {
+        self.init(address, options, loop: loop, facts: facts, handle: nil)
+    }
+
+    private init(
+        _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, facts: NBDHandle.Facts,
+        handle: NBDHandle?
+    ) {
         self.handle = handle
-        facts = handle.facts
+        self.facts = facts
+        state = NBDConnectionState(
+            isOpen: handle != nil, reconnectTime: options.reconnectTime)
+        isUsed = Atomic(handle != nil)
         limit = options.requests(to: address)
         timeout = options.timeout
         self.address = address
@@ -64,6 +81,7 @@ final class NBDConnection: @unchecked Sendable {
     /// the connection; who is looks for it afterwards.
     func submit(_ request: NBDRequest) {
         load.add(1, ordering: .relaxed)
+        if !isOpened { isUsed.store(true, ordering: .relaxed) }
         guard mailbox.post(request) else {
             load.subtract(1, ordering: .relaxed)
             request.transfer?.finish(CancellationError())
@@ -71,7 +89,7 @@ final class NBDConnection: @unchecked Sendable {
         }
         while !mailbox.isEmpty {
             let passed = access.withLockIfAvailable { _ -> [NBDAnswer]? in
-                guard let handle, failure == nil else {
+                guard let handle, state.phase == .open else {
                     call()
                     return nil
                 }
@@ -94,15 +112,17 @@ final class NBDConnection: @unchecked Sendable {
         call()
     }
 
-    /// Says goodbye, if nobody is busy with the connection at this moment. This can be the loop's own thread, lent
-    /// to whoever was the last to need the connection, and a server that is waited for next wants to hear it.
+    /// Says goodbye as soon as nothing is in flight: at once, if no other thread is busy with the connection. This can be the
+    /// loop's own thread, lent to the last task that needed the connection, and a server that is waited for next wants to
+    /// hear it.
     func close() {
-        access.withLockIfAvailable { _ in
-            if flying.isEmpty, waiting.isEmpty { handle?.disconnect() }
-        }
         mailbox.close()
+        access.withLockIfAvailable { _ in closeIfIdle() }
         call()
     }
+
+    /// Whether a request has needed the connection.
+    var isOpened: Bool { isUsed.load(ordering: .relaxed) }
 
     private func call() {
         isCalled.store(true, ordering: .sequentiallyConsistent)
@@ -133,22 +153,36 @@ final class NBDConnection: @unchecked Sendable {
             let mail = mailbox.take()
             waiting += mail.requests
             deliver()
-            if mail.isAborted { failure = failure ?? CancellationError() }
+            if mail.isAborted { perform(state.abort()) }
             checkTime()
-            while failure == nil, !isReconnecting, handle?.isOver ?? true {
-                lose()
-                if mail.isClosed, waiting.isEmpty { break }
-                beginReconnecting()
-            }
-            if let failure { giveUp(failure) }
-            beginWaiting()
-            deliver()
-            let isAtEnd = mail.isClosed && flying.isEmpty && waiting.isEmpty
-            if isAtEnd { handle?.disconnect() }
-            if isAtEnd || mail.isAborted { hasEnded = true }
+            noteLoss()
+            if !waiting.isEmpty { perform(state.needed(at: .now)) }
+            if mail.isClosed { closeIfIdle() }
+            hasEnded = state.phase == .ended
             if let handle, handle.isOver { isCalled.store(true, ordering: .sequentiallyConsistent) }
             return (handle?.wish ?? NBDHandle.noWish, takeAnswers())
         }
+    }
+
+    private func perform(_ action: NBDConnectionState.Action) {
+        switch action {
+        case .nothing: break
+        case .send:
+            beginWaiting()
+            deliver()
+        case .connect(let pause): beginConnecting(after: pause)
+        case .fail(let error): giveUp(error)
+        case .cancel: giveUp(CancellationError())
+        case .sayGoodbye:
+            handle?.disconnect()
+            handle = nil
+            state.gone()
+        }
+    }
+
+    private func closeIfIdle() {
+        let isIdle = flying.isEmpty && waiting.isEmpty && mailbox.isEmpty
+        perform(state.close(isIdle: isIdle))
     }
 
     private func takeAnswers() -> [NBDAnswer] {
@@ -165,8 +199,8 @@ final class NBDConnection: @unchecked Sendable {
             request.extents = []
             guard let handle, handle.begin(request) else {
                 // A connection that is over tells here first; anything else is the request's fault.
-                if handle?.isOver ?? true { break }
-                answer(request, EINVAL)
+                guard let handle, !handle.isOver else { break }
+                answer(request, handle.refusal(of: request))
                 begun += 1
                 continue
             }
@@ -188,30 +222,34 @@ final class NBDConnection: @unchecked Sendable {
             guard let result = request.result else { continue }
             if isOver, result != 0 { continue }
             flying.removeAll { $0 === request }
-            failedAttempts = 0
+            state.answered()
             lastAnswer = .now
-            answer(request, result)
+            answer(
+                request,
+                result == 0
+                    ? nil
+                    : ImageError(
+                        .system(errno: result), path: address.name,
+                        "\(request.summary): " + String(cString: strerror(result))))
         }
     }
 
-    private func answer(_ request: NBDRequest, _ result: Int32) {
-        let error =
-            result == 0
-            ? nil
-            : ImageError(
-                .system(errno: result), path: address.name,
-                "\(request.summary): " + String(cString: strerror(result)))
+    private func answer(_ request: NBDRequest, _ error: ImageError?) {
         load.subtract(1, ordering: .relaxed)
         answers.append(NBDAnswer(transfer: request.transfer, error: error))
     }
 
-    /// The connection has broken: what was in flight has to be asked for again.
-    private func lose() {
+    /// Finds out whether the connection has broken: what was in flight has to be sent again, or fails.
+    private func noteLoss() {
+        guard let loss = handle?.loss else { return }
         handle = nil
-        for request in flying where request.isTrim { answer(request, ECONNRESET) }
+        for request in flying where request.isTrim { answer(request, loss.error) }
         waiting = flying.filter { !$0.isTrim } + waiting
         flying = []
         inbox.finished = []
+        perform(
+            state.broken(
+                loss.error, isBusy: !waiting.isEmpty, isFinal: loss.isServersFault, at: .now))
     }
 
     private func giveUp(_ error: any Error) {
@@ -228,56 +266,50 @@ final class NBDConnection: @unchecked Sendable {
     private func checkTime() {
         guard let timeout, !flying.isEmpty, ContinuousClock.now - lastAnswer >= .seconds(timeout)
         else { return }
-        failure = ImageError(
-            .system(errno: ETIMEDOUT), path: address.name,
-            "the server has not answered for \(timeout) seconds")
+        perform(
+            state.timedOut(
+                ImageError(
+                    .system(errno: ETIMEDOUT), path: address.name,
+                    "the server has not answered for \(timeout) seconds")))
     }
 
     // MARK: Connecting anew
 
-    /// On a thread of its own: the loop's other connections go on meanwhile.
-    private func beginReconnecting() {
-        isReconnecting = true
-        let pause = failedAttempts == 0 ? 0 : Self.firstPause << (failedAttempts - 1)
-        failedAttempts += 1
+    /// Connects on a thread of its own: the loop's other connections go on meanwhile.
+    private func beginConnecting(after pause: Int) {
         let status = startThread { [self] in
             for _ in 0..<pause / 50 where !mailbox.isAborted { usleep(50_000) }
             let result = Result { () throws(ImageError) in
                 try NBDHandle(address, timeout: timeout, isGivenUp: { mailbox.isAborted })
             }
-            access.withLock { _ in
-                isReconnecting = false
-                finishReconnecting(result)
-            }
+            access.withLock { _ in finishConnecting(result) }
             call()
         }
         guard status != 0 else { return }
-        isReconnecting = false
-        finishReconnecting(
-            .failure(ImageError(.system(errno: status), String(cString: strerror(status)))))
+        finishConnecting(
+            .failure(
+                ImageError(
+                    .system(errno: status),
+                    "cannot start a thread: \(String(cString: strerror(status)))")))
     }
 
-    private func finishReconnecting(_ result: Result<NBDHandle, ImageError>) {
-        guard failure == nil else { return }
-        do throws(ImageError) {
-            let new = try result.get()
-            guard new.facts.size == facts.size else {
-                throw ImageError(
-                    .invalid, path: address.name,
-                    "the export has another size after the connection was lost")
-            }
-            guard failedAttempts <= Self.attempts else {
-                failure = ImageError(
-                    .system(errno: ECONNRESET), path: address.name,
-                    "the connection was lost \(Self.attempts) times without an answer")
-                return
-            }
+    private func finishConnecting(_ result: Result<NBDHandle, ImageError>) {
+        switch result {
+        case .success(let new) where new.facts == facts:
+            // Aborted meanwhile, the new connection ends here.
+            guard state.phase == .connecting else { return }
             handle = new
-        } catch {
-            guard failedAttempts >= Self.attempts else { return }
-            failure = ImageError(
-                error.kind, path: error.path,
-                "the connection was lost and cannot be made anew: \(error.message)")
+            if state.wasOpen { renewals.add(1, ordering: .sequentiallyConsistent) }
+            perform(state.connected())
+        case .success:
+            let changed = ImageError(
+                .invalid, path: address.name, "a new connection shows another export")
+            perform(state.refused(changed, isFinal: true, at: .now))
+        case .failure(let error):
+            let what = state.wasOpen ? "the connection was lost and cannot be made anew: " : ""
+            let refusal = ImageError(
+                error.kind, path: address.name, "\(what)\(error.message)")
+            perform(state.refused(refusal, at: .now))
         }
     }
 }

@@ -2,34 +2,34 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// The connections to one export, closed when nobody needs them any more.
+/// The connections to one export: one at once, others as requests need them.
 final class NBDConnectionPool: Sendable {
     let facts: NBDHandle.Facts
     private let connections: [NBDConnection]
     private let turn = Atomic<Int>(0)
 
-    /// Connects as often as the options say and the server allows.
+    /// Connects, and has as many more connections as the options say and the server allows.
     ///
     /// - Throws: `ImageError` if that fails, or the export is to be written and may only be read.
     init(_ address: NBDAddress, _ options: NBDOptions, forWriting: Bool) throws(ImageError) {
-        var all: [NBDConnection] = []
+        let first = try NBDConnection(address, options, loop: try NBDLoop.numbered(0))
+        var all = [first]
         do throws(ImageError) {
-            repeat {
+            if forWriting, first.facts.isReadOnly {
+                throw ImageError(
+                    .system(errno: EROFS), path: address.name, "the export is read-only")
+            }
+            let allowsMore = first.facts.canMultiConn || options.forcesMultiConn
+            while allowsMore, all.count < options.connections(to: address) {
                 let loop = try NBDLoop.numbered(all.count % NBDLoop.count)
-                let new = try NBDConnection(address, options, loop: loop)
-                all.append(new)
-                if forWriting, new.facts.isReadOnly {
-                    throw ImageError(
-                        .system(errno: EROFS), path: address.name, "the export is read-only")
-                }
-            } while all.count < options.connections(to: address)
-                && (all[0].facts.canMultiConn || options.forcesMultiConn)
+                all.append(NBDConnection(address, options, loop: loop, facts: first.facts))
+            }
         } catch {
             for connection in all { connection.close() }
             throw error
         }
         connections = all
-        facts = all[0].facts
+        facts = first.facts
     }
 
     deinit { for connection in connections { connection.close() } }
@@ -37,7 +37,7 @@ final class NBDConnectionPool: Sendable {
     var count: Int { connections.count }
 
     /// Hands a request to a connection that has room for it: if there is one, to one whose answers come to this
-    /// very thread.
+    /// very thread; to one that has to be made first only if the others are full.
     func submit(_ request: NBDRequest) {
         let start = turn.wrappingAdd(1, ordering: .relaxed).oldValue
         let loop = NBDLoop.current
@@ -46,7 +46,9 @@ final class NBDConnectionPool: Sendable {
         for index in 0..<count {
             let connection = connections[(start &+ index) % count]
             let load = connection.load.load(ordering: .relaxed)
-            let cost = 2 * max(0, load + 1 - connection.limit) + (connection.loop === loop ? 0 : 1)
+            let cost =
+                4 * max(0, load + 1 - connection.limit) + (connection.isOpened ? 0 : 2)
+                + (connection.loop === loop ? 0 : 1)
             if cost < bestCost {
                 best = connection
                 bestCost = cost
@@ -55,10 +57,13 @@ final class NBDConnectionPool: Sendable {
         best.submit(request)
     }
 
-    /// Hands one request to each connection.
-    func submitToEach(_ requests: [NBDRequest]) {
-        for (connection, request) in zip(connections, requests) { connection.submit(request) }
+    /// How often connections were made anew, all together.
+    var renewals: Int {
+        connections.reduce(0) { $0 + $1.renewals.load(ordering: .sequentiallyConsistent) }
     }
+
+    /// The connections that a request has needed so far.
+    var opened: [NBDConnection] { connections.filter(\.isOpened) }
 
     /// Gives up everything that is in flight.
     func abort() { for connection in connections { connection.abort() } }

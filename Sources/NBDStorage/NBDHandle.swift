@@ -27,6 +27,8 @@ final class NBDHandle {
 
     let facts: Facts
     private let handle: OpaquePointer
+    /// The export's, for messages.
+    private let name: String
 
     /// How long a server may take to answer a new connection if nothing else was asked for, in seconds.
     private static let connectTimeout = 30
@@ -50,6 +52,7 @@ final class NBDHandle {
             throw error
         }
         self.handle = handle
+        name = address.name
         facts = Facts(
             size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
             canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),
@@ -124,17 +127,57 @@ final class NBDHandle {
     }()
 
     private static func lastError(_ address: NBDAddress, _ what: String) -> ImageError {
-        let number = cnbd_errno()
+        ImageError(.system(errno: cnbd_errno()), path: address.name, "\(what): \(lastReason)")
+    }
+
+    /// What the library says of the last call that failed in this thread.
+    private static var lastReason: String {
         // The library's text begins with the name of its function.
-        var reason = cnbd_error().map { String(cString: $0) } ?? "unknown error"
-        if reason.hasPrefix("nbd_"), let colon = reason.firstRange(of: ": ") {
-            reason = String(reason[colon.upperBound...])
+        let reason = cnbd_error().map { String(cString: $0) } ?? "unknown error"
+        guard reason.hasPrefix("nbd_"), let colon = reason.firstRange(of: ": ") else {
+            return reason
         }
-        return ImageError(.system(errno: number), path: address.name, "\(what): \(reason)")
+        return String(reason[colon.upperBound...])
     }
 
     /// Whether the connection has ended.
     var isOver: Bool { cnbd_is_over(handle) }
+
+    /// Why a connection has ended.
+    struct Loss {
+        var error: ImageError
+        /// The server breaks the protocol. To connect again would bring the same.
+        var isServersFault: Bool
+    }
+
+    /// Why the connection has ended; nil while it stands.
+    private(set) var loss: Loss?
+
+    /// Keeps the library's word for why a connection ended: it has one only until the thread calls it again.
+    private func noteEnd() {
+        guard loss == nil, isOver else { return }
+        let reason = Self.lastReason
+        // The library gives the errno of a socket that failed, and none for what a server sent or left out.
+        let isClosed = cnbd_is_closed(handle) || reason.contains("disconnect")
+        let isServersFault = !isClosed && cnbd_errno() == 0
+        let message =
+            isClosed
+            ? "the server closed the connection"
+            : isServersFault
+                ? "the server breaks the protocol: \(reason)" : "the connection was lost: \(reason)"
+        loss = Loss(
+            error: ImageError(
+                .system(errno: isServersFault ? EPROTO : ECONNRESET), path: name, message),
+            isServersFault: isServersFault)
+    }
+
+    /// Why the library did not take a request.
+    func refusal(of request: NBDRequest) -> ImageError {
+        let number = cnbd_errno()
+        return ImageError(
+            .system(errno: number == 0 ? EINVAL : number), path: name,
+            "\(request.summary): \(Self.lastReason)")
+    }
 
     /// Begins a request.
     ///
@@ -143,6 +186,7 @@ final class NBDHandle {
         let context = Unmanaged.passRetained(request).toOpaque()
         let durability = request.writesThrough ? cnbd_flag_fua : 0
         let offset = UInt64(request.offset)
+        defer { noteEnd() }
         let cookie =
             switch request.operation {
             case .read(let memory):
@@ -180,7 +224,10 @@ final class NBDHandle {
     static let noWish = pollfd(fd: -1, events: 0, revents: 0)
 
     /// Deals with what `poll` found: as far as it is still what the library waits for.
-    func notify(_ happened: Int16) { _ = Self.notify(handle, happened) }
+    func notify(_ happened: Int16) {
+        _ = Self.notify(handle, happened)
+        noteEnd()
+    }
 
     private static func notify(_ handle: OpaquePointer, _ happened: Int16) -> Bool {
         let wanted = wantedEvents(handle)

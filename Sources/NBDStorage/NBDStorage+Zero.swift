@@ -43,10 +43,20 @@ extension NBDStorage {
     }
 
     private func zeroPlainly(_ range: Range<Int64>, _ manner: NBDRequest.ZeroManner) async throws {
-        guard facts.canZero else { return try await writeZeros(range) }
-        try await change([
-            NBDRequest(.zero(count: Int64(range.count), manner), at: range.lowerBound)
-        ])
+        guard facts.canZero, !refusesZero.load(ordering: .relaxed) else {
+            return try await writeZeros(range)
+        }
+        do {
+            try await change([
+                NBDRequest(.zero(count: Int64(range.count), manner), at: range.lowerBound)
+            ])
+        } catch let error as ImageError
+            where error.kind == .system(errno: ENOTSUP) && manner != .onlyFast
+        {
+            // A server that announces what the storage behind it cannot do. qemu-img writes zeros then, too.
+            refusesZero.store(true, ordering: .relaxed)
+            try await writeZeros(range)
+        }
     }
 
     /// - Returns: whether the server did it.
@@ -66,7 +76,9 @@ extension NBDStorage {
     private func trim(_ range: Range<Int64>) async throws -> [Range<Int64>] {
         // One connection need not know at once what was done on another, unless the server promises it.
         let isConfirmable = facts.canBlockStatus && (facts.canMultiConn || connections.count == 1)
-        guard facts.canTrim, isConfirmable, !refusesTrim.load(ordering: .relaxed),
+        // Without FUA a trim that was acknowledged can be undone by the restart of a server, and it is not repeated.
+        let isKept = !mayReconnect || facts.canWriteThrough
+        guard facts.canTrim, isConfirmable, isKept, !refusesTrim.load(ordering: .relaxed),
             keptTrims.load(ordering: .relaxed) < Self.mostRefusals
         else { return [range] }
         let rest: [Range<Int64>]

@@ -22,12 +22,17 @@ public final class NBDStorage: Storage {
     let pieceSize: Int64
     /// See `isPrimed`.
     private let hasSentLong: Atomic<Bool>
+    /// A change counts as done when it is on stable storage.
     private let writesThrough: Bool
+    /// Lost connections are made anew.
+    let mayReconnect: Bool
     private let status = Mutex(NBDKnownStatus())
     /// How often in a row the server would have had to write zeros.
     let fastZeroRefusals = Atomic<Int>(0)
     /// How often in a row the server kept all that it was told to trim.
     let keptTrims = Atomic<Int>(0)
+    /// Zeroing ended in the error that says that it is not possible at all.
+    let refusesZero = Atomic<Bool>(false)
     /// Trimming ended in an error.
     let refusesTrim = Atomic<Bool>(false)
     /// Held while blocks are read, changed in part and written back.
@@ -98,7 +103,13 @@ public final class NBDStorage: Storage {
         pieceSize = max(block, wanted.roundedDown(to: wanted < preferred ? block : preferred))
         // Whoever names a size has a reason.
         hasSentLong = Atomic(options.requestSize != nil)
-        writesThrough = options.writesThrough
+        writesThrough = options.writesThrough || forWriting && options.reconnectTime != nil
+        mayReconnect = options.reconnectTime != nil
+        if forWriting, mayReconnect, !facts.canWriteThrough, !facts.canFlush {
+            throw ImageError(
+                .unsupported, path: address.name,
+                "cannot be written with --reconnect: the server knows neither FUA nor flush")
+        }
         // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
@@ -160,9 +171,18 @@ public final class NBDStorage: Storage {
     }
 
     /// Sends what changes the export. Where that has to be stable at once, each says so itself, or a flush follows.
+    ///
+    /// A server that is killed forgets what it acknowledged and had not yet put away, and the one that is started in its place
+    /// knows nothing of it. So a connection may be made anew under a write only where the write is stable when it
+    /// is acknowledged (FUA), or where the write and the flush behind it passed without that; otherwise both are repeated. Every
+    /// connection takes part in a flush, so one that had been lost unnoticed is noticed there.
     func change(_ requests: [NBDRequest]) async throws {
-        try await sendChange(requests)
-        try await makeStable()
+        var renewals: Int
+        repeat {
+            renewals = connections.renewals
+            try await sendChange(requests)
+            try await makeStable()
+        } while !facts.canWriteThrough && connections.renewals != renewals
     }
 
     func sendChange(_ requests: [NBDRequest]) async throws {
@@ -228,9 +248,20 @@ public final class NBDStorage: Storage {
     /// Every connection flushes: without multi-conn one would not speak for the others. Whoever calls this
     /// has awaited all writes.
     public func flush() async throws {
-        guard facts.canFlush else { return }
-        try await send(
-            (0..<connections.count).map { _ in NBDRequest(.flush, at: 0) }, toEach: true)
+        guard facts.canFlush else { return try await makeSureOfServer() }
+        let opened = connections.opened
+        try await send(opened.map { _ in NBDRequest(.flush, at: 0) }, each: opened)
+    }
+
+    /// Asks something on every connection where there is no flush: an answer says that it is still the server that
+    /// acknowledged the writes before.
+    private func makeSureOfServer() async throws {
+        let range = 0..<min(size, max(facts.minimumBlock, guestSectorSize))
+        guard !range.isEmpty else { return }
+        let opened = connections.opened
+        let answers = try opened.map { _ in try WholeBlocks(range, around: range) }
+        try await send(answers.map { NBDRequest(.read($0.memory), at: 0) }, each: opened)
+        withExtendedLifetime(answers) {}
     }
 
     func beyondExport(_ range: Range<Int64>) -> ImageError {
@@ -257,14 +288,16 @@ public final class NBDStorage: Storage {
 
     /// Sends requests, and returns when all of them are answered.
     ///
-    /// - Parameter toEach: one to each connection.
-    private func send(_ requests: [NBDRequest], toEach: Bool = false) async throws {
+    /// - Parameter each: the connections that get one request each; nil for any connections.
+    private func send(
+        _ requests: [NBDRequest], each given: [NBDConnection]? = nil
+    ) async throws {
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
                 let transfer = NBDTransfer(count: requests.count, continuation)
                 for request in requests { request.transfer = transfer }
-                if toEach {
-                    connections.submitToEach(requests)
+                if let given {
+                    for (connection, request) in zip(given, requests) { connection.submit(request) }
                 } else {
                     for request in requests { connections.submit(request) }
                 }

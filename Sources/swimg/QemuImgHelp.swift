@@ -26,7 +26,7 @@ enum QemuImgHelp {
 
     private static let names = "[--object objectdef] [--image-opts]"
     private static let nbd = """
-        [--connections=number] [--requests=number] [--request-size=size] [--timeout=seconds] \
+        [--connections=number] [--requests=number] [--request-size=size] [--timeout=seconds] [--reconnect=seconds] \
         [--multi-conn]
         """
 

@@ -31,6 +31,14 @@ struct NBDServerOptions: ParsableArguments {
             valueName: "seconds"))
     var timeout: String?
 
+    @Option(
+        help: ArgumentHelp(
+            """
+            How long a lost NBD connection may take to be made anew (default: it is an error). A source has to be the \
+            same then; a target is written stably, which takes longer.
+            """, valueName: "seconds"))
+    var reconnect: String?
+
     @Flag(
         name: .customLong("multi-conn"),
         help: "Use several connections also where the NBD server does not announce multi-conn.")
@@ -57,6 +65,10 @@ struct NBDServerOptions: ParsableArguments {
         }
         if let timeout {
             result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
+        }
+        if let reconnect {
+            result.reconnectTime = try number(
+                reconnect, "reconnect", NBDOptions.reconnectRange, 0)
         }
         result.forcesMultiConn = multiConn
         return result

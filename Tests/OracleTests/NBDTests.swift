@@ -231,7 +231,10 @@ struct NBDTests {
             "delay-write=200ms",
         ]
         let first = try NBDTestServer.nbdkit(arguments, folder: place)
-        let options = ["-n", "-f", "raw", "-O", "raw", "--connections", "2", "--requests", "1"]
+        let options = [
+            "-n", "-f", "raw", "-O", "raw", "--connections", "2", "--requests", "1",
+            "--reconnect", "20",
+        ]
         let running = try Swimg.start(
             options + (isSource ? [first.uri, target] : [disk, first.uri]))
         #expect(running.wait(until: { running.hasOpen(isSource ? target : disk) }))
@@ -306,7 +309,9 @@ struct NBDTests {
         #expect(outcome.isSuccess, "\(outcome)")
         let said = server.process.wait {
             let log = String(decoding: server.process.errors, as: UTF8.self)
-            return log.ranges(of: "client sent NBD_CMD_DISC").count == Int(connections)
+            let accepted = log.ranges(of: "accepted connection").count
+            return (1...(Int(connections) ?? 0)).contains(accepted)
+                && log.ranges(of: "client sent NBD_CMD_DISC").count == accepted
         }
         #expect(said, "\(String(decoding: server.process.errors, as: UTF8.self))")
     }

@@ -45,6 +45,13 @@ public final class NBDTestServer {
     /// The export, as swimg and qemu-img name it.
     public var uri: String { "nbd+unix:///?socket=\(socket)" }
 
+    /// Lets the server put away what it has, and end.
+    public func end() {
+        process.send(SIGTERM)
+        _ = try? process.wait()
+    }
+
+    /// Kills the server.
     public func stop() {
         process.kill()
         _ = try? process.wait()

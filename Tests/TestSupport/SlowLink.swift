@@ -37,7 +37,7 @@ public final class SlowLink: Sendable {
     }
 }
 
-private func withAddress(
+func withAddress(
     _ path: String, _ body: (UnsafePointer<sockaddr>, socklen_t) -> Int32
 ) -> Int32 {
     var address = sockaddr_un()

@@ -37,6 +37,8 @@ int cnbd_connect(struct nbd_handle *handle, const char *uri);
 bool cnbd_is_ready(struct nbd_handle *handle);
 /// Ended, by either side or by an error.
 bool cnbd_is_over(struct nbd_handle *handle);
+/// Ended in good order, by either side.
+bool cnbd_is_closed(struct nbd_handle *handle);
 int cnbd_descriptor(struct nbd_handle *handle);
 unsigned cnbd_direction(struct nbd_handle *handle);
 int cnbd_notify_read(struct nbd_handle *handle);

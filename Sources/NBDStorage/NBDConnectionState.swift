@@ -1,0 +1,177 @@
+import DiskImage
+
+/// The life of a connection to a server.
+///
+///     unopened ── needed ─▶ connecting ── connected ─▶ open ── close ─▶ draining ── idle ─▶ closing ── gone ─▶ ended
+///                             ▲    │                     │
+///                      needed,│    │ out of time         │ broken
+///               may reconnect │    ▼                     ▼
+///                             │  failed ◀── needed, ── lost
+///                             │             may not      │
+///                             └──────────────────────────┘
+///
+/// Pure: it is told what happened and answers with what has to be done. A connection whose goodbye is being
+/// said is never made anew, whatever is heard of it then.
+struct NBDConnectionState {
+    enum Phase: Equatable {
+        /// No request has needed the connection so far.
+        case unopened
+        /// Requests are sent and answered.
+        case open
+        /// No more requests will come, and the last ones have not been answered.
+        case draining
+        /// The goodbye is being said.
+        case closing
+        /// The server is gone, for this reason, and no request needs it so far.
+        case lost(ImageError)
+        /// The connection is being made, or made anew, for the requests that wait.
+        case connecting
+        /// Every request ends with this error.
+        case failed(ImageError)
+        /// Nothing more will happen.
+        case ended
+    }
+
+    /// What the holder of the connection has to do.
+    enum Action: Equatable {
+        case nothing
+        /// Send the requests that wait.
+        case send
+        /// Connect after a pause in milliseconds, and report `connected` or `refused`.
+        case connect(after: Int)
+        /// Answer all requests with this error.
+        case fail(ImageError)
+        /// Answer all requests as cancelled.
+        case cancel
+        /// Say goodbye, and report `gone`.
+        case sayGoodbye
+    }
+
+    private(set) var phase: Phase
+    /// The connection has stood at some time.
+    private(set) var wasOpen: Bool
+    /// No more requests will come.
+    private(set) var isClosed = false
+    /// How long a lost connection may stay away, in seconds; nil makes none anew.
+    private let reconnectTime: Int?
+    /// When the connection was lost for the first time since the last answer.
+    private var lostSince: ContinuousClock.Instant?
+    /// How often it was tried in vain since then.
+    private var vainAttempts = 0
+
+    /// The longest pause between two attempts, in milliseconds.
+    private static let longestPause = 1000
+
+    init(isOpen: Bool, reconnectTime: Int?) {
+        phase = isOpen ? .open : .unopened
+        wasOpen = isOpen
+        self.reconnectTime = reconnectTime
+    }
+
+    /// Requests wait to be sent.
+    mutating func needed(at now: ContinuousClock.Instant) -> Action {
+        switch phase {
+        case .open, .draining: return .send
+        case .connecting: return .nothing
+        case .unopened:
+            phase = .connecting
+            return .connect(after: 0)
+        case .lost(let cause): return reconnect(cause, at: now)
+        case .failed(let error): return .fail(error)
+        case .closing, .ended: return .cancel
+        }
+    }
+
+    /// The server is gone.
+    ///
+    /// - Parameters:
+    ///   - isBusy: requests have not been answered.
+    ///   - isFinal: to connect again would be of no use: the server breaks the protocol.
+    mutating func broken(
+        _ cause: ImageError, isBusy: Bool, isFinal: Bool = false, at now: ContinuousClock.Instant
+    ) -> Action {
+        switch phase {
+        case .closing:
+            phase = .ended
+            return .nothing
+        case .open, .draining:
+            if isFinal { return fail(cause) }
+            if isBusy { return reconnect(cause, at: now) }
+            phase = isClosed ? .ended : .lost(cause)
+            return .nothing
+        case .unopened, .lost, .connecting, .failed, .ended: return .nothing
+        }
+    }
+
+    /// A request was answered: what comes next is a loss of its own.
+    mutating func answered() {
+        lostSince = nil
+        vainAttempts = 0
+    }
+
+    /// The connection stands.
+    mutating func connected() -> Action {
+        guard phase == .connecting else { return .nothing }
+        phase = isClosed ? .draining : .open
+        wasOpen = true
+        return .send
+    }
+
+    /// An attempt to connect failed.
+    ///
+    /// - Parameter isFinal: another one would be of no use: the export is not the same any more.
+    mutating func refused(
+        _ cause: ImageError, isFinal: Bool = false, at now: ContinuousClock.Instant
+    ) -> Action {
+        guard phase == .connecting else { return .nothing }
+        return isFinal ? fail(cause) : reconnect(cause, at: now)
+    }
+
+    /// No more requests will come.
+    mutating func close(isIdle: Bool) -> Action {
+        isClosed = true
+        switch phase {
+        case .open where isIdle, .draining where isIdle:
+            phase = .closing
+            return .sayGoodbye
+        case .open: phase = .draining
+        case .unopened, .lost, .failed: phase = .ended
+        case .draining, .connecting, .closing, .ended: break
+        }
+        return .nothing
+    }
+
+    /// The goodbye has been said.
+    mutating func gone() { if phase == .closing { phase = .ended } }
+
+    /// The caller gives up all that is in flight.
+    mutating func abort() -> Action {
+        phase = .ended
+        return .cancel
+    }
+
+    /// The server did not answer in time.
+    mutating func timedOut(_ error: ImageError) -> Action {
+        switch phase {
+        case .open, .draining: return fail(error)
+        default: return .nothing
+        }
+    }
+
+    private mutating func reconnect(
+        _ cause: ImageError, at now: ContinuousClock.Instant
+    ) -> Action {
+        let since = lostSince ?? now
+        lostSince = since
+        guard let reconnectTime, now - since < .seconds(reconnectTime) else { return fail(cause) }
+        let pause = vainAttempts == 0 ? 0 : min(Self.longestPause, 50 << min(vainAttempts, 10))
+        vainAttempts += 1
+        phase = .connecting
+        return .connect(after: pause)
+    }
+
+    private mutating func fail(_ error: ImageError) -> Action {
+        phase = .failed(error)
+        return .fail(error)
+    }
+}

@@ -1,0 +1,173 @@
+import Foundation
+import Glibc
+import TestSupport
+import Testing
+
+/// Servers that are killed, restarted or wrong: an error, or the right bytes.
+///
+/// `SWIMG_KILLS` in the environment is how many conversions are cut at random moments.
+@Suite(.enabled(if: NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
+struct NBDLossTests {
+    let folder: TempFolder
+    static let size = 16 << 20
+
+    init() throws {
+        folder = try TempFolder()
+        try writeNoise(folder.path("disk"), count: Self.size)
+        try Data(count: Self.size * 2).write(to: URL(fileURLWithPath: folder.path("target")))
+    }
+
+    /// What it acknowledges is in its memory until it is flushed, and goes with the process.
+    private func forgetful(_ file: String, in place: TempFolder, delay: Int) throws -> NBDTestServer
+    {
+        try NBDTestServer.nbdkit(
+            [
+                "--filter=cache", "--filter=delay", "file", folder.path(file), "rdelay=\(delay)ms",
+                "wdelay=\(delay)ms",
+            ], folder: place)
+    }
+
+    private func isRight(_ format: String) throws -> Bool {
+        try run(
+            "qemu-img",
+            ["compare", "-f", "raw", "-F", format, folder.path("disk"), folder.path("target")]
+        ).isSuccess
+    }
+
+    /// - Returns: how a conversion ended whose server was killed, and perhaps started again, under it.
+    private func convertUnderKill(
+        _ options: [String], intoServer: Bool = true, after pause: UInt32 = 500_000,
+        restarts: Bool = true, delay: Int = 200
+    ) throws -> Outcome {
+        let place = try TempFolder()
+        let file = intoServer ? "target" : "disk"
+        let server = try forgetful(file, in: place, delay: delay)
+        let names =
+            intoServer
+            ? [folder.path("disk"), server.uri] : [server.uri, folder.path("target")]
+        let running = try Swimg.start(["-n", "-f", "raw"] + options + names)
+        usleep(pause)
+        server.stop()
+        let second = restarts ? try forgetful(file, in: place, delay: 0) : nil
+        let outcome = try running.wait(timeout: 60)
+        second?.end()
+        return outcome
+    }
+
+    @Test(arguments: [
+        "-O raw", "-O raw -W", "-O qcow2", "-O raw -t none", "-O raw -t writeback",
+        "-O raw -t writethrough",
+    ])
+    func aLostTargetIsAnError(_ options: String) throws {
+        let outcome = try convertUnderKill(options.words)
+        #expect(outcome.status == 1, "\(outcome)")
+        #expect(outcome.errorText.contains("socket=") && outcome.errorText.contains("server"))
+        #expect(outcome.errorText.filter(\.isNewline).count == 1, "\(outcome)")
+    }
+
+    @Test func aLostSourceIsAnError() throws {
+        let outcome = try convertUnderKill(["-O", "raw"], intoServer: false)
+        #expect(outcome.status == 1 && outcome.errorText.contains("server"), "\(outcome)")
+    }
+
+    /// With and without FUA: nbdkit's filter for it takes it away.
+    @Test(arguments: ["-O raw", "-O raw -W --connections 1", "-O qcow2", "-O raw -t writeback"])
+    func aTargetIsMadeAnewWhereThatIsAllowed(_ options: String) throws {
+        let outcome = try convertUnderKill(options.words + ["--reconnect", "20"])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try isRight(options.contains("qcow2") ? "qcow2" : "raw"), "\(outcome)")
+    }
+
+    @Test func aTargetWithoutFUAIsWrittenAgain() throws {
+        let place = try TempFolder()
+        func start(_ delay: Int) throws -> NBDTestServer {
+            try NBDTestServer.nbdkit(
+                [
+                    "--filter=fua", "--filter=cache", "--filter=delay", "file",
+                    folder.path("target"), "fuamode=none", "wdelay=\(delay)ms",
+                ], folder: place)
+        }
+        let server = try start(100)
+        let running = try Swimg.start(
+            ["-n", "-f", "raw", "-O", "raw", "--reconnect", "20", folder.path("disk"), server.uri])
+        usleep(700_000)
+        server.stop()
+        let second = try start(0)
+        let outcome = try running.wait()
+        second.end()
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(try isRight("raw"), "\(outcome)")
+    }
+
+    @Test func aServerThatStaysAwayIsAnError() throws {
+        let start = ContinuousClock.now
+        let outcome = try convertUnderKill(
+            ["-O", "raw", "--reconnect", "1"], restarts: false)
+        #expect(outcome.status == 1 && outcome.errorText.contains("cannot be made anew"))
+        #expect(ContinuousClock.now - start < .seconds(20), "\(outcome)")
+    }
+
+    static let kills = Array(
+        0..<(ProcessInfo.processInfo.environment["SWIMG_KILLS"].flatMap { Int($0) } ?? 12))
+
+    /// At a random moment, in half of the cases with a new server in the old one's place.
+    @Test(arguments: kills)
+    func anErrorOrTheRightBytes(_ number: Int) throws {
+        var random = SplitMix64(seed: UInt64(number) &+ 77)
+        let intoServer = random.once(in: 2)
+        let format = intoServer && random.once(in: 3) ? "qcow2" : "raw"
+        let outcome = try convertUnderKill(
+            ["-O", format] + (random.once(in: 2) ? ["-W"] : [])
+                + (random.once(in: 3) ? ["--reconnect", "10"] : []),
+            intoServer: intoServer, after: UInt32(random.below(900_000)),
+            restarts: random.once(in: 2), delay: random.pick([1, 20, 100]))
+        guard outcome.isSuccess else {
+            #expect(outcome.status == 1 && !outcome.errors.isEmpty, "\(outcome)")
+            return
+        }
+        // A server that was killed after the last flush took nothing with it.
+        #expect(try isRight(format), "case \(number): \(outcome)")
+    }
+
+    @Test(arguments: [
+        (RogueServer.Fault.wrongMagic, "breaks the protocol"),
+        (.emptyBlockStatus, "breaks the protocol"), (.breaksOff, "closed the connection"),
+    ])
+    func aServersFaultIsNamedAtOnce(_ fault: RogueServer.Fault, _ words: String) throws {
+        let server = try RogueServer(fault, size: 1 << 20)
+        for options in [[], ["--reconnect", "1"]] {
+            let start = ContinuousClock.now
+            let outcome = try Swimg.convert(
+                options + ["-f", "raw", "-O", "raw", server.uri, folder.path("fresh")])
+            #expect(outcome.status == 1, "\(outcome)")
+            #expect(outcome.errorText.contains(words), "\(outcome)")
+            #expect(ContinuousClock.now - start < .seconds(5), "\(outcome)")
+            #expect(!folder.names.contains("fresh"))
+        }
+    }
+
+    /// qemu-img writes zeros then; it is asked once and not for each range.
+    @Test func zerosAreWrittenWhereZeroingIsRefused() throws {
+        let server = try RogueServer(.refusesZeroes, size: 1 << 20)
+        let sketch = DiskSketch("A-0-1-b--0-A--C", cluster: 65536)
+        try sketch.writeRaw(folder.path("sketch"))
+        let outcome = try Swimg.convert(
+            "-n", "-m", "1", "-f", "raw", "-O", "raw", folder.path("sketch"), server.uri)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(mismatch(server.bytes.prefix(sketch.size), sketch.bytes) == nil)
+        #expect(server.zeroRequests == 1)
+    }
+
+    /// A look at an image needs one connection, and ends it in good order.
+    @Test func aLookTakesOneConnection() throws {
+        for _ in 0..<25 {
+            let server = try NBDTestServer.nbdkit("-v", "-r", "file", folder.path("disk"))
+            let outcome = try run(Swimg.path, ["info", "-f", "raw", server.uri])
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+            server.end()
+            let log = String(decoding: server.process.errors, as: UTF8.self)
+            #expect(log.ranges(of: "accepted connection").count == 1, "\(log)")
+            #expect(log.ranges(of: "client sent NBD_CMD_DISC").count == 1, "\(log)")
+        }
+    }
+}
