@@ -45,7 +45,9 @@ struct NBDLossTests {
         let names =
             intoServer
             ? [folder.path("disk"), server.uri] : [server.uri, folder.path("target")]
-        let running = try Swimg.start(["-n", "-f", "raw"] + options + names)
+        // A qcow2 image is made on the export, a raw one fills it.
+        let isMade = options.contains("qcow2")
+        let running = try Swimg.start((isMade ? [] : ["-n"]) + ["-f", "raw"] + options + names)
         usleep(pause)
         server.stop()
         let second = restarts ? try forgetful(file, in: place, delay: 0) : nil
@@ -61,13 +63,14 @@ struct NBDLossTests {
     func aLostTargetIsAnError(_ options: String) throws {
         let outcome = try convertUnderKill(options.words)
         #expect(outcome.status == 1, "\(outcome)")
-        #expect(outcome.errorText.contains("socket=") && outcome.errorText.contains("server"))
+        #expect(outcome.errorText.contains("socket="), "\(outcome)")
+        #expect(outcome.errorText.contains("connection"), "\(outcome)")
         #expect(outcome.errorText.filter(\.isNewline).count == 1, "\(outcome)")
     }
 
     @Test func aLostSourceIsAnError() throws {
         let outcome = try convertUnderKill(["-O", "raw"], intoServer: false)
-        #expect(outcome.status == 1 && outcome.errorText.contains("server"), "\(outcome)")
+        #expect(outcome.status == 1 && outcome.errorText.contains("connection"), "\(outcome)")
     }
 
     /// With and without FUA: nbdkit's filter for it takes it away.
@@ -84,7 +87,7 @@ struct NBDLossTests {
             try NBDTestServer.nbdkit(
                 [
                     "--filter=fua", "--filter=cache", "--filter=delay", "file",
-                    folder.path("target"), "fuamode=none", "wdelay=\(delay)ms",
+                    folder.path("target"), "wdelay=\(delay)ms",
                 ], folder: place)
         }
         let server = try start(100)
@@ -131,7 +134,7 @@ struct NBDLossTests {
 
     @Test(arguments: [
         (RogueServer.Fault.wrongMagic, "breaks the protocol"),
-        (.emptyBlockStatus, "breaks the protocol"), (.breaksOff, "closed the connection"),
+        (.emptyBlockStatus, "breaks the protocol"), (.breaksOff, "connection"),
     ])
     func aServersFaultIsNamedAtOnce(_ fault: RogueServer.Fault, _ words: String) throws {
         let server = try RogueServer(fault, size: 1 << 20)

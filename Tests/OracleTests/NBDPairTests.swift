@@ -72,7 +72,10 @@ struct NBDPairTests {
         ["--filter=noparallel", "serialize=connections"],
         ["--filter=blocksize-policy", "blocksize-minimum=4096", "blocksize-preferred=1M"],
         ["--filter=blocksize-policy", "blocksize-maximum=8192", "blocksize-error-policy=error"],
-        ["--filter=retry-request", "--filter=error", "retry-request-delay=1", "error-rate=5%"],
+        [
+            "--filter=retry-request", "--filter=error", "retry-request-delay=1",
+            "retry-request-retries=8", "error-rate=5%",
+        ],
         ["--filter=retry", "--filter=error", "retry-delay=1", "error-pread-rate=0.5%"],
         ["--filter=multi-conn", "multi-conn-mode=disable"],
     ])
