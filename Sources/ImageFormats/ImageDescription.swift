@@ -97,7 +97,9 @@ public struct ImageDescription: Sendable, Equatable {
             "force-share", "l2-cache-entry-size", "l2-cache-size", "lazy-refcounts", "locking",
             "node-name", "open-timeout", "overlap-check", "pass-discard-other",
             "pass-discard-request", "pass-discard-snapshot", "pr-manager", "read-only",
-            "reconnect-delay", "refcount-cache-size", "x-check-cache-dropped",
+            "reconnect-delay", "refcount-cache-size", "server.ipv4", "server.ipv6",
+            "server.keep-alive", "server.mptcp", "server.numeric", "server.tight", "server.to",
+            "x-check-cache-dropped",
         ]
 
         mutating func readFormat(into result: inout ImageDescription) throws(ImageError) {
@@ -174,6 +176,10 @@ public struct ImageDescription: Sendable, Equatable {
             if let path = try either("path") {
                 guard type == nil || type == "unix" else {
                     throw bad("a server is not unix and inet")
+                }
+                let abstract = options.removeValue(forKey: prefix + "server.abstract")
+                guard [nil, .bool(false), .string(Array("off".utf8))].contains(abstract) else {
+                    throw bad("sockets in the abstract namespace are not supported")
                 }
                 return ImageName(NBDAddress.unixURI(socket: path, export: export))
             }

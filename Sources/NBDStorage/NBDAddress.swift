@@ -2,7 +2,7 @@ import DiskImage
 
 /// The name of an export: an NBD URI, or one of qemu's older forms of it.
 ///
-/// - `nbd://host[:port]/export`, `nbds://…`, `nbd+unix:///export?socket=path`, `nbds+unix://…`
+/// - `nbd://host[:port]/export` (to qemu also `nbd+tcp://…`), `nbds://…`, `nbd+unix:///export?socket=path`, `nbds+unix://…`
 ///   (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md)
 /// - `nbd:host:port[:exportname=export]`, `nbd:unix:path[:exportname=export]`
 public struct NBDAddress: Sendable, Equatable {
@@ -11,7 +11,9 @@ public struct NBDAddress: Sendable, Equatable {
     /// As it was given, for messages.
     public let name: String
 
-    private static let schemes = ["nbd", "nbds", "nbd+unix", "nbds+unix"]
+    private static let schemes = ["nbd", tcpScheme, "nbds", "nbd+unix", "nbds+unix"]
+    /// qemu's other word for `nbd`, which the library does not know.
+    private static let tcpScheme = "nbd+tcp"
     private static let olderPrefix = Array("nbd:".utf8)
 
     /// nil if the name is no NBD name at all.
@@ -20,7 +22,11 @@ public struct NBDAddress: Sendable, Equatable {
     public init?(_ name: ImageName) throws(ImageError) {
         guard Self.isNBD(name) else { return nil }
         self.name = name.description
-        uri = Self.isURI(name) ? Self.escapedURI(name.bytes) : try Self.uri(fromOlder: name)
+        if name.protocolName == Self.tcpScheme {
+            uri = "nbd" + Self.escapedURI(name.bytes.dropFirst(Self.tcpScheme.utf8.count))
+        } else {
+            uri = Self.isURI(name) ? Self.escapedURI(name.bytes) : try Self.uri(fromOlder: name)
+        }
     }
 
     /// Whether the server is on this machine, behind a unix socket.

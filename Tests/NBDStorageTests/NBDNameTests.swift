@@ -7,6 +7,7 @@ import Testing
     @Test(arguments: [
         ("nbd://host/export", "nbd://host/export"),
         ("nbd+unix:///?socket=/run/s", "nbd+unix:///?socket=/run/s"),
+        ("nbd+tcp://host:1/x", "nbd://host:1/x"), ("nbd+tcp://h\u{e9}/", "nbd://h%C3%A9/"),
         ("nbd:host:10809", "nbd://host:10809/"),
         ("nbd:[::1]:10809:exportname=a b", "nbd://[::1]:10809/a%20b"),
         ("nbd:unix:/run/my socket", "nbd+unix:///?socket=/run/my%20socket"),

@@ -84,6 +84,11 @@ struct NBDNamingTests {
             "--image-opts",
             "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=SOCKET,file.export=EXPORT",
         ],
+        [
+            "--image-opts",
+            "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=SOCKET,"
+                + "file.server.abstract=off,file.export=EXPORT,file.reconnect-delay=1",
+        ],
     ])
     func asksForTheExportThatIsNamed(_ name: [String]) throws {
         let server = try NBDTestServer.nbdkit("info", "mode=exportname")
