@@ -21,8 +21,9 @@ extension FixedWidthInteger {
 /// The unit in which qemu counts guest disks: a disk's size is a multiple of it, in bytes.
 public let guestSectorSize: Int64 = 512
 
-/// The largest guest disk, and the largest file or export that holds one, in bytes: qemu's limit, 2^63 - 2^30. Up to
-/// there, an offset that is rounded up to a whole unit of ours, or up to 1 GiB ahead of one, is still a number.
+/// The largest guest disk, and the largest file or export that holds one, in bytes: qemu's limit,
+/// 2^63 - 2^30. Up to there, an offset that is rounded up to a whole unit of ours, or up to 1 GiB
+/// ahead of one, is still a number.
 public let largestDiskSize: Int64 = .max - (1 << 30) + 1
 
 /// What a text says about a size.

@@ -1,8 +1,8 @@
 /// The name of an image: bytes, as a person typed them or as a header has them.
 ///
-/// A name is a path, or begins with a protocol and a colon (`nbd://host`, `json:{…}`). It need not be
-/// text: the kernel forbids paths nothing but NUL, and a name that was decoded and encoded again could
-/// lead to another file.
+/// A name is a path, or begins with a protocol and a colon (`nbd://host`, `json:{…}`). It need not
+/// be text: the kernel forbids paths nothing but NUL, and a name that was decoded and encoded again
+/// could lead to another file.
 public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomStringConvertible {
     public let bytes: [UInt8]
 
@@ -77,7 +77,7 @@ public struct HostPath: Sendable, Hashable, ExpressibleByStringLiteral, CustomSt
         return end == 0 ? "/" : HostPath(bytes: bytes[..<end])
     }
 
-    /// What a path means that is written in this file: relative ones count from this file's folder.
+    /// Resolves a path that is written in this file: a relative one counts from this file's folder.
     public func resolving(_ other: HostPath) -> HostPath {
         guard !other.isAbsolute, let end = bytes.lastIndex(of: Self.slash) else { return other }
         return HostPath(bytes: bytes[...end] + other.bytes)

@@ -24,7 +24,8 @@ public protocol ImageSource: Sendable {
     ///   byte at `offset` has none.
     func location(at offset: Int64, limit: Int64) async throws -> HostLocation?
 
-    /// Whether the files that hold the disk have holes where its data could be: zeros have been left out already.
+    /// Whether the files that hold the disk have holes where its data could be: zeros have been
+    /// left out already.
     func isSparse() async throws -> Bool
 
     /// Fills the whole buffer with the guest's bytes from `offset` on; the range lies within the disk.

@@ -23,8 +23,9 @@ public struct Conversion: Sendable {
     /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder = true
     public var compress = false
-    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil is 4096 where
-    /// data has to be read in any case: what a raw target can share with a source that has holes is not looked at.
+    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil is 4096
+    /// where data has to be read in any case: what a raw target can share with a source that has
+    /// holes is not looked at.
     public var minSparse: Int64?
     /// Share blocks with the source where the file system can, instead of copying them.
     public var sharesBlocks = true

@@ -81,8 +81,9 @@ struct TargetJob {
         }
     }
 
-    /// A raw target that is there already may end within the source's last sector. Zeros behind its end are left
-    /// out, because every reader pads a raw disk with them; for anything else a file grows to the whole sector.
+    /// A raw target that is there already may end within the source's last sector. Zeros behind its
+    /// end are left out, because every reader pads a raw disk with them; for anything else a file
+    /// grows to the whole sector.
     private func fitted(
         _ input: CopyInput, into storage: any Storage
     ) async throws -> CopyInput {

@@ -18,7 +18,8 @@ public struct BlockStatus: OptionSet, Sendable {
     public static let hasOffset = BlockStatus(rawValue: 8)
     /// The image allocates ahead of its data, so the file system was asked, too.
     public static let preallocated = BlockStatus(rawValue: 16)
-    /// A part of it lies in clusters wholly behind the end of the file: zeros to qemu, and an error when it is read.
+    /// A part of it lies in clusters wholly behind the end of the file: zeros to qemu, and an error
+    /// when it is read.
     public static let missing = BlockStatus(rawValue: 32)
 }
 

@@ -12,8 +12,8 @@ public struct OpenedImage: Sendable {
     public let topLayer: any ImageSource
     /// What lies below the image, as one guest disk; nil if nothing does.
     public let backing: (any ImageSource)?
-    /// The image without what lies below, to be asked for extents only: `.backing` is what the disk below
-    /// decides. What an image without one does not allocate is `.zero`.
+    /// The image without what lies below, to be asked for extents only: `.backing` is what the disk
+    /// below decides. What an image without one does not allocate is `.zero`.
     public var ownLayer: any ImageSource {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }

@@ -6,9 +6,9 @@ public struct LayeredSource: ImageSource {
     private let layers: [any ImageSource]
     private let sizeBelow: Int64
 
-    /// - Parameter sizeBelow: of a disk that lies below these layers, in bytes. What none of them holds is
-    ///   `.backing` as far as that disk reaches, and `.zero` behind its end, or where there is none. A source
-    ///   with a disk below is good for its extents only.
+    /// - Parameter sizeBelow: of a disk that lies below these layers, in bytes. What none of them
+    ///   holds is `.backing` as far as that disk reaches, and `.zero` behind its end, or where
+    ///   there is none. A source with a disk below is good for its extents only.
     public init(layers: [any ImageSource], sizeBelow: Int64 = 0) {
         precondition(!layers.isEmpty)
         self.layers = layers

@@ -2,7 +2,8 @@
 public enum OptionWords {
     private static let comma = UInt8(ascii: ",")
 
-    /// The words between the commas, also empty ones. A doubled comma stands for a comma in a value.
+    /// The words between the commas, also empty ones. A doubled comma stands for a comma in a
+    /// value.
     public static func split(_ text: some Collection<UInt8>) -> [[UInt8]] {
         var words: [[UInt8]] = [[]]
         var rest = text[...]

@@ -5,9 +5,10 @@ extension Storage {
     /// How much of it one call takes along, far below what the kernel does.
     private static var mostParts: Int { 64 }
 
-    /// Shorter pieces are written: on XFS to share one takes 40 to 60 µs, whatever its length, and to fill as much page
-    /// cache takes less up to here. 512 MiB of 4 KiB data and 4 KiB zeros in turn took 4.0 s with all pieces shared and
-    /// 0.9 s with all written; in pieces of 256 KiB both take the same. In bytes.
+    /// Shorter pieces are written: on XFS to share one takes 40 to 60 µs, whatever its length, and
+    /// to fill as much page cache takes less up to here. 512 MiB of 4 KiB data and 4 KiB zeros in
+    /// turn took 4.0 s with all pieces shared and 0.9 s with all written; in pieces of 256 KiB both
+    /// take the same. In bytes.
     private static var shortestShared: Int { 128 << 10 }
 
     func write(_ bytes: [UInt8], at offset: Int64) async throws {

@@ -9,8 +9,8 @@ extension ImageError {
     }
 }
 
-/// A size in bytes that was asked for, once it is known to be one that a disk can have. Before that check neither a
-/// sum with it nor what it is rounded up to is certain to be a number.
+/// A size in bytes that was asked for, once it is known to be one that a disk can have. Before that
+/// check neither a sum with it nor what it is rounded up to is certain to be a number.
 ///
 /// - Throws: `ImageError` for more than `largestDiskSize`.
 public func checkedDiskSize(_ bytes: Int64) throws(ImageError) -> Int64 {

@@ -68,8 +68,8 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         return try await withTaskExecutorPreference(shared, operation: body)
     }
 
-    /// Makes sure of the first thread. A job cannot fail for want of one, so this has to come before the first job;
-    /// where the system grants no others, the one does all the work.
+    /// Makes sure of the first thread. A job cannot fail for want of one, so this has to come
+    /// before the first job; where the system grants no others, the one does all the work.
     public static func start() throws(ImageError) {
         let status = shared.startFirstThread()
         guard status != 0 else { return }

@@ -2,7 +2,8 @@ import DiskImage
 
 /// The name of an export: an NBD URI, or one of qemu's older forms of it.
 ///
-/// - `nbd://host[:port]/export` (to qemu also `nbd+tcp://…`), `nbds://…`, `nbd+unix:///export?socket=path`, `nbds+unix://…`
+/// - `nbd://host[:port]/export` (to qemu also `nbd+tcp://…`), `nbds://…`,
+///   `nbd+unix:///export?socket=path`, `nbds+unix://…`
 ///   (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md)
 /// - `nbd:host:port[:exportname=export]`, `nbd:unix:path[:exportname=export]`
 public struct NBDAddress: Sendable, Equatable {

@@ -3,16 +3,18 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// One connection to a server, with many requests in flight and no thread that waits in a system call for
-/// them but that of the loop that it belongs to.
+/// One connection to a server, with many requests in flight and no thread that waits in a system
+/// call for them but that of the loop that it belongs to.
 ///
-/// A request is sent by the thread that has it, and the task that waited for an answer goes on in the thread that
-/// received it: between two servers on this machine waking threads would take longer than all else.
+/// A request is sent by the thread that has it, and the task that waited for an answer goes on in
+/// the thread that received it: between two servers on this machine waking threads would take
+/// longer than all else.
 ///
-/// `NBDConnectionState` says what happens to the connection; this is the shell around it. A lost connection is an error
-/// unless the user allowed to make it anew (`NBDOptions.reconnectTime`). Then the requests that were in flight are sent once
-/// more. A write says what a range is to hold and no two of them overlap, so it can be repeated; a trim does not say that,
-/// so it fails. What was acknowledged before is the concern of `NBDStorage.change`.
+/// `NBDConnectionState` says what happens to the connection; this is the shell around it. A lost
+/// connection is an error unless the user allowed to make it anew (`NBDOptions.reconnectTime`).
+/// Then the requests that were in flight are sent once more. A write says what a range is to hold
+/// and no two of them overlap, so it can be repeated; a trim does not say that, so it fails. What
+/// was acknowledged before is the concern of `NBDStorage.change`.
 final class NBDConnection: @unchecked Sendable {
     let loop: NBDLoop
     let facts: NBDHandle.Facts
@@ -22,7 +24,7 @@ final class NBDConnection: @unchecked Sendable {
     let load = Atomic<Int>(0)
     /// The connection is there, or was asked for.
     private let isUsed: Atomic<Bool>
-    /// How often the connection was made anew.
+    /// The number of times that the connection was made anew.
     let renewals = Atomic<Int>(0)
     private let address: NBDAddress
     private let timeout: Int?
@@ -112,9 +114,9 @@ final class NBDConnection: @unchecked Sendable {
         call()
     }
 
-    /// Says goodbye as soon as nothing is in flight: at once, if no other thread is busy with the connection. This can be the
-    /// loop's own thread, lent to the last task that needed the connection, and a server that is waited for next wants to
-    /// hear it.
+    /// Says goodbye as soon as nothing is in flight: at once, if no other thread is busy with the
+    /// connection. This can be the loop's own thread, lent to the last task that needed the
+    /// connection, and a server that is waited for next wants to hear it.
     func close() {
         mailbox.close()
         access.withLockIfAvailable { _ in closeIfIdle() }
@@ -239,7 +241,8 @@ final class NBDConnection: @unchecked Sendable {
         answers.append(NBDAnswer(transfer: request.transfer, error: error))
     }
 
-    /// Finds out whether the connection has broken: what was in flight has to be sent again, or fails.
+    /// Finds out whether the connection has broken: what was in flight has to be sent again, or
+    /// fails.
     private func noteLoss() {
         guard let loss = handle?.loss else { return }
         handle = nil
@@ -286,11 +289,10 @@ final class NBDConnection: @unchecked Sendable {
             call()
         }
         guard status != 0 else { return }
-        finishConnecting(
-            .failure(
-                ImageError(
-                    .system(errno: status),
-                    "cannot start a thread: \(String(cString: strerror(status)))")))
+        let error = ImageError(
+            .system(errno: status), path: address.name,
+            "cannot start a thread to connect: \(String(cString: strerror(status)))")
+        perform(state.refused(error, isFinal: true, at: .now))
     }
 
     private func finishConnecting(_ result: Result<NBDHandle, ImageError>) {

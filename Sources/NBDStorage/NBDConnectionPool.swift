@@ -57,7 +57,7 @@ final class NBDConnectionPool: Sendable {
         best.submit(request)
     }
 
-    /// How often connections were made anew, all together.
+    /// The number of times that connections were made anew, all together.
     var renewals: Int {
         connections.reduce(0) { $0 + $1.renewals.load(ordering: .sequentiallyConsistent) }
     }

@@ -2,16 +2,16 @@ import DiskImage
 
 /// The life of a connection to a server.
 ///
-///     unopened ── needed ─▶ connecting ── connected ─▶ open ── close ─▶ draining ── idle ─▶ closing ── gone ─▶ ended
-///                             ▲    │                     │
-///                      needed,│    │ out of time         │ broken
-///               may reconnect │    ▼                     ▼
-///                             │  failed ◀── needed, ── lost
-///                             │             may not      │
-///                             └──────────────────────────┘
+///     unopened ── needed ──▶ connecting ── connected ──▶ open ── close ──▶ draining
+///                              │    ▲                     │                  │ idle
+///                  out of time │    │ needed,             │ broken           ▼
+///                              ▼    │ may reconnect       ▼                closing
+///                            failed └─────────────────── lost                │ gone
+///                              ▲        needed, may not   │                  ▼
+///                              └──────────────────────────┘                ended
 ///
-/// Pure: it is told what happened and answers with what has to be done. A connection whose goodbye is being
-/// said is never made anew, whatever is heard of it then.
+/// Pure: it is told what happened and answers with what has to be done. A connection whose goodbye
+/// is being said is never made anew, whatever is heard of it then.
 struct NBDConnectionState {
     enum Phase: Equatable {
         /// No request has needed the connection so far.
@@ -32,7 +32,7 @@ struct NBDConnectionState {
         case ended
     }
 
-    /// What the holder of the connection has to do.
+    /// An answer: the work for the holder of the connection.
     enum Action: Equatable {
         case nothing
         /// Send the requests that wait.
@@ -52,11 +52,11 @@ struct NBDConnectionState {
     private(set) var wasOpen: Bool
     /// No more requests will come.
     private(set) var isClosed = false
-    /// How long a lost connection may stay away, in seconds; nil makes none anew.
+    /// The time that a lost connection may stay away, in seconds; nil makes none anew.
     private let reconnectTime: Int?
     /// When the connection was lost for the first time since the last answer.
     private var lostSince: ContinuousClock.Instant?
-    /// How often it was tried in vain since then.
+    /// The number of attempts since then.
     private var vainAttempts = 0
 
     /// The longest pause between two attempts, in milliseconds.

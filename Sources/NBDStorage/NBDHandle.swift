@@ -130,7 +130,7 @@ final class NBDHandle {
         ImageError(.system(errno: cnbd_errno()), path: address.name, "\(what): \(lastReason)")
     }
 
-    /// What the library says of the last call that failed in this thread.
+    /// The library's words for the last call that failed in this thread.
     private static var lastReason: String {
         // The library's text begins with the name of its function.
         let reason = cnbd_error().map { String(cString: $0) } ?? "unknown error"
@@ -153,11 +153,13 @@ final class NBDHandle {
     /// Why the connection has ended; nil while it stands.
     private(set) var loss: Loss?
 
-    /// Keeps the library's word for why a connection ended: it has one only until the thread calls it again.
+    /// Keeps the library's word for why a connection ended: it has one only until the thread calls
+    /// it again.
     private func noteEnd() {
         guard loss == nil, isOver else { return }
         let reason = Self.lastReason
-        // The library gives the errno of a socket that failed, and none for what a server sent or left out.
+        // The library gives the errno of a socket that failed, and none for what a server sent or
+        // left out.
         let isClosed = cnbd_is_closed(handle) || reason.contains("disconnect")
         let isServersFault = !isClosed && cnbd_errno() == 0
         let message =

@@ -11,10 +11,12 @@ public struct NBDOptions: Sendable, Equatable {
     public var requestSize: Int64?
     /// Every write is on stable storage when it counts as done (the cache modes that say so).
     public var writesThrough = false
-    /// How long a lost connection may take to be made anew, in seconds; nil makes it an error at once.
+    /// How long a lost connection may take to be made anew, in seconds; nil makes it an error at
+    /// once.
     ///
-    /// What a server acknowledged and had not yet put away is gone with it. So every change of an export that is written to
-    /// then waits until it is on stable storage, and a source has to be the same when it comes back: that cannot be checked.
+    /// Writes that a server acknowledged and had not yet put away are gone with it. So every change
+    /// of an export that is written to then waits until it is on stable storage, and a source has
+    /// to be the same when it comes back: that cannot be checked.
     public var reconnectTime: Int?
     /// How long a server may leave requests unanswered, in seconds; nil waits for ever.
     public var timeout: Int?

@@ -94,8 +94,8 @@ final class NBDServer: Sendable {
         }
     }
 
-    /// Makes a folder for the socket where TMPDIR says, or in /tmp where that is not possible: the path
-    /// of a socket has 107 bytes at most.
+    /// Makes a folder for the socket where TMPDIR says, or in /tmp where that is not possible: the
+    /// path of a socket has 107 bytes at most.
     private static func makeFolder() throws(ImageError) -> HostPath {
         if let chosen = getenv("TMPDIR"), chosen.pointee != 0 {
             let parent = HostPath(
@@ -131,7 +131,7 @@ final class NBDServer: Sendable {
         _ = folder.withCString { rmdir($0) }
     }
 
-    /// What has to be more than the length of a socket's path, in bytes.
+    /// The limit that the path of a socket has to stay below, in bytes.
     private static let longestSocket = MemoryLayout.size(ofValue: sockaddr_un().sun_path)
 
     private static func listen(_ socketPath: HostPath) throws(ImageError) -> Int32 {

@@ -53,7 +53,8 @@ extension NBDStorage {
         } catch let error as ImageError
             where error.kind == .system(errno: ENOTSUP) && manner != .onlyFast
         {
-            // A server that announces what the storage behind it cannot do. qemu-img writes zeros then, too.
+            // A server that announces what the storage behind it cannot do. qemu-img writes zeros
+            // then, too.
             refusesZero.store(true, ordering: .relaxed)
             try await writeZeros(range)
         }
@@ -76,7 +77,8 @@ extension NBDStorage {
     private func trim(_ range: Range<Int64>) async throws -> [Range<Int64>] {
         // One connection need not know at once what was done on another, unless the server promises it.
         let isConfirmable = facts.canBlockStatus && (facts.canMultiConn || connections.count == 1)
-        // Without FUA a trim that was acknowledged can be undone by the restart of a server, and it is not repeated.
+        // Without FUA a trim that was acknowledged can be undone by the restart of a server, and it
+        // is not repeated.
         let isKept = !mayReconnect || facts.canWriteThrough
         guard facts.canTrim, isConfirmable, isKept, !refusesTrim.load(ordering: .relaxed),
             keptTrims.load(ordering: .relaxed) < Self.mostRefusals

@@ -172,10 +172,11 @@ public final class NBDStorage: Storage {
 
     /// Sends what changes the export. Where that has to be stable at once, each says so itself, or a flush follows.
     ///
-    /// A server that is killed forgets what it acknowledged and had not yet put away, and the one that is started in its place
-    /// knows nothing of it. So a connection may be made anew under a write only where the write is stable when it
-    /// is acknowledged (FUA), or where the write and the flush behind it passed without that; otherwise both are repeated. Every
-    /// connection takes part in a flush, so one that had been lost unnoticed is noticed there.
+    /// A server that is killed forgets what it acknowledged and had not yet put away, and the one
+    /// that is started in its place knows nothing of it. So a connection may be made anew under a
+    /// write only where the write is stable when it is acknowledged (FUA), or where the write and
+    /// the flush behind it passed without that; otherwise both are repeated. Every connection takes
+    /// part in a flush, so one that had been lost unnoticed is noticed there.
     func change(_ requests: [NBDRequest]) async throws {
         var renewals: Int
         repeat {
@@ -253,8 +254,8 @@ public final class NBDStorage: Storage {
         try await send(opened.map { _ in NBDRequest(.flush, at: 0) }, each: opened)
     }
 
-    /// Asks something on every connection where there is no flush: an answer says that it is still the server that
-    /// acknowledged the writes before.
+    /// Asks something on every connection where there is no flush: an answer says that it is still
+    /// the server that acknowledged the writes before.
     private func makeSureOfServer() async throws {
         let range = 0..<min(size, max(facts.minimumBlock, guestSectorSize))
         guard !range.isEmpty else { return }

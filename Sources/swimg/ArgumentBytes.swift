@@ -3,8 +3,8 @@ import CLinux
 import DiskImage
 import Glibc
 
-/// The words of the command line between the bytes that the process got and the text that the argument
-/// parser reads.
+/// The words of the command line between the bytes that the process got and the text that the
+/// argument parser reads.
 ///
 /// A byte beyond ASCII becomes one private character: so words that are no UTF-8 pass the parser
 /// unharmed, and a combining mark at the start of a value melts into no `=` before it.

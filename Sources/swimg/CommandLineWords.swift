@@ -3,10 +3,10 @@ import NBDStorage
 
 /// Brings qemu-img's command lines into the form that the argument parser reads.
 ///
-/// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed there.
-/// The parser knows none of the joined forms together, so they are taken apart first. And a server's
-/// command line in brackets, as nbdcopy has it, becomes one word. Words are in the form of `ArgumentBytes`, so
-/// that each character of theirs is one byte.
+/// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed
+/// there. The parser knows none of the joined forms together, so they are taken apart first. And a
+/// server's command line in brackets, as nbdcopy has it, becomes one word. Words are in the form of
+/// `ArgumentBytes`, so that each character of theirs is one byte.
 struct CommandLineWords {
     private let letters: OptionLetters
 

@@ -101,7 +101,8 @@ enum Main {
     /// At once: `exit` would take libraries apart that other threads are still in. One that says goodbye to an NBD
     /// server then finds libnbd without its errors, and libnbd aborts. `Output` has nothing left to write.
     ///
-    /// - Parameter failure: the status if standard output did not take what was printed, whatever was found out.
+    /// - Parameter failure: the status if standard output did not take what was printed, whatever
+    ///   was found out.
     private static func leave(_ status: Int32, failure: Int32 = 1) -> Never {
         guard let code = Output.failure else { _exit(status) }
         if code == EPIPE { PipeSignal.end() }

@@ -4,8 +4,9 @@ import Synchronization
 
 /// Text to a person or a program, past stdio: at once, and whole.
 ///
-/// What is printed to standard output is what a command was asked for. A write that fails there is remembered instead
-/// of thrown, so that the work still gets done, and fails the program at its end (`Main.leave`).
+/// A command is asked for the text that it prints to standard output. A write that fails there is
+/// remembered instead of thrown, so that the work still gets done, and fails the program at its end
+/// (`Main.leave`).
 enum Output {
     private static let firstError = Atomic<Int32>(0)
 
@@ -36,7 +37,7 @@ enum Output {
     }
 
     private static func printBytes(_ bytes: UnsafeBufferPointer<UInt8>) {
-        // What followed a part that is missing would only mislead.
+        // Text behind a part that is missing would only mislead.
         guard failure == nil, !write(bytes, to: STDOUT_FILENO) else { return }
         firstError.store(errno, ordering: .relaxed)
     }

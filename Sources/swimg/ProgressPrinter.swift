@@ -101,7 +101,8 @@ final class ProgressPrinter: Sendable {
         let seconds =
             Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
         let rate = seconds > 0 ? Double(done) / seconds : 0
-        // The first byte of a large disk says little of the rest, and may say more than a number holds.
+        // The first byte of a large disk says little of the rest, and may say more than a number
+        // holds.
         let left = rate > 0 ? Int(min(Double(total - done) / rate, 1e15)) : 0
         let line =
             "[" + String(repeating: "#", count: filled)

@@ -2,9 +2,9 @@ import ImageFormats
 
 /// The help of a program that is called as qemu-img.
 ///
-/// Programs search qemu-img's help for options before they use them: libguestfs takes `info -U` only where
-/// `\binfo\b.*-U\b` matches. So each verb has one line, in qemu's form, with all that its parser takes
-/// and nothing else; a test compares the two.
+/// Programs search qemu-img's help for options before they use them: libguestfs takes `info -U`
+/// only where `\binfo\b.*-U\b` matches. So each verb has one line, in qemu's form, with all that
+/// its parser takes and nothing else; a test compares the two.
 enum QemuImgHelp {
     /// - Parameter verb: the verb that help is wanted for; nil stands for all of them.
     static func text(verb: String?) -> String {

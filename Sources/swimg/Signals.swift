@@ -97,7 +97,8 @@ enum PipeSignal {
         signal(SIGPIPE, SIG_IGN)
     }
 
-    /// Ends the process as the signal would have ended it. Returns if the signal was ignored or blocked from the start.
+    /// Ends the process as the signal would have ended it. Returns if the signal was ignored or
+    /// blocked from the start.
     static func end() {
         guard !wasIgnored else { return }
         signal(SIGPIPE, SIG_DFL)

@@ -38,12 +38,13 @@ import Testing
         #expect(try mismatch(contents(folder.path("source")), bytes) == nil, "\(closed)")
     }
 
-    /// What a repair says is said while the image is open.
+    /// A repair prints while the image is open.
     @Test(arguments: closings)
     func repairsGoOn(_ closed: [Int32]) throws {
         expectSuccess(try Swimg.convert("-O", "qcow2", "source", "image", in: folder.path))
         let sound = try contents(folder.path("image"))
-        // A cluster at the end that is counted and that nothing uses: the first refcount block is cluster 1.
+        // A cluster at the end that is counted and that nothing uses: the first refcount block is
+        // cluster 1.
         let image = FileHandle(forUpdatingAtPath: folder.path("image"))
         try image?.truncate(atOffset: UInt64(sound.count.roundedUp(to: 65536) + 65536))
         try image?.seek(toOffset: UInt64(65536 + 2 * sound.count.roundedUp(to: 65536) / 65536))

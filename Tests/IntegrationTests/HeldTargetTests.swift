@@ -75,7 +75,8 @@ import Testing
         #expect(folder.names == ["source"])
     }
 
-    /// mkosi and many others make a temporary file, run the converter and read their own descriptor.
+    /// mkosi and many others make a temporary file, run the converter and read their own
+    /// descriptor.
     @Test(arguments: ["-O raw", "-O qcow2", "-c -W -O qcow2", "-t none", "-t writeback"])
     func emptyFilesKeepTheirPlace(_ options: String) throws {
         let target = try folder.write("target", [])
@@ -88,7 +89,8 @@ import Testing
         #expect(FileStatus(target)?.inode == inode && folder.names == ["source", "target"])
         expectSuccess(try Swimg.convert("target", "back", in: folder.path))
         #expect(try mismatch(contents(folder.path("back")), sketch.bytes) == nil)
-        // With something in it the file is replaced: its content is unharmed until the new one is whole.
+        // With something in it the file is replaced: its content is unharmed until the new one is
+        // whole.
         expectSuccess(try Swimg.convert(options.words + ["source", "target"], in: folder.path))
         #expect(FileStatus(target)?.inode != inode)
     }

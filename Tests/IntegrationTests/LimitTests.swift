@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// What the system does not grant: one line and exit 1, or the work done with less.
+/// Limits of the system: one line and exit 1, or the work done with less.
 @Suite struct LimitTests {
     let folder: TempFolder
 
@@ -26,12 +26,12 @@ import Testing
         "resize -f raw image.raw +1M",
     ]
 
-    /// Root is exempt from the limit of processes, which counts those of one user: a user who runs nothing else
-    /// runs the program.
+    /// Root is exempt from the limit of processes, which counts those of one user: a user who runs
+    /// nothing else runs the program.
     private func limited(_ processes: Int, user: Int32, _ line: String) throws -> Outcome {
         let script = "ulimit -u \(processes); exec \"$0\" \"$@\""
-        // Its own folder may be closed to others. And it is `cp` that has the copy open for writing, so that no
-        // other test's child inherits that.
+        // Its own folder may be closed to others. And it is `cp` that has the copy open for
+        // writing, so that no other test's child inherits that.
         let program = folder.path("swimg")
         if FileStatus(program) == nil { try require("cp", [Swimg.path, program]) }
         let id = "\(user)"
@@ -82,7 +82,8 @@ import Testing
         "compare disk.raw image.qcow2", "digest image.qcow2",
     ])
     func noMemory(_ line: String) throws {
-        // What the program takes to begin with is not ours to give: the loader, and Swift's runtime.
+        // What the program takes to begin with is not ours to give: the loader, and Swift's
+        // runtime.
         for kilobytes in stride(from: 36_000, through: 300_000, by: 12_000) {
             let outcome = try run(
                 "bash",

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// What was asked for and cannot be written is a failure; what the work made stays.
+/// Output that cannot be written is a failure; the result of the work stays.
 @Suite struct OutputTests {
     let folder: TempFolder
 
@@ -16,7 +16,8 @@ import Testing
         }
     }
 
-    /// Runs the program by a shell: `$0` is the program, and standard output is what the script says.
+    /// Runs the program by a shell: `$0` is the program, and standard output is what the script
+    /// says.
     private func shell(_ script: String) throws -> Outcome {
         try run("bash", ["-c", script, Swimg.path], in: folder.path)
     }

@@ -113,7 +113,7 @@ import Testing
 
     // MARK: Profiles
 
-    /// What AppArmor does to a program that may write its target and nothing beside it.
+    /// A stand-in for AppArmor around a program that may write its target and nothing beside it.
     private static let profile = """
         #define _GNU_SOURCE
         #include <dlfcn.h>
@@ -158,7 +158,7 @@ import Testing
         expectSuccess(try swimg("convert t3 t4"))
         try expectContent("t4")
         expectSuccess(try swimg("create -q -f qcow2 t5 1M"))
-        // What fails leaves nothing new behind, and nothing that looks finished.
+        // A failure leaves nothing new behind, and nothing that looks finished.
         let digest = "--expect-digest " + String(repeating: "0", count: 64)
         let before = folder.names
         expectRefusal(try swimg("convert \(digest) source fresh"))

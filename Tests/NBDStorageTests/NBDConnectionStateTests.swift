@@ -94,7 +94,7 @@ import Testing
         #expect(draining.phase == .ended)
     }
 
-    /// What is heard of a connection after its goodbye does not open it again.
+    /// News of a connection after its goodbye does not open it again.
     @Test(arguments: [nil, 5])
     func theEndOfAClosingConnectionIsTheEnd(_ reconnectTime: Int?) {
         var state = state("closing", reconnectTime: reconnectTime)
@@ -142,7 +142,8 @@ import Testing
         #expect(state.refused(other, isFinal: true, at: start) == .fail(other))
     }
 
-    /// The first connection of its kind: the user allowed none to be made anew, but this one is not.
+    /// The first connection of its kind: the user allowed none to be made anew, but this one is
+    /// not.
     @Test func aFirstConnectionThatIsRefusedFails() {
         var state = state("connecting")
         #expect(!state.wasOpen)

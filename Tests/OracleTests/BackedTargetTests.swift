@@ -70,7 +70,8 @@ import Testing
 
     static let bases = ["base.raw", "base.qcow2", "short.raw", "long.qcow2"]
 
-    /// A qcow2 source without a backing file has zeros where it allocates nothing, not what the base holds.
+    /// A qcow2 source without a backing file has zeros where it allocates nothing, not what the
+    /// base holds.
     @Test(
         arguments: [
             "", "-W -m 3", "-o compat=0.10", "-o cluster_size=4k", "-o cluster_size=2M", "-c",
@@ -145,7 +146,8 @@ import Testing
         }
     }
 
-    /// Behind the end of its backing file a source has zeros, where the target's base may have data.
+    /// Behind the end of its backing file a source has zeros, where the target's base may have
+    /// data.
     @Test(arguments: ["", "-o compat=0.10", "-c", "-o cluster_size=4k", "-o extended_l2=on"])
     func sourceOverAShorterBackingFile(_ options: String) throws {
         try makeBases()
@@ -164,7 +166,8 @@ import Testing
 
     private static let sourceSize = 24 * 65536
 
-    /// A base that ends within a cluster, as `base.raw` begins, and one that is longer than the source.
+    /// A base that ends within a cluster, as `base.raw` begins, and one that is longer than the
+    /// source.
     private func makeBases() throws {
         let short = try contents(folder.path("base.raw")).prefix(500_224)
         _ = try folder.write("short.raw", [UInt8](short))

@@ -101,7 +101,8 @@ import Testing
         try FileManager.default.copyItem(atPath: image, toPath: folder.path("whole"))
     }
 
-    /// With extended L2 entries the cluster counts: of one that has begun, later subclusters are zeros.
+    /// With extended L2 entries the cluster counts: of one that has begun, later subclusters are
+    /// zeros.
     @Test func aSubclusterBehindTheEndIsNotACluster() throws {
         try Qemu.img(
             "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", image, "1M")

@@ -41,7 +41,8 @@ import Testing
             "\(outcome)")
     }
 
-    /// The source's own odd size, and others within its last sector: what is zero there needs no place.
+    /// The source's own odd size, and others within its last sector: what is zero there needs no
+    /// place.
     @Test(arguments: [1_000_001, 999_937, 1_000_447], ["", "-W", "-S 0", "-t none", "--no-clone"])
     func rawFileThatEndsWithinTheLastSector(_ size: Int, _ mode: String) throws {
         let folder = try TempFolder()
@@ -104,7 +105,8 @@ import Testing
             try mismatch(contents(backing), Data(repeating: 7, count: size)) == nil, "\(outcome)")
     }
 
-    /// Disks of 1,000,448 bytes once they are padded, with how many bytes of them are not zero at the end.
+    /// Disks of 1,000,448 bytes once they are padded, with how many bytes of them are not zero at
+    /// the end.
     private func makeOddSources(_ folder: TempFolder) throws -> [(name: String, kept: Int)] {
         try writeNoise(folder.path("odd.raw"), count: 1_000_001)
         for (name, end) in [("full.qcow2", 1_000_448), ("half.qcow2", 512 << 10)] {

@@ -106,7 +106,8 @@ import Testing
         return Data(try contents(raw, at: 0, count: Int(min(size, 24 << 20))))
     }
 
-    /// A name that stands in an image is the path of a file: it starts no server and opens no export.
+    /// A name that stands in an image is the path of a file: it starts no server and opens no
+    /// export.
     @Test(arguments: ["[\u{1F}touch\u{1F}started", "nbd://localhost/x", "json:{}", "./image"])
     func namesOutOfHeadersAreFiles(_ name: String) throws {
         try Qemu.img(

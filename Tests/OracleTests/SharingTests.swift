@@ -51,8 +51,8 @@ struct SharingTests {
             }.reduce(0, +) * 512
     }
 
-    /// An image cut short within its last cluster: what is missing reads as zeros, as qemu-img has it. Where
-    /// whole clusters are missing, nothing is shared and nothing made up.
+    /// An image cut short within its last cluster: what is missing reads as zeros, as qemu-img has
+    /// it. Where whole clusters are missing, nothing is shared and nothing made up.
     @Test(arguments: fileSystems, [-1 << 20, 0, 1, 4096, 65535])
     func whatLiesBehindTheEndIsZero(
         _ fileSystem: (make: [String], megabytes: Int), kept: Int
@@ -152,8 +152,8 @@ struct SharingTests {
         #expect(try self.shared(mount.path("target")) == 0)
     }
 
-    /// A file without holes was not made by a program that leaves out zeros: it is read, its zeros take no space in
-    /// the target, and the rest is shared.
+    /// A file without holes was not made by a program that leaves out zeros: it is read, its zeros
+    /// take no space in the target, and the rest is shared.
     @Test(arguments: fileSystems)
     func aSourceWithoutHolesLosesItsZeros(
         _ fileSystem: (make: [String], megabytes: Int)

@@ -1,5 +1,5 @@
-/// A library that is loaded into a program before it begins: what other people's wrappers and security
-/// profiles do to it.
+/// A library that is loaded into a program before it begins: what other people's wrappers and
+/// security profiles do to it.
 public struct Preload: Sendable {
     public let path: String
     private let folder: TempFolder

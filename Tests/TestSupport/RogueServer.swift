@@ -124,7 +124,8 @@ public final class RogueServer: Sendable {
                 state.withLock { $0.zeroRequests += 1 }
                 answer(client, handle, error: UInt32(ENOTSUP))
             case 7:
-                // A chunk that ends the answer, of the type for the block status: the context's number alone.
+                // A chunk that ends the answer, of the type for the block status: the context's
+                // number alone.
                 send(
                     client,
                     number(UInt32(0x668e_33ef)) + number(UInt16(1)) + number(UInt16(5)) + handle

@@ -46,7 +46,8 @@ public struct Qcow2Source: ImageSource {
     public var virtualSize: Int64 { header.geometry.virtualSize }
     public var readGranularity: Int64 { header.geometry.clusterSize }
 
-    /// Nearly every image has holes in its tables, so more than one of any size counts: clusters without blocks.
+    /// Nearly every image has holes in its tables, so more than one of any size counts: clusters
+    /// without blocks.
     public func isSparse() async throws -> Bool {
         guard storage.traits.hasHoles else { return false }
         do {
@@ -77,7 +78,8 @@ public struct Qcow2Source: ImageSource {
         }
     }
 
-    /// A cluster can be allocated and yet be a hole of the file, or lie in part behind its end: preallocated.
+    /// A cluster can be allocated and yet be a hole of the file, or lie in part behind its end:
+    /// preallocated.
     private func standardExtent(_ range: Range<Int64>, _ host: HostOffset) async throws -> Extent {
         guard host.bytes < storage.size else {
             let start = host.bytes.roundedDown(to: readGranularity)
@@ -132,10 +134,11 @@ public struct Qcow2Source: ImageSource {
         }
     }
 
-    /// What the last cluster lacks at the end of the file reads as zeros: qemu extends files lazily.
+    /// What the last cluster lacks at the end of the file reads as zeros: qemu extends files
+    /// lazily.
     ///
-    /// - Throws: `ImageError` where a whole cluster is missing. None of qemu's ways to make an image leaves one
-    ///   behind the end, so the file was cut.
+    /// - Throws: `ImageError` where a whole cluster is missing. None of qemu's ways to make an
+    ///   image leaves one behind the end, so the file was cut.
     private func readStandard(
         into buffer: inout MutableRawSpan, at host: HostOffset, guest: Int64
     ) async throws {

@@ -2,10 +2,10 @@ import CLinux
 import DiskImage
 import Glibc
 
-// What a file has besides its bytes.
+// Owner, mode, ACL, attributes and flags of a file.
 extension FileStorage {
-    /// Gives the file, which is empty still, the owner, mode, ACL, extended attributes and inode flags of
-    /// another.
+    /// Gives the file, which is empty still, the owner, mode, ACL, extended attributes and inode
+    /// flags of another.
     ///
     /// - Throws: `ImageError` for what cannot be had here.
     func takeAttributes(of other: FileStorage) throws(ImageError) {

@@ -43,8 +43,8 @@ public final class FileStorage: Storage {
 
     /// Opens an existing file or block device for writing in place.
     ///
-    /// - Parameter mayCreate: the file is opened as one that would be made if it were missing: that lets
-    ///   the kernel refuse files which others left in shared folders (`fs.protected_regular`).
+    /// - Parameter mayCreate: the file is opened as one that would be made if it were missing: that
+    ///   lets the kernel refuse files which others left in shared folders (`fs.protected_regular`).
     public static func openExistingTarget(
         _ path: HostPath, cacheMode: CacheMode, mayCreate: Bool = false
     ) throws(ImageError) -> FileStorage {
@@ -248,7 +248,8 @@ public final class FileStorage: Storage {
     public func requireSpace(_ bytes: Int64) throws {
         guard !traits.isDevice else { return }
         var space = statvfs()
-        // A file system that counts no blocks (ramfs, tmpfs without a limit, some FUSE) cannot say how many are free.
+        // A file system that counts no blocks (ramfs, tmpfs without a limit, some FUSE) cannot say
+        // how many are free.
         guard fstatvfs(descriptor, &space) == 0, space.f_blocks > 0 else { return }
         // What a file system keeps in reserve is for root.
         let blocks = geteuid() == 0 ? space.f_bfree : space.f_bavail

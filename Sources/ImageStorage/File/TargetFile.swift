@@ -6,11 +6,11 @@ import Synchronization
 /// The file or device that a conversion writes, which shows up under its name whole or not at all.
 ///
 /// A new file is written without a name (O_TMPFILE) or under a hidden one beside the target, and
-/// takes the target's name in `commit`. An existing file is replaced so, too, with owner, mode, ACL,
-/// extended attributes and inode flags carried over. Written in place is what cannot be replaced
-/// unnoticed (a device, several hard links, a mount point, a folder we may not write, attributes we may
-/// not set), what is named by a descriptor, and an empty file, which has nothing to lose: who made it or
-/// holds it open sees the new content.
+/// takes the target's name in `commit`. An existing file is replaced so, too, with owner, mode,
+/// ACL, extended attributes and inode flags carried over. Written in place is what cannot be
+/// replaced unnoticed (a device, several hard links, a mount point, a folder we may not write,
+/// attributes we may not set), what is named by a descriptor, and an empty file, which has nothing
+/// to lose: a program that made it or holds it open sees the new content.
 public final class TargetFile: Sendable {
     /// What to write to.
     public let storage: FileStorage
@@ -61,8 +61,8 @@ public final class TargetFile: Sendable {
         _ path: HostPath, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = [],
         keepsOld: Bool = false
     ) throws(ImageError) -> TargetFile {
-        // The kernel follows links first: it may refuse one that another user left in a shared folder
-        // (`fs.protected_symlinks`), and then nobody else must follow it.
+        // The kernel follows links first: it may refuse one that another user left in a shared
+        // folder (`fs.protected_symlinks`), and then the program must not follow it either.
         var status = stat()
         guard path.withCString({ stat($0, &status) }) == 0 else {
             guard errno == ENOENT else {
@@ -102,15 +102,15 @@ public final class TargetFile: Sendable {
             .invalid, path: path.description, "is the source, or a file that the source reads")
     }
 
-    /// A staged file that can take the place of an existing one; nil where that has to be written as it
-    /// stands.
+    /// A staged file that can take the place of an existing one; nil where that has to be written
+    /// as it stands.
     private static func replacement(
         for existing: FileStorage, _ path: HostPath, _ cacheMode: CacheMode
     ) throws(ImageError) -> TargetFile? {
         let status = try Syscall.status(existing.descriptor, existing.name)
         guard status.st_mode & S_IFMT == S_IFREG, status.st_size > 0,
             let folder = try? TargetFolder.behindLinks(path), !folder.isProcessFolder,
-            // What the kernel opened, and not what has come to stand there since.
+            // The file that the kernel opened, and none that has come to stand there since.
             folder.identity(of: folder.fileName) == existing.identity,
             folder.canReplace(status),
             let staged = try? stage(in: folder, named: existing.name, cacheMode)
@@ -188,7 +188,8 @@ public final class TargetFile: Sendable {
         }
     }
 
-    /// Gives an unnamed file its name. `linkat` does not replace, so an existing file needs a detour.
+    /// Gives an unnamed file its name. `linkat` does not replace, so an existing file needs a
+    /// detour.
     private func link(in folder: TargetFolder) -> Bool {
         if folder.link(storage.descriptor, as: folder.fileName) { return true }
         guard errno == EEXIST else { return false }
@@ -203,8 +204,8 @@ public final class TargetFile: Sendable {
 
     // MARK: Staging
 
-    /// Opens a new, empty file in the target's folder: without a name, else under a hidden one, else
-    /// under the target's own.
+    /// Opens a new, empty file in the target's folder: without a name, else under a hidden one,
+    /// else under the target's own.
     private static func stage(
         in folder: TargetFolder, named name: String, _ cacheMode: CacheMode
     ) throws(ImageError) -> (storage: FileStorage, place: Place) {

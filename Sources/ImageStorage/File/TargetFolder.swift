@@ -4,14 +4,14 @@ import Glibc
 
 /// The folder in which a target's name stands, and that name.
 ///
-/// The folder is held open: names in it are looked up from there, so a link that is changed on the way
-/// to it leads nowhere else.
+/// The folder is held open: names in it are looked up from there, so a link that is changed on the
+/// way to it leads nowhere else.
 final class TargetFolder: Sendable {
     private let descriptor: Int32
     /// The file's name in the folder.
     let fileName: [UInt8]
-    /// The path by which a link leads to an open file (`/dev/fd/3`): what stands under the name that such
-    /// a link shows is another file, or none.
+    /// The path by which a link leads to an open file (`/dev/fd/3`): what stands under the name
+    /// that such a link shows is another file, or none.
     let isProcessFolder: Bool
 
     private init?(_ path: HostPath) {
@@ -129,18 +129,20 @@ final class TargetFolder: Sendable {
     /// - Returns: false with `errno` set if they may not be.
     func flush() -> Bool {
         let folder = clinux_openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
-        // A profile that lets a program see nothing but its target (AppArmor) has no word for flushing.
+        // A profile that lets a program see nothing but its target (AppArmor) has no word for
+        // flushing.
         guard folder >= 0 else { return errno == EACCES }
         defer { close(folder) }
-        // Some file systems cannot sync a folder and say so; there is nothing better to be had there.
+        // Some file systems cannot sync a folder and say so; there is nothing better to be had
+        // there.
         return fsync(folder) == 0 || errno == EINVAL || errno == ENOTSUP
     }
 
     // MARK: Hidden names
 
     private static let hiddenMark = Array(".swimg-".utf8)
-    /// How much of the target's name a hidden name repeats, in bytes: file names have 255 at most, and
-    /// less on some file systems.
+    /// How much of the target's name a hidden name repeats, in bytes: file names have 255 at most,
+    /// and less on some file systems.
     private static let longestStem = 100
 
     /// The beginning of all hidden names of this target.
@@ -161,8 +163,8 @@ final class TargetFolder: Sendable {
         return hiddenPrefix + Array("\(getpid())-\(random)".utf8)
     }
 
-    /// Makes a file under a hidden name, and removes what conversions to the same target have left that
-    /// were killed.
+    /// Makes a file under a hidden name, and removes what conversions to the same target have left
+    /// that were killed.
     func createHidden(_ flags: Int32) -> (descriptor: Int32, name: [UInt8])? {
         removeAbandoned()
         while true {
