@@ -43,7 +43,7 @@ let benchmarks: @Sendable () -> Void = {
         Benchmark("inflate one cluster of 64 KiB, \(type)", configuration: many) { benchmark in
             let image = try await SampleImage.make(compression: type)
             defer { image.remove() }
-            let opened = try await ImageOpener().open(image.path, format: .qcow2)
+            let opened = try await ImageOpener().open(ImageName(image.path), format: .qcow2)
             var buffer = try IOBuffer(byteCount: SampleImage.cluster)
             var cluster: Int64 = 0
             benchmark.startMeasurement()
@@ -60,7 +60,7 @@ let benchmarks: @Sendable () -> Void = {
     Benchmark("walk over the tables of 1024 runs", configuration: many) { benchmark in
         let image = try await SampleImage.make(compression: nil)
         defer { image.remove() }
-        let source = try await ImageOpener().open(image.path, format: .qcow2).source
+        let source = try await ImageOpener().open(ImageName(image.path), format: .qcow2).source
         benchmark.startMeasurement()
         for _ in benchmark.scaledIterations {
             var offset: Int64 = 0
@@ -116,12 +116,12 @@ struct SampleImage {
         try file.truncate(atOffset: UInt64(dataClusters * 2 * Int64(cluster)))
         try file.close()
         let image = folder.appending(path: "image").path()
-        var conversion = Conversion(sources: [raw.path()], target: image)
+        var conversion = Conversion(sources: [ImageName(raw.path())], target: ImageName(image))
         conversion.sourceFormat = .raw
         conversion.targetFormat = .qcow2
         if let compression {
             conversion.compress = true
-            try conversion.options.add("compression_type=\(compression)")
+            try conversion.options.add(Array("compression_type=\(compression)".utf8))
         }
         try await conversion.run()
         return SampleImage(path: image, folder: folder)
