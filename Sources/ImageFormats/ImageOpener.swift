@@ -219,7 +219,7 @@ public struct ImageOpener: Sendable {
 
     private func openPlace(_ name: ImageName, namedBy overlay: ImageName?) throws -> any Storage {
         do {
-            // What an image names is a file: `backingName` lets nothing else through.
+            // A name in an image is a file's: `backingName` lets nothing else through.
             if overlay == nil, let storage = try NBDStorage.open(name, nbd) { return storage }
             return try FileStorage.openSource(
                 try name.path(), cacheMode: cacheMode, shareForced: shareForced)

@@ -11,8 +11,8 @@ public struct NBDOptions: Sendable, Equatable {
     public var requestSize: Int64?
     /// Every write is on stable storage when it counts as done (the cache modes that say so).
     public var writesThrough = false
-    /// How long a lost connection may take to be made anew, in seconds; nil makes it an error at
-    /// once.
+    /// The time that a lost connection may take to be made anew, in seconds; nil makes it an error
+    /// at once.
     ///
     /// Writes that a server acknowledged and had not yet put away are gone with it. So every change
     /// of an export that is written to then waits until it is on stable storage, and a source has

@@ -82,8 +82,8 @@ import Testing
         "compare disk.raw image.qcow2", "digest image.qcow2",
     ])
     func noMemory(_ line: String) throws {
-        // What the program takes to begin with is not ours to give: the loader, and Swift's
-        // runtime.
+        // The memory that the program takes to begin with is not ours to give: the loader, and
+        // Swift's runtime.
         for kilobytes in stride(from: 36_000, through: 300_000, by: 12_000) {
             let outcome = try run(
                 "bash",

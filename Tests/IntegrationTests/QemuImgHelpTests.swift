@@ -55,7 +55,8 @@ import Testing
         }
     }
 
-    /// What the usage line of a verb has is what its parser declares, and the parser takes it.
+    /// The usage line of a verb has the options that its parser declares, and the parser takes
+    /// them.
     @Test func namesTheOptionsThatAreTaken() throws {
         let lines = try help(["--help"]).components(separatedBy: "\n")
         for verb in try Verb.all() {

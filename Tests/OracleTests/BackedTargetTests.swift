@@ -109,7 +109,7 @@ import Testing
             "own", in: folder.path)
         try judge(old, folder.path("own"), "qcow2", against: folder.path("then"))
 
-        // What is hashed is what the target shows.
+        // The digest is that of the disk that the target shows.
         let hashed = try Swimg.convert(
             "--digest", "-f", "qcow2", "-O", "qcow2", "-B", base, "-F", format(base), "source",
             "own", in: folder.path)

@@ -10,7 +10,7 @@ import Testing
 
     init() throws { folder = try TempFolder() }
 
-    /// How the image is made, and whether its clusters are compressed.
+    /// Options that the image is made with, and whether its clusters are compressed.
     static let kinds = [
         ("cluster_size=64k", false), ("cluster_size=512", false), ("cluster_size=2M", false),
         ("extended_l2=on,cluster_size=64k", false), ("compat=0.10", false),
@@ -22,7 +22,7 @@ import Testing
         try makeImage(kind)
         let size = try #require(FileStatus(image)?.size)
         let clusterSize = Int64(1) << Int64(try Qcow2Fields(image).clusterBits)
-        // Of compressed clusters a sector holds several.
+        // A sector holds several compressed clusters.
         let cut = kind.compressed ? size - 2048 : size.roundedUp(to: clusterSize) - clusterSize
         #expect(truncate(image, Int(cut)) == 0)
         try writeFilled(folder.path("zeros"), byte: 0, count: 6 << 20)

@@ -20,7 +20,7 @@ struct DiskInUseTests {
         }
     }
 
-    /// What is in use, and the backing file that is asked for.
+    /// The file that is in use, and the backing file that is asked for.
     static let cases = [
         ("base.raw", "base.raw"), ("base.qcow2", "base.qcow2"), ("base.raw", "over.raw"),
         ("base.qcow2", "over.qcow2"), ("over.qcow2", "over.qcow2"),

@@ -94,7 +94,7 @@ import Testing
                 try Qemu.difference(backing, "raw", folder.path(source), format) == nil,
                 "\(outcome)")
         }
-        // The same export as source and target.
+        // One export as source and target.
         let backing = folder.path("export")
         try writeFilled(backing, byte: 7, count: size)
         let server = try NBDTestServer.nbdkit("file", backing)

@@ -134,7 +134,7 @@ public struct Qcow2Source: ImageSource {
         }
     }
 
-    /// What the last cluster lacks at the end of the file reads as zeros: qemu extends files
+    /// The part of the last cluster that the file lacks reads as zeros: qemu extends files
     /// lazily.
     ///
     /// - Throws: `ImageError` where a whole cluster is missing. None of qemu's ways to make an

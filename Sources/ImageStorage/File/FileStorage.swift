@@ -251,7 +251,7 @@ public final class FileStorage: Storage {
         // A file system that counts no blocks (ramfs, tmpfs without a limit, some FUSE) cannot say
         // how many are free.
         guard fstatvfs(descriptor, &space) == 0, space.f_blocks > 0 else { return }
-        // What a file system keeps in reserve is for root.
+        // The reserve of a file system is for root.
         let blocks = geteuid() == 0 ? space.f_bfree : space.f_bavail
         let (product, overflow) = UInt64(blocks).multipliedReportingOverflow(
             by: UInt64(space.f_frsize))

@@ -141,8 +141,8 @@ final class TargetFolder: Sendable {
     // MARK: Hidden names
 
     private static let hiddenMark = Array(".swimg-".utf8)
-    /// How much of the target's name a hidden name repeats, in bytes: file names have 255 at most,
-    /// and less on some file systems.
+    /// The part of the target's name that a hidden name repeats, in bytes: file names have 255 at
+    /// most, and less on some file systems.
     private static let longestStem = 100
 
     /// The beginning of all hidden names of this target.
