@@ -161,7 +161,8 @@ final class NBDConnection: @unchecked Sendable {
             if !waiting.isEmpty { perform(state.needed(at: .now)) }
             if mail.isClosed { closeIfIdle() }
             hasEnded = state.phase == .ended
-            if let handle, handle.isOver { isCalled.store(true, ordering: .sequentiallyConsistent) }
+            // It ended while requests were sent: nothing would wake the loop for it.
+            if let handle, handle.isOver { call() }
             return (handle?.wish ?? NBDHandle.noWish, takeAnswers())
         }
     }

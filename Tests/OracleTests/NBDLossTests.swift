@@ -145,16 +145,29 @@ struct NBDLossTests {
         (.emptyBlockStatus, "breaks the protocol"), (.breaksOff, "connection"),
     ])
     func aServersFaultIsNamedAtOnce(_ fault: RogueServer.Fault, _ words: String) throws {
-        let server = try RogueServer(fault, size: 1 << 20)
+        let server = try RogueServer(fault, size: 4 << 20)
         for options in [[], ["--reconnect", "1"]] {
             let start = ContinuousClock.now
             let outcome = try Swimg.convert(
-                options + ["-f", "raw", "-O", "raw", server.uri, folder.path("fresh")])
+                options + [
+                    "--requests", "1", "-f", "raw", "-O", "raw", server.uri, folder.path("fresh"),
+                ])
             #expect(outcome.status == 1, "\(outcome)")
             #expect(outcome.errorText.contains(words), "\(outcome)")
             #expect(ContinuousClock.now - start < .seconds(5), "\(outcome)")
             #expect(!folder.names.contains("fresh"))
         }
+    }
+
+    /// The thread that receives answers finds out while it sends what has waited meanwhile.
+    @Test func anEndThatIsNoticedInSendingIsAnErrorAtOnce() throws {
+        let server = try RogueServer(.stopsListening, size: 4 << 20)
+        let start = ContinuousClock.now
+        let outcome = try Swimg.convert(
+            "--requests", "1", "-f", "raw", "-O", "raw", server.uri, folder.path("fresh"))
+        #expect(outcome.status == 1 && outcome.errorText.contains("connection"), "\(outcome)")
+        #expect(ContinuousClock.now - start < .seconds(5), "\(outcome)")
+        #expect(!folder.names.contains("fresh"))
     }
 
     /// qemu-img writes zeros then; it is asked once and not for each range.

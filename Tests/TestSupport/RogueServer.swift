@@ -16,6 +16,8 @@ public final class RogueServer: Sendable {
         case refusesZeroes
         /// The connection ends in the middle of the first long answer.
         case breaksOff
+        /// After the first read nothing can be sent to it; the answer comes a little later.
+        case stopsListening
     }
 
     public let socket: String
@@ -44,6 +46,8 @@ public final class RogueServer: Sendable {
                 self.state.withLock { $0.connections += 1 }
                 Thread.detachNewThread {
                     if self.negotiate(client) { self.serve(client) }
+                    // A program that another test has started meanwhile has inherited the socket.
+                    shutdown(client, Int32(SHUT_RDWR))
                     close(client)
                 }
             }
@@ -143,6 +147,13 @@ public final class RogueServer: Sendable {
         case .breaksOff:
             send(client, number(UInt32(0x6744_6698)) + number(UInt32(0)) + handle)
             send(client, Array(data.prefix(length / 2)))
+            return false
+        case .stopsListening:
+            shutdown(client, Int32(SHUT_RD))
+            usleep(300_000)
+            answer(client, handle)
+            send(client, data)
+            sleep(10)
             return false
         case .emptyBlockStatus:
             send(
