@@ -18,7 +18,8 @@ const unsigned cnbd_direction_write = LIBNBD_AIO_DIRECTION_WRITE;
     USE(aio_notify_write) USE(aio_disconnect) USE(get_size) USE(is_read_only) USE(can_flush) \
     USE(can_zero) USE(can_fast_zero) USE(can_trim) USE(can_fua) USE(can_multi_conn) \
     USE(can_meta_context) USE(get_block_size) USE(aio_pread) USE(aio_pwrite) USE(aio_zero) \
-    USE(aio_trim) USE(aio_flush) USE(aio_block_status)
+    USE(aio_trim) USE(aio_flush) USE(aio_block_status) USE(set_tls_verify_peer) \
+    USE(set_tls_certificates) USE(get_version)
 
 #define FIELD(name) __typeof__(&nbd_##name) name;
 static struct { FUNCTIONS(FIELD) } nbd;
@@ -78,6 +79,12 @@ struct nbd_handle *cnbd_create(void) {
 void cnbd_close(struct nbd_handle *handle) { nbd.close(handle); }
 const char *cnbd_error(void) { return nbd.get_error(); }
 int cnbd_errno(void) { return nbd.get_errno(); }
+
+const char *cnbd_version(struct nbd_handle *handle) { return nbd.get_version(handle); }
+int cnbd_waive_proof(struct nbd_handle *handle) { return nbd.set_tls_verify_peer(handle, false); }
+int cnbd_set_certificates(struct nbd_handle *handle, const char *folder) {
+    return nbd.set_tls_certificates(handle, folder);
+}
 
 int cnbd_connect(struct nbd_handle *handle, const char *uri) {
     return nbd.aio_connect_uri(handle, uri);

@@ -15,7 +15,7 @@ extension NBDAddress {
             host.last != "]" && host.last != ":" && host.contains(":")
             && host.split(separator: ":").last.map { $0.allSatisfy(\.isNumber) } ?? false
         let place = "nbd://\(host)" + (hasPort ? "" : ":10809")
-        return export.isEmpty ? place : "\(place)/\(unescaped(export))"
+        return export.isEmpty ? place : "\(place)/\(unescaped(export).text)"
     }
 
     private static func qemuUnixName(_ uri: String) -> String? {
@@ -24,13 +24,13 @@ extension NBDAddress {
         guard parts.count == 2,
             let socket = parts[1].split(separator: "&").first(where: { $0.hasPrefix("socket=") })
         else { return nil }
-        let export = unescaped(parts[0].drop { $0 != "/" }.dropFirst())
+        let export = unescaped(parts[0].drop { $0 != "/" }.dropFirst()).text
         return "nbd+unix://\(export.isEmpty ? "" : "/\(export)")?"
-            + unescaped(socket)
+            + unescaped(socket).text
     }
 
     /// %XX back to what it stands for (RFC 3986, section 2.1).
-    private static func unescaped(_ text: Substring) -> String {
+    static func unescaped(_ text: Substring) -> [UInt8] {
         var bytes: [UInt8] = []
         var rest = text.utf8
         while let byte = rest.popFirst() {
@@ -42,6 +42,6 @@ extension NBDAddress {
                 bytes.append(byte)
             }
         }
-        return String(decoding: bytes, as: UTF8.self)
+        return bytes
     }
 }

@@ -12,7 +12,8 @@ public struct NBDAddress: Sendable, Equatable {
     /// As it was given, for messages.
     public let name: String
 
-    private static let schemes = ["nbd", tcpScheme, "nbds", "nbd+unix", "nbds+unix"]
+    private static let schemes = ["nbd", tcpScheme, "nbd+unix"] + secureSchemes
+    private static let secureSchemes = ["nbds", "nbds+unix"]
     /// qemu's other word for `nbd`, which the library does not know.
     private static let tcpScheme = "nbd+tcp"
     private static let olderPrefix = Array("nbd:".utf8)
@@ -33,6 +34,19 @@ public struct NBDAddress: Sendable, Equatable {
     /// Whether the server is on this machine, behind a unix socket.
     var isLocal: Bool { uri.hasPrefix("nbd+unix:") || uri.hasPrefix("nbds+unix:") }
 
+    /// Whether the connection is encrypted.
+    var isSecure: Bool { Self.secureSchemes.contains { uri.hasPrefix("\($0):") } }
+
+    /// The value of a parameter of the URI (`?name=value&…`), the last one as in the library; nil if
+    /// there is none.
+    func parameter(_ name: String) -> [UInt8]? {
+        guard let mark = uri.firstIndex(of: "?") else { return nil }
+        let query = uri[mark...].dropFirst().prefix { $0 != "#" }
+        return query.split { $0 == "&" || $0 == ";" }
+            .last { $0.hasPrefix("\(name)=") }
+            .map { Self.unescaped($0.dropFirst(name.utf8.count + 1)) }
+    }
+
     init(uri: String, name: String) {
         self.uri = uri
         self.name = name
@@ -41,6 +55,11 @@ public struct NBDAddress: Sendable, Equatable {
     /// Whether a name means an export, well-formed or not.
     public static func isNBD(_ name: ImageName) -> Bool {
         name.bytes.starts(with: olderPrefix) || isURI(name)
+    }
+
+    /// Whether a name means an export without encryption.
+    public static func isPlain(_ name: ImageName) -> Bool {
+        isNBD(name) && name.protocolName.map(secureSchemes.contains) != true
     }
 
     private static func isURI(_ name: ImageName) -> Bool {

@@ -73,7 +73,12 @@ final class NBDHandle {
     private static func connect(
         _ handle: OpaquePointer, _ address: NBDAddress, _ timeout: Int, _ isGivenUp: () -> Bool
     ) throws(ImageError) {
-        guard cnbd_connect(handle, address.uri) >= 0 else {
+        let proof = try NBDServerProof(
+            address, library: NBDLibraryVersion(text: String(cString: cnbd_version(handle))))
+        guard !proof.isWaived || cnbd_waive_proof(handle) >= 0,
+            proof.folder?.withCString({ cnbd_set_certificates(handle, $0) }) ?? 0 >= 0,
+            cnbd_connect(handle, address.uri) >= 0
+        else {
             throw lastError(address, "cannot connect")
         }
         let clock = ContinuousClock()

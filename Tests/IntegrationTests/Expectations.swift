@@ -4,9 +4,10 @@ import Testing
 
 /// A refusal is exit 1, nothing on standard output, and one line that a terminal can show.
 func expectRefusal(
-    _ outcome: Outcome, says: String = "", at location: SourceLocation = #_sourceLocation
+    _ outcome: Outcome, status: Int32 = 1, says: String = "",
+    at location: SourceLocation = #_sourceLocation
 ) {
-    #expect(outcome.status == 1, "\(outcome)", sourceLocation: location)
+    #expect(outcome.status == status, "\(outcome)", sourceLocation: location)
     #expect(outcome.output.isEmpty, "\(outcome)", sourceLocation: location)
     expectOneErrorLine(outcome, says: says, at: location)
 }

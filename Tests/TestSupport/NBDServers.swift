@@ -27,6 +27,26 @@ public final class NBDTestServer {
         try NBDTestServer("qemu-nbd", { ["-t", "-e", "16", "-k", $0] + arguments }, TempFolder())
     }
 
+    /// nbdkit on a port of this machine, for as long as `body` runs.
+    public static func withPort(
+        _ arguments: [String], _ body: (_ port: Int) throws -> Void
+    ) throws {
+        // Somebody else may take a port between its being found free and its being used.
+        for _ in 0..<10 {
+            let port = try freePort()
+            let server = try RunningProcess(
+                "nbdkit", ["-f", "-i", "localhost", "-p", "\(port)"] + arguments)
+            defer {
+                server.kill()
+                _ = try? server.wait()
+            }
+            let isThere = server.wait(until: { !server.isRunning || canConnect(to: port) })
+            guard isThere, server.isRunning else { continue }
+            return try body(port)
+        }
+        throw CommandError(description: "no port for nbdkit")
+    }
+
     private init(
         _ program: String, _ arguments: (String) -> [String], _ folder: TempFolder
     ) throws {
@@ -58,4 +78,39 @@ public final class NBDTestServer {
     }
 
     deinit { stop() }
+}
+
+private func withLocalSocket<Result>(
+    port: Int, _ body: (Int32, UnsafeMutablePointer<sockaddr>) -> Result
+) -> Result {
+    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+    defer { close(descriptor) }
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    address.sin_port = in_port_t(port).bigEndian
+    address.sin_addr.s_addr = inet_addr("127.0.0.1")
+    return withUnsafeMutablePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { body(descriptor, $0) }
+    }
+}
+
+private let addressSize = socklen_t(MemoryLayout<sockaddr_in>.size)
+
+private func freePort() throws -> Int {
+    let port = withLocalSocket(port: 0) { descriptor, address -> Int? in
+        var size = addressSize
+        guard bind(descriptor, address, size) == 0, getsockname(descriptor, address, &size) == 0
+        else { return nil }
+        return address.withMemoryRebound(to: sockaddr_in.self, capacity: 1) {
+            Int(in_port_t(bigEndian: $0.pointee.sin_port))
+        }
+    }
+    guard let port else {
+        throw CommandError(description: "no port: \(String(cString: strerror(errno)))")
+    }
+    return port
+}
+
+private func canConnect(to port: Int) -> Bool {
+    withLocalSocket(port: port) { connect($0, $1, addressSize) == 0 }
 }

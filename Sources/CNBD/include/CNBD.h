@@ -33,6 +33,12 @@ void cnbd_close(struct nbd_handle *handle);
 const char *cnbd_error(void);
 int cnbd_errno(void);
 
+const char *cnbd_version(struct nbd_handle *handle);
+/// Lets a server pass whatever certificate it has; the URI says so only to newer libraries.
+int cnbd_waive_proof(struct nbd_handle *handle);
+/// Where the authorities' certificates are, unless the URI says it.
+int cnbd_set_certificates(struct nbd_handle *handle, const char *folder);
+
 int cnbd_connect(struct nbd_handle *handle, const char *uri);
 bool cnbd_is_ready(struct nbd_handle *handle);
 /// Ended, by either side or by an error.
