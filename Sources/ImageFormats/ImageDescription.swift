@@ -36,6 +36,9 @@ public struct ImageDescription: Sendable, Equatable {
         ImageName(bytes: optionsPrefix + text)
     }
 
+    /// Whether a name is for `init(_:)`, and could stand in an image.
+    static func isJSON(_ name: ImageName) -> Bool { name.bytes.starts(with: jsonPrefix) }
+
     /// nil if the name is no description.
     ///
     /// - Throws: `ImageError` for one that cannot be understood, or asks for what there is not.
@@ -142,6 +145,9 @@ public struct ImageDescription: Sendable, Equatable {
             case nil, "file", "host_device":
                 guard let path = try bytes(prefix + "filename"), !path.isEmpty else {
                     throw bad("'\(prefix)filename' is missing")
+                }
+                guard NBDServerCommand(name: ImageName(bytes: path)) == nil else {
+                    throw bad("'\(prefix)filename' is a command")
                 }
                 // With the driver said, the name is a path whatever it looks like.
                 result.place =

@@ -42,29 +42,25 @@ extension ImageOpener {
         _ name: ImageName, format: ImageFormat?, wholeChain: Bool = false
     ) async throws -> [ImageFacts] {
         var images: [ImageFacts] = []
-        var files: [FileIdentity] = []
+        var chain = ChainMembers()
         var next: BackingReference? = BackingReference(name: name, format: format)
         while let reference = next {
             let storage = try openStorage(reference.name, namedBy: images.last?.name)
-            if let identity = storage.file {
-                guard !files.contains(identity) else {
-                    throw ImageError.corrupt(
-                        reference.name.description, "the backing chain leads back to this file")
-                }
-                files.append(identity)
-            }
-            let image = try await facts(storage, reference, isNamed: !images.isEmpty)
+            try chain.add(storage, reference.name)
+            let image = try await facts(storage, reference)
             images.append(image)
-            guard wholeChain, let header = image.qcow2?.header else { break }
+            guard wholeChain, let header = image.qcow2?.header,
+                try ImageDescription(reference.name)?.ignoresBacking != true
+            else { break }
             next = try backing(of: header, at: image.name)
         }
         return images
     }
 
     private func facts(
-        _ storage: any Storage, _ reference: BackingReference, isNamed: Bool
+        _ storage: any Storage, _ reference: BackingReference
     ) async throws -> ImageFacts {
-        let described = isNamed ? nil : try ImageDescription(reference.name)
+        let described = try ImageDescription(reference.name)
         let format = try await knownFormat(reference.format, of: storage, described: described)
         let name = (described?.place ?? reference.name).withoutFilePrefix
         let description =

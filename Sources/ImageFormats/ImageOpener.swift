@@ -56,7 +56,8 @@ public struct ImageOpener: Sendable {
     public var nbd: NBDOptions
     /// Open the image that a person named as it was then (`-l`); what it lies on is today's.
     public var snapshot: SnapshotName?
-    /// Asked before a file that an image names is opened; it can refuse by throwing.
+    /// Asked before what an image names is opened, with the path of a file or the name of an NBD
+    /// export, also where the image describes it (`json:{…}`); it can refuse by throwing.
     public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
 
     public init(
@@ -116,18 +117,12 @@ public struct ImageOpener: Sendable {
         from first: BackingReference, below image: (name: ImageName, file: FileIdentity?)? = nil
     ) async throws -> [OpenedLayer] {
         var layers: [OpenedLayer] = []
-        var files = [image?.file].compactMap { $0 }
+        var chain = ChainMembers(files: [image?.file].compactMap { $0 })
         var next: BackingReference? = first
         while let reference = next {
             let layer = try await openLayer(
                 reference.name, format: reference.format, namedBy: layers.last?.name ?? image?.name)
-            if let identity = layer.storage.file {
-                guard !files.contains(identity) else {
-                    throw ImageError.corrupt(
-                        reference.name.description, "the backing chain leads back to this file")
-                }
-                files.append(identity)
-            }
+            try chain.add(layer.storage, reference.name)
             layers.append(layer)
             next = try backing(of: layer)
         }
@@ -144,7 +139,7 @@ public struct ImageOpener: Sendable {
         _ name: ImageName, format: ImageFormat?, namedBy overlay: ImageName? = nil
     ) async throws -> OpenedLayer {
         let storage = try openStorage(name, namedBy: overlay)
-        let description = overlay == nil ? try ImageDescription(name) : nil
+        let description = try ImageDescription(name)
         let known = try await knownFormat(format, of: storage, described: description)
         let source: any ImageSource
         switch (known, overlay == nil ? snapshot : nil) {
@@ -196,7 +191,10 @@ public struct ImageOpener: Sendable {
             }
             format = known
         }
-        try backingGate(backing, overlay)
+        let place = try Self.blaming(overlay, for: backing) { () throws(ImageError) in
+            try ImageDescription(backing)?.place ?? backing
+        }
+        try backingGate(place, overlay)
         return BackingReference(name: backing, format: format)
     }
 
@@ -206,37 +204,55 @@ public struct ImageOpener: Sendable {
     public func openStorage(
         _ name: ImageName, namedBy overlay: ImageName? = nil
     ) throws -> any Storage {
-        // What an image names is never a description.
-        guard overlay == nil, let description = try ImageDescription(name) else {
-            return try openPlace(name, namedBy: overlay)
+        try Self.blaming(overlay, for: name) { () throws(ImageError) in
+            guard let description = try ImageDescription(name) else {
+                return try openPlace(name, isTyped: overlay == nil)
+            }
+            var storage = try openPlace(description.place, isTyped: overlay == nil)
+            for window in description.windows {
+                storage = try StorageWindow(of: storage, offset: window.offset, size: window.size)
+            }
+            return storage
         }
-        var storage = try openPlace(description.place, namedBy: nil)
-        for window in description.windows {
-            storage = try StorageWindow(of: storage, offset: window.offset, size: window.size)
-        }
-        return storage
     }
 
-    private func openPlace(_ name: ImageName, namedBy overlay: ImageName?) throws -> any Storage {
+    /// Says of an error where the name comes from, if nobody typed it.
+    private static func blaming<Result>(
+        _ overlay: ImageName?, for name: ImageName,
+        _ body: () throws(ImageError) -> Result
+    ) throws(ImageError) -> Result {
         do {
-            // A name in an image is a file's: `backingName` lets nothing else through.
-            if overlay == nil, let storage = try NBDStorage.open(name, nbd) { return storage }
-            return try FileStorage.openSource(
-                try name.path(), cacheMode: cacheMode, shareForced: shareForced)
+            return try body()
         } catch {
             guard let overlay else { throw error }
-            // Nobody typed this name: say where it comes from.
             throw ImageError(
                 error.kind, path: name.description,
                 "\(error.message) (the backing file of \(overlay))")
         }
     }
 
-    /// The name of a backing file from here: relative ones count from the folder of the image that
-    /// names it.
+    /// - Parameter isTyped: by a person, who may have a server started and may say which keys and
+    ///   certificates are used. What stands in an image is a file or a plain export.
+    private func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
+        if isTyped, let storage = try NBDStorage.open(name, nbd) { return storage }
+        if !isTyped, NBDAddress.isPlain(name), let address = try NBDAddress(name) {
+            return try NBDStorage(address, options: nbd)
+        }
+        return try FileStorage.openSource(
+            try name.path(), cacheMode: cacheMode, shareForced: shareForced)
+    }
+
+    /// The name of a backing file from here: relative paths count from the folder of the image that
+    /// names it, also behind `file:`. Exports and descriptions (`json:{…}`) stay as they are, so the
+    /// paths in them count from the working directory, as in qemu.
+    ///
+    /// - Throws: `ImageError` for a name of a protocol that there is not, for an export behind TLS
+    ///   (which keys and certificates are used is for a person to say), and for a relative path in
+    ///   an image that is in no folder.
     public static func backingName(
         _ name: ImageName, namedBy overlay: ImageName
     ) throws(ImageError) -> ImageName {
+        if NBDAddress.isPlain(name) || ImageDescription.isJSON(name) { return name }
         guard let path = try? name.path() else {
             throw .unsupported(
                 overlay.description,
@@ -249,5 +265,30 @@ public struct ImageOpener: Sendable {
                 "backing file '\(name)' is not supported: there is no folder it counts from")
         }
         return place.resolving(path).name
+    }
+}
+
+/// Finds a chain that leads back into itself.
+struct ChainMembers {
+    var files: [FileIdentity] = []
+    /// Where no file says who it is, or several images may be in one: any loop comes to the same
+    /// name again.
+    private var names: [ImageName] = []
+
+    init(files: [FileIdentity] = []) { self.files = files }
+
+    /// - Throws: `ImageError` if it is there already.
+    mutating func add(_ storage: any Storage, _ name: ImageName) throws(ImageError) {
+        if let file = storage.file, !(storage is StorageWindow) {
+            guard !files.contains(file) else { throw Self.loop(name) }
+            files.append(file)
+        } else {
+            guard !names.contains(name) else { throw Self.loop(name) }
+            names.append(name)
+        }
+    }
+
+    private static func loop(_ name: ImageName) -> ImageError {
+        .corrupt(name.description, "the backing chain leads back to this file")
     }
 }

@@ -67,16 +67,6 @@ import Testing
         #expect(!folder.names.contains("own"))
     }
 
-    /// What an image names is never taken for a description.
-    @Test func anImageCannotDescribeItsBackingFile() throws {
-        try Qemu.img(
-            "rebase", "-u", "-b", "json:{\"driver\":\"raw\",\"file.filename\":\"a.raw\"}", "-F",
-            "raw",
-            "over.qcow2", in: folder.path)
-        let outcome = try Swimg.convert("-O", "raw", "over.qcow2", "own", in: folder.path)
-        expectRefusal(outcome, says: "not the path of a file")
-    }
-
     @Test func writesIntoADescribedTarget() throws {
         let size = try contents(folder.path("a.raw")).count
         for words in [
