@@ -69,6 +69,17 @@ import Testing
         #expect(cluster.maximumLength == 4 * 512 - 0x145)
     }
 
+    /// A neighbour with the same stream is a cluster of its own.
+    @Test(arguments: [false, true]) func aStreamIsOneCluster(_ extended: Bool) throws {
+        let entry: UInt64 = 1 << 62 | 3 << 54 | 0x12345
+        let words = extended ? [entry, 0, entry, 0] : [entry, entry]
+        let decoder = decoder(extended: extended)
+        for (start, end) in [(0, 65536), (70_000, 131_072)] as [(Int64, Int64)] {
+            let run = try decoder.run(in: words, startingAt: 0, from: start, limit: 1 << 20)
+            #expect(run.range == start..<end)
+        }
+    }
+
     @Test func refusesDamagedEntries() {
         func refuses(_ decoder: Qcow2EntryDecoder, _ words: [UInt64]) {
             #expect(throws: ImageError.self) {

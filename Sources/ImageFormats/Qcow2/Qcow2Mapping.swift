@@ -28,7 +28,8 @@ struct Qcow2CompressedCluster: Sendable, Equatable {
     }
 }
 
-/// A stretch of guest disk with one mapping; a standard one is contiguous in the host, too.
+/// A stretch of guest disk with one mapping; a standard one is contiguous in the host, too, and a
+/// compressed one lies within one cluster.
 struct Qcow2Run: Sendable, Equatable {
     var range: Range<Int64>
     var mapping: Qcow2Mapping
@@ -67,6 +68,11 @@ struct Qcow2EntryDecoder: Sendable {
         let end = min(
             limit,
             wordsStart + Int64(words.count) / geometry.wordsPerL2Entry * geometry.clusterSize)
+        if case .compressed = first {
+            // A stream is one cluster, though its neighbour may have the same one.
+            let cluster = (offset + 1).roundedUp(to: geometry.clusterSize)
+            return Qcow2Run(range: offset..<min(cluster, end), mapping: first)
+        }
         var position = (offset + 1).roundedUp(to: step)
         while position < end {
             let next = try mapping(words, wordsStart, position)
@@ -82,8 +88,6 @@ struct Qcow2EntryDecoder: Sendable {
         switch (first, next) {
         case (.unallocated, .unallocated), (.zero, .zero): true
         case (.standard(let start), .standard(let host)): host == start + distance
-        // All subclusters of one compressed cluster share its stream.
-        case (.compressed(let start), .compressed(let same)): start == same
         default: false
         }
     }
