@@ -45,6 +45,8 @@ final class Qcow2Checker {
     /// What has been found about refcounts and tables so far.
     var damage = DamageCounts()
     var counts: ReferenceCounts
+    /// In bytes.
+    var fileSize: Int64
     /// Up to the end of the file; what would lie behind reads as zeros.
     var l1: [UInt64]
     var refcountTable: [UInt64] = []
@@ -54,10 +56,19 @@ final class Qcow2Checker {
     var lastUsedCluster = 0
     /// Clusters that a damaged refcount table names: a repair must not write there before it is done.
     var doubtfulClusters: Set<Int> = []
+    /// Clusters that are named and lie behind the end of the file, if there is to be a repair: what
+    /// is new must not go there.
+    var outside: [Range<UInt64>] = []
+    /// Repairs of table entries: written when all that there is has been looked at.
+    var pendingRepairs: [(offset: Int64, words: [UInt64])] = []
+    /// How often L1 tables name the L2 tables that have several references; found out when needed.
+    var sharedTables: [Int: UInt64]?
     private var hasReportedUnalignedBlock = false
 
     /// What a child task reads and counts at a time, in bytes.
     private static let batchSize: Int64 = 256 << 10
+    /// What a child task compares at a time: whole blocks.
+    private static let clustersPerComparison = 1 << 15
     /// More than cores: a batch may wait for its turn.
     static let batchesInFlight = 4
     /// What qemu checks at most, in clusters.
@@ -71,7 +82,9 @@ final class Qcow2Checker {
         self.header = header
         self.repair = repair
         self.onMessage = onMessage
-        let clusters = storage.size.dividedUp(by: header.geometry.clusterSize)
+        // Whole sectors, as qemu counts them.
+        fileSize = storage.size.roundedUp(to: guestSectorSize)
+        let clusters = fileSize.dividedUp(by: header.geometry.clusterSize)
         guard clusters <= Self.maximumClusters else {
             throw ImageError.checkFailed(EFBIG)
         }
@@ -85,7 +98,6 @@ final class Qcow2Checker {
 
     func run() async throws -> CheckResult {
         result.totalClusters = header.geometry.virtualSize.dividedUp(by: clusterSize)
-        if repair != nil { try await clearUnknownFeatures() }
         let snapshots = try await readSnapshots()
         try await checkRefcounts(snapshots)
         result.add(damage)
@@ -99,10 +111,25 @@ final class Qcow2Checker {
     private func checkRefcounts(_ snapshots: Snapshots) async throws {
         refcountTable = try await readRefcountTable()
         try await countReferences(snapshots, repairs: repair == .all)
-        let counted = damage
+        var counted = damage
         try await compareRefcounts(repair: nil)
-        if needsRebuild, repair == .all {
-            try await rebuildRefcounts(snapshots)
+        var layout: RefcountLayout?
+        if let repair {
+            // All has been looked at, nothing written yet: what cannot get better is left alone.
+            let rebuilds = needsRebuild && repair == .all
+            if let problem = overlap(rebuilds: rebuilds) {
+                throw ImageError.corrupt(storage.name, problem)
+            }
+            if rebuilds { layout = try newLayout() }
+            try await clearUnknownFeatures()
+            let failed = try await writePendingRepairs(snapshots)
+            for _ in 0..<failed {
+                counted.corruptions += 1
+                counted.corruptionsFixed -= 1
+            }
+        }
+        if let layout {
+            try await rebuildRefcounts(snapshots, layout)
         } else if let repair {
             guard !needsRebuild else {
                 say("ERROR need to rebuild refcount structures")
@@ -113,7 +140,7 @@ final class Qcow2Checker {
                 try await compareRefcounts(repair: repair)
             }
         }
-        if needsCopiedPass || repair != nil { try await checkCopiedFlags() }
+        if needsCopiedPass || repair != nil { try await checkCopiedFlags(snapshots) }
         result.imageEndOffset = Int64(lastUsedCluster + 1) * clusterSize
     }
 
@@ -156,14 +183,14 @@ extension Qcow2Checker {
 
     func collectorContext(isActive: Bool, repairs: Bool) -> ReferenceCollector.Context {
         ReferenceCollector.Context(
-            geometry: header.geometry, hasDataFile: header.hasDataFile, fileSize: storage.size,
+            geometry: header.geometry, hasDataFile: header.hasDataFile, fileSize: fileSize,
             isActive: isActive, repairs: repairs)
     }
 
     func count(_ collect: (inout ReferenceCollector) -> Void) async throws {
         var collector = ReferenceCollector(collectorContext(isActive: false, repairs: false))
         collect(&collector)
-        try await apply(collector.references)
+        apply(collector.references)
     }
 
     /// Counts an L1 table and the L2 tables that it names: these are read and decoded beside each other.
@@ -186,7 +213,7 @@ extension Qcow2Checker {
             return try await Self.collect(batch, from: storage, context)
         } use: {
             IOExecutor.willBeBusy()
-            try await self.apply($0)
+            self.apply($0)
         }
     }
 
@@ -206,15 +233,16 @@ extension Qcow2Checker {
         return collector.references
     }
 
-    private func apply(_ references: ClusterReferences) async throws {
+    private func apply(_ references: ClusterReferences) {
         if references.needsCopiedPass { needsCopiedPass = true }
+        if repair == .all { outside += references.outside }
         result.allocatedClusters += references.allocatedClusters
         result.fragmentedClusters += references.fragmentedClusters
         result.compressedClusters += references.compressedClusters
         var position = 0
         for finding in references.findings {
             apply(references.runs[position..<finding.position])
-            try await apply(finding)
+            apply(finding)
             position = finding.position
         }
         apply(references.runs[position...])
@@ -230,13 +258,13 @@ extension Qcow2Checker {
         }
     }
 
-    private func apply(_ finding: CheckFinding) async throws {
+    private func apply(_ finding: CheckFinding) {
         say(finding.text)
         damage.corruptions += 1
         guard case .repairable(let offset, let words) = finding.severity,
             !isOtherMetadata(offset)
         else { return }
-        try await storage.write(words, at: offset)
+        pendingRepairs.append((offset, words))
         damage.corruptions -= 1
         damage.corruptionsFixed += 1
     }
@@ -263,6 +291,7 @@ extension Qcow2Checker {
             }
             guard cluster < counts.clusterCount else {
                 if repairs { needsRebuild = true }
+                outside.append(UInt64(cluster)..<UInt64(cluster) + 1)
                 reportCorruption("ERROR refcount block \(index) is outside image")
                 continue
             }
@@ -287,7 +316,7 @@ extension Qcow2Checker {
     /// - Parameter repair: which mismatches are put right; without a block for a cluster none is.
     func compareRefcounts(repair: CheckRepair?) async throws {
         lastUsedCluster = 0
-        let step = max(blockEntries, ReferenceCounts.chunkSize)
+        let step = max(blockEntries, Self.clustersPerComparison)
         let starts = stride(from: 0, to: counts.clusterCount, by: step)
         let reader = RefcountReader(
             storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)

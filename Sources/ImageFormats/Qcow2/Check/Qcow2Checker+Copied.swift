@@ -6,7 +6,7 @@ import ImageStorage
 extension Qcow2Checker {
     /// Reads all active tables once more; needed only where the marks of the counts contradict the
     /// refcounts, or something has been repaired.
-    func checkCopiedFlags() async throws {
+    func checkCopiedFlags(_ snapshots: Snapshots) async throws {
         // After the refcounts have been put right they tell what the flags are to be.
         let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
         let repairs = repair == .all || (repair == .leaks && isSafe)
@@ -37,12 +37,13 @@ extension Qcow2Checker {
             guard try await storage.readAvailable(into: &buffer, at: Int64(offset)) > 0 else {
                 continue
             }
-            try await checkCopiedFlags(&buffer, at: Int64(offset), repairs, &refcounts)
+            try await checkCopiedFlags(&buffer, at: Int64(offset), repairs, snapshots, &refcounts)
         }
     }
 
     private func checkCopiedFlags(
-        _ table: inout IOBuffer, at offset: Int64, _ repairs: Bool, _ refcounts: inout RefcountCache
+        _ table: inout IOBuffer, at offset: Int64, _ repairs: Bool, _ snapshots: Snapshots,
+        _ refcounts: inout RefcountCache
     ) async throws {
         let entrySize = Int(header.geometry.wordsPerL2Entry) * 8
         var fixed: [(position: Int, entry: UInt64)] = []
@@ -63,7 +64,7 @@ extension Qcow2Checker {
             if repairs { fixed.append((position, entry ^ Qcow2Entry.copied)) }
         }
         guard let first = fixed.first, let last = fixed.last else { return }
-        guard offset % clusterSize == 0, !isOtherMetadata(offset) else {
+        guard try await isWritableTable(offset, snapshots) else {
             say(
                 "ERROR: Could not write L2 table; metadata overlap check failed: "
                     + String(cString: strerror(EIO)))

@@ -5,6 +5,46 @@ import ImageStorage
 // What is written. Always to be no worse off if the power fails in between: refcounts one by one, new
 // structures to free clusters, and the header after a flush.
 extension Qcow2Checker {
+    /// What is wrong with where the tables lie that are written in place, in one line: each has its
+    /// clusters for itself. nil if nothing is. Only a check's count of references can tell.
+    ///
+    /// - Parameter rebuilds: the refcount table and its blocks are to be made anew, and what they
+    ///   take now does not count.
+    func overlap(rebuilds: Bool) -> String? {
+        var tables = [
+            (name: "header", offset: Int64(0), size: Int64(1)),
+            (name: "L1 table", offset: header.l1Offset, size: header.l1Entries * 8),
+        ]
+        let refcounts = (
+            name: "refcount table", offset: header.refcountTableOffset,
+            size: header.refcountTableClusters * clusterSize
+        )
+        if !rebuilds { tables.append(refcounts) }
+        for table in tables {
+            for cluster in clusters(table.offset, table.size) {
+                var references = counts[cluster]
+                guard references > 1 else { continue }
+                if rebuilds {
+                    let blocks = refcountTable.count {
+                        $0 != 0 && $0 == UInt64(cluster) * UInt64(clusterSize)
+                    }
+                    let isTable = clusters(refcounts.offset, refcounts.size).contains(cluster)
+                    references -= min(references, UInt64(blocks) + (isTable ? 1 : 0))
+                }
+                guard references > 1 else { continue }
+                return "the \(table.name) shares the cluster at offset "
+                    + "\(Int64(cluster) * clusterSize) with another part of the image: it cannot be "
+                    + "changed, only converted"
+            }
+        }
+        return nil
+    }
+
+    private func clusters(_ offset: Int64, _ size: Int64) -> Range<Int> {
+        let first = Int(offset / clusterSize)
+        return first..<first + Int(size.dividedUp(by: clusterSize))
+    }
+
     /// Whether a table that is said to be here would lie over another kind of metadata, and must not be
     /// written.
     func isOtherMetadata(_ offset: Int64) -> Bool {
@@ -20,6 +60,73 @@ extension Qcow2Checker {
             || refcountTable.contains {
                 ($0 & Qcow2Entry.refcountBlockMask) / UInt64(clusterSize) == UInt64(cluster)
             }
+    }
+
+    /// Whether an L2 table is that and nothing else: where its cluster is named more than once, each time
+    /// by an L1 table.
+    private func isOnlyTable(_ offset: Int64, _ snapshots: Snapshots) async throws -> Bool {
+        let cluster = Int(offset / clusterSize)
+        let references = counts[cluster]
+        guard references > 1 else { return true }
+        if sharedTables == nil { sharedTables = try await findSharedTables(snapshots) }
+        return sharedTables?[cluster] == references
+    }
+
+    private func findSharedTables(_ snapshots: Snapshots) async throws -> [Int: UInt64] {
+        var found: [Int: UInt64] = [:]
+        func add(_ table: [UInt64]) {
+            for entry in table where entry & Qcow2Entry.offsetMask != 0 {
+                let cluster = Int(
+                    (entry & Qcow2Entry.offsetMask) >> UInt64(header.geometry.clusterBits))
+                if counts[cluster] > 1 { found[cluster, default: 0] += 1 }
+            }
+        }
+        add(l1)
+        for snapshot in snapshots.entries { add(try await readL1(of: snapshot)) }
+        return found
+    }
+
+    /// Whether entries of an L2 table may be changed.
+    func isWritableTable(_ offset: Int64, _ snapshots: Snapshots) async throws -> Bool {
+        guard offset % clusterSize == 0, !isOtherMetadata(offset) else { return false }
+        return try await isOnlyTable(offset, snapshots)
+    }
+
+    /// - Returns: how many of them could not be made.
+    func writePendingRepairs(_ snapshots: Snapshots) async throws -> Int {
+        var failed = 0
+        for (offset, words) in pendingRepairs {
+            let table = offset / clusterSize * clusterSize
+            guard try await isWritableTable(table, snapshots) else {
+                failed += 1
+                continue
+            }
+            try await storage.write(words, at: offset)
+        }
+        pendingRepairs = []
+        return failed
+    }
+
+    /// Finds places for new refcounts.
+    ///
+    /// - Throws: `ImageError` where they would make the file longer and thereby show as data what tables
+    ///   name behind its end: an image that was cut short can be completed, until then.
+    func newLayout() throws -> RefcountLayout {
+        let oldEnd = UInt64(counts.clusterCount)
+        let layout = RefcountLayout(
+            &counts, blockEntries: blockEntries, clusterSize: clusterSize,
+            avoiding: doubtfulClusters)
+        guard Int64(layout.tableClusters) * clusterSize <= Qcow2Layout.maximumRefcountTable else {
+            throw ImageError.checkFailed(EFBIG)
+        }
+        let new = oldEnd..<max(oldEnd, UInt64(layout.end))
+        guard !outside.contains(where: { $0.overlaps(new) }) else {
+            throw ImageError.corrupt(
+                storage.name,
+                "cannot be repaired: its tables name clusters behind the end of the file "
+                    + "(\(storage.size) bytes), where new refcounts would have to go")
+        }
+        return layout
     }
 
     /// Sets the refcounts of clusters to their numbers of references.
@@ -40,17 +147,18 @@ extension Qcow2Checker {
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
-    func rebuildRefcounts(_ snapshots: Snapshots) async throws {
+    func rebuildRefcounts(_ snapshots: Snapshots, _ layout: RefcountLayout) async throws {
         say("Rebuilding refcount structure")
         let before = damage
-        try await writeNewRefcounts()
+        try await write(layout)
         damage.corruptions = 0
         damage.leaks = 0
         damage.checkErrors = 0
         needsRebuild = false
         refcountTable = try await readRefcountTable()
+        fileSize = storage.size.roundedUp(to: guestSectorSize)
         counts = ReferenceCounts(
-            clusterCount: Int(storage.size.dividedUp(by: clusterSize)),
+            clusterCount: Int(fileSize.dividedUp(by: clusterSize)),
             refcountBits: header.refcountBits)
         try await countReferences(snapshots, repairs: false)
         let counted = damage
@@ -62,14 +170,8 @@ extension Qcow2Checker {
         damage.leaksFixed += max(0, before.leaks - damage.leaks)
     }
 
-    private func writeNewRefcounts() async throws {
-        let layout = RefcountLayout(
-            &counts, blockEntries: blockEntries, clusterSize: clusterSize,
-            avoiding: doubtfulClusters)
+    private func write(_ layout: RefcountLayout) async throws {
         let tableClusters = Int64(layout.tableClusters)
-        guard tableClusters * clusterSize <= Qcow2Layout.maximumRefcountTable else {
-            throw ImageError.checkFailed(EFBIG)
-        }
         let end = Int64(layout.end) * clusterSize
         if end > storage.size { try await storage.truncate(to: end) }
         var table = [UInt64](repeating: 0, count: Int(tableClusters * clusterSize) / 8)

@@ -108,13 +108,18 @@ extension Qcow2Checker {
                 "\(title) l1_size=0x\(hexadecimal(entry.l1Entries)): L1 table is too large; "
                     + "snapshot table entry corrupted")
         }
-        var l1: [UInt64] = []
-        if let offset = Int64(exactly: entry.l1Offset), offset < storage.size {
-            l1 = try await storage.readWords(at: offset, count: Int64(entry.l1Entries))
-        }
         try await countTables(
-            l1, at: entry.l1Offset, entries: Int64(entry.l1Entries), isActive: false,
+            try await readL1(of: entry), at: entry.l1Offset, entries: Int64(entry.l1Entries),
+            isActive: false,
             repairs: repairs)
+    }
+
+    /// As much of a snapshot's L1 table as there is, if it can be one.
+    func readL1(of entry: Snapshots.Entry) async throws -> [UInt64] {
+        guard let offset = Int64(exactly: entry.l1Offset), offset < storage.size,
+            offset % clusterSize == 0, entry.l1Entries <= Qcow2Header.maximumL1Entries
+        else { return [] }
+        return try await storage.readWords(at: offset, count: Int64(entry.l1Entries))
     }
 }
 

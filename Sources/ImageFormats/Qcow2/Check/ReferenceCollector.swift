@@ -8,7 +8,7 @@ struct ReferenceCollector: Sendable {
     struct Context: Sendable {
         var geometry: Qcow2Geometry
         var hasDataFile: Bool
-        /// In bytes.
+        /// In bytes, a multiple of 512: what ends within a sector ends with it.
         var fileSize: Int64
         /// The table is the guest disk's, not a snapshot's: only there does OFLAG_COPIED mean anything.
         var isActive: Bool
@@ -41,6 +41,9 @@ struct ReferenceCollector: Sendable {
         let (end, overflow) = offset.addingReportingOverflow(size)
         // The last cluster of a file may be cut short.
         guard !overflow, end < UInt64(context.fileSize) + UInt64(clusterSize) else {
+            references.outside.append(
+                offset >> UInt64(clusterBits)..<((overflow ? .max : end) - 1) >> UInt64(clusterBits)
+                    + 1)
             return references.report(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster "
                     + "or more: offset 0x\(hexadecimal(offset)) size 0x\(hexadecimal(size))")

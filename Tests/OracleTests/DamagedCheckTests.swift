@@ -1,0 +1,89 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// A repair that cannot make an image better leaves it as it was, and memory goes with the tables.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DamagedCheckTests {
+    private let folder: TempFolder
+    private var image: String { folder.path("image") }
+
+    init() throws { folder = try TempFolder() }
+
+    private func make(_ options: String, _ size: String = "1M", _ writes: [String] = []) throws {
+        try Qemu.img("create", "-q", "-f", "qcow2", "-o", options, image, size)
+        try Qemu.io("qcow2", image, writes)
+    }
+
+    private func expectUnchangedByRepair() throws {
+        let before = try contents(image)
+        let outcome = try run(Swimg.path, ["check", "-r", "all", image])
+        #expect(outcome.status == 1, "\(outcome)")
+        let last = outcome.errorText.split(separator: "\n").last ?? ""
+        #expect(last.hasPrefix(Swimg.prefix), "\(outcome)")
+        let difference = try mismatch(contents(image), before)
+        #expect(difference == nil, "\(outcome)")
+    }
+
+    /// New refcounts would go where the tables are that the file has lost.
+    @Test(arguments: [8191, 4096, 8192, 4097])
+    func tablesBehindTheEnd(_ length: Int) throws {
+        try make("cluster_size=4k,compat=0.10")
+        try Qcow2Patcher(image).truncate(to: length)
+        try expectUnchangedByRepair()
+    }
+
+    /// The flags of entries would be written into what lies in the same cluster.
+    @Test func sharedL1Table() throws {
+        try make("cluster_size=64k", "1M", ["write -P 1 0 128k"])
+        let patcher = try Qcow2Patcher(image)
+        try patcher.setWord(patcher.l1, 1 << 63 | UInt64(patcher.l1))
+        try expectUnchangedByRepair()
+    }
+
+    /// The L2 table is a cluster of data, too: the flags of its entries stay, or the data changes.
+    @Test func anL2TableThatIsData() throws {
+        try make("cluster_size=64k", "1M", ["write -P 1 0 128k"])
+        let patcher = try Qcow2Patcher(image)
+        try patcher.setWord(patcher.l2Entry(1), patcher.word(patcher.l1))
+        let table = Int(try patcher.word(patcher.l1) & ~(1 << 63))
+        let before = try contents(image, at: Int64(table), count: 65536)
+        let outcome = try run(Swimg.path, ["check", "-r", "all", image])
+        #expect(outcome.status != 0, "\(outcome)")
+        let after = try contents(image, at: Int64(table), count: 65536)
+        #expect(mismatch(after, before) == nil, "\(outcome)")
+    }
+
+    /// What ends within a sector ends with it.
+    @Test(arguments: [131_080, 131_081, 131_584, 196_609, 131_072])
+    func lengthsWithinASector(_ length: Int) throws {
+        try make("cluster_size=64k")
+        try Qcow2Patcher(image).truncate(to: length)
+        let theirs = try run("qemu-img", ["check", image])
+        let ours = try run(Swimg.path, ["check", image])
+        #expect(ours.status == theirs.status, "\(ours)\n\(theirs)")
+        #expect(ours.outputText == theirs.outputText, "\(ours)\n\(theirs)")
+    }
+
+    /// A few entries that name clusters far from each other: memory for them, not for the file.
+    @Test(.enabled(if: hasProgram("time"))) func memoryGoesWithTheTables() throws {
+        try make("cluster_size=512", "4M")
+        let patcher = try Qcow2Patcher(image)
+        let tables = 128
+        let first = 1 << 20
+        let distance = 16 << 20
+        for table in 0..<tables {
+            try patcher.setWord(
+                patcher.l1 + table * 8, 1 << 63 | UInt64(first + table * 512))
+            let entries = (0..<64).map { UInt64(distance * (table * 64 + $0 + 1)) }
+            let bytes = entries.flatMap { entry in
+                (0..<8).map { UInt8(truncatingIfNeeded: entry >> (56 - 8 * UInt64($0))) }
+            }
+            try patcher.write(bytes, at: first + table * 512)
+        }
+        try patcher.truncate(to: distance * (tables * 64 + 1))
+        let outcome = try run("time", ["-f", "%M", Swimg.path, "check", "-q", image])
+        let peak = outcome.errorText.split(separator: "\n").last.flatMap { Int($0) }
+        // 64 KiB for each of 8192 entries would be 512 MiB.
+        #expect(try #require(peak) < 64 << 10, "KiB")
+    }
+}
