@@ -31,18 +31,23 @@ enum ReferenceMark: UInt16, Sendable {
 }
 
 /// How often each host cluster is referred to: 16 bits for each, in pieces made when the first is counted.
+/// Where few clusters of a piece are counted it holds these alone, so that memory goes with what the
+/// tables name, whatever lies between.
 ///
 /// 14 bits count. The two others remember what the entries say about the refcount (OFLAG_COPIED), so
 /// that one walk over the tables tells whether all is well.
 struct ReferenceCounts: Sendable {
-    static let chunkSize = 1 << 15
+    static let chunkSize = 1 << 9
     static let countMask: UInt16 = 0x3fff
 
     private(set) var clusterCount: Int
     /// What a refcount of the image can be at most.
     private let maximum: UInt64
-    /// Empty where nothing is counted yet.
+    /// Empty where nothing is counted yet; shorter than `chunkSize` where few are: pairs of a position
+    /// and its value.
     private var chunks: [[UInt16]]
+    /// Up to where pairs are looked for one by one, in elements.
+    private static let longestPairs = 64
     /// The counts of clusters whose 14 bits are all set.
     private var large: [Int: UInt64] = [:]
 
@@ -53,13 +58,51 @@ struct ReferenceCounts: Sendable {
     }
 
     /// The counts with their marks from cluster `index * chunkSize` on; empty stands for zeros.
-    func chunk(_ index: Int) -> [UInt16] { index < chunks.count ? chunks[index] : [] }
+    func chunk(_ index: Int) -> [UInt16] {
+        guard index < chunks.count else { return [] }
+        let chunk = chunks[index]
+        return chunk.isEmpty || chunk.count == Self.chunkSize ? chunk : Self.spread(chunk)
+    }
 
     subscript(cluster: Int) -> UInt64 {
-        let chunk = chunk(cluster / Self.chunkSize)
-        guard !chunk.isEmpty else { return 0 }
-        let count = chunk[cluster % Self.chunkSize] & Self.countMask
+        let index = cluster / Self.chunkSize
+        guard index < chunks.count,
+            let place = Self.place(of: cluster % Self.chunkSize, in: chunks[index])
+        else { return 0 }
+        let count = chunks[index][place] & Self.countMask
         return count == Self.countMask ? large[cluster] ?? UInt64(count) : UInt64(count)
+    }
+
+    /// Where the value of a position is; nil if it is zero and has no place.
+    private static func place(of position: Int, in chunk: [UInt16]) -> Int? {
+        if chunk.count == chunkSize { return position }
+        var pair = 0
+        while pair < chunk.count {
+            if chunk[pair] == position { return pair + 1 }
+            pair += 2
+        }
+        return nil
+    }
+
+    /// Where the value of a position is, after one has been made if there was none.
+    private static func makePlace(of position: Int, in chunk: inout [UInt16]) -> Int {
+        if let place = place(of: position, in: chunk) { return place }
+        if chunk.count < longestPairs {
+            chunk.append(UInt16(position))
+            chunk.append(0)
+            return chunk.count - 1
+        }
+        chunk = spread(chunk)
+        return position
+    }
+
+    /// Values for all positions, from pairs.
+    private static func spread(_ pairs: [UInt16]) -> [UInt16] {
+        var chunk = [UInt16](repeating: 0, count: chunkSize)
+        for pair in stride(from: 0, to: pairs.count, by: 2) {
+            chunk[Int(pairs[pair])] = pairs[pair + 1]
+        }
+        return chunk
     }
 
     /// Counts one more reference to each cluster of some runs.
@@ -119,7 +162,15 @@ struct ReferenceCounts: Sendable {
     private static func add(
         _ chunk: inout [UInt16], _ range: Range<Int>, _ mark: UInt16, _ limit: UInt16
     ) -> Int {
-        if chunk.isEmpty { chunk = [UInt16](repeating: 0, count: chunkSize) }
+        if chunk.count < chunkSize {
+            guard range.count > 1 else {
+                let place = makePlace(of: range.lowerBound, in: &chunk)
+                if chunk[place] & countMask >= limit { return range.lowerBound }
+                chunk[place] = (chunk[place] + 1) | mark
+                return range.upperBound
+            }
+            chunk = spread(chunk)
+        }
         for position in range {
             let value = chunk[position]
             if value & countMask >= limit { return position }
@@ -132,13 +183,14 @@ struct ReferenceCounts: Sendable {
         _ cluster: Int, _ mark: UInt16, _ onOverflow: (Int) -> Void
     ) {
         let count = self[cluster]
-        let (index, position) = (cluster / Self.chunkSize, cluster % Self.chunkSize)
-        chunks[index][position] |= mark
+        let index = cluster / Self.chunkSize
+        let place = Self.makePlace(of: cluster % Self.chunkSize, in: &chunks[index])
+        chunks[index][place] |= mark
         guard count < maximum else { return onOverflow(cluster) }
         if count + 1 < UInt64(Self.countMask) {
-            chunks[index][position] += 1
+            chunks[index][place] += 1
         } else {
-            chunks[index][position] |= Self.countMask
+            chunks[index][place] |= Self.countMask
             large[cluster] = count + 1
         }
     }
@@ -155,7 +207,7 @@ struct ReferenceCounts: Sendable {
             let index = cluster / Self.chunkSize
             let start = index * Self.chunkSize
             let stop = min(range.upperBound, start + Self.chunkSize)
-            let chunk = chunks[index]
+            let chunk = chunk(index)
             if !chunk.isEmpty,
                 chunk[cluster - start..<stop - start].contains(where: { $0 & Self.countMask != 0 })
             {
@@ -175,7 +227,11 @@ struct ReferenceCounts: Sendable {
 
     /// Makes clusters free again that `take` has taken.
     mutating func release(_ clusters: Range<Int>) {
-        for cluster in clusters { chunks[cluster / Self.chunkSize][cluster % Self.chunkSize] = 0 }
+        for cluster in clusters {
+            let index = cluster / Self.chunkSize
+            let place = Self.makePlace(of: cluster % Self.chunkSize, in: &chunks[index])
+            chunks[index][place] = 0
+        }
     }
 
     /// Where as many neighbouring clusters have no reference, from `start` on; perhaps beyond the end.
