@@ -32,7 +32,7 @@ public struct ImageResizing: Sendable {
     public struct ShrinkNotAllowed: Error {}
 
     /// - Throws: `ImageError`, `ShrinkNotAllowed` or `CancellationError`. An image that was being resized
-    ///   is valid in any case.
+    ///   is valid in any case, and what it was unless its header has been written.
     public func run() async throws {
         guard !NBDStorage.isName(name) else {
             throw ImageError.invalid("Cannot resize NBD nodes")
@@ -51,14 +51,21 @@ public struct ImageResizing: Sendable {
             let current = storage.size.roundedUp(to: guestSectorSize)
             try await resizeRaw(storage, from: current, to: try newSize(current))
         case .qcow2:
-            let header = try await Qcow2Source(storage).header
-            let backing = try await ImageOpener().openBacking(
-                of: header, at: name, in: storage)
-            let size = try newSize(header.geometry.virtualSize)
-            var resizer = try await Qcow2Resizer(
-                storage: storage, header: header, backing: backing)
-            try await resizer.resize(to: size, preallocation: preallocation)
+            do {
+                try await resizeQcow2(storage)
+            } catch let error as ImageError {
+                throw error.naming(storage.name)
+            }
         }
+    }
+
+    private func resizeQcow2(_ storage: FileStorage) async throws {
+        let header = try await Qcow2Source(storage).header
+        let backing = try await ImageOpener().openBacking(of: header, at: name, in: storage)
+        let size = try newSize(header.geometry.virtualSize)
+        var resizer = try await Qcow2Resizer(
+            storage: storage, header: header, backing: backing)
+        try await resizer.resize(to: size, preallocation: preallocation)
     }
 
     private func newSize(_ current: Int64) throws -> Int64 {
@@ -106,5 +113,15 @@ public struct ImageResizing: Sendable {
             throw error
         }
         try await storage.flush()
+    }
+}
+
+extension ImageError {
+    /// The name of a backing file stands in an image, so an error has to say in which one.
+    fileprivate func naming(_ image: String) -> ImageError {
+        guard let path, path != image, !message.contains("(the backing file of ") else {
+            return self
+        }
+        return ImageError(kind, path: path, "\(message) (below \(image))")
     }
 }

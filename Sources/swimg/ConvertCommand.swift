@@ -185,7 +185,10 @@ struct ConvertCommand: ImageCommand {
             throw error
         }
         printer?.finish()
-        if digest { Output.print("\(found.withLock { $0 })  \(conversion.target)\n") }
+        if digest {
+            let target = conversion.target.description.withoutControlCharacters
+            Output.print("\(found.withLock { $0 })  \(target)\n")
+        }
     }
 
     private func makeConversion() throws(ImageError) -> Conversion {

@@ -77,7 +77,7 @@ struct CreateCommand: ImageCommand {
         try await signals.interrupting(
             { [creation, quiet] in
                 let plan = try await creation.prepare()
-                if !quiet { Output.print(plan.line + "\n") }
+                if !quiet { Output.print(plan.line.withoutControlCharacters + "\n") }
                 if let warning = try await plan.create() {
                     Output.printError("\(ProgramName.called): warning: \(warning)\n")
                 }

@@ -55,7 +55,10 @@ struct DigestCommand: ImageCommand {
             throw error
         }
         printer.finish()
-        Output.print(output == "json" ? Self.json(path, result) : "\(result)  \(path)\n")
+        Output.print(
+            output == "json"
+                ? Self.json(path, result)
+                : "\(result)  \(path.description.withoutControlCharacters)\n")
     }
 
     private static func json(_ name: ImageName, _ digest: String) -> String {

@@ -42,6 +42,35 @@ import Testing
         #expect(try names().count == 2 * Self.odd.count + 1)
     }
 
+    /// A name may be an escape sequence: a terminal gets none of it, however the name came.
+    @Test func controlCharactersAreShownOnly() throws {
+        let name = Array("a\u{1B}[31mb\nc\u{9B}".utf8)
+        let lines: [[[UInt8]]] = [
+            ["create".b, "-f".b, "raw".b, name, "1M".b], ["digest".b, "-f".b, "raw".b, name],
+            ["create".b, "-f".b, "qcow2".b, "-u".b, "-b".b, name, "-F".b, "raw".b, "x".b, "1M".b],
+            ["convert".b, "--digest".b, "-O".b, "raw".b, "source".b, name],
+        ]
+        for line in lines {
+            let outcome = try run(Swimg.path, bytes: line, in: folder.path)
+            #expect(outcome.isSuccess && outcome.outputText.contains("a?[31mb?c?"), "\(outcome)")
+            let shown = outcome.outputText.dropLast().unicodeScalars
+            #expect(!shown.contains { $0.properties.generalCategory == .control }, "\(outcome)")
+        }
+    }
+
+    /// Who reads of a file that is bad has to know which image names it.
+    @Test func resizeSaysWhoseBackingFileIsBad() throws {
+        for (name, format) in [("nosuch", "raw"), ("source", "qcow2")] {
+            let made = try run(
+                Swimg.path, "create -q -u -f qcow2 -b \(name) -F \(format) overlay 1M".words,
+                in: folder.path)
+            #expect(made.isSuccess, "\(made)")
+            let outcome = try run(Swimg.path, ["resize", "overlay", "2M"], in: folder.path)
+            expectRefusal(outcome, says: name)
+            #expect(outcome.errorText.contains("overlay"), "\(outcome)")
+        }
+    }
+
     @Test(arguments: odd)
     func foldersToo(_ name: [UInt8]) throws {
         try #require(run("mkdir", bytes: [name], in: folder.path).isSuccess)
