@@ -4,14 +4,22 @@ import ImageStorage
 
 /// The reference counts of an image that is changed in place.
 ///
-/// What is written is safe in this order only: counts are raised (`allocate`, `flush`) before anything
-/// leads to the clusters, and lowered after nothing does any more. Whenever the process ends, a count
-/// is too high at worst: a leak.
+/// Counts are raised (`allocate`, `settle`) before anything leads to the clusters, and lowered after
+/// nothing does any more. Whenever the process ends, a count is too high at worst: a leak.
+///
+/// What is allocated lies behind everything else, and new blocks make a new table: until the header
+/// names that, the image is the old one, and `rollBack` can make the file as long as it was.
 struct Qcow2Refcounts {
     private struct CachedBlock {
         var block: Qcow2RefcountBlock
         var isDirty = false
         var lastUse = 0
+    }
+
+    /// Where a refcount table lies, as the header says it.
+    struct Table: Sendable, Equatable {
+        var offset: HostOffset
+        var clusters: Int64
     }
 
     /// What the cache may hold, in bytes; four blocks in any case.
@@ -21,35 +29,52 @@ struct Qcow2Refcounts {
     private let clusterSize: Int64
     private let bits: Int
     private let clustersPerBlock: Int64
-    private var tableOffset: HostOffset
+    private(set) var place: Table
     /// Where each block lies; 0 where there is none.
     private var table: [UInt64]
     private var cache: [Int: CachedBlock] = [:]
     private var clock = 0
     /// The first cluster behind everything: where new ones are taken.
-    private(set) var end: Int64 = 0
-    /// What was handed out, for `undoAllocations`.
-    private var handedOut: [Range<Int64>] = []
-    /// What is in memory is what is in the image, or will be after a flush. Not so within an allocation,
-    /// and after one that failed.
-    private var isConsistent = true
+    private var end: Int64
+    /// The table has new blocks, so it has to be written anew.
+    private var hasNewBlocks = false
+    /// A cluster's count has fallen to one: entries that name it have to say so.
+    private(set) var hasNewSingles = false
 
-    init(storage: any Storage, header: Qcow2Header) async throws {
+    /// What was there before anything was allocated.
+    private struct Origin {
+        var table: [UInt64]
+        var end: Int64
+        /// In bytes.
+        var fileSize: Int64
+    }
+    private let origin: Origin
+
+    /// - Parameter firstFree: the first cluster behind everything that the image names.
+    /// - Throws: `ImageError` where the table or a block is damaged or cut short.
+    init(storage: any Storage, header: Qcow2Header, firstFree: Int64) async throws {
         self.storage = storage
-        clusterSize = header.geometry.clusterSize
+        let clusterSize = header.geometry.clusterSize
+        self.clusterSize = clusterSize
         bits = header.extras.refcountBits
         clustersPerBlock = clusterSize * 8 / Int64(bits)
-        tableOffset = header.refcountTableOffset
-        let bytes = header.refcountTableClusters * clusterSize
-        guard bytes > 0, bytes <= Qcow2Layout.maximumRefcountTable,
-            tableOffset.bytes > 0, tableOffset.bytes % clusterSize == 0
+        place = Table(
+            offset: header.refcountTableOffset, clusters: header.refcountTableClusters)
+        guard place.clusters > 0,
+            place.clusters <= Qcow2Layout.maximumRefcountTable / clusterSize,
+            place.offset.bytes > 0, place.offset.bytes % clusterSize == 0
         else { throw Self.damaged(storage, "the refcount table is invalid") }
-        table = try await storage.readWords(at: tableOffset, bytes: bytes, "refcount table")
-        let mask = ~UInt64(clusterSize - 1)
-        guard table.allSatisfy({ $0 & mask == $0 && $0 < UInt64(Int64.max) }) else {
-            throw Self.damaged(storage, "an entry of the refcount table is invalid")
+        table = try await storage.readWords(
+            at: place.offset, bytes: place.clusters * clusterSize, "refcount table")
+        // Blocks are read when they are needed, which may be late: what cannot be read shows now.
+        let lastPlace = storage.size - clusterSize
+        for entry in table where entry != 0 {
+            guard entry % UInt64(clusterSize) == 0, entry <= UInt64(max(0, lastPlace)) else {
+                throw Self.damaged(storage, "an entry of the refcount table is invalid")
+            }
         }
-        end = try await firstFreeAtEnd()
+        end = firstFree
+        origin = Origin(table: table, end: firstFree, fileSize: storage.size)
     }
 
     private static func damaged(_ storage: any Storage, _ message: String) -> ImageError {
@@ -75,10 +100,12 @@ struct Qcow2Refcounts {
     /// - Returns: whether the cluster is free now.
     mutating func lower(_ cluster: Int64) async throws -> Bool {
         let count = try await count(of: cluster)
-        guard count > 0 else {
-            throw Self.damaged(storage, "cluster \(cluster) is in use, its refcount is 0")
+        guard count > 0, cluster > 0 else {
+            throw Self.damaged(
+                storage, "cluster \(cluster) cannot be freed: its refcount is \(count)")
         }
         set(cluster, to: count - 1)
+        if count == 2 { hasNewSingles = true }
         return count == 1
     }
 
@@ -125,130 +152,114 @@ struct Qcow2Refcounts {
     ///
     /// - Returns: the first of them.
     mutating func allocate(_ count: Int64) async throws -> Int64 {
-        isConsistent = false
-        let room = try roomNeeded(count)
+        let blocks = missingBlocks(for: count)
         let start = end
-        let firstBlock = start + room.tableClusters
-        let first = firstBlock + Int64(room.blocks.count)
+        let first = start + Int64(blocks.count)
         let newEnd = first + count
-        guard newEnd <= largestDiskSize / clusterSize else {
-            throw ImageError.tooLarge("the image grows", path: storage.name)
+        let lastBlock = Int((newEnd - 1) / clustersPerBlock)
+        guard newEnd <= largestDiskSize / clusterSize,
+            Int64(lastBlock) < Qcow2Layout.maximumRefcountTable / 8
+        else {
+            throw ImageError(
+                .invalid, path: storage.name,
+                "the image grows too large for clusters of \(clusterSize) bytes")
         }
         if storage.traits.isDevice, newEnd > storage.size / clusterSize {
             throw ImageError(
                 .system(errno: ENOSPC), path: storage.name,
                 "the device is too small: \(String(cString: strerror(ENOSPC)))")
         }
-        if room.tableClusters > 0 {
-            let entries = Int(room.tableClusters * clusterSize / 8)
-            table.append(contentsOf: repeatElement(0, count: entries - table.count))
+        // First of all: what fails in between is rolled back up to here.
+        end = newEnd
+        // The storage knows its size, whatever is written when; what is not written is zeros.
+        if !storage.traits.isDevice { try await storage.truncate(to: newEnd * clusterSize) }
+        if lastBlock >= table.count {
+            table.append(contentsOf: repeatElement(0, count: lastBlock + 1 - table.count))
         }
-        for (place, index) in room.blocks.enumerated() {
+        for (place, index) in blocks.enumerated() {
             try await makeRoom()
-            table[index] = UInt64((firstBlock + Int64(place)) * clusterSize)
+            hasNewBlocks = true
+            table[index] = UInt64((start + Int64(place)) * clusterSize)
             cache[index] = CachedBlock(
                 block: Qcow2RefcountBlock(bits: bits, byteCount: Int(clusterSize)),
                 isDirty: true, lastUse: clock)
         }
-        var next = start
-        while next < newEnd {
-            let index = next / clustersPerBlock
-            let stop = min(newEnd, (index + 1) * clustersPerBlock)
-            try await load(Int(index))
-            try take(next..<stop, in: Int(index))
-            next = stop
-        }
-        end = newEnd
-        try await publish(room, tableAt: HostOffset(start * clusterSize))
-        handedOut.append(first..<newEnd)
-        isConsistent = true
+        try await setCounts(start..<newEnd, to: 1)
         return first
     }
 
-    /// Counts clusters of one block's range that must be free.
-    private mutating func take(_ clusters: Range<Int64>, in index: Int) throws(ImageError) {
-        guard var cached = cache.removeValue(forKey: index) else { return }
-        for cluster in clusters {
-            let place = Int(cluster % clustersPerBlock)
-            guard cached.block[place] == 0 else {
-                throw Self.damaged(storage, "cluster \(cluster) behind the end is in use")
-            }
-            cached.block[place] = 1
-        }
-        cached.isDirty = true
-        cache[index] = cached
-    }
-
-    private struct Room {
-        /// Of a new table; 0 if the old one is large enough.
-        var tableClusters: Int64 = 0
-        /// The blocks that are missing.
-        var blocks: [Int] = []
-    }
-
-    /// New blocks and a new table have to be counted, too: looks for what suffices for all of it.
-    private func roomNeeded(_ count: Int64) throws(ImageError) -> Room {
-        var room = Room()
-        while true {
-            let total = room.tableClusters + Int64(room.blocks.count) + count
-            let lastBlock = Int((end + total - 1) / clustersPerBlock)
-            let missing = (Int(end / clustersPerBlock)...lastBlock).filter {
-                $0 >= table.count || table[$0] == 0
-            }
-            var tableClusters = room.tableClusters
-            if lastBlock >= max(table.count, Int(tableClusters * clusterSize / 8)) {
-                let needed = (Int64(lastBlock + 1) * 8).dividedUp(by: clusterSize)
-                // Some more, so that it need not move again soon.
-                tableClusters = min(
-                    needed + needed / 2, Qcow2Layout.maximumRefcountTable / clusterSize)
-                guard tableClusters >= needed else {
-                    throw ImageError(
-                        .invalid, path: storage.name,
-                        "the image grows too large for clusters of \(clusterSize) bytes")
+    /// Counts that were there before mean nothing: they are of clusters behind the end.
+    private mutating func setCounts(_ clusters: Range<Int64>, to count: UInt64) async throws {
+        var next = clusters.lowerBound
+        while next < clusters.upperBound {
+            let index = next / clustersPerBlock
+            let stop = min(clusters.upperBound, (index + 1) * clustersPerBlock)
+            if hasBlock(for: next) {
+                try await load(Int(index))
+                // Out of the cache meanwhile, or each change would copy the block.
+                if var cached = cache.removeValue(forKey: Int(index)) {
+                    for cluster in next..<stop {
+                        let place = Int(cluster % clustersPerBlock)
+                        guard cached.block[place] != count else { continue }
+                        cached.block[place] = count
+                        cached.isDirty = true
+                    }
+                    cache[Int(index)] = cached
                 }
             }
-            if missing.count == room.blocks.count, tableClusters == room.tableClusters {
-                return Room(tableClusters: tableClusters, blocks: missing)
-            }
-            room = Room(tableClusters: tableClusters, blocks: missing)
+            next = stop
         }
     }
 
-    /// Makes new blocks known: first they are written, then what leads to them.
-    private mutating func publish(_ room: Room, tableAt newOffset: HostOffset) async throws {
-        guard !room.blocks.isEmpty else { return }
+    /// The blocks that have to be made to count so many clusters more, and themselves.
+    private func missingBlocks(for count: Int64) -> [Int] {
+        var missing: [Int] = []
+        while true {
+            let newEnd = end + Int64(missing.count) + count
+            let blocks = Int(end / clustersPerBlock)..<Int(newEnd.dividedUp(by: clustersPerBlock))
+            let found = blocks.filter { $0 >= table.count || table[$0] == 0 }
+            if found.count == missing.count { return found }
+            missing = found
+        }
+    }
+
+    /// Brings all counts to stable storage, with everything that was written before; new blocks by
+    /// a new table, to which the header has to lead next.
+    mutating func settle() async throws {
+        if hasNewBlocks { try await placeTable() }
         try await flush()
-        guard room.tableClusters > 0 else {
-            for index in room.blocks {
-                try await storage.write(
-                    [UInt64]([table[index]]).bigEndianBytes,
-                    at: tableOffset.bytes + Int64(index) * 8)
-            }
-            return
-        }
-        let oldTable = tableOffset.bytes / clusterSize
-        let oldClusters = try await storage.readBytes(
-            at: HostOffset(Qcow2Header.FieldOffset.refcountTableClusters), count: 4, "header")
-        try await storage.write(table.bigEndianBytes, at: newOffset.bytes)
-        try await storage.flush()
-        var field: [UInt8] = []
-        field.appendBigEndian(UInt64(newOffset.bytes))
-        field.appendBigEndian(UInt32(room.tableClusters))
-        try await storage.write(field, at: Qcow2Header.FieldOffset.refcountTable)
-        try await storage.flush()
-        tableOffset = newOffset
-        let count = oldClusters.reduce(Int64(0)) { $0 << 8 | Int64($1) }
-        for cluster in oldTable..<oldTable + count { _ = try await lower(cluster) }
     }
 
-    /// Frees all that was handed out, as far as that works: nothing leads to it.
-    mutating func undoAllocations() async throws {
-        guard isConsistent else { return }
-        for run in handedOut {
-            for cluster in run { _ = try await lower(cluster) }
+    private mutating func placeTable() async throws {
+        var clusters = place.clusters
+        // The table's own clusters can need a block, and that an entry.
+        while true {
+            let entries = max(table.count, (missingBlocks(for: clusters).last ?? 0) + 1)
+            let needed = (Int64(entries) * 8).dividedUp(by: clusterSize)
+            guard needed > clusters else { break }
+            // Some more, so that it need not become longer again soon.
+            clusters = max(
+                needed,
+                min(needed + needed / 2, Qcow2Layout.maximumRefcountTable / clusterSize))
         }
-        handedOut = []
-        try await releaseEnd()
+        let first = try await allocate(clusters)
+        let entries = Int(clusters * clusterSize / 8)
+        table.append(contentsOf: repeatElement(0, count: max(0, entries - table.count)))
+        place = Table(offset: HostOffset(first * clusterSize), clusters: clusters)
+        try await storage.write(table.bigEndianBytes, at: place.offset.bytes)
+        hasNewBlocks = false
+    }
+
+    /// Makes counts and file what they were before anything was allocated. Nothing may lead to that.
+    mutating func rollBack() async throws {
+        cache = [:]
+        table = origin.table
+        let allocated = origin.end..<end
+        end = origin.end
+        try await setCounts(allocated, to: 0)
+        for index in cache.keys.sorted() { try await write(index) }
+        guard !storage.traits.isDevice, storage.size != origin.fileSize else { return }
+        try await storage.truncate(to: origin.fileSize)
     }
 
     // MARK: The end
@@ -276,42 +287,37 @@ struct Qcow2Refcounts {
         try await storage.flush()
         for cluster in dropped where hasBlock(for: cluster) { _ = try await lower(cluster) }
         try await flush()
-        end = try await lastUsedCluster() + 1
+        guard let last = try await lastUsedCluster() else { return }
+        end = last + 1
         if !storage.traits.isDevice, end < storage.size.dividedUp(by: clusterSize) {
             try await storage.truncate(to: end * clusterSize)
         }
     }
 
-    private func entryOffset(_ index: Int) -> Int64 { tableOffset.bytes + Int64(index) * 8 }
+    private func entryOffset(_ index: Int) -> Int64 { place.offset.bytes + Int64(index) * 8 }
 
-    /// The last cluster of a block's range that is in use.
+    /// The last cluster of a block's range that is in use. Counts of what lies behind the end of the
+    /// storage say nothing: a program may have died before it wrote there.
     private mutating func lastUsed(
         in index: Int, except ignored: Set<Int64> = []
     ) async throws -> Int64? {
+        let first = Int64(index) * clustersPerBlock
+        let stop = min(clustersPerBlock, storage.size.dividedUp(by: clusterSize) - first)
+        guard stop > 0 else { return nil }
         try await load(index)
         guard let block = cache[index]?.block else { return nil }
-        for place in stride(from: block.count - 1, through: 0, by: -1) where block[place] != 0 {
-            let found = Int64(index) * clustersPerBlock + Int64(place)
+        for place in stride(from: Int(stop) - 1, through: 0, by: -1) where block[place] != 0 {
+            let found = first + Int64(place)
             if !ignored.contains(found) { return found }
         }
         return nil
     }
 
-    private mutating func lastUsedCluster() async throws -> Int64 {
+    /// nil if nothing is counted, not even the header.
+    private mutating func lastUsedCluster() async throws -> Int64? {
         for index in table.indices.reversed() where table[index] != 0 {
             if let last = try await lastUsed(in: index) { return last }
         }
-        return 0
-    }
-
-    /// Behind the end of a file nothing can be in the way; a device has no end but that of the counts.
-    private mutating func firstFreeAtEnd() async throws -> Int64 {
-        let fileEnd =
-            storage.traits.isDevice ? 0 : storage.size.dividedUp(by: clusterSize)
-        for index in table.indices.reversed() where table[index] != 0 {
-            if Int64(index + 1) * clustersPerBlock <= fileEnd { break }
-            if let last = try await lastUsed(in: index) { return max(fileEnd, last + 1) }
-        }
-        return fileEnd
+        return nil
     }
 }

@@ -3,83 +3,89 @@ import ImageStorage
 
 // New clusters come behind the end of the image: first everything is written there, then led to.
 extension Qcow2Resizer {
-    /// What changes, collected until all of it is written.
+    /// What is to become of the image.
     private struct Growth {
-        let size: Int64
         let geometry: Qcow2Geometry
         let preallocation: Preallocation
         /// The clusters that are new, by their numbers on the guest disk.
-        var new: Range<Int64>
+        let new: Range<Int64>
         /// Where those end that would show the backing file.
-        var hiddenEnd: Int64
-        /// The last old cluster, if it has to be written anew: its place.
-        var tail: (guestCluster: Int64, host: Int64)?
-        /// What nothing leads to any more at the end.
-        var freed: [Int64] = []
+        let hiddenEnd: Int64
+        /// The last old cluster, if its end would show something.
+        var tail: Tail?
+        var change: Change
+    }
+
+    /// The last old cluster as it has to be.
+    private struct Tail {
+        let guestCluster: Int64
+        let content: [UInt8]
+        /// Where its bytes can be changed; nil if the cluster has to move.
+        let host: Int64?
     }
 
     mutating func grow(to size: Int64, _ preallocation: Preallocation) async throws {
         var growth = try plan(size, preallocation)
-        var hasReferences = false
-        do {
-            // Taken first: behind all that is new it would keep the file from getting shorter again.
-            let movedL1 = try await placeForL1(&growth)
-            try await hideTail(&growth)
-            try await writeTables(&growth)
-            if let movedL1 { try await storage.write(l1.bigEndianBytes, at: movedL1.bytes) }
-            try await refcounts.flush()
-            hasReferences = true
-            try await refer(growth, movedL1)
-        } catch {
-            // Nothing leads to what was taken: it need not be lost.
-            if !hasReferences { try? await refcounts.undoAllocations() }
-            throw error
+        growth.tail = try await tail()
+        try await placeL1(&growth)
+        try await writeTables(&growth)
+        if growth.change.l1Offset != header.l1Offset {
+            try await storage.write(l1.bigEndianBytes, at: growth.change.l1Offset.bytes)
         }
-        try await release(growth.freed)
+        try await hideTail(growth)
+        try await perform(&growth.change)
+        try await release(growth.change.freed)
         try await refcounts.flush()
     }
 
     private func plan(
         _ size: Int64, _ preallocation: Preallocation
-    ) throws(ImageError) -> Growth {
+    ) throws -> Growth {
         let geometry = geometry(virtualSize: size)
         guard geometry.l1Entries <= Qcow2Header.maximumL1Entries else {
-            throw .tooLarge("Failed to grow the L1 table")
+            throw ImageError.tooLarge("Failed to grow the L1 table")
         }
         let first = self.geometry.virtualSize.dividedUp(by: geometry.clusterSize)
         let end = size.dividedUp(by: geometry.clusterSize)
         let below = min(size, backing?.virtualSize ?? 0).dividedUp(by: geometry.clusterSize)
         guard header.version >= 3 || below <= first || preallocation != .off else {
-            throw .invalid("Failed to zero out new clusters: Operation not supported")
+            throw ImageError.invalid("Failed to zero out new clusters: Operation not supported")
+        }
+        if preallocation.takesBlocks {
+            guard !storage.traits.isDevice else {
+                throw ImageError.invalid(
+                    "Preallocation mode '\(preallocation.rawValue)' unsupported for this "
+                        + "non-regular file")
+            }
+            try storage.requireSpace((end - first) * geometry.clusterSize)
         }
         return Growth(
-            size: size, geometry: geometry, preallocation: preallocation, new: first..<end,
-            hiddenEnd: max(first, below))
+            geometry: geometry, preallocation: preallocation, new: first..<end,
+            hiddenEnd: max(first, below),
+            change: Change(size: size, l1Offset: header.l1Offset))
     }
 
     // MARK: The last old cluster
 
     /// The disk may end within a cluster: what that has behind the end, or the backing file, must not
     /// show now.
-    private mutating func hideTail(_ growth: inout Growth) async throws {
-        let clusterSize = geometry.clusterSize
-        let oldSize = geometry.virtualSize
-        let cluster = oldSize / clusterSize
-        let inCluster = Int(oldSize % clusterSize)
-        guard inCluster > 0 else { return }
+    private mutating func tail() async throws -> Tail? {
+        let cluster = geometry.virtualSize / geometry.clusterSize
+        let inCluster = Int(geometry.virtualSize % geometry.clusterSize)
+        guard inCluster > 0 else { return nil }
         var content = try await contentOfLastCluster(cluster)
-        guard content[inCluster...].contains(where: { $0 != 0 }) else { return }
+        guard content[inCluster...].contains(where: { $0 != 0 }) else { return nil }
         for place in inCluster..<content.count { content[place] = 0 }
+        return Tail(
+            guestCluster: cluster, content: content,
+            host: try await ownCluster(try await entry(of: cluster)))
+    }
 
-        let entry = try await entry(of: cluster)
-        if let host = try await ownCluster(entry) {
-            return try await storage.write(
-                Array(content[inCluster...]), at: host + Int64(inCluster))
-        }
-        let host = try await refcounts.allocate(1)
-        try await storage.write(content, at: host * clusterSize)
-        growth.tail = (cluster, host)
-        growth.freed += clusters(of: entry)
+    /// Where the cluster stays, only what the guest does not see is written.
+    private func hideTail(_ growth: Growth) async throws {
+        guard let tail = growth.tail, let host = tail.host else { return }
+        let inCluster = geometry.virtualSize % geometry.clusterSize
+        try await storage.write(Array(tail.content[Int(inCluster)...]), at: host + inCluster)
     }
 
     /// As the guest would see it if nothing but the size were changed.
@@ -114,37 +120,71 @@ extension Qcow2Resizer {
 
     // MARK: New tables
 
+    /// The L1 table goes to a new place if it gets longer or any entry changes. Before everything else:
+    /// behind what is new it would keep the file from getting shorter again.
+    private mutating func placeL1(_ growth: inout Growth) async throws {
+        var isChanged = growth.geometry.l1Entries > header.l1Entries
+        for table in tables(growth) where !isChanged {
+            isChanged = try await needsWriting(table, growth)
+        }
+        guard isChanged else { return }
+        let entries = max(header.l1Entries, growth.geometry.l1Entries)
+        l1.append(contentsOf: repeatElement(0, count: Int(entries) - l1.count))
+        let count = (entries * 8).dividedUp(by: geometry.clusterSize)
+        growth.change.l1Offset = HostOffset(
+            try await refcounts.allocate(count) * geometry.clusterSize)
+    }
+
+    /// The L2 tables of all that is new, and of the last old cluster.
+    private func tables(_ growth: Growth) -> ClosedRange<Int64> {
+        let first = growth.tail?.guestCluster ?? growth.new.lowerBound
+        let last = max(first, growth.new.upperBound - 1)
+        return first / geometry.l2Entries...last / geometry.l2Entries
+    }
+
+    private func newClusters(_ growth: Growth, in table: Int64) -> Range<Int64> {
+        growth.new.clamped(to: table * geometry.l2Entries..<(table + 1) * geometry.l2Entries)
+    }
+
+    private func place(of cluster: Int64) -> Int {
+        Int(cluster % geometry.l2Entries * geometry.wordsPerL2Entry)
+    }
+
+    /// Whether entries have to be written, or such have to go that lie behind the old end, where
+    /// nothing has cleared them.
+    private func needsWriting(_ table: Int64, _ growth: Growth) async throws -> Bool {
+        let new = newClusters(growth, in: table)
+        if let tail = growth.tail, tail.host == nil,
+            tail.guestCluster / geometry.l2Entries == table
+        {
+            return true
+        }
+        guard !new.isEmpty else { return false }
+        if growth.preallocation != .off || new.lowerBound < growth.hiddenEnd { return true }
+        guard try tableOffset(table) != nil else { return false }
+        let start = place(of: new.lowerBound)
+        let end = start + new.count * Int(geometry.wordsPerL2Entry)
+        return try await readTable(table)[start..<end].contains { $0 != 0 }
+    }
+
     /// Writes the L2 tables that change, all to new places, and what they preallocate.
     private mutating func writeTables(_ growth: inout Growth) async throws {
-        let entries = geometry.l2Entries
-        let touchedEnd =
-            growth.preallocation == .off ? growth.hiddenEnd : growth.new.upperBound
-        let first = growth.tail?.guestCluster ?? growth.new.lowerBound
-        let end = max(touchedEnd, growth.tail.map { $0.guestCluster + 1 } ?? first)
-        if growth.preallocation.takesBlocks {
-            try storage.requireSpace(Int64(growth.new.count) * geometry.clusterSize)
-        }
-        guard first < end else { return }
-        for table in first / entries...(end - 1) / entries {
+        for table in tables(growth) where try await needsWriting(table, growth) {
             try Task.checkCancellation()
-            let range = table * entries..<(table + 1) * entries
-            let changed = growth.new.clamped(to: range).clamped(to: first..<max(first, touchedEnd))
-            try await writeTable(table, changed, &growth)
+            try await writeTable(table, &growth)
         }
     }
 
-    private mutating func writeTable(
-        _ index: Int64, _ changed: Range<Int64>, _ growth: inout Growth
-    ) async throws {
+    private mutating func writeTable(_ index: Int64, _ growth: inout Growth) async throws {
         let old = try tableOffset(index)
         var words = try await readTable(index)
+        let changed = newClusters(growth, in: index)
         let data = growth.preallocation == .off ? 0 : Int64(changed.count)
         let first = try await refcounts.allocate(1 + data)
-        let step = Int(geometry.wordsPerL2Entry)
-        func place(of cluster: Int64) -> Int { Int(cluster % geometry.l2Entries) * step }
         for (number, cluster) in zip((first + 1)..., changed) {
             let word = place(of: cluster)
-            growth.freed += clusters(of: words[word..<word + step])
+            growth.change.freed += clusters(
+                of: words[word..<word + Int(geometry.wordsPerL2Entry)])
             let isHidden = cluster < growth.hiddenEnd
             let host =
                 data > 0 ? UInt64(number * geometry.clusterSize) | Qcow2Entry.copied : 0
@@ -157,66 +197,37 @@ extension Qcow2Resizer {
                 words[word] = host | flag
             }
         }
-        if let tail = growth.tail, tail.guestCluster / geometry.l2Entries == index {
-            let word = place(of: tail.guestCluster)
-            words[word] = UInt64(tail.host * geometry.clusterSize) | Qcow2Entry.copied
-            if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
+        if let tail = growth.tail, tail.host == nil,
+            tail.guestCluster / geometry.l2Entries == index
+        {
+            try await moveTail(tail, &words, &growth.change)
         }
         if data > 0 { try await fill(first + 1..<first + 1 + data, growth.preallocation) }
         try await storage.write(words.bigEndianBytes, at: first * geometry.clusterSize)
         l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
-        if let old { growth.freed.append(old.bytes / geometry.clusterSize) }
+        if let old { growth.change.freed.append(old.bytes / geometry.clusterSize) }
+    }
+
+    private mutating func moveTail(
+        _ tail: Tail, _ words: inout [UInt64], _ change: inout Change
+    ) async throws {
+        let word = place(of: tail.guestCluster)
+        change.freed += clusters(of: words[word..<word + Int(geometry.wordsPerL2Entry)])
+        let host = try await refcounts.allocate(1) * geometry.clusterSize
+        try await storage.write(tail.content, at: host)
+        words[word] = UInt64(host) | Qcow2Entry.copied
+        if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
     }
 
     /// Makes new clusters read as zeros, and takes their blocks if that is asked for.
     private func fill(_ clusters: Range<Int64>, _ preallocation: Preallocation) async throws {
         let range =
             clusters.lowerBound * geometry.clusterSize..<clusters.upperBound * geometry.clusterSize
-        if storage.traits.isDevice {
-            guard preallocation == .metadata else {
-                throw ImageError.invalid(
-                    "Preallocation mode '\(preallocation.rawValue)' unsupported for this "
-                        + "non-regular file")
-            }
-            return try await storage.zero(range, mayUnmap: true)
-        }
-        if storage.size < range.upperBound { try await storage.truncate(to: range.upperBound) }
+        if storage.traits.isDevice { return try await storage.zero(range, mayUnmap: true) }
         switch preallocation {
         case .off, .metadata: break
         case .falloc: try storage.allocate(range, .falloc)
         case .full: try await storage.writeZeros(range)
         }
-    }
-
-    // MARK: What leads to it
-
-    /// Takes a new place for the L1 table if it has to be larger than the old one.
-    private mutating func placeForL1(_ growth: inout Growth) async throws -> HostOffset? {
-        let needed = growth.geometry.l1Entries
-        guard needed > header.l1Entries else { return nil }
-        l1.append(contentsOf: repeatElement(0, count: Int(needed) - l1.count))
-        let count = (needed * 8).dividedUp(by: geometry.clusterSize)
-        let host = HostOffset(try await refcounts.allocate(count) * geometry.clusterSize)
-        let oldStart = header.l1Offset.bytes / geometry.clusterSize
-        let oldCount = (header.l1Entries * 8).dividedUp(by: geometry.clusterSize)
-        growth.freed += oldStart..<oldStart + oldCount
-        return host
-    }
-
-    /// The moment at which the image has its new size: one write, within a sector.
-    private func refer(_ growth: Growth, _ movedL1: HostOffset?) async throws {
-        guard let movedL1 else {
-            try await writeL1(l1.indices)
-            try await storage.flush()
-            try await writeSize(growth.size)
-            return try await storage.flush()
-        }
-        var fields: [UInt8] = []
-        fields.appendBigEndian(UInt64(growth.size))
-        fields.appendBigEndian(UInt32(0))  // encryption: none
-        fields.appendBigEndian(UInt32(l1.count))
-        fields.appendBigEndian(UInt64(movedL1.bytes))
-        try await storage.write(fields, at: Qcow2Header.FieldOffset.virtualSize)
-        try await storage.flush()
     }
 }

@@ -1,11 +1,21 @@
 import DiskImage
 import ImageStorage
 
-/// Changes the size of a qcow2 image in place.
+/// Changes the size of a qcow2 image in place, by the rule of docs/architecture.md ("Changing an image
+/// in place"): reads all that it will touch, writes what is new to space that nothing names, and
+/// switches by one write to the header. What is not needed any more is freed after that.
 ///
-/// Whatever ends the process, a valid image is left, with leaked clusters at worst: new clusters are counted
-/// and written before anything leads to them, old ones are freed after nothing does any more.
+/// Whatever ends the process, a valid image is left, with leaked clusters at worst.
 public struct Qcow2Resizer {
+    /// What has to be done to an image, and what the header is to say then.
+    struct Change {
+        /// Of the guest disk, in bytes.
+        let size: Int64
+        var l1Offset: HostOffset
+        /// What nothing leads to any more after the switch: host clusters.
+        var freed: [Int64] = []
+    }
+
     let storage: any Storage
     let header: Qcow2Header
     /// What lies below the image; nil if nothing does.
@@ -13,10 +23,14 @@ public struct Qcow2Resizer {
     var refcounts: Qcow2Refcounts
     /// All that the header tells of, which can be more than the disk needs.
     var l1: [UInt64]
+    /// The header may lead to what is new.
+    private var isSwitched = false
 
     var geometry: Qcow2Geometry { header.geometry }
 
-    /// - Throws: `ImageError` for images that are damaged, or hold what resizing would harm.
+    /// Reads all metadata.
+    ///
+    /// - Throws: `ImageError` for images that have errors, or hold what resizing would harm.
     public init(
         storage: any Storage, header: Qcow2Header, backing: (any ImageSource)?
     ) async throws {
@@ -37,15 +51,28 @@ public struct Qcow2Resizer {
         self.storage = storage
         self.header = header
         self.backing = backing
-        refcounts = try await Qcow2Refcounts(storage: storage, header: header)
+        let sound = try await SoundImage(storage)
+        refcounts = try await Qcow2Refcounts(
+            storage: storage, header: header, firstFree: sound.firstFree)
         l1 = try await storage.readWords(
             at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")
+        for index in l1.indices {
+            guard let table = try tableOffset(Int64(index)) else { continue }
+            guard table.bytes <= storage.size - geometry.clusterSize else {
+                throw ImageError.corrupt(
+                    storage.name,
+                    "the L2 table at offset \(table.bytes) lies beyond the end of the file "
+                        + "(\(storage.size) bytes): the image is cut short or damaged")
+            }
+        }
     }
 
     /// - Parameters:
     ///   - size: of the guest disk, in bytes.
     ///   - preallocation: of what is new.
     /// - Throws: `ImageError`, in qemu-img's words where it refuses as well, or `CancellationError`.
+    ///   Until the header has been written nothing of the disk has changed, nor has the length of
+    ///   the file.
     public mutating func resize(to size: Int64, preallocation: Preallocation) async throws {
         guard size % guestSectorSize == 0 else {
             throw ImageError.invalid("The new size must be a multiple of 512")
@@ -53,16 +80,18 @@ public struct Qcow2Resizer {
         guard header.version >= 3 || header.extras.snapshots == 0 else {
             throw ImageError.invalid("Can't resize a v2 image which has snapshots")
         }
-        if header.extras.autoclearFeatures != 0 {
-            // Who changes an image clears what it does not know (spec, "autoclear_features").
-            try await storage.write(
-                [UInt8](repeating: 0, count: 8), at: Qcow2Header.FieldOffset.autoclearFeatures)
+        guard size != geometry.virtualSize else { return }
+        do {
+            if size > geometry.virtualSize {
+                try await grow(to: size, preallocation)
+            } else {
+                try await shrink(to: size)
+            }
+        } catch {
+            if !isSwitched { try? await refcounts.rollBack() }
+            throw error
         }
-        if size > geometry.virtualSize {
-            try await grow(to: size, preallocation)
-        } else if size < geometry.virtualSize {
-            try await shrink(to: size)
-        }
+        if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
     }
 
     /// Of the image with another size.
@@ -99,10 +128,73 @@ public struct Qcow2Resizer {
             at: header.l1Offset.bytes + Int64(indices.lowerBound) * 8)
     }
 
-    func writeSize(_ size: Int64) async throws {
-        var field: [UInt8] = []
-        field.appendBigEndian(UInt64(size))
-        try await storage.write(field, at: Qcow2Header.FieldOffset.virtualSize)
+    // MARK: The switch
+
+    /// The header from the size on, as far as it changes.
+    private func headerFields(_ change: Change, _ old: [UInt8]) -> [UInt8] {
+        var fields: [UInt8] = []
+        fields.appendBigEndian(UInt64(change.size))
+        fields.appendBigEndian(UInt32(0))  // encryption: none
+        fields.appendBigEndian(UInt32(l1.count))
+        fields.appendBigEndian(UInt64(change.l1Offset.bytes))
+        fields.appendBigEndian(UInt64(refcounts.place.offset.bytes))
+        fields.appendBigEndian(UInt32(refcounts.place.clusters))
+        fields += old[fields.count...]
+        if header.version >= 3 {
+            // Who changes an image clears what it does not know (spec, "autoclear_features").
+            let autoclear = Int(
+                Qcow2Header.FieldOffset.autoclearFeatures - Qcow2Header.FieldOffset.virtualSize)
+            fields.replaceSubrange(autoclear..<autoclear + 8, with: repeatElement(0, count: 8))
+        }
+        return fields
+    }
+
+    /// Brings all that is new to stable storage and makes the header lead to it: one write, within a
+    /// sector.
+    ///
+    /// - Throws: `ImageError`. If the header could not be written, it is made what it was, so that
+    ///   what is new can be taken back. Where that fails as well, either header may be the one on
+    ///   disk, and both lead to a valid image.
+    mutating func perform(_ change: inout Change) async throws {
+        let oldTable = refcounts.place
+        try await refcounts.settle()
+        let start = Qcow2Header.FieldOffset.virtualSize
+        let end =
+            header.version >= 3
+            ? Qcow2Header.FieldOffset.autoclearFeatures + 8 : Int64(Qcow2Header.version2Length)
+        let old = try await storage.readBytes(
+            at: HostOffset(start), count: end - start, "header")
+        isSwitched = true
+        do {
+            try await storage.write(headerFields(change, old), at: start)
+            try await storage.flush()
+        } catch {
+            isSwitched = !(await restore(old, at: start))
+            throw error
+        }
+        if refcounts.place != oldTable {
+            change.freed += clusters(
+                oldTable.offset, bytes: oldTable.clusters * geometry.clusterSize)
+        }
+        if change.l1Offset != header.l1Offset {
+            change.freed += clusters(header.l1Offset, bytes: header.l1Entries * 8)
+        }
+    }
+
+    /// - Returns: whether the header is certain to be the old one.
+    private func restore(_ header: [UInt8], at offset: Int64) async -> Bool {
+        do {
+            try await storage.write(header, at: offset)
+            try await storage.flush()
+            return true
+        } catch {
+            return false
+        }
+    }
+
+    private func clusters(_ offset: HostOffset, bytes: Int64) -> Range<Int64> {
+        let first = offset.bytes / geometry.clusterSize
+        return first..<first + bytes.dividedUp(by: geometry.clusterSize)
     }
 
     // MARK: Freeing
@@ -152,24 +244,35 @@ public struct Qcow2Resizer {
 // MARK: Shrinking
 
 extension Qcow2Resizer {
+    /// The L2 table in which the disk is to end.
+    private struct Boundary {
+        let index: Int
+        let host: HostOffset
+        /// The words from here on mean nothing any more.
+        let firstGone: Int
+        let words: [UInt64]
+        /// The cluster of a table without them, if a snapshot has the table, too.
+        var copy: Int64?
+    }
+
+    /// The size comes first: what is behind the end then means nothing, however far it is cleared.
     private mutating func shrink(to size: Int64) async throws {
         let firstGone = size.dividedUp(by: geometry.clusterSize)
-        let boundary = firstGone / geometry.l2Entries
-        var freed: [Int64] = []
-        if firstGone % geometry.l2Entries != 0 {
-            freed = try await clearTable(
-                boundary, from: Int(firstGone % geometry.l2Entries * geometry.wordsPerL2Entry))
-        }
-        let firstTable = Int(firstGone.dividedUp(by: geometry.l2Entries))
+        let firstTable = min(l1.count, Int(firstGone.dividedUp(by: geometry.l2Entries)))
+        let boundary = try await boundary(firstGone)
+        var change = Change(size: size, l1Offset: header.l1Offset)
+        try await perform(&change)
+
         var tables: [HostOffset] = []
-        for index in firstTable..<max(firstTable, l1.count) {
+        for index in firstTable..<l1.count {
             if let table = try tableOffset(Int64(index)) { tables.append(table) }
             l1[index] = 0
         }
-        try await writeL1(min(firstTable, l1.count)..<l1.count)
+        if let boundary { change.freed += try await clear(boundary) }
+        try await writeL1(min(firstTable, boundary?.index ?? firstTable)..<l1.count)
         try await refcounts.flush()
 
-        try await release(freed)
+        try await release(change.freed)
         for table in tables {
             let words = try await storage.readWords(
                 at: table, bytes: geometry.clusterSize, "L2 table")
@@ -177,30 +280,38 @@ extension Qcow2Resizer {
             try await release([table.bytes / geometry.clusterSize])
         }
         try await refcounts.releaseEnd()
-        try await writeSize(size)
-        try await storage.flush()
     }
 
-    /// Empties the end of an L2 table, in a copy if a snapshot has it, too.
-    ///
-    /// - Returns: the clusters that have one reference less when all is on stable storage.
-    private mutating func clearTable(_ index: Int64, from word: Int) async throws -> [Int64] {
-        guard let host = try tableOffset(index) else { return [] }
-        var words = try await readTable(index)
-        var freed = clusters(of: words[word...])
-        guard words[word...].contains(where: { $0 != 0 }) else { return [] }
-        for place in word..<words.count { words[place] = 0 }
-        if try await refcounts.count(of: host.bytes / geometry.clusterSize) == 1 {
+    /// - Parameter firstGone: the first guest cluster behind the new end.
+    /// - Returns: nil if no table has to be changed.
+    private mutating func boundary(_ firstGone: Int64) async throws -> Boundary? {
+        let index = firstGone / geometry.l2Entries
+        let word = Int(firstGone % geometry.l2Entries * geometry.wordsPerL2Entry)
+        guard word > 0, let host = try tableOffset(index) else { return nil }
+        let words = try await readTable(index)
+        guard words[word...].contains(where: { $0 != 0 }) else { return nil }
+        var boundary = Boundary(index: Int(index), host: host, firstGone: word, words: words)
+        if try await refcounts.count(of: host.bytes / geometry.clusterSize) > 1 {
+            let copy = try await refcounts.allocate(1)
+            let kept = words[..<word] + repeatElement(0, count: words.count - word)
             try await storage.write(
-                Array(words[word...]).bigEndianBytes, at: host.bytes + Int64(word) * 8)
-            return freed
+                Array(kept).bigEndianBytes, at: copy * geometry.clusterSize)
+            boundary.copy = copy
         }
-        let copy = try await refcounts.allocate(1) * geometry.clusterSize
-        try await storage.write(words.bigEndianBytes, at: copy)
-        try await refcounts.flush()
-        l1[Int(index)] = UInt64(copy) | Qcow2Entry.copied
-        try await writeL1(Int(index)..<Int(index) + 1)
-        freed.append(host.bytes / geometry.clusterSize)
+        return boundary
+    }
+
+    /// - Returns: the clusters that have one reference less when all is on stable storage.
+    private mutating func clear(_ boundary: Boundary) async throws -> [Int64] {
+        let word = boundary.firstGone
+        let freed = clusters(of: boundary.words[word...])
+        if let copy = boundary.copy {
+            l1[boundary.index] = UInt64(copy * geometry.clusterSize) | Qcow2Entry.copied
+            return freed + [boundary.host.bytes / geometry.clusterSize]
+        }
+        try await storage.write(
+            [UInt8](repeating: 0, count: (boundary.words.count - word) * 8),
+            at: boundary.host.bytes + Int64(word) * 8)
         return freed
     }
 }
