@@ -11,6 +11,8 @@ struct ResizeCommand: ImageCommand {
         discussion: """
             The size is what the disk is to have, or with + or - before it, by how much to change it.
 
+            A qcow2 image with errors is refused and stays as it is: check -r all repairs it.
+
             Example: swimg resize -f qcow2 disk.qcow2 +10G
 
             Example: swimg resize --shrink -f raw disk.raw 5G

@@ -40,9 +40,23 @@ import Testing
         try expectUnchangedByRepair()
     }
 
+    /// A refcount of one bit cannot tell that a block is data, too.
+    @Test func sharedRefcountBlock() throws {
+        try make("cluster_size=64k,refcount_bits=1", "1M", ["write -P 1 0 128k"])
+        let patcher = try Qcow2Patcher(image)
+        try patcher.setWord(
+            patcher.l2Entry(1), 1 << 63 | patcher.word(patcher.refcountTable))
+        let before = try contents(image)
+        let outcome = try run(Swimg.path, ["check", "-r", "leaks", image])
+        #expect(outcome.status == 1, "\(outcome)")
+        let difference = try mismatch(contents(image), before)
+        #expect(difference == nil, "\(outcome)")
+    }
+
     /// The L2 table is a cluster of data, too: the flags of its entries stay, or the data changes.
-    @Test func anL2TableThatIsData() throws {
-        try make("cluster_size=64k", "1M", ["write -P 1 0 128k"])
+    @Test(arguments: ["cluster_size=64k", "cluster_size=64k,refcount_bits=1"])
+    func anL2TableThatIsData(_ options: String) throws {
+        try make(options, "1M", ["write -P 1 0 128k"])
         let patcher = try Qcow2Patcher(image)
         try patcher.setWord(patcher.l2Entry(1), patcher.word(patcher.l1))
         let table = Int(try patcher.word(patcher.l1) & ~(1 << 63))

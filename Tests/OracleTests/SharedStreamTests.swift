@@ -49,7 +49,8 @@ import Testing
             let outcome = try run(program, words + slice.words, in: folder.path)
             #expect(outcome.isSuccess, "\(outcome)")
         }
-        let difference = try mismatch(contents(folder.path("ours")), contents(folder.path("theirs")))
+        let difference = try mismatch(
+            contents(folder.path("ours")), contents(folder.path("theirs")))
         #expect(difference == nil)
     }
 

@@ -49,13 +49,22 @@ final class Qcow2Checker {
     var fileSize: Int64
     /// Up to the end of the file; what would lie behind reads as zeros.
     var l1: [UInt64]
-    var refcountTable: [UInt64] = []
+    var refcountTable: [UInt64] = [] {
+        didSet {
+            let blocks = refcountTable.lazy.map { $0 & Qcow2Entry.refcountBlockMask }
+            blockClusters = Set(blocks.filter { $0 != 0 }.map { $0 / UInt64(self.clusterSize) })
+        }
+    }
+    /// The clusters of the refcount blocks.
+    private(set) var blockClusters: Set<UInt64> = []
     /// Refcounts cannot be put right one by one: a block or the table is damaged or missing.
     var needsRebuild = false
     var needsCopiedPass = false
     var lastUsedCluster = 0
     /// Clusters that a damaged refcount table names: a repair must not write there before it is done.
     var doubtfulClusters: Set<Int> = []
+    /// Clusters with more references than a refcount of the image can be.
+    var overflows: Set<Int> = []
     /// Clusters that are named and lie behind the end of the file, if there is to be a repair: what
     /// is new must not go there.
     var outside: [Range<UInt64>] = []
@@ -63,12 +72,10 @@ final class Qcow2Checker {
     var pendingRepairs: [(offset: Int64, words: [UInt64])] = []
     /// How often L1 tables name the L2 tables that have several references; found out when needed.
     var sharedTables: [Int: UInt64]?
-    private var hasReportedUnalignedBlock = false
+    var hasReportedUnalignedBlock = false
 
     /// What a child task reads and counts at a time, in bytes.
     private static let batchSize: Int64 = 256 << 10
-    /// What a child task compares at a time: whole blocks.
-    private static let clustersPerComparison = 1 << 15
     /// More than cores: a batch may wait for its turn.
     static let batchesInFlight = 4
     /// What qemu checks at most, in clusters.
@@ -111,35 +118,9 @@ final class Qcow2Checker {
     private func checkRefcounts(_ snapshots: Snapshots) async throws {
         refcountTable = try await readRefcountTable()
         try await countReferences(snapshots, repairs: repair == .all)
-        var counted = damage
+        let counted = damage
         try await compareRefcounts(repair: nil)
-        var layout: RefcountLayout?
-        if let repair {
-            // All has been looked at, nothing written yet: what cannot get better is left alone.
-            let rebuilds = needsRebuild && repair == .all
-            if let problem = overlap(rebuilds: rebuilds) {
-                throw ImageError.corrupt(storage.name, problem)
-            }
-            if rebuilds { layout = try newLayout() }
-            try await clearUnknownFeatures()
-            let failed = try await writePendingRepairs(snapshots)
-            for _ in 0..<failed {
-                counted.corruptions += 1
-                counted.corruptionsFixed -= 1
-            }
-        }
-        if let layout {
-            try await rebuildRefcounts(snapshots, layout)
-        } else if let repair {
-            guard !needsRebuild else {
-                say("ERROR need to rebuild refcount structures")
-                throw ImageError.checkFailed(EIO)
-            }
-            if damage.leaks > 0 || damage.corruptions > 0 {
-                damage = counted
-                try await compareRefcounts(repair: repair)
-            }
-        }
+        if let repair { try await mend(repair, snapshots, counted) }
         if needsCopiedPass || repair != nil { try await checkCopiedFlags(snapshots) }
         result.imageEndOffset = Int64(lastUsedCluster + 1) * clusterSize
     }
@@ -250,6 +231,7 @@ extension Qcow2Checker {
 
     private func apply(_ runs: ArraySlice<ClusterRun>) {
         counts.add(runs) { cluster in
+            overflows.insert(cluster)
             reportCorruption(
                 "ERROR: overflow cluster offset=0x" + hexadecimal(Int64(cluster) * clusterSize))
             say(
@@ -300,103 +282,6 @@ extension Qcow2Checker {
             guard references != 1 else { continue }
             needsRebuild = true
             reportCorruption("ERROR refcount block \(index) refcount=\(references)")
-        }
-    }
-}
-
-// Comparing refcounts with references.
-extension Qcow2Checker {
-    private struct Comparison: Sendable {
-        var found = RefcountComparison()
-        /// Blocks that are at no place where one can be: index, offset.
-        var unaligned: (index: Int, offset: UInt64)?
-        var clusters: Range<Int>
-    }
-
-    /// - Parameter repair: which mismatches are put right; without a block for a cluster none is.
-    func compareRefcounts(repair: CheckRepair?) async throws {
-        lastUsedCluster = 0
-        let step = max(blockEntries, Self.clustersPerComparison)
-        let starts = stride(from: 0, to: counts.clusterCount, by: step)
-        let reader = RefcountReader(
-            storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
-        let counts = counts
-        try await inOrder(starts, width: Self.batchesInFlight) { start in
-            try Task.checkCancellation()
-            IOExecutor.willBeBusy()
-            return try await Self.compare(
-                start..<min(start + step, counts.clusterCount), reader, counts)
-        } use: { comparisons in
-            for comparison in comparisons { try await self.apply(comparison, repair) }
-        }
-    }
-
-    /// One comparison for each block of a range of clusters.
-    private static func compare(
-        _ clusters: Range<Int>, _ reader: RefcountReader, _ counts: ReferenceCounts
-    ) async throws -> [Comparison] {
-        var comparisons: [Comparison] = []
-        var buffer = try IOBuffer(byteCount: Int(reader.clusterSize))
-        let blockEntries = reader.blockEntries
-        for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: blockEntries) {
-            let part = first..<min(first + blockEntries, clusters.upperBound)
-            var comparison = Comparison(clusters: part)
-            let index = first / blockEntries
-            let offset = reader.blockOffset(index)
-            if offset % UInt64(reader.clusterSize) != 0 {
-                comparison.unaligned = (index, offset)
-            } else {
-                let isThere = try await reader.readBlock(index, into: &buffer)
-                comparison.found.compare(
-                    buffer.bytes.extracting(0..<(isThere ? buffer.byteCount : 0)), reader.codec,
-                    0..<part.count, firstOfBlock: first, with: counts)
-            }
-            comparisons.append(comparison)
-        }
-        return comparisons
-    }
-
-    private func apply(_ comparison: Comparison, _ repair: CheckRepair?) async throws {
-        if let (index, offset) = comparison.unaligned {
-            return reportUnaligned(index, offset, comparison.clusters)
-        }
-        let found = comparison.found
-        if let last = found.lastUsed { lastUsedCluster = last }
-        if found.contradictsMarks { needsCopiedPass = true }
-        var fixed: [RefcountComparison.Mismatch] = []
-        for mismatch in found.mismatches {
-            let isLeak = mismatch.refcount > mismatch.references
-            let isFixed =
-                mismatch.refcount > 0
-                && (isLeak ? repair != nil : repair == .all)
-            if mismatch.refcount == 0 { needsRebuild = true }
-            let verb = isFixed ? "Repairing" : isLeak ? "Leaked" : "ERROR"
-            say(
-                "\(verb) cluster \(mismatch.cluster) refcount=\(mismatch.refcount) "
-                    + "reference=\(mismatch.references)")
-            switch (isFixed, isLeak) {
-            case (true, true): damage.leaksFixed += 1
-            case (true, false): damage.corruptionsFixed += 1
-            case (false, true): damage.leaks += 1
-            case (false, false): damage.corruptions += 1
-            }
-            if isFixed { fixed.append(mismatch) }
-        }
-        if !fixed.isEmpty { try await writeRefcounts(fixed) }
-    }
-
-    private func reportUnaligned(_ index: Int, _ offset: UInt64, _ clusters: Range<Int>) {
-        if !hasReportedUnalignedBlock {
-            hasReportedUnalignedBlock = true
-            say(
-                "qcow2: Image is corrupt: Refblock offset 0x\(hexadecimal(offset)) unaligned "
-                    + "(reftable index: \(index == 0 ? "0" : "0x" + hexadecimal(index))); further "
-                    + "non-fatal corruption events will be suppressed")
-        }
-        let reason = String(cString: strerror(EIO))
-        for cluster in clusters {
-            damage.checkErrors += 1
-            say("Can't get refcount for cluster \(cluster): \(reason)")
         }
     }
 }

@@ -22,22 +22,27 @@ extension Qcow2Checker {
         if !rebuilds { tables.append(refcounts) }
         for table in tables {
             for cluster in clusters(table.offset, table.size) {
-                var references = counts[cluster]
-                guard references > 1 else { continue }
+                let references = counts[cluster]
+                let hasOverflow = overflows.contains(cluster)
+                guard references > 1 || hasOverflow else { continue }
                 if rebuilds {
                     let blocks = refcountTable.count {
                         $0 != 0 && $0 == UInt64(cluster) * UInt64(clusterSize)
                     }
                     let isTable = clusters(refcounts.offset, refcounts.size).contains(cluster)
-                    references -= min(references, UInt64(blocks) + (isTable ? 1 : 0))
+                    let going = UInt64(blocks) + (isTable ? 1 : 0)
+                    // What has overflown may have been counted less often than it is named.
+                    if hasOverflow ? going > 0 : references <= going + 1 { continue }
                 }
-                guard references > 1 else { continue }
-                return "the \(table.name) shares the cluster at offset "
-                    + "\(Int64(cluster) * clusterSize) with another part of the image: it cannot be "
-                    + "changed, only converted"
+                return sharing(table.name, cluster)
             }
         }
         return nil
+    }
+
+    private func sharing(_ table: String, _ cluster: Int) -> String {
+        "the \(table) shares the cluster at offset \(Int64(cluster) * clusterSize) with another part "
+            + "of the image: it cannot be changed, only converted"
     }
 
     private func clusters(_ offset: Int64, _ size: Int64) -> Range<Int> {
@@ -57,15 +62,14 @@ extension Qcow2Checker {
             || covers(header.refcountTableOffset, header.refcountTableClusters * clusterSize)
             || header.snapshotCount > 0
                 && header.snapshotTableOffset / UInt64(clusterSize) == UInt64(cluster)
-            || refcountTable.contains {
-                ($0 & Qcow2Entry.refcountBlockMask) / UInt64(clusterSize) == UInt64(cluster)
-            }
+            || blockClusters.contains(UInt64(cluster))
     }
 
     /// Whether an L2 table is that and nothing else: where its cluster is named more than once, each time
     /// by an L1 table.
     private func isOnlyTable(_ offset: Int64, _ snapshots: Snapshots) async throws -> Bool {
         let cluster = Int(offset / clusterSize)
+        guard !overflows.contains(cluster) else { return false }
         let references = counts[cluster]
         guard references > 1 else { return true }
         if sharedTables == nil { sharedTables = try await findSharedTables(snapshots) }
@@ -92,9 +96,39 @@ extension Qcow2Checker {
         return try await isOnlyTable(offset, snapshots)
     }
 
+    /// Puts right what can be. All has been looked at, and nothing written yet: what cannot get better is
+    /// left as it is.
+    ///
+    /// - Parameter counted: the damage without that of refcounts.
+    /// - Throws: `ImageError` where the repair could make it worse, before anything is written, or where
+    ///   writing fails.
+    func mend(
+        _ repair: CheckRepair, _ snapshots: Snapshots, _ counted: DamageCounts
+    ) async throws {
+        let rebuilds = needsRebuild && repair == .all
+        if let problem = overlap(rebuilds: rebuilds) {
+            throw ImageError.corrupt(storage.name, problem)
+        }
+        guard rebuilds || !needsRebuild else {
+            say("ERROR need to rebuild refcount structures")
+            throw ImageError.checkFailed(EIO)
+        }
+        let layout = rebuilds ? try newLayout() : nil
+        try await clearUnknownFeatures()
+        let failed = try await writePendingRepairs(snapshots)
+        if let layout {
+            try await rebuildRefcounts(snapshots, layout)
+        } else if damage.leaks > 0 || damage.corruptions > 0 {
+            damage = counted
+            try await compareRefcounts(repair: repair)
+        }
+        damage.corruptions += rebuilds ? 0 : failed
+        damage.corruptionsFixed -= failed
+    }
+
     /// - Returns: how many of them could not be made.
-    func writePendingRepairs(_ snapshots: Snapshots) async throws -> Int {
-        var failed = 0
+    private func writePendingRepairs(_ snapshots: Snapshots) async throws -> Int64 {
+        var failed: Int64 = 0
         for (offset, words) in pendingRepairs {
             let table = offset / clusterSize * clusterSize
             guard try await isWritableTable(table, snapshots) else {
@@ -111,7 +145,7 @@ extension Qcow2Checker {
     ///
     /// - Throws: `ImageError` where they would make the file longer and thereby show as data what tables
     ///   name behind its end: an image that was cut short can be completed, until then.
-    func newLayout() throws -> RefcountLayout {
+    private func newLayout() throws -> RefcountLayout {
         let oldEnd = UInt64(counts.clusterCount)
         let layout = RefcountLayout(
             &counts, blockEntries: blockEntries, clusterSize: clusterSize,
@@ -139,6 +173,11 @@ extension Qcow2Checker {
             storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
         var buffer = try IOBuffer(byteCount: Int(clusterSize))
         guard try await reader.readBlock(index, into: &buffer) else { return }
+        // Any other count of a block than one made a rebuild necessary when it was counted.
+        let cluster = Int(reader.blockOffset(index) / UInt64(clusterSize))
+        guard !overflows.contains(cluster) else {
+            throw ImageError.corrupt(storage.name, sharing("refcount block", cluster))
+        }
         var block = buffer.bytes.withUnsafeBytes { Array($0) }
         for mismatch in mismatches {
             codec.write(mismatch.references, into: &block, mismatch.cluster % blockEntries)
@@ -147,7 +186,7 @@ extension Qcow2Checker {
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
-    func rebuildRefcounts(_ snapshots: Snapshots, _ layout: RefcountLayout) async throws {
+    private func rebuildRefcounts(_ snapshots: Snapshots, _ layout: RefcountLayout) async throws {
         say("Rebuilding refcount structure")
         let before = damage
         try await write(layout)
@@ -156,6 +195,7 @@ extension Qcow2Checker {
         damage.checkErrors = 0
         needsRebuild = false
         refcountTable = try await readRefcountTable()
+        overflows = []
         fileSize = storage.size.roundedUp(to: guestSectorSize)
         counts = ReferenceCounts(
             clusterCount: Int(fileSize.dividedUp(by: clusterSize)),
@@ -200,7 +240,7 @@ extension Qcow2Checker {
     }
 
     /// Who writes to an image clears the autoclear bits that he does not know (the spec's header section).
-    func clearUnknownFeatures() async throws {
+    private func clearUnknownFeatures() async throws {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
         header.autoclearFeatures = known

@@ -37,7 +37,7 @@ enum ReferenceMark: UInt16, Sendable {
 /// 14 bits count. The two others remember what the entries say about the refcount (OFLAG_COPIED), so
 /// that one walk over the tables tells whether all is well.
 struct ReferenceCounts: Sendable {
-    static let chunkSize = 1 << 9
+    static let chunkSize = 1 << 11
     static let countMask: UInt16 = 0x3fff
 
     private(set) var clusterCount: Int

@@ -1,0 +1,103 @@
+import DiskImage
+import Glibc
+import ImageStorage
+
+// Comparing refcounts with references.
+extension Qcow2Checker {
+    /// What a child task compares at a time: whole blocks.
+    private static let clustersPerComparison = 1 << 15
+
+    private struct Comparison: Sendable {
+        var found = RefcountComparison()
+        /// Blocks that are at no place where one can be: index, offset.
+        var unaligned: (index: Int, offset: UInt64)?
+        var clusters: Range<Int>
+    }
+
+    /// - Parameter repair: which mismatches are put right; without a block for a cluster none is.
+    func compareRefcounts(repair: CheckRepair?) async throws {
+        lastUsedCluster = 0
+        let step = max(blockEntries, Self.clustersPerComparison)
+        let starts = stride(from: 0, to: counts.clusterCount, by: step)
+        let reader = RefcountReader(
+            storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
+        let counts = counts
+        try await inOrder(starts, width: Self.batchesInFlight) { start in
+            try Task.checkCancellation()
+            IOExecutor.willBeBusy()
+            return try await Self.compare(
+                start..<min(start + step, counts.clusterCount), reader, counts)
+        } use: { comparisons in
+            for comparison in comparisons { try await self.apply(comparison, repair) }
+        }
+    }
+
+    /// One comparison for each block of a range of clusters.
+    private static func compare(
+        _ clusters: Range<Int>, _ reader: RefcountReader, _ counts: ReferenceCounts
+    ) async throws -> [Comparison] {
+        var comparisons: [Comparison] = []
+        var buffer = try IOBuffer(byteCount: Int(reader.clusterSize))
+        let blockEntries = reader.blockEntries
+        for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: blockEntries) {
+            let part = first..<min(first + blockEntries, clusters.upperBound)
+            var comparison = Comparison(clusters: part)
+            let index = first / blockEntries
+            let offset = reader.blockOffset(index)
+            if offset % UInt64(reader.clusterSize) != 0 {
+                comparison.unaligned = (index, offset)
+            } else {
+                let isThere = try await reader.readBlock(index, into: &buffer)
+                comparison.found.compare(
+                    buffer.bytes.extracting(0..<(isThere ? buffer.byteCount : 0)), reader.codec,
+                    0..<part.count, firstOfBlock: first, with: counts)
+            }
+            comparisons.append(comparison)
+        }
+        return comparisons
+    }
+
+    private func apply(_ comparison: Comparison, _ repair: CheckRepair?) async throws {
+        if let (index, offset) = comparison.unaligned {
+            return reportUnaligned(index, offset, comparison.clusters)
+        }
+        let found = comparison.found
+        if let last = found.lastUsed { lastUsedCluster = last }
+        if found.contradictsMarks { needsCopiedPass = true }
+        var fixed: [RefcountComparison.Mismatch] = []
+        for mismatch in found.mismatches {
+            let isLeak = mismatch.refcount > mismatch.references
+            let isFixed =
+                mismatch.refcount > 0
+                && (isLeak ? repair != nil : repair == .all)
+            if mismatch.refcount == 0 { needsRebuild = true }
+            let verb = isFixed ? "Repairing" : isLeak ? "Leaked" : "ERROR"
+            say(
+                "\(verb) cluster \(mismatch.cluster) refcount=\(mismatch.refcount) "
+                    + "reference=\(mismatch.references)")
+            switch (isFixed, isLeak) {
+            case (true, true): damage.leaksFixed += 1
+            case (true, false): damage.corruptionsFixed += 1
+            case (false, true): damage.leaks += 1
+            case (false, false): damage.corruptions += 1
+            }
+            if isFixed { fixed.append(mismatch) }
+        }
+        if !fixed.isEmpty { try await writeRefcounts(fixed) }
+    }
+
+    private func reportUnaligned(_ index: Int, _ offset: UInt64, _ clusters: Range<Int>) {
+        if !hasReportedUnalignedBlock {
+            hasReportedUnalignedBlock = true
+            say(
+                "qcow2: Image is corrupt: Refblock offset 0x\(hexadecimal(offset)) unaligned "
+                    + "(reftable index: \(index == 0 ? "0" : "0x" + hexadecimal(index))); further "
+                    + "non-fatal corruption events will be suppressed")
+        }
+        let reason = String(cString: strerror(EIO))
+        for cluster in clusters {
+            damage.checkErrors += 1
+            say("Can't get refcount for cluster \(cluster): \(reason)")
+        }
+    }
+}
