@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
@@ -103,6 +104,14 @@ int clinux_clone_range(
 ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset) {
     struct iovec vector = {.iov_base = buffer, .iov_len = size};
     return preadv2(fd, &vector, 1, offset, RWF_NOWAIT);
+}
+
+void clinux_thread_usage(int64_t *nanoseconds, int64_t *sleeps) {
+    struct rusage usage;
+    getrusage(RUSAGE_THREAD, &usage);
+    *nanoseconds = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1000000000
+                   + (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1000;
+    *sleeps = usage.ru_nvcsw;
 }
 
 int clinux_core_count(void) {

@@ -19,7 +19,10 @@ public struct Conversion: Sendable {
     public var sourceFormat: ImageFormat?
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
-    public var workers = 8
+    /// How many chunks may be on their way; nil for as many as help.
+    public var workers: Int?
+    /// What the buffers of chunks may take together, in bytes.
+    public var memory: Int64 = Pipeline.defaultMemory
     /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder = true
     public var compress = false
@@ -106,7 +109,8 @@ public struct Conversion: Sendable {
         let job = TargetJob(
             conversion: conversion, input: input, parameters: parameters, qcow2: created,
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
-            requestSize: opened.map(\.requestSize).max() ?? 0)
+            requestSize: opened.map(\.requestSize).max() ?? 0,
+            readMeters: opened.flatMap { $0.layers.map(\.storage.readMeter) })
         var targetNBD = nbd
         targetNBD.writesThrough = targetCacheMode.isSynchronous
         // A raw export may be written back to itself: each range is read before it is written. Where a range comes from
@@ -168,7 +172,7 @@ public struct Conversion: Sendable {
         guard snapshot == nil || sources.count == 1 else {
             throw .invalid("No support for concatenating multiple snapshot")
         }
-        guard Self.workerRange.contains(workers) else {
+        guard workers.map(Self.workerRange.contains) ?? true else {
             throw .invalid("the number of workers (-m) must be between 1 and 64")
         }
         guard scannedMinSparse % 512 == 0,

@@ -41,10 +41,15 @@ public struct Chunk: Sendable, Equatable {
             .roundedDown(to: Self.pageSize)
     }
 
-    /// A part of another chunk, within the other's turn.
-    init(copying range: Range<Int64>) {
-        self.init(
-            sequence: 0, segments: [Segment(range: range, action: .copy)], end: range.upperBound)
+    /// How much is copied, shared or zeroed, in bytes.
+    var length: Int64 { segments.reduce(0) { $0 + Int64($1.range.count) } }
+
+    /// What the data buffer has to hold, in bytes: up to the end of what is copied.
+    ///
+    /// - Parameter granularity: the last unit is filled up.
+    func dataSize(_ granularity: Int64) -> Int {
+        guard let last = segments.last(where: { $0.action == .copy }) else { return 0 }
+        return Int((last.range.upperBound - start).roundedUp(to: granularity))
     }
 }
 
@@ -70,7 +75,7 @@ public actor ExtentIterator {
     private let source: any ImageSource
     private let policy: CopyPolicy
     private let granularity: Int64
-    private let chunkSize: Int64
+    private var chunkSize: Int64
     private let gridStart: Int64
     private let sharesUnread: @Sendable () -> Bool
     private let end: Int64
@@ -81,6 +86,11 @@ public actor ExtentIterator {
     private var current: Extent?
     private var isWalking = false
     private var callers: [CheckedContinuation<Void, Never>] = []
+    /// What could not be shared after all, to be copied.
+    private var left: [Range<Int64>] = []
+    /// How many chunks that are shared may still come back.
+    private var sharesInFlight = 0
+    private var waitingForShares: [CheckedContinuation<Void, Never>] = []
 
     /// - Parameters:
     ///   - source: asked for extents only.
@@ -104,11 +114,41 @@ public actor ExtentIterator {
     }
 
     /// The next chunk with something to do, nil at the end of the disk.
-    public func next() async throws -> Chunk? {
-        await enter()
-        defer { leave() }
-        try Task.checkCancellation()
-        return try await findNext()
+    ///
+    /// - Parameter size: of a chunk that is copied, at most, in bytes, a multiple of the granularity;
+    ///   nil for as much as the one before.
+    public func next(upTo size: Int64? = nil) async throws -> Chunk? {
+        while true {
+            await enter()
+            defer { leave() }
+            try Task.checkCancellation()
+            if let size { chunkSize = size }
+            if let chunk = nextLeft() { return chunk }
+            if let chunk = try await findNext() {
+                if chunk.isShared { sharesInFlight += 1 }
+                return chunk
+            }
+            guard sharesInFlight > 0 else { return nil }
+            await withCheckedContinuation { waitingForShares.append($0) }
+        }
+    }
+
+    /// A chunk that was to be shared is done, but for what is to be copied.
+    func takeBack(_ ranges: [Range<Int64>]) {
+        left += ranges.reversed()
+        sharesInFlight -= 1
+        for waiter in waitingForShares { waiter.resume() }
+        waitingForShares = []
+    }
+
+    private func nextLeft() -> Chunk? {
+        guard let range = left.popLast() else { return nil }
+        let cut = min(range.upperBound, cellEnd(after: range.lowerBound))
+        if cut < range.upperBound { left.append(cut..<range.upperBound) }
+        defer { sequence += 1 }
+        return Chunk(
+            sequence: sequence,
+            segments: [Chunk.Segment(range: range.lowerBound..<cut, action: .copy)], end: cut)
     }
 
     // While one caller waits for the source, the actor lets the next one in; with both half-way

@@ -27,6 +27,7 @@ public struct GuestDigest: Sendable {
         let image = try await opener.open(name, format: format)
         let source = try ConcatenatedSource([image.source])
         var pipeline = Pipeline(writesInOrder: false)
+        pipeline.readMeters = image.layers.map(\.storage.readMeter)
         if image.requestsInFlight > 0 {
             pipeline.workers = max(pipeline.workers, image.requestsInFlight)
             pipeline.smallestChunk = image.requestSize

@@ -5,22 +5,37 @@ import Synchronization
 /// The engine: copies a guest disk from a source to a target in three stages.
 ///
 ///     ExtentIterator ──chunk──▶ ReadStage ──pieces──▶ WriteStage
-///     one, walks the source     `workers` at once,    places in guest order,
+///     one, walks the source     several at once,      places in guest order,
 ///     and cuts it into chunks   each with a buffer    writes in order or not
 ///
 /// What a raw target can share with the source passes through `ShareStage` instead of the last two.
 ///
-/// Each of the `workers` takes a chunk through all three stages before it takes the next: that
-/// bounds the chunks in flight, and with them the memory, by the number of workers. `FetchGate` keeps them
-/// fewer where one writer is what all wait for.
+/// A worker takes a chunk through all three stages before it takes the next. How many do that at
+/// once, and how long the chunks are, is the `Window`'s to say: that bounds the memory.
 public struct Pipeline: Sendable {
     /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
     /// in the core's cache when it is scanned and written, in bytes.
     public static let defaultChunk: Int64 = 448 << 10
     /// Compressing takes so long that larger chunks would only cost memory, in bytes.
     public static let chunkToCompress: Int64 = 64 << 10
+    /// Where waiting is what takes the time, in bytes: a request costs the same, however long.
+    private static let longChunk: Int64 = 2 << 20
+    /// The same where few are allowed.
+    private static let longestChunk: Int64 = 8 << 20
+    /// More wait for nothing but each other.
+    private static let mostChunks = 64
+    /// In bytes.
+    public static let defaultMemory: Int64 = 64 << 20
 
+    /// How many chunks may be on their way where copying is the work.
     public var workers: Int
+    /// How many there may ever be; nil for as many as fit into `memory`.
+    public var mostWorkers: Int?
+    /// What all buffers together may take, in bytes.
+    public var memory: Int64 = Self.defaultMemory
+    /// Of the storages that are read and written: what they tell decides about the window.
+    public var readMeters: [CallMeter] = []
+    public var writeMeter: CallMeter?
     /// How much a worker takes at a time, at least, where the target does not compress, in bytes.
     public var smallestChunk = Self.defaultChunk
     /// A worker starts only if there can be as many for each: a small image is done sooner than a
@@ -28,9 +43,6 @@ public struct Pipeline: Sendable {
     public var chunksPerWorker: Int64 = 4
     /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder: Bool
-    /// How many chunks on their way are enough to keep the cores busy and the one that writes, at least one; there
-    /// will be more while reads have to wait. nil for as many as there are workers.
-    public var chunksAhead: Int?
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
     /// Hashes what passes by.
@@ -65,6 +77,7 @@ public struct Pipeline: Sendable {
         // From files without holes zeros were never left out: there they are looked for.
         let sharesUnread =
             digest == nil && target.sharesUnread ? try await source.isSparse() : false
+        let bounds = bounds(target, chunkSize, unit: smallest)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
@@ -72,24 +85,33 @@ public struct Pipeline: Sendable {
             gridStart: smallest % chunkSize,
             sharesUnread: { sharesUnread && target.sharesUnread })
         let stages = Stages(
-            reading: ReadStage(source: source, target: target, chunkSize: chunkSize),
-            sharing: ShareStage(source: source, target: target, chunkSize: chunkSize),
-            writing: WriteStage(source: source, target: target, isOrdered: writesInOrder),
+            reading: ReadStage(source: source, target: target),
+            sharing: ShareStage(source: source, target: target),
+            writing: WriteStage(
+                source: source, target: target, isOrdered: writesInOrder,
+                overlaps: { [writeMeter] in writeMeter?.isWaiting ?? false }),
             digest: digest)
-        let fetching = FetchGate(
-            limits: max(1, min(chunksAhead ?? workers, workers))...workers,
-            isWriting: { [writing = stages.writing] in writing.isBusy })
+        let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
         let progress = ProgressMark(onProgress)
 
         try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in
                 let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
-                for _ in 0..<min(Int64(workers), worthwhile) {
+                for _ in 0..<min(Int64(bounds.most), worthwhile) {
                     group.addTask {
                         while true {
-                            var pass = await fetching.enter()
-                            guard let chunk = try await iterator.next() else { break }
-                            try await stages.carry(chunk, with: &pass)
+                            var pass = await window.enter()
+                            guard let chunk = try await iterator.next(upTo: pass.chunkSize)
+                            else { break }
+                            pass.bytes = chunk.length
+                            if chunk.isCompressed { pass.noteCompressed() }
+                            do {
+                                let rest = try await stages.carry(chunk, within: pass.chunkSize)
+                                if chunk.isShared { await iterator.takeBack(rest) }
+                            } catch {
+                                if chunk.isShared { await iterator.takeBack([]) }
+                                throw error
+                            }
                             // All of it is done only when it is also written.
                             progress.reach(min(chunk.end, source.virtualSize - 1))
                         }
@@ -104,6 +126,22 @@ public struct Pipeline: Sendable {
             try await target.finish()
         }
         progress.reach(source.virtualSize)
+    }
+
+    /// - Parameter unit: what chunks are multiples of, in bytes.
+    private func bounds(
+        _ target: any ImageTarget, _ chunkSize: Int64, unit: Int64
+    ) -> Window.Bounds {
+        // What compresses has two buffers.
+        let memory = target.compresses ? memory / 2 : memory
+        let limit = min(mostWorkers ?? .max, Self.mostChunks)
+        let long = max(chunkSize, Self.longChunk.roundedUp(to: unit))
+        let most = max(1, min(limit, max(Int(memory / long), workers)))
+        let longest = max(
+            long, min(Self.longestChunk, memory / Int64(most)).roundedDown(to: unit))
+        return Window.Bounds(
+            base: min(workers, most), most: most, unit: unit, shortChunk: chunkSize,
+            longChunk: long, longestChunk: longest, cores: IOExecutor.coreCount)
     }
 }
 
@@ -124,13 +162,16 @@ private struct Stages: Sendable {
         self.digest = digest
     }
 
-    func carry(_ chunk: Chunk, with pass: inout FetchPass) async throws {
+    /// - Parameter size: what chunks have at most at the moment, in bytes.
+    /// - Returns: what could not be shared and has to be copied, if the chunk was to be.
+    func carry(_ chunk: Chunk, within size: Int64) async throws -> [Range<Int64>] {
         guard !chunk.isShared else { return try await share(chunk) }
-        var data = try dataPool.take(byteCount: reading.dataSize)
-        var encoded = try encodedPool.take(byteCount: reading.encodedSize)
+        // What was left over by sharing may be cut in another way.
+        let count = max(Int(size), chunk.dataSize(reading.target.traits.granularity))
+        var data = try dataPool.take(byteCount: count)
+        var encoded = try encodedPool.take(byteCount: reading.target.compresses ? count : 0)
         let pieces = try await reading.prepare(chunk, data: &data, encoded: &encoded)
         try await digest?.add(chunk, data: data.bytes)
-        pass.passOn(isCompressed: chunk.isCompressed)
         let placement = try await writing.place(pieces, of: chunk, encoded: encoded.bytes)
         // Placing has copied what is compressed: others can use the memory while this chunk waits for its write.
         encodedPool.giveBack(encoded)
@@ -141,20 +182,15 @@ private struct Stages: Sendable {
             dataPool.giveBack(data)
             try await writing.write(placement, of: chunk, data: RawSpan())
         }
+        return []
     }
 
-    /// Shares what can be shared and copies the rest, in the chunk's turn.
-    private func share(_ chunk: Chunk) async throws {
-        var data = try dataPool.take(byteCount: reading.dataSize)
-        var encoded = try encodedPool.take(byteCount: reading.encodedSize)
+    /// In the chunk's turn.
+    private func share(_ chunk: Chunk) async throws -> [Range<Int64>] {
         try await writing.enterTurn(of: chunk)
-        for rest in try await sharing.share(chunk) {
-            let pieces = try await reading.prepare(rest, data: &data, encoded: &encoded)
-            try await writing.writeNow(pieces, of: rest, data: data.bytes, encoded: encoded.bytes)
-        }
+        let rest = try await sharing.share(chunk)
         writing.leaveTurn(of: chunk)
-        dataPool.giveBack(data)
-        encodedPool.giveBack(encoded)
+        return rest
     }
 }
 

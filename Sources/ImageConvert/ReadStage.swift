@@ -7,13 +7,6 @@ import ImageStorage
 struct ReadStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget
-    let chunkSize: Int64
-
-    /// What a worker needs for the chunk as the guest sees it, in bytes.
-    var dataSize: Int { Int(chunkSize) }
-
-    /// What it needs for the chunk's compressed clusters, in bytes.
-    var encodedSize: Int { target.compresses ? Int(chunkSize) : 0 }
 
     /// - Returns: the chunk in the form in which it will be stored; its bytes are in the buffers.
     func prepare(

@@ -1,16 +1,16 @@
 import DiskImage
 
-/// The second and third stage in one, where nothing has to be read: lets the target take over the blocks
-/// that hold the source's bytes, and says what has to be copied after all.
+/// The second and third stage in one, where nothing has to be read: lets the target take over the
+/// blocks that hold the source's bytes, and says what has to be copied after all, like any other data.
 struct ShareStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget
-    /// Of what is left to copy, in bytes.
-    let chunkSize: Int64
+    /// What has no place of its own on the source's host is left in pieces, in bytes.
+    private static let step: Int64 = 1 << 20
 
-    /// - Returns: what could not be shared, as chunks to copy, front to back.
-    func share(_ chunk: Chunk) async throws -> [Chunk] {
-        var left: [Chunk] = []
+    /// - Returns: what could not be shared, front to back.
+    func share(_ chunk: Chunk) async throws -> [Range<Int64>] {
+        var left: [Range<Int64>] = []
         for segment in chunk.segments {
             var position = segment.range.lowerBound
             while position < segment.range.upperBound {
@@ -25,14 +25,14 @@ struct ShareStage: Sendable {
     ///
     /// - Returns: the end of what was shared or is left to copy.
     private func sharePiece(
-        _ start: Int64, _ end: Int64, _ left: inout [Chunk]
+        _ start: Int64, _ end: Int64, _ left: inout [Range<Int64>]
     ) async throws -> Int64 {
         guard target.sharesUnread else {
             leave(start..<end, to: &left)
             return end
         }
         guard let location = try await source.location(at: start, limit: end) else {
-            let next = min(end, (start + 1).roundedUp(to: chunkSize))
+            let next = min(end, (start + 1).roundedUp(to: Self.step))
             leave(start..<next, to: &left)
             return next
         }
@@ -41,12 +41,12 @@ struct ShareStage: Sendable {
         return locationEnd
     }
 
-    private func leave(_ range: Range<Int64>, to left: inout [Chunk]) {
-        var position = range.lowerBound
-        while position < range.upperBound {
-            let end = min(range.upperBound, (position + 1).roundedUp(to: chunkSize))
-            left.append(Chunk(copying: position..<end))
-            position = end
+    private func leave(_ range: Range<Int64>, to left: inout [Range<Int64>]) {
+        guard !range.isEmpty else { return }
+        if let last = left.last, last.upperBound == range.lowerBound {
+            left[left.count - 1] = last.lowerBound..<range.upperBound
+        } else {
+            left.append(range)
         }
     }
 }

@@ -13,6 +13,8 @@ struct TargetJob {
     let requestsInFlight: Int
     /// And how long they should be, in bytes.
     let requestSize: Int64
+    /// Of all that is read.
+    let readMeters: [CallMeter]
 
     private var isHashed: Bool {
         conversion.onDigest != nil || conversion.expectedDigest != nil
@@ -31,26 +33,30 @@ struct TargetJob {
         let size = input.content.virtualSize
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
-            workers: conversion.workers, writesInOrder: conversion.writesInOrder,
+            writesInOrder: conversion.writesInOrder,
             storesZeros: conversion.scannedMinSparse == 0)
+        pipeline.mostWorkers = conversion.workers
+        pipeline.memory = conversion.memory
+        pipeline.readMeters = readMeters
+        pipeline.writeMeter = storage.writeMeter
         let distant = storage.traits.requestsInFlight
         let wanted = distant + requestsInFlight
         if wanted > 0 {
             if distant == 0 || requestsInFlight == 0 {
                 // While a worker scans and writes to a file, a few more have to keep the server busy.
-                pipeline.workers = max(conversion.workers, wanted + wanted / 4 + 1)
+                pipeline.workers = max(pipeline.workers, wanted + wanted / 4 + 1)
             } else {
                 // While it waits for one server, the other has nothing to do for it. More than these would only
                 // want buffers, unless there is something to compute.
                 let computing = target.compresses ? Int.max : IOExecutor.coreCount
-                pipeline.workers = max(min(conversion.workers, computing), wanted)
+                pipeline.workers = max(min(pipeline.workers, computing), wanted)
             }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashed {
             // A cluster that takes long to compress keeps those behind it from their places.
             let cores = IOExecutor.coreCount
-            pipeline.chunksAhead = target.compresses ? 2 * cores : cores + 2
+            pipeline.workers = target.compresses ? 2 * cores : cores + 2
         }
         // Order is for disks that turn, and for files that grow; a server has its requests all at once.
         if distant > 0 { pipeline.writesInOrder = false }

@@ -11,17 +11,20 @@ struct WriteStage: Sendable {
     let target: any ImageTarget
     private let placing: TurnGate?
     private let writing: TurnGate?
-    private let writes = WriteCount()
+    private let overlaps: @Sendable () -> Bool
 
-    init(source: any ImageSource, target: any ImageTarget, isOrdered: Bool) {
+    /// - Parameter overlaps: whether ordered writes are only begun in order, because each waits for
+    ///   the storage and not for the one before it.
+    init(
+        source: any ImageSource, target: any ImageTarget, isOrdered: Bool,
+        overlaps: @escaping @Sendable () -> Bool
+    ) {
+        self.overlaps = overlaps
         self.source = source
         self.target = target
         placing = target.traits.placesInOrder ? TurnGate() : nil
         writing = isOrdered ? TurnGate() : nil
     }
-
-    /// Whether there is something to write at the moment. Ordered, what waits for its turn is not.
-    var isBusy: Bool { writing?.isOccupied ?? (writes.count > 0) }
 
     /// In the chunk's turn. To be followed by `write`.
     ///
@@ -43,23 +46,15 @@ struct WriteStage: Sendable {
             return
         }
         try await writing?.enter(chunk.sequence)
+        let isOverlapping = overlaps()
+        if isOverlapping { writing?.leave() }
         try await writeNow(placement, of: chunk, data: data)
-        writing?.leave()
-    }
-
-    /// Places and writes a part of a chunk within the chunk's turn.
-    func writeNow(
-        _ pieces: [EncodedPiece], of part: Chunk, data: RawSpan, encoded: RawSpan
-    ) async throws {
-        let placement = try target.place(pieces, encoded: encoded)
-        try await writeNow(placement, of: part, data: data)
+        if !isOverlapping { writing?.leave() }
     }
 
     private func writeNow(
         _ placement: Placement, of chunk: Chunk, data: RawSpan
     ) async throws {
-        writes.add(1)
-        defer { writes.add(-1) }
         try await target.write(
             placement, data: data, origin: BufferOrigin(source: source, start: chunk.start))
     }
@@ -74,13 +69,6 @@ struct WriteStage: Sendable {
         placing?.leave()
         writing?.leave()
     }
-}
-
-/// How many writes there are at the moment.
-private final class WriteCount: Sendable {
-    private let value = Atomic(0)
-    var count: Int { value.load(ordering: .relaxed) }
-    func add(_ change: Int) { value.add(change, ordering: .relaxed) }
 }
 
 /// Lets callers through one at a time in the order of their numbers. Each enters once, or skips its turn.

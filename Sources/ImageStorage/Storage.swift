@@ -45,6 +45,10 @@ public protocol Storage: BlockHolder {
     /// The file or device in which the bytes are; nil if that is not on this machine.
     var file: FileIdentity? { get }
 
+    /// Of the calls that move data.
+    var readMeter: CallMeter { get }
+    var writeMeter: CallMeter { get }
+
     /// Fills the whole buffer. Throws where the range reaches beyond the end.
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
 
@@ -96,6 +100,8 @@ public struct BufferRun: Sendable, Equatable {
 
 extension Storage {
     public var file: FileIdentity? { nil }
+    public var readMeter: CallMeter { CallMeter() }
+    public var writeMeter: CallMeter { CallMeter() }
 
     public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
         for run in runs {

@@ -20,6 +20,8 @@ final class NBDConnection: @unchecked Sendable {
     let facts: NBDHandle.Facts
     /// How many requests may be in flight.
     let limit: Int
+    /// How many are enough before another connection is made.
+    let comfort: Int
     /// How many have been submitted and not been answered.
     let load = Atomic<Int>(0)
     /// The connection is there, or was asked for.
@@ -72,7 +74,8 @@ final class NBDConnection: @unchecked Sendable {
         state = NBDConnectionState(
             isOpen: handle != nil, reconnectTime: options.reconnectTime)
         isUsed = Atomic(handle != nil)
-        limit = options.requests(to: address)
+        limit = options.mostRequests
+        comfort = min(limit, options.requests(to: address))
         timeout = options.timeout
         self.address = address
         self.loop = loop

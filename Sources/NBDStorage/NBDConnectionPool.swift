@@ -47,7 +47,7 @@ final class NBDConnectionPool: Sendable {
             let connection = connections[(start &+ index) % count]
             let load = connection.load.load(ordering: .relaxed)
             let cost =
-                4 * max(0, load + 1 - connection.limit) + (connection.isOpened ? 0 : 2)
+                4 * max(0, load + 1 - connection.comfort) + (connection.isOpened ? 0 : 2)
                 + (connection.loop === loop ? 0 : 1)
             if cost < bestCost {
                 best = connection

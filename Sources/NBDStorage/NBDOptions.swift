@@ -1,10 +1,10 @@
 /// How a server is used.
 public struct NBDOptions: Sendable, Equatable {
-    /// Connections to one export, if the server allows more than one; nil is 4, but on a unix socket no more than
-    /// there are cores: they would only take turns on them, with the server.
+    /// Connections to one export at most, if the server allows more than one; nil is 4. They are made
+    /// when the others are busy.
     public var connections: Int?
-    /// Requests in flight on each of them; nil is 2 on a unix socket, whose server shares our caches, and 8 on a
-    /// network.
+    /// Requests in flight on each of them at most; nil begins with 2 on a unix socket, whose server
+    /// shares our caches, and 8 on a network, and has up to 64 where the server takes its time.
     public var requests: Int?
     /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow; nil is 512 KiB on a
     /// unix socket and 256 KiB on a network.
@@ -38,9 +38,14 @@ public struct NBDOptions: Sendable, Equatable {
     public init() {}
 
     func connections(to address: NBDAddress) -> Int {
-        connections ?? (address.isLocal ? min(4, NBDLoop.count) : 4)
+        connections ?? 4
     }
 
+    /// Requests that may be in flight on a connection: who asks keeps them fewer where they need not
+    /// wait.
+    var mostRequests: Int { requests ?? Self.requestRange.upperBound }
+
+    /// Requests on a connection that keep a server busy which answers at once.
     func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 2 : 8) }
 
     func requestSize(to address: NBDAddress) -> Int64 {

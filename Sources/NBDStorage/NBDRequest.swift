@@ -43,6 +43,25 @@ final class NBDRequest: @unchecked Sendable {
         self.offset = offset
     }
 
+    var isRead: Bool { if case .read = operation { true } else { false } }
+
+    /// It reads or changes the disk.
+    var movesData: Bool {
+        switch operation {
+        case .read, .write, .zero, .trim: true
+        case .flush, .blockStatus: false
+        }
+    }
+
+    /// How many bytes of data go with it.
+    var payload: Int64 {
+        switch operation {
+        case .read(let memory): Int64(memory.count)
+        case .write(let memory): Int64(memory.count)
+        default: 0
+        }
+    }
+
     var isTrim: Bool { if case .trim = operation { true } else { false } }
 
     /// What it does, for messages.

@@ -16,6 +16,8 @@ public final class NBDStorage: Storage {
     public let name: String
     public let size: Int64
     public let traits: StorageTraits
+    public let readMeter = CallMeter()
+    public let writeMeter = CallMeter()
     let connections: NBDConnectionPool
     let facts: NBDHandle.Facts
     /// In bytes, a multiple of the smallest block.
@@ -110,11 +112,13 @@ public final class NBDStorage: Storage {
                 .unsupported, path: address.name,
                 "cannot be written with --reconnect: the server knows neither FUA nor flush")
         }
+        // On this machine more than one for each core only take turns on them, with the server.
+        let beginning = address.isLocal ? min(connections.count, NBDLoop.count) : connections.count
         // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
             isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: (connections.count * options.requests(to: address) + together - 1)
+            requestsInFlight: (beginning * options.requests(to: address) + together - 1)
                 / together,
             requestSize: pieceSize * Int64(together), blockSize: block)
         self.server = server
@@ -287,12 +291,28 @@ public final class NBDStorage: Storage {
             || hasSentLong.exchange(true, ordering: .relaxed)
     }
 
+    /// What a server on this machine takes for a request, and for each byte of it, in nanoseconds:
+    /// that counts as work, whoever does it.
+    private static let workPerRequest: Int64 = 100_000
+    private static let workPerByte: Int64 = 1
+
+    private func note(_ requests: [NBDRequest], since start: ContinuousClock.Instant) {
+        guard let first = requests.first, first.movesData else { return }
+        let work = requests.reduce(Int64(0)) {
+            $0 + Self.workPerRequest + Self.workPerByte * $1.payload
+        }
+        (first.isRead ? readMeter : writeMeter).note(
+            CallTimes(wall: start.nanoseconds(to: .now), work: work))
+    }
+
     /// Sends requests, and returns when all of them are answered.
     ///
     /// - Parameter each: the connections that get one request each; nil for any connections.
     private func send(
         _ requests: [NBDRequest], each given: [NBDConnection]? = nil
     ) async throws {
+        let start = ContinuousClock.now
+        defer { note(requests, since: start) }
         try await withTaskCancellationHandler {
             try await withCheckedThrowingContinuation { continuation in
                 let transfer = NBDTransfer(count: requests.count, continuation)

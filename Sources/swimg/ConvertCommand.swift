@@ -46,10 +46,23 @@ struct ConvertCommand: ImageCommand {
 
     @Option(
         name: .customShort("m"), parsing: .unconditional,
-        help: ArgumentHelp("How many parts are worked on at once, 1 to 64.", valueName: "number"))
-    var workers = "8"
+        help: ArgumentHelp(
+            "How many parts are worked on at once at most, 1 to 64 (default: as many as help).",
+            valueName: "number"))
+    var workers: String?
 
-    @Flag(name: .customShort("W"), help: "Write parts as they come, not in the disk's order.")
+    @Option(
+        name: .customLong("memory"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "What the parts on their way may take together (k, M, G), 1M or more (default: 64M).",
+            valueName: "size"))
+    var memory: String?
+
+    @Flag(
+        name: .customShort("W"),
+        help: ArgumentHelp(
+            "Write parts as they come, not in the disk's order. Without it writes to a storage that "
+                + "waits are only begun in order."))
     var unordered = false
 
     @Option(
@@ -212,10 +225,18 @@ struct ConvertCommand: ImageCommand {
         } else {
             conversion.targetFormat = try imageFormat(targetFormat ?? "raw")
         }
-        guard let number = Int(workers), Conversion.workerRange.contains(number) else {
-            throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
+        if let workers {
+            guard let number = Int(workers), Conversion.workerRange.contains(number) else {
+                throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
+            }
+            conversion.workers = number
         }
-        conversion.workers = number
+        if let memory {
+            guard let size = parseByteSize(memory), size >= 1 << 20 else {
+                throw .invalid("invalid size '\(memory)': --memory takes 1M or more")
+            }
+            conversion.memory = size
+        }
         conversion.writesInOrder = !unordered
         if let minSparse {
             guard let size = parseByteSize(minSparse) else {

@@ -8,13 +8,13 @@ import NBDStorage
 struct NBDServerOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Connections to an NBD export that allows several, 1 to 16 (default: 4, on unix sockets no more than cores).",
+            "Connections to an NBD export that allows several, 1 to 16 (default: up to 4).",
             valueName: "number"))
     var connections: String?
 
     @Option(
         help: ArgumentHelp(
-            "Requests in flight on each NBD connection, 1 to 64 (default: 8, on unix sockets 2).",
+            "Requests in flight on each NBD connection, 1 to 64 (default: as many as help).",
             valueName: "number"))
     var requests: String?
 

@@ -1,7 +1,8 @@
 import DiskImage
-import ImageConvert
 import MemoryImages
 import Testing
+
+@testable import ImageConvert
 
 @Suite struct ExtentIteratorTests {
     /// Chunks as text: `start:` and each segment as c or z with its range in blocks.
@@ -141,5 +142,29 @@ import Testing
         let sorted = all.sorted { $0.sequence < $1.sequence }
         #expect(sorted.map(\.sequence) == Array(0..<500))
         #expect(sorted.map { $0.segments[0].range.lowerBound } == (0..<500).map { Int64($0) * 8 })
+    }
+
+    /// What could not be shared comes back, to whoever asks next: also when the disk's end has been
+    /// reached, where the others wait to see whether something is left.
+    @Test func whatCouldNotBeSharedIsCopiedByAll() async throws {
+        let iterator = ExtentIterator(
+            source: SketchSource("AAAAAAAA", blockSize: 4),
+            policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
+            granularity: 4, chunkSize: 8, sharesUnread: { true })
+        let shared = try #require(try await iterator.next())
+        #expect(shared.isShared && shared.segments.map(\.range) == [0..<4])
+        while let chunk = try await iterator.next(), chunk.end < 32 {
+            await iterator.takeBack([])
+        }
+        async let other = iterator.next(upTo: 8)
+        await iterator.takeBack([])
+        await iterator.takeBack([0..<2, 12..<28])
+        let own = [try await iterator.next(), try await iterator.next(), try await iterator.next()]
+        let all = (own + [try await other]).compactMap { $0 }
+        let sorted = all.sorted { $0.sequence < $1.sequence }
+        #expect(sorted.map(\.sequence) == [8, 9, 10, 11])
+        #expect(sorted.map { $0.segments[0].range } == [0..<2, 12..<16, 16..<24, 24..<28])
+        #expect(all.allSatisfy { !$0.isShared })
+        #expect(try await iterator.next() == nil)
     }
 }

@@ -21,7 +21,7 @@ final class Log: Sendable {
 
     private func copy(
         _ source: SketchSource, to storage: MemoryStorage, workers: Int, inOrder: Bool,
-        qcow2: Bool, compress: Bool = false, ahead: Int? = nil
+        qcow2: Bool, compress: Bool = false, ahead: Int? = nil, waits: Bool = false
     ) async throws {
         let target: any ImageTarget =
             if qcow2 {
@@ -32,13 +32,14 @@ final class Log: Sendable {
                 RawTarget(storage: storage, minSparse: 4096, readsAsZero: true)
             }
         if !qcow2 { try await storage.truncate(to: source.virtualSize) }
-        var pipeline = Pipeline(workers: workers, writesInOrder: inOrder)
-        pipeline.chunksAhead = ahead
+        var pipeline = Pipeline(workers: ahead ?? workers, writesInOrder: inOrder)
+        pipeline.mostWorkers = workers
         if ahead != nil {
             // Each worker starts, and waits for the others.
             pipeline.smallestChunk = Self.block
             pipeline.chunksPerWorker = 1
         }
+        if waits { pipeline.readMeters = [source.meter] }
         try await pipeline.copy(from: source, extents: source, to: target)
     }
 
@@ -68,9 +69,10 @@ final class Log: Sendable {
     @Test(arguments: [true, false])
     func readsAheadWhileReadsSleep(inOrder: Bool) async throws {
         let source = SketchSource(
-            String(repeating: "A", count: 400), blockSize: Self.block, pause: true)
+            String(repeating: "A", count: 1600), blockSize: Self.block, pause: true)
         try await copy(
-            source, to: MemoryStorage(), workers: 8, inOrder: inOrder, qcow2: false, ahead: 1)
+            source, to: MemoryStorage(), workers: 8, inOrder: inOrder, qcow2: false, ahead: 1,
+            waits: true)
         #expect(source.mostReaders > 1)
     }
 

@@ -264,6 +264,56 @@ import Testing
         #expect(found[4096..<count].allSatisfy { $0 == 3 })
     }
 
+    /// Whoever waits is told to write for itself, once for each write, and there is no writer.
+    @Test func theQueueCanBeLeft() {
+        var queue = WriteQueue<String>()
+        let isWriter = queue.start()
+        var others: [Bool] = []
+        for (offset, waiter) in [(0, "a"), (8, "b"), (100, "a")] {
+            others.append(queue.wait(PendingWrite(offset: Int64(offset), pieces: []), waiter))
+        }
+        #expect(isWriter && others == [false, false, false])
+        let left = queue.stop()
+        let isWriterAgain = queue.start()
+        #expect(left.sorted() == ["a", "a", "b"] && isWriterAgain)
+        let next = queue.next(1)
+        #expect(next?.isEmpty == nil)
+    }
+
+    /// Storage that waits: the first write tells, and the others are made beside each other.
+    @Test func writesBesideEachOtherWhereWritesWait() async throws {
+        let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
+        defer { close(descriptor) }
+        let joiner = WriteJoiner(descriptor: descriptor, name: "slow")
+        let blocks = (0..<64).map { [UInt8](repeating: UInt8($0), count: 4096) }
+        try await withTaskExecutorPreference(IOExecutor.shared) {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for (number, block) in blocks.enumerated() {
+                    group.addTask {
+                        if number == 20 {
+                            joiner.noteLone(CallTimes(wall: 50_000_000, work: 100_000))
+                        }
+                        let bytes = UnsafeMutableRawBufferPointer.allocate(
+                            byteCount: 4096, alignment: 8)
+                        defer { bytes.deallocate() }
+                        bytes.copyBytes(from: block)
+                        try await joiner.write([
+                            PendingWrite(
+                                offset: Int64(number * 4096),
+                                pieces: [UnsafeRawBufferPointer(bytes)])
+                        ])
+                    }
+                }
+                try await group.waitForAll()
+            }
+        }
+        var found = [UInt8](repeating: 0xee, count: 64 * 4096)
+        try found.withUnsafeMutableBytes {
+            _ = try Syscall.read(descriptor, "slow", into: $0, at: 0)
+        }
+        #expect(found == blocks.flatMap { $0 })
+    }
+
     /// 64 tasks, each writing every 64th block: nothing is lost, mixed up or written twice.
     @Test func joinsManyWriters() async throws {
         let blockSize = 5000

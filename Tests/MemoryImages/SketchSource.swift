@@ -14,6 +14,8 @@ public final class SketchSource: ImageSource {
     private let stallsFrom: Int64
     private let readers = Mutex((now: 0, most: 0))
     private let pause: Bool
+    /// Says of each read that is paused that it waited for five milliseconds.
+    public let meter = CallMeter()
 
     public init(
         _ sketch: String, blockSize: Int64, failsFrom: Int64 = .max, stallsFrom: Int64 = .max,
@@ -61,7 +63,10 @@ public final class SketchSource: ImageSource {
             $0.most = max($0.most, $0.now)
         }
         defer { readers.withLock { $0.now -= 1 } }
-        if pause { for _ in 0..<Int.random(in: 0...5) { await Task.yield() } }
+        if pause {
+            for _ in 0..<Int.random(in: 0...5) { await Task.yield() }
+            meter.note(CallTimes(wall: 5_000_000, work: 50_000))
+        }
         if offset + Int64(buffer.byteCount) > failsFrom { throw MemoryStorage.failure }
         if offset + Int64(buffer.byteCount) > stallsFrom {
             try await Task.sleep(for: .seconds(600))

@@ -93,6 +93,9 @@ void clinux_close_queue(unsigned long queue);
 void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count);
 
 /// How many cores the process may run on.
+/// What the calling thread has used of a processor, and how often it has slept.
+void clinux_thread_usage(int64_t *nanoseconds, int64_t *sleeps);
+
 int clinux_core_count(void);
 
 ssize_t clinux_readlinkat(int folder, const char *name, void *buffer, size_t size);

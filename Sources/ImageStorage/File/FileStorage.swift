@@ -14,6 +14,8 @@ public final class FileStorage: Storage {
     let descriptor: Int32
     let cacheMode: CacheMode
     private let knownSize: Atomic<Int64>
+    public let readMeter = CallMeter()
+    public let writeMeter = CallMeter()
     /// What the file system refused once is not asked for again.
     let refusedZeroing = Mutex<ZeroMeans>([])
     let sharing: Mutex<BlockSharing>
@@ -94,7 +96,7 @@ public final class FileStorage: Storage {
             isDevice || cacheMode.isDirect
             ? nil
             : WriteJoiner(
-                descriptor: descriptor, name: name,
+                descriptor: descriptor, name: name, meter: writeMeter,
                 bypass: cacheMode == .unsafe && PageCacheBypass.isPossible(descriptor)
                     ? PageCacheBypass(descriptor) : nil)
         knownSize = Atomic(size)
@@ -153,10 +155,15 @@ public final class FileStorage: Storage {
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         let count = buffer.byteCount
         guard count > 0 else { return }
+        // What is in the page cache comes without sleeping, and there no other thread is needed.
+        let isCached = !cacheMode.isDirect && !readMeter.isWaiting
         let done = try buffer.withUnsafeMutableBytes { pointer throws(ImageError) -> Int in
-            cacheMode.isDirect
-                ? try readDirect(into: pointer, at: offset)
-                : try Syscall.read(descriptor, name, into: pointer, at: offset)
+            try readMeter.measure { () throws(ImageError) in
+                cacheMode.isDirect
+                    ? try readDirect(into: pointer, at: offset)
+                    : try Syscall.read(
+                        descriptor, name, into: pointer, at: offset, mayBeCached: isCached)
+            }
         }
         guard done == count else {
             throw ImageError.beyondEnd(self, offset + Int64(done)..<offset + Int64(count))
@@ -186,10 +193,12 @@ public final class FileStorage: Storage {
     }
 
     func writeNow(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {
-        if cacheMode.isDirect {
-            try writeDirect(bytes, at: offset)
-        } else {
-            try Syscall.write(descriptor, name, bytes, at: offset)
+        try writeMeter.measure { () throws(ImageError) in
+            if cacheMode.isDirect {
+                try writeDirect(bytes, at: offset)
+            } else {
+                try Syscall.write(descriptor, name, bytes, at: offset)
+            }
         }
     }
 

@@ -42,14 +42,15 @@ enum Syscall {
 
     /// Reads until the buffer is full or the file ends.
     ///
+    /// - Parameter mayBeCached: tries first what comes without sleeping.
     /// - Returns: how many bytes were read.
     static func read(
         _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
-        at offset: Int64
+        at offset: Int64, mayBeCached: Bool = true
     ) throws(ImageError) -> Int {
-        // What is in the page cache comes without sleeping, and there no other thread is needed.
-        var done = max(
-            0, clinux_read_cached(descriptor, buffer.baseAddress, buffer.count, offset))
+        var done =
+            mayBeCached
+            ? max(0, clinux_read_cached(descriptor, buffer.baseAddress, buffer.count, offset)) : 0
         while done < buffer.count {
             let count = retry {
                 pread(

@@ -13,23 +13,32 @@ final class WriteJoiner: Sendable {
     private let descriptor: Int32
     private let name: String
     private let queue = Mutex(WriteQueue<WriteWaiter>())
+    private let mode = Mutex(WriterMode())
+    private let meter: CallMeter
+    /// How many writes are made beside each other now.
+    private let besides = Atomic<Int>(0)
     /// nil where all goes through the page cache. Used by the writer alone.
     private let bypass: Mutex<PageCacheBypass?>
 
-    init(descriptor: Int32, name: String, bypass: consuming PageCacheBypass? = nil) {
+    init(
+        descriptor: Int32, name: String, meter: CallMeter = CallMeter(),
+        bypass: consuming PageCacheBypass? = nil
+    ) {
         self.descriptor = descriptor
         self.name = name
+        self.meter = meter
         self.bypass = Mutex(bypass)
     }
 
     /// Returns when all is written, by whomever.
     func write(_ writes: [PendingWrite]) async throws {
+        if mode.withLock({ $0.isParallel }) { return try writeBeside(writes) }
         if writes.count == 1, queue.withLock({ $0.start() }) {
             defer { writeWaiting() }
             return try writeNow(writes[0].pieces, at: writes[0].offset)
         }
         guard !writes.isEmpty else { return }
-        try await withCheckedThrowingContinuation { continuation in
+        let areWritten: Bool = try await withCheckedThrowingContinuation { continuation in
             let waiter = WriteWaiter(continuation, count: writes.count)
             // Where nobody is writing the first makes a writer of the caller.
             let isWriter = queue.withLock { queue in
@@ -37,11 +46,27 @@ final class WriteJoiner: Sendable {
             }
             if isWriter { writeWaiting() }
         }
+        if !areWritten { try writeBeside(writes) }
     }
 
-    /// As the writer: writes for all that wait, until nobody does.
+    private func writeBeside(_ writes: [PendingWrite]) throws(ImageError) {
+        besides.add(1, ordering: .relaxed)
+        defer { besides.subtract(1, ordering: .relaxed) }
+        for write in writes {
+            mode.withLock { $0.noteParallel() }
+            try meter.measure { () throws(ImageError) in
+                try Syscall.write(descriptor, name, write.pieces, at: write.offset)
+            }
+        }
+    }
+
+    /// As the writer: writes for all that wait, until nobody does, or all may write for themselves.
     private func writeWaiting() {
         while true {
+            if mode.withLock({ $0.isParallel }) {
+                for waiter in queue.withLock({ $0.stop() }) { waiter.note(.success(false)) }
+                return
+            }
             let way = bypass.withLock { $0?.together }
             let most = way == nil ? 1 : Int(clinux_queue_depth)
             guard let batches = queue.withLock({ $0.next(most) }) else { return }
@@ -52,7 +77,7 @@ final class WriteJoiner: Sendable {
                 let result = Result { () throws(ImageError) in
                     if try !isWritten.get() { try writeNow(batch.pieces, at: batch.offset) }
                 }
-                for waiter in batch.waiters { waiter.note(result) }
+                for waiter in batch.waiters { waiter.note(result.map { true }) }
             }
         }
     }
@@ -93,20 +118,32 @@ final class WriteJoiner: Sendable {
         _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
         guard PageCacheBypass.isFit(pieces, at: offset) else {
-            return try Syscall.write(descriptor, name, pieces, at: offset)
+            return try writeAlone(descriptor, pieces, at: offset)
         }
         let direct = bypass.withLock { $0?.descriptor }
         let start = ContinuousClock.now
         do throws(ImageError) {
-            try Syscall.write(direct ?? descriptor, name, pieces, at: offset)
+            try writeAlone(direct ?? descriptor, pieces, at: offset)
         } catch {
             guard direct != nil, error.kind == .system(errno: EINVAL) else { throw error }
             bypass.withLock { $0?.giveUp() }
-            try Syscall.write(descriptor, name, pieces, at: offset)
+            try writeAlone(descriptor, pieces, at: offset)
         }
         let time = start.duration(to: .now)
         bypass.withLock { $0?.note(bytes: pieces.reduce(0) { $0 + $1.count }, time: time) }
     }
+
+    private func writeAlone(
+        _ descriptor: Int32, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
+    ) throws(ImageError) {
+        let isAlone = besides.load(ordering: .relaxed) == 0
+        let times = try meter.timed { () throws(ImageError) in
+            try Syscall.write(descriptor, name, pieces, at: offset)
+        }.times
+        if isAlone { noteLone(times) }
+    }
+
+    func noteLone(_ times: CallTimes) { mode.withLock { $0.noteLone(times) } }
 }
 
 /// Bytes whose owner waits until they are written, and keeps them alive and unchanged until then.
@@ -128,19 +165,22 @@ struct PendingWrite: @unchecked Sendable {
 
 /// Resumes whoever waits for several writes when the last of them is done: until then the memory is in use.
 final class WriteWaiter: Sendable {
-    private let continuation: CheckedContinuation<Void, any Error>
-    private let state: Mutex<(left: Int, result: Result<Void, ImageError>)>
+    private let continuation: CheckedContinuation<Bool, any Error>
+    private let state: Mutex<(left: Int, result: Result<Bool, ImageError>)>
 
-    init(_ continuation: CheckedContinuation<Void, any Error>, count: Int) {
+    init(_ continuation: CheckedContinuation<Bool, any Error>, count: Int) {
         self.continuation = continuation
-        state = Mutex((count, .success(())))
+        state = Mutex((count, .success(true)))
     }
 
-    /// One of them is done. The first error is what its owner gets.
-    func note(_ result: Result<Void, ImageError>) {
-        let all = state.withLock { state -> Result<Void, ImageError>? in
+    /// One of them is done, or left to its owner (false), who then makes all of them. The first error
+    /// is what the owner gets.
+    func note(_ result: Result<Bool, ImageError>) {
+        let all = state.withLock { state -> Result<Bool, ImageError>? in
             state.left -= 1
-            if case .success = state.result { state.result = result }
+            if case .success(let areWritten) = state.result {
+                state.result = result.map { $0 && areWritten }
+            }
             return state.left == 0 ? state.result : nil
         }
         if let all { continuation.resume(with: all) }
@@ -184,6 +224,15 @@ struct WriteQueue<Waiter> {
         waiting.append((write, waiter))
         isSorted = false
         return start()
+    }
+
+    /// The caller has stopped being the writer, whoever waits.
+    ///
+    /// - Returns: who waits, once for each write.
+    mutating func stop() -> [Waiter] {
+        isWriting = false
+        defer { waiting = [] }
+        return waiting.map(\.waiter)
     }
 
     /// What to write next, in order, each as far as there is no gap. With nil the caller has stopped being the writer.

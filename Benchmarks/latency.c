@@ -1,0 +1,91 @@
+// Storage with latency: preloaded into a program, this sleeps before each data system call of 4 KiB
+// or more, SLEEP_READ and SLEEP_WRITE microseconds. Nothing is ever in the page cache for
+// RWF_NOWAIT, as it would not be on such storage.
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+static const size_t smallest = 4096;
+
+static long microseconds(const char *name) {
+    const char *value = getenv(name);
+    return value ? atol(value) : 0;
+}
+
+static void wait_for(const char *name, size_t count) {
+    static long read_time = -1, write_time = -1;
+    if (count < smallest) return;
+    if (read_time < 0) {
+        write_time = microseconds("SLEEP_WRITE");
+        read_time = microseconds("SLEEP_READ");
+    }
+    long time = name[6] == 'R' ? read_time : write_time;
+    if (time <= 0) return;
+    struct timespec rest = {.tv_sec = time / 1000000, .tv_nsec = time % 1000000 * 1000};
+    while (nanosleep(&rest, &rest) < 0) {
+    }
+}
+
+static size_t length(const struct iovec *pieces, int count) {
+    size_t sum = 0;
+    for (int i = 0; i < count; i++) sum += pieces[i].iov_len;
+    return sum;
+}
+
+#define REAL(name) \
+    static __typeof__(&name) real; \
+    if (!real) real = (__typeof__(real))dlsym(RTLD_NEXT, #name)
+
+#define PLAIN(name, memory, sleep) \
+    ssize_t name(int fd, memory bytes, size_t count, off64_t offset) { \
+        REAL(name); \
+        wait_for(sleep, count); \
+        return real(fd, bytes, count, offset); \
+    }
+PLAIN(pread, void *, "SLEEP_READ")
+PLAIN(pread64, void *, "SLEEP_READ")
+PLAIN(pwrite, const void *, "SLEEP_WRITE")
+PLAIN(pwrite64, const void *, "SLEEP_WRITE")
+
+#define VECTOR(name, sleep) \
+    ssize_t name(int fd, const struct iovec *pieces, int count, off64_t offset) { \
+        REAL(name); \
+        wait_for(sleep, length(pieces, count)); \
+        return real(fd, pieces, count, offset); \
+    }
+VECTOR(preadv, "SLEEP_READ")
+VECTOR(preadv64, "SLEEP_READ")
+VECTOR(pwritev, "SLEEP_WRITE")
+VECTOR(pwritev64, "SLEEP_WRITE")
+
+#define VECTOR2(name, sleep) \
+    ssize_t name(int fd, const struct iovec *pieces, int count, off64_t offset, int flags) { \
+        REAL(name); \
+        size_t size = length(pieces, count); \
+        if (flags & RWF_NOWAIT && size >= smallest && microseconds(sleep) > 0) { \
+            errno = EAGAIN; \
+            return -1; \
+        } \
+        wait_for(sleep, size); \
+        return real(fd, pieces, count, offset, flags); \
+    }
+VECTOR2(preadv2, "SLEEP_READ")
+VECTOR2(preadv64v2, "SLEEP_READ")
+VECTOR2(pwritev2, "SLEEP_WRITE")
+VECTOR2(pwritev64v2, "SLEEP_WRITE")
+
+ssize_t read(int fd, void *bytes, size_t count) {
+    REAL(read);
+    wait_for("SLEEP_READ", count);
+    return real(fd, bytes, count);
+}
+
+ssize_t write(int fd, const void *bytes, size_t count) {
+    REAL(write);
+    wait_for("SLEEP_WRITE", count);
+    return real(fd, bytes, count);
+}

@@ -1,0 +1,174 @@
+import ImageStorage
+
+/// How many chunks are on their way, and how long they are.
+///
+/// Where copying is the work, a few keep the cores busy. Where the storage waits (a network, a slow
+/// server, a disk), each chunk waits for itself, so there have to be as many as the cores could copy
+/// meanwhile. What the calls of the last chunks took beside what they worked tells which it is. The
+/// window grows at once, and then looks whether more came through. If not, the storage is busy and
+/// not far away: the window goes back, and waits longer before it tries again.
+///
+/// Pure: whoever carries chunks tells what they took.
+struct Window {
+    struct Bounds {
+        /// How many chunks are enough where copying is the work.
+        var base: Int
+        /// How many there may be, at least `base`.
+        var most: Int
+        /// What they are multiples of, in bytes.
+        var unit: Int64
+        /// Of a chunk where copying is the work, in bytes.
+        var shortChunk: Int64
+        /// Where waiting is what takes the time, in bytes: a request costs the same, however long.
+        var longChunk: Int64
+        /// The same where more are not allowed.
+        var longestChunk: Int64
+        var cores: Int
+    }
+
+    private(set) var size: Int
+    /// In bytes.
+    private(set) var chunkSize: Int64
+
+    private let bounds: Bounds
+    private var base: Int
+    private var recent = Recent()
+    private var trial: Trial?
+    /// Since when bytes are counted at this size, in nanoseconds, and what has come since then.
+    private var start: Int64
+    private var chunks = 0
+    private var bytes: Int64 = 0
+    /// How many chunks pass before the window may grow again.
+    private var rest = 0
+    private var patience = Self.patience.lowerBound
+    /// How many chunks in a row would have done with half the window.
+    private var calm = 0
+
+    /// Of the last chunks, the very last counting most.
+    private struct Recent {
+        var times = CallTimes()
+        var bytes = 0.0
+        var chunks = 0.0
+    }
+
+    private struct Trial {
+        /// To go back to.
+        var size: Int
+        var chunkSize: Int64
+        /// What came through with them, in bytes per nanosecond.
+        var rate: Double
+        /// How many chunks were begun before.
+        var skipped: Int
+    }
+
+    /// How many times as much has to come through a window that has grown.
+    private static let gain = 1.2
+    /// How many windows of chunks pass before another attempt; twice as many after each in vain.
+    private static let patience = 32...1024
+    /// After how many chunks the window shrinks.
+    private static let calmness = 32
+
+    /// - Parameter now: in nanoseconds, of any clock that does not go back.
+    init(_ bounds: Bounds, now: Int64) {
+        precondition(bounds.base > 0 && bounds.base <= bounds.most)
+        self.bounds = bounds
+        base = bounds.base
+        size = base
+        chunkSize = bounds.shortChunk
+        start = now
+    }
+
+    /// More are enough from now on: chunks have to be decompressed.
+    mutating func raiseBase(to count: Int) {
+        base = min(max(base, count), bounds.most)
+        size = max(size, base)
+    }
+
+    /// A chunk is done.
+    ///
+    /// - Parameters:
+    ///   - count: how long it was, in bytes.
+    ///   - times: of all calls since the last one.
+    mutating func noteChunk(bytes count: Int64, times: CallTimes, now: Int64) {
+        recent.times = recent.times.faded + times
+        recent.bytes = recent.bytes * 7 / 8 + Double(count)
+        recent.chunks = recent.chunks * 7 / 8 + 1
+        if let trial, trial.skipped > 0 {
+            self.trial?.skipped -= 1
+            return restart(now)
+        }
+        chunks += 1
+        bytes += count
+        rest = max(0, rest - 1)
+        let wanted = wanted
+        if let trial {
+            if chunks >= size { end(trial, now) }
+        } else if wanted.bytes > inFlight, rest == 0 {
+            grow(to: wanted, now)
+        } else {
+            shrinkIfCalm(wanted, now)
+            if chunks >= size { restart(now) }
+        }
+    }
+
+    /// In bytes, when all are as long as they may be.
+    private var inFlight: Int64 { Int64(size) * chunkSize }
+
+    /// By what the last chunks waited for: as many bytes as could have been copied meanwhile.
+    private var wanted: (bytes: Int64, size: Int, chunkSize: Int64) {
+        guard recent.times.isWaiting, recent.bytes > 0 else {
+            return (Int64(base) * bounds.shortChunk, base, bounds.shortChunk)
+        }
+        let wait = Double(recent.times.wall - recent.times.work) / recent.chunks
+        let work = max(1e-3, Double(recent.times.work) / recent.bytes)
+        let most = Double(bounds.most) * Double(bounds.longestChunk)
+        let bytes = Int64(min(most, wait / work * Double(bounds.cores)))
+        let size = min(max(base, Int(bytes / bounds.longChunk) + bounds.cores), bounds.most)
+        let chunkSize = min(
+            max(bounds.longChunk, (bytes / Int64(size)).roundedUp(to: bounds.unit)),
+            bounds.longestChunk)
+        return (Int64(size) * chunkSize, size, chunkSize)
+    }
+
+    private mutating func grow(
+        to wanted: (bytes: Int64, size: Int, chunkSize: Int64), _ now: Int64
+    ) {
+        // Those that have not come yet will at any moment.
+        let coming = Double(bytes) / Double(chunks) * Double(max(chunks, size))
+        trial = Trial(
+            size: size, chunkSize: chunkSize, rate: coming / Double(max(1, now - start)),
+            skipped: size)
+        (size, chunkSize) = (wanted.size, wanted.chunkSize)
+        restart(now)
+    }
+
+    private mutating func end(_ trial: Trial, _ now: Int64) {
+        let rate = Double(bytes) / Double(max(1, now - start))
+        if rate < trial.rate * Self.gain {
+            (size, chunkSize) = (max(base, trial.size), trial.chunkSize)
+            rest = patience * size
+            patience = min(2 * patience, Self.patience.upperBound)
+        } else {
+            patience = Self.patience.lowerBound
+        }
+        self.trial = nil
+        restart(now)
+    }
+
+    private mutating func shrinkIfCalm(
+        _ wanted: (bytes: Int64, size: Int, chunkSize: Int64), _ now: Int64
+    ) {
+        calm = wanted.bytes < inFlight / 2 || wanted.size == base && size > base ? calm + 1 : 0
+        guard calm >= Self.calmness else { return }
+        size = wanted.size == base ? base : max(wanted.size, size / 2)
+        chunkSize = wanted.chunkSize
+        calm = 0
+        restart(now)
+    }
+
+    private mutating func restart(_ now: Int64) {
+        start = now
+        chunks = 0
+        bytes = 0
+    }
+}

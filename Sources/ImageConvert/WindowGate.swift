@@ -1,0 +1,103 @@
+import ImageStorage
+import Synchronization
+
+/// Lets as many chunks be on their way as the window says: that bounds the buffers.
+final class WindowGate: Sendable {
+    private let queue: Mutex<WindowQueue<CheckedContinuation<Void, Never>>>
+    private let meters: [CallMeter]
+    private let begin = ContinuousClock.now
+
+    /// - Parameter meters: of the storages that the chunks come from and go to.
+    init(_ bounds: Window.Bounds, meters: [CallMeter]) {
+        queue = Mutex(WindowQueue(Window(bounds, now: 0)))
+        self.meters = meters
+    }
+
+    /// Waits until there is room for a chunk. To be entered before the chunk is known: those inside
+    /// never wait for one that is not.
+    func enter() async -> WindowPass {
+        if let size = queue.withLock({ $0.enter() }) { return WindowPass(self, chunkSize: size) }
+        await withCheckedContinuation { continuation in
+            let isInside = queue.withLock { $0.arrive(continuation) }
+            if isInside { continuation.resume() }
+        }
+        return WindowPass(self, chunkSize: queue.withLock { $0.window.chunkSize })
+    }
+
+    fileprivate func raiseBase(to count: Int) {
+        for newcomer in queue.withLock({ $0.raiseBase(to: count) }) { newcomer.resume() }
+    }
+
+    fileprivate func leave(bytes: Int64) {
+        let total = meters.reduce(CallTimes()) { $0 + $1.total }
+        let now = begin.nanoseconds(to: .now)
+        let newcomers = queue.withLock { $0.leave(bytes: bytes, total: total, now: now) }
+        for newcomer in newcomers { newcomer.resume() }
+    }
+}
+
+/// The right to have one chunk on its way.
+struct WindowPass: ~Copyable {
+    /// How long it should be, in bytes.
+    let chunkSize: Int64
+    /// How long it is, in bytes.
+    var bytes: Int64 = 0
+    private let gate: WindowGate
+
+    fileprivate init(_ gate: WindowGate, chunkSize: Int64) {
+        self.gate = gate
+        self.chunkSize = chunkSize
+    }
+
+    /// The chunk, or a part of it, has to be decompressed. That takes so long that it has to go on
+    /// while the writer is slow, to have enough ready when it is fast again.
+    func noteCompressed() { gate.raiseBase(to: 3 * IOExecutor.coreCount + 1) }
+
+    deinit { gate.leave(bytes: bytes) }
+}
+
+/// Who is inside and who waits: the state of a `WindowGate`, which resumes the waiters it is handed.
+struct WindowQueue<Waiter> {
+    private(set) var window: Window
+    private(set) var inside = 0
+    private(set) var waiters: [Waiter] = []
+    private var total = CallTimes()
+
+    init(_ window: Window) { self.window = window }
+
+    /// - Returns: how long the chunk should be, in bytes; nil if there is no room.
+    mutating func enter() -> Int64? {
+        guard inside < window.size else { return nil }
+        inside += 1
+        return window.chunkSize
+    }
+
+    /// Enters, or waits to be let in. Returns whether it is inside.
+    mutating func arrive(_ waiter: Waiter) -> Bool {
+        if enter() != nil { return true }
+        waiters.append(waiter)
+        return false
+    }
+
+    /// - Returns: who is inside now, too, those first who waited longest.
+    mutating func raiseBase(to count: Int) -> [Waiter] {
+        window.raiseBase(to: count)
+        return fill()
+    }
+
+    /// - Parameter total: of all calls that there have been.
+    /// - Returns: who is inside now, too.
+    mutating func leave(bytes: Int64, total: CallTimes, now: Int64) -> [Waiter] {
+        inside -= 1
+        window.noteChunk(bytes: bytes, times: total - self.total, now: now)
+        self.total = total
+        return fill()
+    }
+
+    private mutating func fill() -> [Waiter] {
+        let count = max(0, min(window.size - inside, waiters.count))
+        defer { waiters.removeFirst(count) }
+        inside += count
+        return Array(waiters.prefix(count))
+    }
+}
