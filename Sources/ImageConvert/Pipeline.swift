@@ -135,13 +135,14 @@ public struct Pipeline: Sendable {
         // What compresses has two buffers.
         let memory = target.compresses ? memory / 2 : memory
         let limit = min(mostWorkers ?? .max, Self.mostChunks)
-        let long = max(chunkSize, Self.longChunk.roundedUp(to: unit))
-        let most = max(1, min(limit, max(Int(memory / long), workers)))
+        let base = max(1, min(workers, limit, Int(memory / chunkSize)))
+        let long = max(chunkSize, min(Self.longChunk, memory / Int64(base)).roundedDown(to: unit))
+        let most = max(base, min(limit, Int(memory / long)))
         let longest = max(
             long, min(Self.longestChunk, memory / Int64(most)).roundedDown(to: unit))
         return Window.Bounds(
-            base: min(workers, most), most: most, unit: unit, shortChunk: chunkSize,
-            longChunk: long, longestChunk: longest, cores: IOExecutor.coreCount)
+            base: base, most: most, unit: unit, shortChunk: chunkSize, longChunk: long,
+            longestChunk: longest, cores: IOExecutor.coreCount)
     }
 }
 

@@ -10,15 +10,26 @@ import Testing
     /// The kernel knows of huge pages. Without, it refuses the advice by which the program is cut into pieces.
     static let canDivide = access("/sys/kernel/mm/transparent_hugepage", F_OK) == 0
 
-    /// Many workers may read, but only one at a time can write: those that have nothing to do need no buffer.
+    /// However many may work, and whatever they wait for. 64 buffers of 448 KiB alone would be 28 MiB.
     @Test(.enabled(if: isSmallMachine))
-    func manyWorkersTakeNoMoreMemoryThanOneWriterNeeds() throws {
+    func manyWorkersTakeNoMoreMemoryThanIsAllowed() throws {
         let folder = try TempFolder()
-        // Just written, so that no read waits for a disk; long enough for each worker to start.
         try writeNoise(folder.path("source"), count: 160 << 20)
-        let peak = try peak(of: "convert -m 64 -W -f raw -O qcow2 source target", in: folder.path)
-        // 64 buffers of 448 KiB alone would be 28 MiB.
-        #expect(peak < 24 << 10, "KiB")
+        let peak = try peak(
+            of: "convert -m 64 --memory 8M -W -f raw -O qcow2 source target", in: folder.path)
+        #expect(peak < (8 + 14) << 10, "KiB")
+    }
+
+    /// Storage that waits gets all that may be taken, and no more.
+    @Test(.enabled(if: isSmallMachine && SlowCalls.isUsable), arguments: [16, 64])
+    func waitingTakesNoMoreMemoryThanIsAllowed(mebibytes: Int) throws {
+        let folder = try TempFolder()
+        try writeNoise(folder.path("source"), count: 160 << 20)
+        let slow = try SlowCalls(milliseconds: 20)
+        let peak = try peak(
+            of: "convert --memory \(mebibytes)M -W -f raw -O raw source target", in: folder.path,
+            environment: slow.environment)
+        #expect((mebibytes / 2) << 10 < peak && peak < (mebibytes + 14) << 10, "KiB")
     }
 
     /// The kernel brings more of a program into memory than is used. What is long keeps it out.
@@ -62,8 +73,11 @@ import Testing
         #expect(peaks[1] + 2048 < peaks[0], "KiB: \(peaks)")
     }
 
-    private func peak(of line: String, in folder: String) throws -> Int {
-        let outcome = try run("time", ["-f", "%M", Swimg.path] + line.words, in: folder)
+    private func peak(
+        of line: String, in folder: String, environment: [String: String] = [:]
+    ) throws -> Int {
+        let outcome = try run(
+            "time", ["-f", "%M", Swimg.path] + line.words, in: folder, environment: environment)
         #expect(outcome.isSuccess, "\(outcome)")
         // Behind all else.
         let peak = outcome.errorText.split(separator: "\n").last.flatMap { Int($0) }

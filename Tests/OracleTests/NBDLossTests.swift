@@ -71,13 +71,14 @@ struct NBDLossTests {
         let outcome = try convertUnderKill(options.words)
         #expect(outcome.status == 1, "\(outcome)")
         #expect(outcome.errorText.contains("socket="), "\(outcome)")
-        #expect(outcome.errorText.lowercased().contains("connection"), "\(outcome)")
+        // Another connection may have been wanted for the first time just then.
+        #expect(outcome.errorText.contains("connect"), "\(outcome)")
         #expect(outcome.errorText.filter(\.isNewline).count == 1, "\(outcome)")
     }
 
     @Test func aLostSourceIsAnError() throws {
         let outcome = try convertUnderKill(["-O", "raw"], intoServer: false)
-        #expect(outcome.status == 1 && outcome.errorText.contains("connection"), "\(outcome)")
+        #expect(outcome.status == 1 && outcome.errorText.contains("connect"), "\(outcome)")
     }
 
     /// With and without FUA: nbdkit's filter for it takes it away.

@@ -1,3 +1,5 @@
+import Foundation
+
 /// A library that is loaded into a program before it begins: what other people's wrappers and
 /// security profiles do to it.
 public struct Preload: Sendable {
@@ -15,4 +17,23 @@ public struct Preload: Sendable {
     }
 
     public var environment: [String: String] { ["LD_PRELOAD": path] }
+}
+
+/// Storage with latency: each call that moves 4 KiB or more sleeps first (Benchmarks/latency.c).
+public struct SlowCalls: Sendable {
+    public let environment: [String: String]
+    private let library: Preload
+
+    public static let isUsable = Preload.isUsable
+
+    public init(milliseconds: Int) throws {
+        let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
+            .deletingLastPathComponent().deletingLastPathComponent()
+        library = try Preload(
+            String(
+                contentsOf: root.appendingPathComponent("Benchmarks/latency.c"), encoding: .utf8))
+        let time = "\(milliseconds * 1000)"
+        environment = library.environment.merging(
+            ["SLEEP_READ": time, "SLEEP_WRITE": time], uniquingKeysWith: { $1 })
+    }
 }

@@ -118,24 +118,27 @@ final class WriteJoiner: Sendable {
         _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
         guard PageCacheBypass.isFit(pieces, at: offset) else {
-            return try writeAlone(descriptor, pieces, at: offset)
+            return try writeAlone(nil, pieces, at: offset)
         }
         let direct = bypass.withLock { $0?.descriptor }
         let start = ContinuousClock.now
         do throws(ImageError) {
-            try writeAlone(direct ?? descriptor, pieces, at: offset)
+            try writeAlone(direct, pieces, at: offset)
         } catch {
             guard direct != nil, error.kind == .system(errno: EINVAL) else { throw error }
             bypass.withLock { $0?.giveUp() }
-            try writeAlone(descriptor, pieces, at: offset)
+            try writeAlone(nil, pieces, at: offset)
         }
         let time = start.duration(to: .now)
         bypass.withLock { $0?.note(bytes: pieces.reduce(0) { $0 + $1.count }, time: time) }
     }
 
+    /// - Parameter direct: to go past the page cache by. Such a write waits because the disk is busy,
+    ///   and would not be sooner with others beside it.
     private func writeAlone(
-        _ descriptor: Int32, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
+        _ direct: Int32?, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
+        if let direct { return try Syscall.write(direct, name, pieces, at: offset) }
         let isAlone = besides.load(ordering: .relaxed) == 0
         let times = try meter.timed { () throws(ImageError) in
             try Syscall.write(descriptor, name, pieces, at: offset)
