@@ -61,6 +61,9 @@ struct Window {
         var skipped: Int
     }
 
+    /// How many times as many bytes as the cores could copy: what a few calls took is no more than
+    /// a guess.
+    private static let margin = 2.0
     /// How many times as much has to come through a window that has grown.
     private static let gain = 1.2
     /// How many windows of chunks pass before another attempt; twice as many after each in vain.
@@ -122,7 +125,7 @@ struct Window {
         let wait = Double(recent.times.wall - recent.times.work) / recent.chunks
         let work = max(1e-3, Double(recent.times.work) / recent.bytes)
         let most = Double(bounds.most) * Double(bounds.longestChunk)
-        let bytes = Int64(min(most, wait / work * Double(bounds.cores)))
+        let bytes = Int64(min(most, Self.margin * wait / work * Double(bounds.cores)))
         let size = min(max(base, Int(bytes / bounds.longChunk) + bounds.cores), bounds.most)
         let chunkSize = min(
             max(bounds.longChunk, (bytes / Int64(size)).roundedUp(to: bounds.unit)),

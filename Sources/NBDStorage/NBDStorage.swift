@@ -294,12 +294,12 @@ public final class NBDStorage: Storage {
     /// What a server on this machine takes for a request, and for each byte of it, in nanoseconds:
     /// that counts as work, whoever does it.
     private static let workPerRequest: Int64 = 100_000
-    private static let workPerByte: Int64 = 1
+    private static let workPerByte = 0.5
 
     private func note(_ requests: [NBDRequest], since start: ContinuousClock.Instant) {
         guard let first = requests.first, first.movesData else { return }
         let work = requests.reduce(Int64(0)) {
-            $0 + Self.workPerRequest + Self.workPerByte * $1.payload
+            $0 + Self.workPerRequest + Int64(Self.workPerByte * Double($1.payload))
         }
         (first.isRead ? readMeter : writeMeter).note(
             CallTimes(wall: start.nanoseconds(to: .now), work: work))
