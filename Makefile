@@ -22,7 +22,7 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build order demo test side-by-side sanitize bench bench-nbd microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build order demo test side-by-side fuzz-images sanitize bench bench-nbd microbench manual docs install fmt lint clean
 
 all: build
 
@@ -60,6 +60,15 @@ test: setup-test
 # All verbs beside qemu-img, on the fixtures and on random images, some damaged: output and exit status.
 side-by-side: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
+
+# Images changed at places that mean something, read, repaired and resized; 200 of them are in `test`. Some 6 a
+# second. A failure says how to make its image again.
+COUNT ?= 20000
+SEED ?= 1
+fuzz-images: setup-test
+	$(SWIFT) build $(TEST_FLAGS) --build-tests
+	@set -o pipefail; SWIMG_MUTATIONS=$(COUNT) SWIMG_SEED=$(SEED) \
+		$(SWIFT) test $(TEST_FLAGS) --skip-build --filter MutationTests 2>&1 | tee $(TEST_BUILD)/fuzz-images.log
 
 # The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
 # the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.
