@@ -22,7 +22,7 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build order demo test side-by-side fuzz-images sanitize bench bench-nbd microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build order demo test side-by-side fuzz-images fuzz sanitize bench bench-nbd microbench manual docs install fmt lint clean
 
 all: build
 
@@ -69,6 +69,25 @@ fuzz-images: setup-test
 	$(SWIFT) build $(TEST_FLAGS) --build-tests
 	@set -o pipefail; SWIMG_MUTATIONS=$(COUNT) SWIMG_SEED=$(SEED) \
 		$(SWIFT) test $(TEST_FLAGS) --skip-build --filter MutationTests 2>&1 | tee $(TEST_BUILD)/fuzz-images.log
+
+# libFuzzer on the header, the tables, and the whole disk before and after repairs and resizes, all in memory:
+# TIME seconds each, with the fixtures to start from. What is found is kept in .build-fuzz/found, and
+# `.build-fuzz/release/FuzzImage FILE` shows it again. A package of its own. (gold cannot link it.)
+TIME ?= 1200
+FUZZ_BUILD := .build-fuzz
+fuzz: setup
+	$(SWIFT) build -c release --package-path Fuzz --scratch-path $(FUZZ_BUILD) \
+		-Xswiftc -sanitize=fuzzer -Xswiftc -use-ld=lld
+	@mkdir -p $(FUZZ_BUILD)/seeds $(FUZZ_BUILD)/found
+	@cp Fixtures/images/*.qcow2 $(FUZZ_BUILD)/seeds
+	@for image in Fixtures/images/*.gz; do \
+		gunzip -c $$image > $(FUZZ_BUILD)/seeds/$$(basename $$image .gz); done
+	@for target in FuzzHeader FuzzTables FuzzImage; do \
+		mkdir -p $(FUZZ_BUILD)/corpus/$$target; \
+		$(FUZZ_BUILD)/release/$$target -max_total_time=$(TIME) -timeout=20 -rss_limit_mb=1024 \
+			-max_len=300000 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ_BUILD)/found/$$target- \
+			$(FUZZ_BUILD)/corpus/$$target $(FUZZ_BUILD)/seeds || exit 1; \
+	done
 
 # The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
 # the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.
@@ -120,10 +139,12 @@ install: build
 		> $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swimg.fish
 
 fmt:
-	$(SWIFT) format --in-place --recursive Package.swift Sources Tests
+	$(SWIFT) format --in-place --recursive Package.swift Sources Tests \
+		Fuzz/Package.swift Fuzz/Sources
 
 lint:
-	$(SWIFT) format lint --strict --recursive Package.swift Sources Tests
+	$(SWIFT) format lint --strict --recursive Package.swift Sources Tests \
+		Fuzz/Package.swift Fuzz/Sources
 
 clean:
-	rm -rf .build .build-test .build-asan .build-docs demo
+	rm -rf .build .build-test .build-asan .build-fuzz .build-docs demo

@@ -1,0 +1,5 @@
+import FuzzSupport
+import ImageFormats
+
+// The header, its extensions, the tables of snapshots and bitmaps: all that `info` shows.
+runFuzzer { _ = try await Qcow2Description.read(from: FuzzStorage($0)) }

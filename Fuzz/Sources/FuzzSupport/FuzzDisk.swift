@@ -1,0 +1,41 @@
+import DiskImage
+import ImageFormats
+import ImageStorage
+
+/// A guest disk, as far as a fuzzer has time for it.
+public struct FuzzDisk {
+    private let source: Qcow2Source
+    /// In bytes. Small clusters and small disks reach all that large ones do.
+    private static let limit: Int64 = 2 << 20
+
+    public init(_ source: Qcow2Source) { self.source = source }
+
+    /// Asks for all extents, and where their bytes are.
+    public func walk() async throws {
+        let end = min(source.virtualSize, Self.limit)
+        var position: Int64 = 0
+        while position < end {
+            let extent = try await source.extent(at: position, limit: end)
+            precondition(
+                extent.range.lowerBound == position && extent.range.upperBound <= end
+                    && !extent.range.isEmpty, "\(extent) at \(position)")
+            _ = try await source.location(at: position, limit: end)
+            position = extent.range.upperBound
+        }
+    }
+
+    /// - Throws: `ImageError` for a disk that cannot be read, or is too large here.
+    public func content() async throws -> [UInt8] {
+        guard source.virtualSize <= Self.limit else { throw ImageError.invalid("too large") }
+        let piece = 48 << 10
+        var content: [UInt8] = []
+        for start in stride(from: 0, to: source.virtualSize, by: piece) {
+            var buffer = try IOBuffer(
+                byteCount: Int(min(Int64(piece), source.virtualSize - start)))
+            var bytes = buffer.mutableBytes
+            try await source.read(into: &bytes, at: start)
+            content += buffer.bytes.withUnsafeBytes { Array($0) }
+        }
+        return content
+    }
+}

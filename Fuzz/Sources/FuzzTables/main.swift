@@ -1,0 +1,11 @@
+import FuzzSupport
+import ImageFormats
+
+// L1 and L2 tables, refcount table and blocks: as `map` asks for them, and as `check` walks them.
+runFuzzer { bytes in
+    let storage = FuzzStorage(bytes)
+    _ = try? await Qcow2Check(storage, onMessage: { _ in }).run()
+    let source = try await Qcow2Source(storage)
+    try await FuzzDisk(source).walk()
+    precondition(storage.bytes == bytes, "reading has changed the image")
+}
