@@ -22,7 +22,7 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build order demo test side-by-side fuzz-images fuzz sanitize bench bench-nbd microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build order demo test side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
 
 all: build
 
@@ -98,6 +98,10 @@ sanitize: setup-test
 # More than an hour; writes BENCHMARKS.md and benchmarks.svg. Mounts (XFS, btrfs) only as root.
 bench: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/bench.py $(BUILD)/release/swimg
+
+# On storage with latency and with little bandwidth, against the best settings of the others.
+bench-latency: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/latency.py $(BUILD)/release/swimg
 
 # Between servers in memory; the disk is that of `bench`.
 bench-nbd: setup-test build
