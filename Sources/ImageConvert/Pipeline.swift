@@ -103,7 +103,8 @@ public struct Pipeline: Sendable {
                             var pass = await window.enter()
                             guard let chunk = try await iterator.next(upTo: pass.chunkSize)
                             else { break }
-                            pass.bytes = chunk.length
+                            // Zeros are longer, and cost no more.
+                            pass.bytes = min(chunk.length, pass.chunkSize)
                             if chunk.isCompressed { pass.noteCompressed() }
                             do {
                                 let rest = try await stages.carry(chunk, within: pass.chunkSize)
