@@ -38,6 +38,7 @@ struct Window {
     private var start: Int64
     private var chunks = 0
     private var bytes: Int64 = 0
+    private var isFirstRound = true
     /// How many chunks pass before the window may grow again.
     private var rest = 0
     private var patience = Self.patience.lowerBound
@@ -106,7 +107,7 @@ struct Window {
         let wanted = wanted
         if let trial {
             if chunks >= size { end(trial, now) }
-        } else if wanted.bytes > inFlight, rest == 0 {
+        } else if isRateKnown, rest == 0, wanted.bytes > inFlight + inFlight / 2 {
             grow(to: wanted, now)
         } else {
             shrinkIfCalm(wanted, now)
@@ -114,18 +115,28 @@ struct Window {
         }
     }
 
+    /// Chunks come in bursts: their number over time says something only after as many as are in
+    /// flight. From the very first one on there is an upper bound, if the others come at any moment.
+    private var isRateKnown: Bool { chunks >= size || isFirstRound }
+
     /// In bytes, when all are as long as they may be.
     private var inFlight: Int64 { Int64(size) * chunkSize }
 
+    /// In long chunks there is more work beside the same waiting: what made the window grow does not
+    /// have to be so striking for it to stay.
+    private var isWide: Bool { chunkSize > bounds.shortChunk }
+
     /// By what the last chunks waited for: as many bytes as could have been copied meanwhile.
     private var wanted: (bytes: Int64, size: Int, chunkSize: Int64) {
-        guard recent.times.isWaiting, recent.bytes > 0 else {
-            return (Int64(base) * bounds.shortChunk, base, bounds.shortChunk)
-        }
+        let least = (
+            bytes: Int64(base) * bounds.shortChunk, size: base, chunkSize: bounds.shortChunk
+        )
+        guard recent.bytes > 0, isWide || recent.times.isWaiting else { return least }
         let wait = Double(recent.times.wall - recent.times.work) / recent.chunks
         let work = max(1e-3, Double(recent.times.work) / recent.bytes)
         let most = Double(bounds.most) * Double(bounds.longestChunk)
         let bytes = Int64(min(most, Self.margin * wait / work * Double(bounds.cores)))
+        guard bytes > least.bytes else { return least }
         let size = min(max(base, Int(bytes / bounds.longChunk) + bounds.cores), bounds.most)
         let chunkSize = min(
             max(bounds.longChunk, (bytes / Int64(size)).roundedUp(to: bounds.unit)),
@@ -136,7 +147,6 @@ struct Window {
     private mutating func grow(
         to wanted: (bytes: Int64, size: Int, chunkSize: Int64), _ now: Int64
     ) {
-        // Those that have not come yet will at any moment.
         let coming = Double(bytes) / Double(chunks) * Double(max(chunks, size))
         trial = Trial(
             size: size, chunkSize: chunkSize, rate: coming / Double(max(1, now - start)),
@@ -161,15 +171,16 @@ struct Window {
     private mutating func shrinkIfCalm(
         _ wanted: (bytes: Int64, size: Int, chunkSize: Int64), _ now: Int64
     ) {
-        calm = wanted.bytes < inFlight / 2 || wanted.size == base && size > base ? calm + 1 : 0
+        calm = wanted.bytes < inFlight / 2 ? calm + 1 : 0
         guard calm >= Self.calmness else { return }
-        size = wanted.size == base ? base : max(wanted.size, size / 2)
+        size = wanted.size
         chunkSize = wanted.chunkSize
         calm = 0
         restart(now)
     }
 
     private mutating func restart(_ now: Int64) {
+        isFirstRound = false
         start = now
         chunks = 0
         bytes = 0

@@ -68,9 +68,10 @@ final class Log: Sendable {
 
     @Test(arguments: [true, false])
     func readsAheadWhileReadsSleep(inOrder: Bool) async throws {
-        // Long blocks: the walk over them must not take longer than the reads.
+        // Long blocks and long pauses: the walk over them must not take longer than the reads.
         let source = SketchSource(
-            String(repeating: "A", count: 40), blockSize: 2 << 20, pause: true)
+            String(repeating: "A", count: 20), blockSize: 2 << 20, pause: true,
+            readPause: 200...200)
         try await copy(
             source, to: MemoryStorage(), workers: 8, inOrder: inOrder, qcow2: false, ahead: 1,
             waits: true)

@@ -14,18 +14,21 @@ public final class SketchSource: ImageSource {
     private let stallsFrom: Int64
     private let readers = Mutex((now: 0, most: 0))
     private let pause: Bool
+    /// How many times a read lets others go first, where it is paused.
+    private let readPause: ClosedRange<Int>
     /// Says of each read that is paused that it waited for five milliseconds.
     public let meter = CallMeter()
 
     public init(
         _ sketch: String, blockSize: Int64, failsFrom: Int64 = .max, stallsFrom: Int64 = .max,
-        pause: Bool = false
+        pause: Bool = false, readPause: ClosedRange<Int> = 0...5
     ) {
         self.sketch = Array(sketch)
         self.blockSize = blockSize
         self.failsFrom = failsFrom
         self.stallsFrom = stallsFrom
         self.pause = pause
+        self.readPause = readPause
     }
 
     public var virtualSize: Int64 { Int64(sketch.count) * blockSize }
@@ -64,7 +67,7 @@ public final class SketchSource: ImageSource {
         }
         defer { readers.withLock { $0.now -= 1 } }
         if pause {
-            for _ in 0..<Int.random(in: 0...5) { await Task.yield() }
+            for _ in 0..<Int.random(in: readPause) { await Task.yield() }
             meter.note(CallTimes(wall: 5_000_000, work: 50_000))
         }
         if offset + Int64(buffer.byteCount) > failsFrom { throw MemoryStorage.failure }

@@ -195,4 +195,26 @@ struct NBDLossTests {
             #expect(log.ranges(of: "client sent NBD_CMD_DISC").count == 1, "\(log)")
         }
     }
+
+    /// Behind a unix socket, too: a server in brackets is mostly far away.
+    @Test func aSlowServerIsAskedForMoreAtOnce() throws {
+        let server = try RogueServer(.takesItsTime, size: 96 << 20)
+        let outcome = try Swimg.convert(
+            "-f", "raw", "-O", "raw", server.uri, folder.path("target"))
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(server.mostReads >= 16, "\(server.mostReads)")
+        #expect(try contents(folder.path("target")).allSatisfy { $0 == 0xee })
+    }
+
+    /// What is given is a limit.
+    @Test(arguments: [
+        ("--requests 2", 2), ("--requests 1 --connections 2 --multi-conn", 2), ("-m 1", 16),
+    ])
+    func limitsHoldForSlowServers(_ options: String, _ most: Int) throws {
+        let server = try RogueServer(.takesItsTime, size: 24 << 20)
+        let outcome = try Swimg.convert(
+            options.words + ["-f", "raw", "-O", "raw", server.uri, folder.path("target")])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        #expect(server.mostReads <= most, "\(server.mostReads)")
+    }
 }

@@ -18,6 +18,8 @@ public final class RogueServer: Sendable {
         case breaksOff
         /// After the first read nothing can be sent to it; the answer comes a little later.
         case stopsListening
+        /// Nothing is wrong, but each read takes 20 ms, however many there are at once.
+        case takesItsTime
     }
 
     public let socket: String
@@ -26,6 +28,7 @@ public final class RogueServer: Sendable {
     private let listener: Int32
     private let folder: TempFolder
     private let state: Mutex<(bytes: [UInt8], zeroRequests: Int, connections: Int)>
+    private let reads = Mutex((now: 0, most: 0))
 
     public init(_ fault: Fault, size: Int) throws {
         folder = try TempFolder()
@@ -65,6 +68,8 @@ public final class RogueServer: Sendable {
     public var bytes: [UInt8] { state.withLock { $0.bytes } }
     public var zeroRequests: Int { state.withLock { $0.zeroRequests } }
     public var connections: Int { state.withLock { $0.connections } }
+    /// How many reads were in flight at the same time at most.
+    public var mostReads: Int { reads.withLock { $0.most } }
 
     // MARK: The handshake
 
@@ -110,13 +115,37 @@ public final class RogueServer: Sendable {
 
     // MARK: Requests
 
+    private func readLater(
+        _ client: Int32, _ handle: [UInt8], _ start: Int, _ length: Int, _ answering: Answering
+    ) {
+        reads.withLock {
+            $0.now += 1
+            $0.most = max($0.most, $0.now)
+        }
+        Thread.detachNewThread {
+            usleep(20_000)
+            self.reads.withLock { $0.now -= 1 }
+            let data = self.state.withLock { Array($0.bytes[start..<start + length]) }
+            answering.turn.withLock { _ in
+                self.answer(client, handle)
+                send(client, data)
+            }
+        }
+    }
+
+    /// Answers that come from several threads.
+    private final class Answering: Sendable { let turn = Mutex(()) }
+
     private func serve(_ client: Int32) {
+        let answering = Answering()
         while let head = receive(client, 28) {
             let type = value(head[6..<8], UInt16.self)
             let handle = Array(head[8..<16])
             let range = Int(value(head[16..<24], UInt64.self))
             let length = Int(value(head[24..<28], UInt32.self))
             switch type {
+            case 0 where fault == .takesItsTime:
+                readLater(client, handle, range, length, answering)
             case 0: guard read(client, handle, range, length) else { return }
             case 1:
                 guard let data = receive(client, length) else { return }
@@ -160,7 +189,7 @@ public final class RogueServer: Sendable {
                 client,
                 number(UInt32(0x668e_33ef)) + number(UInt16(1)) + number(UInt16(1)) + handle
                     + number(UInt32(8 + length)) + number(UInt64(start)) + data)
-        case .refusesZeroes:
+        case .refusesZeroes, .takesItsTime:
             answer(client, handle)
             send(client, data)
         }
