@@ -14,9 +14,9 @@ import Testing
         try Qemu.io("qcow2", image, writes)
     }
 
-    private func expectUnchangedByRepair() throws {
+    private func expectUnchangedByRepair(_ what: String = "all") throws {
         let before = try contents(image)
-        let outcome = try run(Swimg.path, ["check", "-r", "all", image])
+        let outcome = try run(Swimg.path, ["check", "-r", what, image])
         #expect(outcome.status == 1, "\(outcome)")
         let last = outcome.errorText.split(separator: "\n").last ?? ""
         #expect(last.hasPrefix(Swimg.prefix), "\(outcome)")
@@ -30,6 +30,40 @@ import Testing
         try make("cluster_size=4k,compat=0.10")
         try Qcow2Patcher(image).truncate(to: length)
         try expectUnchangedByRepair()
+    }
+
+    /// An L1 table that is said to be longer than the file is not counted, so its clusters look free:
+    /// new refcounts must not go there, nor must its refcount become 0.
+    @Test(arguments: ["all", "leaks"])
+    func anL1TableThatReachesBehindTheEnd(_ what: String) throws {
+        for rebuilds in [false, true] {
+            try make("cluster_size=512", "300k")
+            let patcher = try Qcow2Patcher(image)
+            try patcher.write([0, 0, 0xcf, 0x0a], at: 36)
+            if rebuilds { try patcher.change(patcher.refcountTable) { $0 | 1 } }
+            try expectUnchangedByRepair(what)
+            let outcome = try run(Swimg.path, ["resize", "-f", "qcow2", image, "400k"])
+            #expect(outcome.status == 1, "\(outcome)")
+        }
+    }
+
+    /// So does a stream whose last sector would lie behind the end: where it begins nothing else goes.
+    @Test func aStreamThatEndsBehindTheEnd() throws {
+        try make("cluster_size=512", "64k", ["write -P 1 0 512", "write -c -P 2 512 512"])
+        let patcher = try Qcow2Patcher(image)
+        // One cluster is free for a new refcount block; the table would come to where the stream is.
+        try patcher.setWord(patcher.l2Entry(0), 0)
+        // One more sector than the stream has.
+        try patcher.change(patcher.l2Entry(1)) { $0 | 1 << 61 }
+        try patcher.change(patcher.refcountTable) { $0 | 1 }
+        let before = try Swimg.convert("-f", "qcow2", "-O", "raw", image, folder.path("before"))
+        #expect(before.isSuccess, "\(before)")
+        let outcome = try run(Swimg.path, ["check", "-r", "all", image])
+        let after = try Swimg.convert("-f", "qcow2", "-O", "raw", image, folder.path("after"))
+        #expect(after.isSuccess, "\(outcome)\n\(after)")
+        let difference = try mismatch(
+            contents(folder.path("before")), contents(folder.path("after")))
+        #expect(difference == nil, "\(outcome)")
     }
 
     /// The flags of entries would be written into what lies in the same cluster.

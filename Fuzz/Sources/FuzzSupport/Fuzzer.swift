@@ -12,6 +12,9 @@ private let body = Mutex<FuzzBody?>(nil)
 /// Hands the process to libFuzzer, with the program's own command line. Does not return.
 public func runFuzzer(_ chosen: @escaping FuzzBody) -> Never {
     body.withLock { $0 = chosen }
+    // Swift's runtime may have taken them for its backtraces, and libFuzzer would leave them to it: no
+    // input would be kept.
+    for number in [SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGABRT] { signal(number, SIG_DFL) }
     var count = CommandLine.argc
     var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>! = CommandLine.unsafeArgv
     exit(LLVMFuzzerRunDriver(&count, &arguments) { runOne($0, $1) })

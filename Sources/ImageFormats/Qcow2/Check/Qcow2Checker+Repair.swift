@@ -23,6 +23,12 @@ extension Qcow2Checker {
         for table in tables {
             for cluster in clusters(table.offset, table.size) {
                 let references = counts[cluster]
+                // A table that reaches too far is not counted at all, so its clusters look free.
+                guard references > 0 || cluster >= counts.clusterCount else {
+                    return "the \(table.name) at offset \(table.offset) reaches beyond the end of "
+                        + "the file (\(storage.size) bytes): the image cannot be changed, only "
+                        + "converted"
+                }
                 let hasOverflow = overflows.contains(cluster)
                 guard references > 1 || hasOverflow else { continue }
                 if rebuilds {
@@ -154,7 +160,11 @@ extension Qcow2Checker {
             throw ImageError.checkFailed(EFBIG)
         }
         let new = oldEnd..<max(oldEnd, UInt64(layout.end))
-        guard !outside.contains(where: { $0.overlaps(new) }) else {
+        // What begins in the file and ends behind it is not counted, and looks free where it begins.
+        let doubtful = outside.contains { range in
+            range.overlaps(new) || layout.takes(range)
+        }
+        guard !doubtful else {
             throw ImageError.corrupt(
                 storage.name,
                 "cannot be repaired: its tables name clusters behind the end of the file "
@@ -305,6 +315,12 @@ struct RefcountLayout {
             grows = true
         }
         blocks.sort { $0.index < $1.index }
+    }
+
+    /// Whether a table or block goes to one of these clusters.
+    func takes(_ range: Range<UInt64>) -> Bool {
+        let table = UInt64(tableCluster)..<UInt64(tableCluster + tableClusters)
+        return range.overlaps(table) || blocks.contains { range.contains(UInt64($0.cluster)) }
     }
 
     /// The first cluster behind all of them.
