@@ -141,9 +141,25 @@ struct MutationTrial {
     private mutating func judge(
         _ new: Outcome, after old: Outcome?, _ way: Way, _ outcome: Outcome
     ) {
+        // A repair that leaves errors leaves no more than there were. (`-r leaks` lowers refcounts to one
+        // and leaves the flags of entries that say so, as qemu-img does: each is an error then.)
+        if way == .repairAll, let old, let before = Self.errors(old), let after = Self.errors(new),
+            after > before
+        {
+            complain("\(after) errors after \(before):\n\(outcome)\n\(new)\nbefore\n\(old)")
+        }
         if Self.mayEnd(new.status, old?.status, way, outcome) { return }
         complain(
             "qemu-img check differs after\n\(outcome)\n\(new)\nbefore\n\(old?.description ?? "")")
+    }
+
+    /// How many errors a check has found; nil if it could not end.
+    private static func errors(_ check: Outcome) -> Int? {
+        guard check.status != 1 else { return nil }
+        let line = check.outputText.split(separator: "\n").first {
+            $0.hasSuffix("errors were found on the image.")
+        }
+        return line.flatMap { Int($0.prefix { $0.isNumber }) } ?? 0
     }
 
     private mutating func expectSame(_ before: Disk, _ way: Way, _ story: String) throws {
