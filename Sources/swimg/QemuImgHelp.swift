@@ -43,7 +43,7 @@ enum QemuImgHelp {
         [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [--no-clone] [-c] [-p] \
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
-        [-m num_coroutines] [-W] [--digest] [--expect-digest=hex] \(nbd) \
+        [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=hex] \(nbd) \
         filename [filename2 [...]] output_filename
         """,
         "create": """
