@@ -19,9 +19,9 @@ public struct Conversion: Sendable {
     public var sourceFormat: ImageFormat?
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
-    /// How many chunks may be on their way; nil for as many as help.
+    /// The number of chunks that may be on their way; nil for as many as help.
     public var workers: Int?
-    /// What the buffers of chunks may take together, in bytes.
+    /// The limit for the buffers of all chunks together, in bytes.
     public var memory: Int64 = Pipeline.defaultMemory
     /// What a chunk brings to be written waits for those before it; false is `-W`.
     public var writesInOrder = true

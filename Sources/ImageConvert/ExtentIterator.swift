@@ -41,10 +41,10 @@ public struct Chunk: Sendable, Equatable {
             .roundedDown(to: Self.pageSize)
     }
 
-    /// How much is copied, shared or zeroed, in bytes.
+    /// The sum of all segments, in bytes.
     var length: Int64 { segments.reduce(0) { $0 + Int64($1.range.count) } }
 
-    /// What the data buffer has to hold, in bytes: up to the end of what is copied.
+    /// The size that the data buffer needs, in bytes: up to the end of the last copied segment.
     ///
     /// - Parameter granularity: the last unit is filled up.
     func dataSize(_ granularity: Int64) -> Int {
@@ -86,9 +86,9 @@ public actor ExtentIterator {
     private var current: Extent?
     private var isWalking = false
     private var callers: [CheckedContinuation<Void, Never>] = []
-    /// What could not be shared after all, to be copied.
+    /// Ranges that could not be shared after all, to be copied.
     private var left: [Range<Int64>] = []
-    /// How many chunks that are shared may still come back.
+    /// The number of chunks that are being shared, of which ranges may still come back.
     private var sharesInFlight = 0
     private var waitingForShares: [CheckedContinuation<Void, Never>] = []
 
@@ -115,8 +115,8 @@ public actor ExtentIterator {
 
     /// The next chunk with something to do, nil at the end of the disk.
     ///
-    /// - Parameter size: of a chunk that is copied, at most, in bytes, a multiple of the granularity;
-    ///   nil for as much as the one before.
+    /// - Parameter size: of a chunk that is copied, at most, in bytes, a multiple of the
+    ///   granularity; nil for as much as the one before.
     public func next(upTo size: Int64? = nil) async throws -> Chunk? {
         while true {
             await enter()

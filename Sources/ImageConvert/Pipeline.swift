@@ -20,20 +20,21 @@ public struct Pipeline: Sendable {
     public static let chunkToCompress: Int64 = 64 << 10
     /// Where waiting is what takes the time, in bytes: a request costs the same, however long.
     private static let longChunk: Int64 = 2 << 20
-    /// The same where few are allowed.
+    /// The longest chunk where few chunks are allowed, in bytes.
     private static let longestChunk: Int64 = 8 << 20
     /// More wait for nothing but each other.
     private static let mostChunks = 64
-    /// In bytes.
+    /// The limit for all buffers unless another one is given, in bytes.
     public static let defaultMemory: Int64 = 64 << 20
 
-    /// How many chunks may be on their way where copying is the work.
+    /// The number of chunks on their way where copying is the work.
     public var workers: Int
-    /// How many there may ever be; nil for as many as fit into `memory`.
+    /// The number of chunks on their way where the storage waits; nil for as many as fit into
+    /// `memory`.
     public var mostWorkers: Int?
-    /// What all buffers together may take, in bytes.
+    /// The limit for all buffers together, in bytes.
     public var memory: Int64 = Self.defaultMemory
-    /// Of the storages that are read and written: what they tell decides about the window.
+    /// The meters of the storages that are read and written: they decide about the window.
     public var readMeters: [CallMeter] = []
     public var writeMeter: CallMeter?
     /// How much a worker takes at a time, at least, where the target does not compress, in bytes.
@@ -133,7 +134,7 @@ public struct Pipeline: Sendable {
     private func bounds(
         _ target: any ImageTarget, _ chunkSize: Int64, unit: Int64
     ) -> Window.Bounds {
-        // What compresses has two buffers.
+        // A target that compresses needs a second buffer for each chunk.
         let memory = target.compresses ? memory / 2 : memory
         let limit = min(mostWorkers ?? .max, Self.mostChunks)
         let base = max(1, min(workers, limit, Int(memory / chunkSize)))
@@ -168,7 +169,7 @@ private struct Stages: Sendable {
     /// - Returns: what could not be shared and has to be copied, if the chunk was to be.
     func carry(_ chunk: Chunk, within size: Int64) async throws -> [Range<Int64>] {
         guard !chunk.isShared else { return try await share(chunk) }
-        // What was left over by sharing may be cut in another way.
+        // Ranges that sharing left over may be cut in another way.
         let count = max(Int(size), chunk.dataSize(reading.target.traits.granularity))
         var data = try dataPool.take(byteCount: count)
         var encoded = try encodedPool.take(byteCount: reading.target.compresses ? count : 0)

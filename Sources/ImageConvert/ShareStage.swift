@@ -1,11 +1,13 @@
 import DiskImage
 
 /// The second and third stage in one, where nothing has to be read: lets the target take over the
-/// blocks that hold the source's bytes, and says what has to be copied after all, like any other data.
+/// blocks that hold the source's bytes, and says what has to be copied after all, like any other
+/// data.
 struct ShareStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget
-    /// What has no place of its own on the source's host is left in pieces, in bytes.
+    /// Ranges without a place of their own on the source's host are left over in pieces of this
+    /// many bytes.
     private static let step: Int64 = 1 << 20
 
     /// - Returns: what could not be shared, front to back.

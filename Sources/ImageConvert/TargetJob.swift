@@ -13,7 +13,7 @@ struct TargetJob {
     let requestsInFlight: Int
     /// And how long they should be, in bytes.
     let requestSize: Int64
-    /// Of all that is read.
+    /// The meters of all storages that are read.
     let readMeters: [CallMeter]
 
     private var isHashed: Bool {

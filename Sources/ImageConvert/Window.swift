@@ -1,33 +1,34 @@
 import ImageStorage
 
-/// How many chunks are on their way, and how long they are.
+/// The number of chunks on their way, and their length.
 ///
 /// Where copying is the work, a few keep the cores busy. Where the storage waits (a network, a slow
-/// server, a disk), each chunk waits for itself, so there have to be as many as the cores could copy
-/// meanwhile. What the calls of the last chunks took beside what they worked tells which it is. The
-/// window grows at once, and then looks whether more came through. If not, the storage is busy and
-/// not far away: the window goes back, and waits longer before it tries again.
+/// server, a disk), each chunk waits for itself, so there have to be as many as the cores could
+/// copy meanwhile. What the calls of the last chunks took beside what they worked tells which it
+/// is. The window grows at once, and then looks whether more came through. If not, the storage is
+/// busy and not far away: the window goes back, and waits longer before it tries again.
 ///
-/// Pure: whoever carries chunks tells what they took.
+/// Pure: `WindowGate` tells it what the chunks took.
 struct Window {
     struct Bounds {
-        /// How many chunks are enough where copying is the work.
+        /// The number of chunks that is enough where copying is the work.
         var base: Int
-        /// How many there may be, at least `base`.
+        /// The largest number of chunks, at least `base`.
         var most: Int
-        /// What they are multiples of, in bytes.
+        /// Lengths of chunks are multiples of this, in bytes.
         var unit: Int64
-        /// Of a chunk where copying is the work, in bytes.
+        /// The length of a chunk where copying is the work, in bytes.
         var shortChunk: Int64
-        /// Where waiting is what takes the time, in bytes: a request costs the same, however long.
+        /// The length where waiting is what takes the time, in bytes: a request costs the same,
+        /// however long.
         var longChunk: Int64
-        /// The same where more are not allowed.
+        /// The length where waiting takes the time and no more chunks are allowed, in bytes.
         var longestChunk: Int64
         var cores: Int
     }
 
     private(set) var size: Int
-    /// In bytes.
+    /// The length of a chunk, in bytes.
     private(set) var chunkSize: Int64
 
     private let bounds: Bounds
@@ -39,13 +40,13 @@ struct Window {
     private var chunks = 0
     private var bytes: Int64 = 0
     private var isFirstRound = true
-    /// How many chunks pass before the window may grow again.
+    /// The number of chunks that have to pass before the window may grow again.
     private var rest = 0
     private var patience = Self.patience.lowerBound
-    /// How many chunks in a row would have done with half the window.
+    /// The number of chunks in a row for which half the window would have been enough.
     private var calm = 0
 
-    /// Of the last chunks, the very last counting most.
+    /// Sums over the last chunks, the very last one counting most.
     private struct Recent {
         var times = CallTimes()
         var bytes = 0.0
@@ -53,21 +54,22 @@ struct Window {
     }
 
     private struct Trial {
-        /// To go back to.
+        /// The window to go back to.
         var size: Int
         var chunkSize: Int64
-        /// What came through with them, in bytes per nanosecond.
+        /// The throughput of that window, in bytes per nanosecond.
         var rate: Double
-        /// How many chunks were begun before.
+        /// The number of chunks that were begun before and are not counted.
         var skipped: Int
     }
 
-    /// How many times as many bytes as the cores could copy: what a few calls took is no more than
-    /// a guess.
+    /// The window holds this many times the bytes that the cores could copy: the times of a few
+    /// calls allow no more than a guess.
     private static let margin = 2.0
-    /// How many times as much has to come through a window that has grown.
+    /// The throughput of a window that has grown has to be this many times the one before.
     private static let gain = 1.2
-    /// How many windows of chunks pass before another attempt; twice as many after each in vain.
+    /// The number of windows of chunks before another attempt; twice as many after each one in
+    /// vain.
     private static let patience = 32...1024
     /// After how many chunks the window shrinks.
     private static let calmness = 32
@@ -116,14 +118,15 @@ struct Window {
     }
 
     /// Chunks come in bursts: their number over time says something only after as many as are in
-    /// flight. From the very first one on there is an upper bound, if the others come at any moment.
+    /// flight. From the very first one on there is an upper bound, if the others come at any
+    /// moment.
     private var isRateKnown: Bool { chunks >= size || isFirstRound }
 
-    /// In bytes, when all are as long as they may be.
+    /// The bytes on their way when all chunks are as long as they may be.
     private var inFlight: Int64 { Int64(size) * chunkSize }
 
-    /// In long chunks there is more work beside the same waiting: what made the window grow does not
-    /// have to be so striking for it to stay.
+    /// In long chunks there is more work beside the same waiting: what made the window grow does
+    /// not have to be so striking for it to stay.
     private var isWide: Bool { chunkSize > bounds.shortChunk }
 
     /// By what the last chunks waited for: as many bytes as could have been copied meanwhile.

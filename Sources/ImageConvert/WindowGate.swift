@@ -38,9 +38,9 @@ final class WindowGate: Sendable {
 
 /// The right to have one chunk on its way.
 struct WindowPass: ~Copyable {
-    /// How long it should be, in bytes.
+    /// The length that the chunk should have, in bytes.
     let chunkSize: Int64
-    /// How long it is, in bytes.
+    /// The length that the chunk has, in bytes.
     var bytes: Int64 = 0
     private let gate: WindowGate
 
@@ -56,7 +56,8 @@ struct WindowPass: ~Copyable {
     deinit { gate.leave(bytes: bytes) }
 }
 
-/// Who is inside and who waits: the state of a `WindowGate`, which resumes the waiters it is handed.
+/// Who is inside and who waits: the state of a `WindowGate`, which resumes the waiters it is
+/// handed.
 struct WindowQueue<Waiter> {
     private(set) var window: Window
     private(set) var inside = 0

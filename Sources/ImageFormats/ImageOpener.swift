@@ -216,7 +216,7 @@ public struct ImageOpener: Sendable {
         }
     }
 
-    /// Says of an error where the name comes from, if nobody typed it.
+    /// Adds to an error which image a name comes from, unless a person typed the name.
     private static func blaming<Result>(
         _ overlay: ImageName?, for name: ImageName,
         _ body: () throws(ImageError) -> Result
@@ -243,8 +243,8 @@ public struct ImageOpener: Sendable {
     }
 
     /// The name of a backing file from here: relative paths count from the folder of the image that
-    /// names it, also behind `file:`. Exports and descriptions (`json:{…}`) stay as they are, so the
-    /// paths in them count from the working directory, as in qemu.
+    /// names it, also behind `file:`. Exports and descriptions (`json:{…}`) stay as they are, so
+    /// the paths in them count from the working directory, as in qemu.
     ///
     /// - Throws: `ImageError` for a name of a protocol that there is not, for an export behind TLS
     ///   (which keys and certificates are used is for a person to say), and for a relative path in

@@ -1,7 +1,7 @@
 import CLinux
 import Synchronization
 
-/// What calls to a storage took, in nanoseconds.
+/// The time of calls to a storage, in nanoseconds.
 public struct CallTimes: Sendable, Equatable {
     /// From begin to end; as much as `work` for a call that did not sleep.
     public var wall: Int64
@@ -17,7 +17,7 @@ public struct CallTimes: Sendable, Equatable {
     public var isWaiting: Bool { wall > Self.manyTimes * work && wall - work > Self.noticeable }
 
     private static let manyTimes: Int64 = 4
-    /// Half a millisecond: below it, somebody else had the processor.
+    /// Half a millisecond: below it, another thread may have had the processor.
     private static let noticeable: Int64 = 500_000
 
     public static func + (left: CallTimes, right: CallTimes) -> CallTimes {
@@ -28,7 +28,7 @@ public struct CallTimes: Sendable, Equatable {
         CallTimes(wall: left.wall - right.wall, work: left.work - right.work)
     }
 
-    /// The same with less weight: what comes counts more than what was.
+    /// The times with less weight, so that later calls count more than earlier ones.
     public var faded: CallTimes { CallTimes(wall: wall * 7 / 8, work: work * 7 / 8) }
 }
 
@@ -38,7 +38,7 @@ public final class CallMeter: Sendable {
 
     public init() {}
 
-    /// Of all calls so far.
+    /// The times of all calls so far.
     public var total: CallTimes { sums.withLock { $0.all } }
 
     /// Whether the last calls waited.

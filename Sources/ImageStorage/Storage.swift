@@ -45,7 +45,7 @@ public protocol Storage: BlockHolder {
     /// The file or device in which the bytes are; nil if that is not on this machine.
     var file: FileIdentity? { get }
 
-    /// Of the calls that move data.
+    /// The meters of the calls that move data.
     var readMeter: CallMeter { get }
     var writeMeter: CallMeter { get }
 

@@ -37,8 +37,8 @@ public struct NBDAddress: Sendable, Equatable {
     /// Whether the connection is encrypted.
     var isSecure: Bool { Self.secureSchemes.contains { uri.hasPrefix("\($0):") } }
 
-    /// The value of a parameter of the URI (`?name=value&…`), the last one as in the library; nil if
-    /// there is none.
+    /// The value of a parameter of the URI (`?name=value&…`), the last one as in the library; nil
+    /// if there is none.
     func parameter(_ name: String) -> [UInt8]? {
         guard let mark = uri.firstIndex(of: "?") else { return nil }
         let query = uri[mark...].dropFirst().prefix { $0 != "#" }

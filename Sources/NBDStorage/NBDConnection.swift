@@ -20,7 +20,7 @@ final class NBDConnection: @unchecked Sendable {
     let facts: NBDHandle.Facts
     /// How many requests may be in flight.
     let limit: Int
-    /// How many are enough before another connection is made.
+    /// The number of requests in flight that is enough before another connection is made.
     let comfort: Int
     /// How many have been submitted and not been answered.
     let load = Atomic<Int>(0)

@@ -1,7 +1,7 @@
 /// How a server is used.
 public struct NBDOptions: Sendable, Equatable {
-    /// Connections to one export at most, if the server allows more than one; nil is 4. They are made
-    /// when the others are busy.
+    /// Connections to one export at most, if the server allows more than one; nil is 4. They are
+    /// made when the others are busy.
     public var connections: Int?
     /// Requests in flight on each of them at most; nil begins with 2 on a unix socket, whose server
     /// shares our caches, and 8 on a network, and has up to 64 where the server takes its time.
@@ -41,8 +41,8 @@ public struct NBDOptions: Sendable, Equatable {
         connections ?? 4
     }
 
-    /// Requests that may be in flight on a connection: who asks keeps them fewer where they need not
-    /// wait.
+    /// Requests that may be in flight on a connection: who asks keeps them fewer where they need
+    /// not wait.
     var mostRequests: Int { requests ?? Self.requestRange.upperBound }
 
     /// Requests on a connection that keep a server busy which answers at once.

@@ -53,7 +53,7 @@ final class NBDRequest: @unchecked Sendable {
         }
     }
 
-    /// How many bytes of data go with it.
+    /// The data that goes with it, in bytes.
     var payload: Int64 {
         switch operation {
         case .read(let memory): Int64(memory.count)

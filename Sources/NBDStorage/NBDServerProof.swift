@@ -2,12 +2,12 @@ import CNBD
 import DiskImage
 import Glibc
 
-/// How a server behind TLS (`nbds://…`) proves that it is the one that was meant.
+/// The proof of a server behind TLS (`nbds://…`) that it is the one that was meant.
 ///
-/// The library verifies certificates, but before CVE-2024-7383 was mended (1.18.5, 1.20.2) not where
-/// it falls back to the authorities of the system, which it also does if the folder that was named
-/// does not exist, and not on unix sockets. So it is looked at here what the library will do, and
-/// what would end in no proof at all is refused.
+/// The library verifies certificates, but before CVE-2024-7383 was mended (1.18.5, 1.20.2) not
+/// where it falls back to the authorities of the system, which it also does if the folder that was
+/// named does not exist, and not on unix sockets. So it is looked at here what the library will do,
+/// and what would end in no proof at all is refused.
 struct NBDServerProof {
     /// Any server will do: a person said so.
     private(set) var isWaived = false

@@ -291,8 +291,8 @@ public final class NBDStorage: Storage {
             || hasSentLong.exchange(true, ordering: .relaxed)
     }
 
-    /// What a server on this machine takes for a request, and for each byte of it, in nanoseconds:
-    /// that counts as work, whoever does it.
+    /// The time that a server on this machine takes for a request, and for each byte of it, in
+    /// nanoseconds: it counts as work, although the server does it.
     private static let workPerRequest: Int64 = 100_000
     private static let workPerByte = 0.5
 

@@ -61,8 +61,8 @@ struct ConvertCommand: ImageCommand {
     @Flag(
         name: .customShort("W"),
         help: ArgumentHelp(
-            "Write parts as they come, not in the disk's order. Without it writes to a storage that "
-                + "waits are only begun in order."))
+            "Write parts as they come, not in the disk's order. Without it writes to a storage "
+                + "that waits are only begun in order."))
     var unordered = false
 
     @Option(

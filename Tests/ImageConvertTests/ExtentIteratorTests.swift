@@ -144,8 +144,8 @@ import Testing
         #expect(sorted.map { $0.segments[0].range.lowerBound } == (0..<500).map { Int64($0) * 8 })
     }
 
-    /// What could not be shared comes back, to whoever asks next: also when the disk's end has been
-    /// reached, where the others wait to see whether something is left.
+    /// Ranges that could not be shared come back, to the next caller: also when the disk's end has
+    /// been reached, where the others wait to see whether something is left.
     @Test func whatCouldNotBeSharedIsCopiedByAll() async throws {
         let iterator = ExtentIterator(
             source: SketchSource("AAAAAAAA", blockSize: 4),

@@ -5,11 +5,11 @@ import Testing
 
 /// The window on storages of several kinds, in simulated time.
 @Suite struct WindowTests {
-    /// What a chunk meets on its way: cores that copy, and a storage that takes its time.
+    /// The way of a chunk: cores that copy, and a storage that takes its time.
     struct Storage {
         /// For each chunk, in nanoseconds.
         var latency: Double = 0
-        /// What all chunks share, in bytes per nanosecond.
+        /// The bandwidth that all chunks share, in bytes per nanosecond.
         var bandwidth: Double = .infinity
         /// Copying, in nanoseconds a byte.
         var work = 0.5
@@ -123,7 +123,7 @@ import Testing
         #expect(run.window.size > 4 * Self.bounds.base)
     }
 
-    /// Somebody else had the processor for once.
+    /// Another process had the processor for once.
     @Test func aHiccupChangesNothing() {
         let run = Run()
         run.carry(100, on: .pageCache)

@@ -41,7 +41,7 @@ import Testing
         while mode.isParallel { mode.noteParallel() }
         for _ in 0..<200 { mode.noteLone(Self.copying) }
         #expect(!mode.isParallel)
-        // What was in vain before counts no more.
+        // Earlier trials in vain count no more.
         mode.noteLone(CallTimes(wall: 50_000_000, work: 100_000))
         var count = 0
         while mode.isParallel {

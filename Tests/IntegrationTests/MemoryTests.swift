@@ -10,7 +10,8 @@ import Testing
     /// The kernel knows of huge pages. Without, it refuses the advice by which the program is cut into pieces.
     static let canDivide = access("/sys/kernel/mm/transparent_hugepage", F_OK) == 0
 
-    /// However many may work, and whatever they wait for. 64 buffers of 448 KiB alone would be 28 MiB.
+    /// However many may work, and whatever they wait for. 64 buffers of 448 KiB alone would be 28
+    /// MiB.
     @Test(.enabled(if: isSmallMachine))
     func manyWorkersTakeNoMoreMemoryThanIsAllowed() throws {
         let folder = try TempFolder()

@@ -14,7 +14,7 @@ public final class SketchSource: ImageSource {
     private let stallsFrom: Int64
     private let readers = Mutex((now: 0, most: 0))
     private let pause: Bool
-    /// How many times a read lets others go first, where it is paused.
+    /// The number of times that a paused read lets others go first.
     private let readPause: ClosedRange<Int>
     /// Says of each read that is paused that it waited for five milliseconds.
     public let meter = CallMeter()

@@ -32,8 +32,8 @@ import Testing
         try expectUnchangedByRepair()
     }
 
-    /// An L1 table that is said to be longer than the file is not counted, so its clusters look free:
-    /// new refcounts must not go there, nor must its refcount become 0.
+    /// An L1 table that is said to be longer than the file is not counted, so its clusters look
+    /// free: new refcounts must not go there, nor must its refcount become 0.
     @Test(arguments: ["all", "leaks"])
     func anL1TableThatReachesBehindTheEnd(_ what: String) throws {
         for rebuilds in [false, true] {
@@ -47,11 +47,13 @@ import Testing
         }
     }
 
-    /// So does a stream whose last sector would lie behind the end: where it begins nothing else goes.
+    /// So does a stream whose last sector would lie behind the end: where it begins nothing else
+    /// goes.
     @Test func aStreamThatEndsBehindTheEnd() throws {
         try make("cluster_size=512", "64k", ["write -P 1 0 512", "write -c -P 2 512 512"])
         let patcher = try Qcow2Patcher(image)
-        // One cluster is free for a new refcount block; the table would come to where the stream is.
+        // One cluster is free for a new refcount block; the table would come to where the stream
+        // is.
         try patcher.setWord(patcher.l2Entry(0), 0)
         // One more sector than the stream has.
         try patcher.change(patcher.l2Entry(1)) { $0 | 1 << 61 }
@@ -101,7 +103,7 @@ import Testing
         #expect(mismatch(after, before) == nil, "\(outcome)")
     }
 
-    /// What ends within a sector ends with it.
+    /// A file that ends within a sector ends with the sector.
     @Test(arguments: [131_080, 131_081, 131_584, 196_609, 131_072])
     func lengthsWithinASector(_ length: Int) throws {
         try make("cluster_size=64k")

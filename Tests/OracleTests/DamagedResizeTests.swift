@@ -2,8 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A resize that refuses or fails leaves the image as it was; one that works leaves a sound image with
-/// the same disk, whatever stood in tables that nobody looks at.
+/// A resize that refuses or fails leaves the image as it was; one that works leaves a sound image
+/// with the same disk, whatever stood in tables that are of no use.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DamagedResizeTests {
     private let folder: TempFolder
     private var image: String { folder.path("image") }
@@ -225,7 +225,7 @@ import Testing
             let state = try run("qemu-img", ["check", "-f", "qcow2", copy])
             #expect([0, 3].contains(state.status), "\(number): \(outcome)\n\(state)")
             let fields = try Qcow2Fields(copy)
-            // What fails behind the switch has the new size.
+            // An image whose resize failed behind the switch has the new size.
             guard fields.virtualSize == 1_000_448 else { continue }
             failures += 1
             let difference = try mismatch(contents(copy), before)

@@ -1,11 +1,12 @@
 import Foundation
 import TestSupport
 
-/// The images that mutations start from: small ones of every kind, as the stock qemu-img makes them.
+/// The images that mutations start from: small ones of every kind, as the stock qemu-img makes
+/// them.
 struct MutationImage: Sendable {
     let name: String
     let bytes: [UInt8]
-    /// What lies below, under the name `below`.
+    /// The image below, under the name `below`.
     let backing: [UInt8]?
     let snapshots: Int
 

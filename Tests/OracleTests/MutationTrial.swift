@@ -12,7 +12,7 @@ struct MutationTrial {
 
     /// Seconds after which a program counts as hanging.
     private static let patience = 20.0
-    /// Of larger disks the content is not looked at.
+    /// The content of larger disks is not looked at.
     private static let largestDisk = 64 << 20
 
     init(seed: UInt64, images: [MutationImage]) throws {
@@ -34,7 +34,7 @@ struct MutationTrial {
 
     mutating func complain(_ what: String) { complaints.append(what) }
 
-    /// What could be read of the image before it was changed.
+    /// The disk and the snapshots that could be read before the change.
     private struct Disk {
         var own: Data?
         var theirs: Data?
@@ -141,8 +141,9 @@ struct MutationTrial {
     private mutating func judge(
         _ new: Outcome, after old: Outcome?, _ way: Way, _ outcome: Outcome
     ) {
-        // A repair that leaves errors leaves no more than there were. (`-r leaks` lowers refcounts to one
-        // and leaves the flags of entries that say so, as qemu-img does: each is an error then.)
+        // A repair that leaves errors leaves no more than there were. (`-r leaks` lowers refcounts
+        // to one and leaves the flags of entries that say so, as qemu-img does: each is an error
+        // then.)
         if way == .repairAll, let old, let before = Self.errors(old), let after = Self.errors(new),
             after > before
         {
@@ -153,7 +154,7 @@ struct MutationTrial {
             "qemu-img check differs after\n\(outcome)\n\(new)\nbefore\n\(old?.description ?? "")")
     }
 
-    /// How many errors a check has found; nil if it could not end.
+    /// The number of errors that a check has found; nil if it could not end.
     private static func errors(_ check: Outcome) -> Int? {
         guard check.status != 1 else { return nil }
         let line = check.outputText.split(separator: "\n").first {
@@ -248,7 +249,7 @@ struct MutationTrial {
     }
 }
 
-/// How an image is changed in place.
+/// A way to change an image in place.
 enum Way: CaseIterable {
     case repairLeaks, repairAll, grow, growPreallocated, shrink
 
@@ -275,7 +276,7 @@ enum Way: CaseIterable {
         }
     }
 
-    /// What a disk is to hold afterwards.
+    /// The content that a disk is to have afterwards.
     func expected(_ disk: Data, _ size: Int) -> Data {
         guard !isRepair else { return disk }
         let new = newSize(size)

@@ -206,7 +206,7 @@ struct NBDLossTests {
         #expect(try contents(folder.path("target")).allSatisfy { $0 == 0xee })
     }
 
-    /// What is given is a limit.
+    /// Numbers that a person gives are limits.
     @Test(arguments: [
         ("--requests 2", 2), ("--requests 1 --connections 2 --multi-conn", 2), ("-m 1", 16),
     ])

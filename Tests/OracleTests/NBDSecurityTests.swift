@@ -2,8 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Exports behind TLS: with what a server has to prove who it is, and what is refused without proof.
-/// nbdinfo, as other clients of libnbd before 1.18.5 and 1.20.2, lets most of these pass.
+/// Exports behind TLS: with what a server has to prove who it is, and what is refused without
+/// proof. nbdinfo, as other clients of libnbd before 1.18.5 and 1.20.2, lets most of these pass.
 @Suite(.enabled(if: NBDTestServer.isInstalled && hasProgram("certtool"), "needs nbdkit, certtool"))
 struct NBDSecurityTests {
     private let folder: TempFolder
@@ -18,7 +18,8 @@ struct NBDSecurityTests {
         }
     }
 
-    /// An authority in a folder with the certificate of one server; beside it, a folder for clients.
+    /// An authority in a folder with the certificate of one server; beside it, a folder for
+    /// clients.
     private func makeAuthority(_ place: String, server host: String) throws {
         let files = try folder.makeFolder(place)
         let clients = try folder.makeFolder("\(place)-clients")

@@ -5,7 +5,7 @@ import TestSupport
 /// not by the code under test. The same seed makes the same changes to the same image.
 struct Qcow2Mutator {
     private(set) var bytes: [UInt8]
-    /// What was changed, a line each.
+    /// The changes, a line each.
     private(set) var story: [String] = []
     /// qemu-img follows a backing chain that leads back into itself until memory runs out.
     private(set) var isLoop = false
@@ -32,7 +32,7 @@ struct Qcow2Mutator {
         let old = bytes.number(place.offset, place.width)
         var new = value(for: place, old: old)
         if place.width < 8 { new &= 1 << (8 * UInt64(place.width)) - 1 }
-        // What stands there already is no change.
+        // The value that stands there already is no change.
         if new == old { new ^= 1 }
         bytes.setNumber(place.offset, place.width, new)
         story.append("\(place.what) at \(place.offset): \(hex(old)) becomes \(hex(new))")

@@ -164,7 +164,7 @@ struct Qcow2Places {
             let at = table + 8 * index
             guard at + 8 <= image.count else { break }
             let block = Int(image.number(at, 8))
-            // Of what is empty the first and the last.
+            // Empty entries count with the first and the last one.
             guard block > 0 || index < 8 || index == clusterSize / 8 - 1 else { continue }
             entries.append(
                 Place(what: "refcount table entry \(index)", offset: at, width: 8, kind: .offset))

@@ -9,7 +9,7 @@ import Testing
 
     init() throws {
         folder = try TempFolder()
-        // Of each cluster: a word of its own every 64 bytes, so that places within it differ.
+        // Each cluster has a word of its own every 64 bytes, so that places within it differ.
         let bytes = (0..<256 << 10).map { UInt8(truncatingIfNeeded: $0 % 64 == 0 ? $0 >> 6 : 7) }
         _ = try folder.write("disk", bytes)
     }

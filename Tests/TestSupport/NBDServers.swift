@@ -31,7 +31,7 @@ public final class NBDTestServer {
     public static func withPort(
         _ arguments: [String], _ body: (_ port: Int) throws -> Void
     ) throws {
-        // Somebody else may take a port between its being found free and its being used.
+        // Another process may take a port between its being found free and its being used.
         for _ in 0..<10 {
             let port = try freePort()
             let server = try RunningProcess(

@@ -68,7 +68,7 @@ public final class RogueServer: Sendable {
     public var bytes: [UInt8] { state.withLock { $0.bytes } }
     public var zeroRequests: Int { state.withLock { $0.zeroRequests } }
     public var connections: Int { state.withLock { $0.connections } }
-    /// How many reads were in flight at the same time at most.
+    /// The largest number of reads that were in flight at the same time.
     public var mostReads: Int { reads.withLock { $0.most } }
 
     // MARK: The handshake

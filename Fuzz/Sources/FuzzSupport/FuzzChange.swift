@@ -1,7 +1,7 @@
 import DiskImage
 import ImageFormats
 
-/// What is done to an image in place must leave the disk that could be read before.
+/// A repair or a resize must leave the disk that could be read before.
 public enum FuzzChange {
     public static func repair(_ bytes: [UInt8], _ before: [UInt8]?) async throws {
         let storage = FuzzStorage(bytes)

@@ -5,7 +5,7 @@ import ImageStorage
 /// A guest disk, as far as a fuzzer has time for it.
 public struct FuzzDisk {
     private let source: Qcow2Source
-    /// In bytes. Small clusters and small disks reach all that large ones do.
+    /// The limit of a disk, in bytes. Small clusters and small disks reach all that large ones do.
     private static let limit: Int64 = 2 << 20
 
     public init(_ source: Qcow2Source) { self.source = source }

@@ -3,7 +3,7 @@ import DiskImage
 import Foundation
 import Synchronization
 
-/// What is done with an input; it throws where the input is refused, and traps where something is
+/// The check of one input; it throws where the input is refused, and traps where something is
 /// wrong.
 public typealias FuzzBody = @Sendable ([UInt8]) async throws -> Void
 
@@ -12,8 +12,8 @@ private let body = Mutex<FuzzBody?>(nil)
 /// Hands the process to libFuzzer, with the program's own command line. Does not return.
 public func runFuzzer(_ chosen: @escaping FuzzBody) -> Never {
     body.withLock { $0 = chosen }
-    // Swift's runtime may have taken them for its backtraces, and libFuzzer would leave them to it: no
-    // input would be kept.
+    // Swift's runtime may have taken them for its backtraces, and libFuzzer would leave them to it:
+    // no input would be kept.
     for number in [SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGABRT] { signal(number, SIG_DFL) }
     var count = CommandLine.argc
     var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>! = CommandLine.unsafeArgv

@@ -4,10 +4,10 @@ import ImageStorage
 
 /// The reference counts of an image that is changed in place.
 ///
-/// Counts are raised (`allocate`, `settle`) before anything leads to the clusters, and lowered after
-/// nothing does any more. Whenever the process ends, a count is too high at worst: a leak.
+/// Counts are raised (`allocate`, `settle`) before anything leads to the clusters, and lowered
+/// after nothing does any more. Whenever the process ends, a count is too high at worst: a leak.
 ///
-/// What is allocated lies behind everything else, and new blocks make a new table: until the header
+/// New clusters lie behind everything else, and new blocks make a new table: until the header
 /// names that, the image is the old one, and `rollBack` can make the file as long as it was.
 struct Qcow2Refcounts {
     private struct CachedBlock {
@@ -41,7 +41,7 @@ struct Qcow2Refcounts {
     /// A cluster's count has fallen to one: entries that name it have to say so.
     private(set) var hasNewSingles = false
 
-    /// What was there before anything was allocated.
+    /// The state before the first allocation.
     private struct Origin {
         var table: [UInt64]
         var end: Int64
@@ -250,7 +250,8 @@ struct Qcow2Refcounts {
         hasNewBlocks = false
     }
 
-    /// Makes counts and file what they were before anything was allocated. Nothing may lead to that.
+    /// Makes counts and file what they were before anything was allocated. Nothing may lead to
+    /// that.
     mutating func rollBack() async throws {
         cache = [:]
         table = origin.table
@@ -296,8 +297,8 @@ struct Qcow2Refcounts {
 
     private func entryOffset(_ index: Int) -> Int64 { place.offset.bytes + Int64(index) * 8 }
 
-    /// The last cluster of a block's range that is in use. Counts of what lies behind the end of the
-    /// storage say nothing: a program may have died before it wrote there.
+    /// The last cluster of a block's range that is in use. Counts of what lies behind the end of
+    /// the storage say nothing: a program may have died before it wrote there.
     private mutating func lastUsed(
         in index: Int, except ignored: Set<Int64> = []
     ) async throws -> Int64? {

@@ -3,7 +3,7 @@ import ImageStorage
 
 // New clusters come behind the end of the image: first everything is written there, then led to.
 extension Qcow2Resizer {
-    /// What is to become of the image.
+    /// The image as it is to be.
     private struct Growth {
         let geometry: Qcow2Geometry
         let preallocation: Preallocation
@@ -120,8 +120,8 @@ extension Qcow2Resizer {
 
     // MARK: New tables
 
-    /// The L1 table goes to a new place if it gets longer or any entry changes. Before everything else:
-    /// behind what is new it would keep the file from getting shorter again.
+    /// The L1 table goes to a new place if it gets longer or any entry changes. Before everything
+    /// else: behind what is new it would keep the file from getting shorter again.
     private mutating func placeL1(_ growth: inout Growth) async throws {
         var isChanged = growth.geometry.l1Entries > header.l1Entries
         for table in tables(growth) where !isChanged {

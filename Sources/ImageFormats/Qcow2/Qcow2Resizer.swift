@@ -1,18 +1,18 @@
 import DiskImage
 import ImageStorage
 
-/// Changes the size of a qcow2 image in place, by the rule of docs/architecture.md ("Changing an image
-/// in place"): reads all that it will touch, writes what is new to space that nothing names, and
-/// switches by one write to the header. What is not needed any more is freed after that.
+/// Changes the size of a qcow2 image in place, by the rule of docs/architecture.md ("Changing an
+/// image in place"): reads all that it will touch, writes what is new to space that nothing names,
+/// and switches by one write to the header. What is not needed any more is freed after that.
 ///
 /// Whatever ends the process, a valid image is left, with leaked clusters at worst.
 public struct Qcow2Resizer {
-    /// What has to be done to an image, and what the header is to say then.
+    /// The work that a resize has to do, and the header that follows from it.
     struct Change {
-        /// Of the guest disk, in bytes.
+        /// The new size of the guest disk, in bytes.
         let size: Int64
         var l1Offset: HostOffset
-        /// What nothing leads to any more after the switch: host clusters.
+        /// Host clusters to which nothing leads any more after the switch.
         var freed: [Int64] = []
     }
 
@@ -149,8 +149,8 @@ public struct Qcow2Resizer {
         return fields
     }
 
-    /// Brings all that is new to stable storage and makes the header lead to it: one write, within a
-    /// sector.
+    /// Brings all that is new to stable storage and makes the header lead to it: one write, within
+    /// a sector.
     ///
     /// - Throws: `ImageError`. If the header could not be written, it is made what it was, so that
     ///   what is new can be taken back. Where that fails as well, either header may be the one on

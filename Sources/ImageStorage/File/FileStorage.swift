@@ -155,7 +155,7 @@ public final class FileStorage: Storage {
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         let count = buffer.byteCount
         guard count > 0 else { return }
-        // What is in the page cache comes without sleeping, and there no other thread is needed.
+        // Bytes in the page cache come without sleeping, and no other thread is needed meanwhile.
         let isCached = !cacheMode.isDirect && !readMeter.isWaiting
         let done = try buffer.withUnsafeMutableBytes { pointer throws(ImageError) -> Int in
             try readMeter.measure { () throws(ImageError) in

@@ -15,7 +15,7 @@ final class WriteJoiner: Sendable {
     private let queue = Mutex(WriteQueue<WriteWaiter>())
     private let mode = Mutex(WriterMode())
     private let meter: CallMeter
-    /// How many writes are made beside each other now.
+    /// The number of writes that are made beside each other now.
     private let besides = Atomic<Int>(0)
     /// nil where all goes through the page cache. Used by the writer alone.
     private let bypass: Mutex<PageCacheBypass?>
@@ -60,7 +60,8 @@ final class WriteJoiner: Sendable {
         }
     }
 
-    /// As the writer: writes for all that wait, until nobody does, or all may write for themselves.
+    /// As the writer: writes for all that wait, until none is left, or all may write for
+    /// themselves.
     private func writeWaiting() {
         while true {
             if mode.withLock({ $0.isParallel }) {
@@ -133,8 +134,8 @@ final class WriteJoiner: Sendable {
         bypass.withLock { $0?.note(bytes: pieces.reduce(0) { $0 + $1.count }, time: time) }
     }
 
-    /// - Parameter direct: to go past the page cache by. Such a write waits because the disk is busy,
-    ///   and would not be sooner with others beside it.
+    /// - Parameter direct: to go past the page cache by. Such a write waits because the disk is
+    ///   busy, and would not be sooner with others beside it.
     private func writeAlone(
         _ direct: Int32?, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
@@ -176,8 +177,8 @@ final class WriteWaiter: Sendable {
         state = Mutex((count, .success(true)))
     }
 
-    /// One of them is done, or left to its owner (false), who then makes all of them. The first error
-    /// is what the owner gets.
+    /// One of them is done, or left to its owner (false), who then makes all of them. The first
+    /// error is what the owner gets.
     func note(_ result: Result<Bool, ImageError>) {
         let all = state.withLock { state -> Result<Bool, ImageError>? in
             state.left -= 1
@@ -229,7 +230,7 @@ struct WriteQueue<Waiter> {
         return start()
     }
 
-    /// The caller has stopped being the writer, whoever waits.
+    /// The caller stops being the writer, although others wait.
     ///
     /// - Returns: who waits, once for each write.
     mutating func stop() -> [Waiter] {

@@ -5,16 +5,16 @@
 /// one by one is the worst there is. What a lone writer's calls take tells which it is. Beside each
 /// other they wait for the lock too, so then one writer is let in alone now and then, to see.
 ///
-/// Pure: whoever writes tells what it took.
+/// Pure: `WriteJoiner` tells it what the writes took.
 struct WriterMode {
     private(set) var isParallel = false
-    /// Of a lone writer.
+    /// The times of the last lone writes.
     private var recent = CallTimes()
     private var patience = Self.patience.lowerBound
     private var writesUntilTrial = 0
     private var loneWrites = 0
 
-    /// How many writes pass until a lone one is tried; twice as many after each trial in vain.
+    /// The number of writes until a lone one is tried; twice as many after each trial in vain.
     private static let patience = 128...4096
 
     /// A write was made while there was no other.

@@ -19,7 +19,7 @@ struct ClusterReferences: Sendable {
     var allocatedClusters: Int64 = 0
     var fragmentedClusters: Int64 = 0
     var compressedClusters: Int64 = 0
-    /// What is named and lies behind the end of the file: ranges of clusters.
+    /// Ranges of clusters that tables name and that lie behind the end of the file.
     var outside: [Range<UInt64>] = []
     /// The marks in the counts do not tell all about OFLAG_COPIED: the entries have to be read again.
     var needsCopiedPass = false

@@ -70,7 +70,8 @@ final class Qcow2Checker {
     var outside: [Range<UInt64>] = []
     /// Repairs of table entries: written when all that there is has been looked at.
     var pendingRepairs: [(offset: Int64, words: [UInt64])] = []
-    /// How often L1 tables name the L2 tables that have several references; found out when needed.
+    /// The number of times that L1 tables name each L2 table with several references; found out
+    /// when needed.
     var sharedTables: [Int: UInt64]?
     var hasReportedUnalignedBlock = false
 

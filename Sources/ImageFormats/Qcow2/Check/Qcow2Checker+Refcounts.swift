@@ -4,7 +4,7 @@ import ImageStorage
 
 // Comparing refcounts with references.
 extension Qcow2Checker {
-    /// What a child task compares at a time: whole blocks.
+    /// The number of clusters that a child task compares at a time: whole blocks.
     private static let clustersPerComparison = 1 << 15
 
     private struct Comparison: Sendable {

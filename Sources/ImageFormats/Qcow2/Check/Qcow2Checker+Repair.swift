@@ -5,7 +5,7 @@ import ImageStorage
 // What is written. Always to be no worse off if the power fails in between: refcounts one by one, new
 // structures to free clusters, and the header after a flush.
 extension Qcow2Checker {
-    /// What is wrong with where the tables lie that are written in place, in one line: each has its
+    /// The fault, in one line, of the places of the tables that are written in place: each has its
     /// clusters for itself. nil if nothing is. Only a check's count of references can tell.
     ///
     /// - Parameter rebuilds: the refcount table and its blocks are to be made anew, and what they
@@ -37,7 +37,7 @@ extension Qcow2Checker {
                     }
                     let isTable = clusters(refcounts.offset, refcounts.size).contains(cluster)
                     let going = UInt64(blocks) + (isTable ? 1 : 0)
-                    // What has overflown may have been counted less often than it is named.
+                    // A count that has overflown may have been counted less often than it is named.
                     if hasOverflow ? going > 0 : references <= going + 1 { continue }
                 }
                 return sharing(table.name, cluster)
@@ -71,8 +71,8 @@ extension Qcow2Checker {
             || blockClusters.contains(UInt64(cluster))
     }
 
-    /// Whether an L2 table is that and nothing else: where its cluster is named more than once, each time
-    /// by an L1 table.
+    /// Whether an L2 table is that and nothing else: where its cluster is named more than once,
+    /// each time by an L1 table.
     private func isOnlyTable(_ offset: Int64, _ snapshots: Snapshots) async throws -> Bool {
         let cluster = Int(offset / clusterSize)
         guard !overflows.contains(cluster) else { return false }
@@ -102,12 +102,12 @@ extension Qcow2Checker {
         return try await isOnlyTable(offset, snapshots)
     }
 
-    /// Puts right what can be. All has been looked at, and nothing written yet: what cannot get better is
-    /// left as it is.
+    /// Puts right what can be. All has been looked at, and nothing written yet: what cannot get
+    /// better is left as it is.
     ///
     /// - Parameter counted: the damage without that of refcounts.
-    /// - Throws: `ImageError` where the repair could make it worse, before anything is written, or where
-    ///   writing fails.
+    /// - Throws: `ImageError` where the repair could make it worse, before anything is written, or
+    ///   where writing fails.
     func mend(
         _ repair: CheckRepair, _ snapshots: Snapshots, _ counted: DamageCounts
     ) async throws {
@@ -149,8 +149,8 @@ extension Qcow2Checker {
 
     /// Finds places for new refcounts.
     ///
-    /// - Throws: `ImageError` where they would make the file longer and thereby show as data what tables
-    ///   name behind its end: an image that was cut short can be completed, until then.
+    /// - Throws: `ImageError` where they would make the file longer and thereby show as data what
+    ///   tables name behind its end: an image that was cut short can be completed, until then.
     private func newLayout() throws -> RefcountLayout {
         let oldEnd = UInt64(counts.clusterCount)
         let layout = RefcountLayout(
@@ -160,7 +160,8 @@ extension Qcow2Checker {
             throw ImageError.checkFailed(EFBIG)
         }
         let new = oldEnd..<max(oldEnd, UInt64(layout.end))
-        // What begins in the file and ends behind it is not counted, and looks free where it begins.
+        // A region that begins in the file and ends behind it is not counted, and looks free where
+        // it begins.
         let doubtful = outside.contains { range in
             range.overlaps(new) || layout.takes(range)
         }

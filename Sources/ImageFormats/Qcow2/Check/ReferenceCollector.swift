@@ -8,7 +8,8 @@ struct ReferenceCollector: Sendable {
     struct Context: Sendable {
         var geometry: Qcow2Geometry
         var hasDataFile: Bool
-        /// In bytes, a multiple of 512: what ends within a sector ends with it.
+        /// The file's length in bytes, up to a multiple of 512: a file that ends within a sector
+        /// ends with it.
         var fileSize: Int64
         /// The table is the guest disk's, not a snapshot's: only there does OFLAG_COPIED mean anything.
         var isActive: Bool

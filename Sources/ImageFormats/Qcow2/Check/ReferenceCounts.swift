@@ -30,9 +30,9 @@ enum ReferenceMark: UInt16, Sendable {
     case shared = 0x8000
 }
 
-/// How often each host cluster is referred to: 16 bits for each, in pieces made when the first is counted.
-/// Where few clusters of a piece are counted it holds these alone, so that memory goes with what the
-/// tables name, whatever lies between.
+/// The number of references to each host cluster: 16 bits for each, in pieces made when the first
+/// is counted. Where few clusters of a piece are counted it holds these alone, so that memory goes
+/// with what the tables name, whatever lies between.
 ///
 /// 14 bits count. The two others remember what the entries say about the refcount (OFLAG_COPIED), so
 /// that one walk over the tables tells whether all is well.
@@ -43,8 +43,8 @@ struct ReferenceCounts: Sendable {
     private(set) var clusterCount: Int
     /// What a refcount of the image can be at most.
     private let maximum: UInt64
-    /// Empty where nothing is counted yet; shorter than `chunkSize` where few are: pairs of a position
-    /// and its value.
+    /// Empty where nothing is counted yet; shorter than `chunkSize` where few are: pairs of a
+    /// position and its value.
     private var chunks: [[UInt16]]
     /// Up to where pairs are looked for one by one, in elements.
     private static let longestPairs = 64
