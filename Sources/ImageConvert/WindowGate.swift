@@ -90,8 +90,11 @@ struct WindowQueue<Waiter> {
     /// - Returns: who is inside now, too.
     mutating func leave(bytes: Int64, total: CallTimes, now: Int64) -> [Waiter] {
         inside -= 1
-        window.noteChunk(bytes: bytes, times: total - self.total, now: now)
-        self.total = total
+        // A worker that found nothing left to do had no chunk.
+        if bytes > 0 {
+            window.noteChunk(bytes: bytes, times: total - self.total, now: now)
+            self.total = total
+        }
         return fill()
     }
 

@@ -93,9 +93,6 @@ final class TurnGate: Sendable {
         }
     }
 
-    /// Whether somebody is in.
-    var isOccupied: Bool { order.withLock { $0.isOccupied } }
-
     /// Passes the turn on to the next number.
     func leave() {
         let waiter = order.withLock { $0.advance() }
@@ -120,13 +117,7 @@ struct TurnOrder<Waiter> {
     /// Larger than `turn`. While one waits for its disk there can be as many as the others find with nothing to write.
     private var skipped: Set<Int> = []
 
-    private(set) var isOccupied = false
-
-    mutating func enter(_ number: Int) -> Bool {
-        guard number == turn else { return false }
-        isOccupied = true
-        return true
-    }
+    func enter(_ number: Int) -> Bool { number == turn }
 
     mutating func arrive(_ number: Int, _ waiter: Waiter) -> Arrival {
         if cancelled.remove(number) != nil { return .giveUp }
@@ -145,9 +136,7 @@ struct TurnOrder<Waiter> {
     /// - Returns: whose turn it is now, if it waits already.
     mutating func advance() -> Waiter? {
         repeat { turn += 1 } while skipped.remove(turn) != nil
-        let waiter = waiters.removeValue(forKey: turn)
-        isOccupied = waiter != nil
-        return waiter
+        return waiters.removeValue(forKey: turn)
     }
 
     /// - Returns: as `advance`.

@@ -117,14 +117,6 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         return busyCount > Self.coreCount
     }
 
-    /// Whether a core has nothing to do when the caller has done what it does, and no job waits for one.
-    public static var hasIdleCore: Bool {
-        let own = clinux_thread_role() == nil ? 0 : 1
-        pthread_mutex_lock(shared.mutex)
-        defer { pthread_mutex_unlock(shared.mutex) }
-        return shared.jobs.isEmpty && shared.busyCount - own < coreCount
-    }
-
     /// Lends a thread that answers others: those whom it resumes within `answers` go on right here, without the time
     /// and the price of waking somebody, if there is a core for them.
     ///

@@ -100,8 +100,6 @@ public struct BufferRun: Sendable, Equatable {
 
 extension Storage {
     public var file: FileIdentity? { nil }
-    public var readMeter: CallMeter { CallMeter() }
-    public var writeMeter: CallMeter { CallMeter() }
 
     public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
         for run in runs {

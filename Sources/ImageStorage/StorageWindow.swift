@@ -31,6 +31,7 @@ public final class StorageWindow: Storage {
     public var name: String { base.name }
     public var file: FileIdentity? { base.file }
     public var readMeter: CallMeter { base.readMeter }
+    public var writeMeter: CallMeter { base.writeMeter }
 
     public var traits: StorageTraits {
         var traits = base.traits

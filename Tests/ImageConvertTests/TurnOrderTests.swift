@@ -16,22 +16,6 @@ import Testing
         #expect(order.arrive(3, "three") == .enter)
     }
 
-    @Test func isOccupiedFromEnteringToLeaving() {
-        var order = TurnOrder<String>()
-        #expect(order.arrive(1, "one") == .wait)
-        #expect(!order.isOccupied)
-        #expect(order.arrive(0, "zero") == .enter)
-        #expect(order.isOccupied)
-        #expect(order.advance() == "one")
-        #expect(order.isOccupied)
-        #expect(order.advance() == nil)
-        #expect(!order.isOccupied)
-        #expect(order.skip(2) == nil)
-        #expect(!order.isOccupied)
-        #expect(order.arrive(3, "three") == .enter)
-        #expect(order.isOccupied)
-    }
-
     @Test func skippedTurnsAreNotWaitedFor() {
         var order = TurnOrder<String>()
         #expect(order.skip(1) == nil)

@@ -9,6 +9,8 @@ import Testing
 @Suite struct StoragePlacementTests {
     /// Remembers which parts of the buffer were written by one call, and what was written besides.
     private final class Recorder: Storage {
+        let readMeter = CallMeter()
+        let writeMeter = CallMeter()
         enum Call: Equatable {
             case runs([BufferRun])
             case bytes(Int64, count: Int)

@@ -4,6 +4,8 @@ import Synchronization
 
 /// Storage in memory that remembers what was asked of it and can be told to fail.
 public final class MemoryStorage: Storage {
+    public let readMeter = CallMeter()
+    public let writeMeter = CallMeter()
     public enum Operation: Sendable, Equatable {
         case read(Range<Int64>)
         case write(Range<Int64>)
