@@ -135,8 +135,8 @@ struct Window {
             bytes: Int64(base) * bounds.shortChunk, size: base, chunkSize: bounds.shortChunk
         )
         guard recent.bytes > 0, isWide || recent.times.isWaiting else { return least }
-        let wait = Double(recent.times.wall - recent.times.work) / recent.chunks
-        let work = max(1e-3, Double(recent.times.work) / recent.bytes)
+        let wait = (recent.times.wall - recent.times.work) / recent.chunks
+        let work = max(1e-3, recent.times.work / recent.bytes)
         let most = Double(bounds.most) * Double(bounds.longestChunk)
         let bytes = Int64(min(most, Self.margin * wait / work * Double(bounds.cores)))
         guard bytes > least.bytes else { return least }

@@ -30,7 +30,7 @@ final class WindowGate: Sendable {
 
     fileprivate func leave(bytes: Int64) {
         let total = meters.reduce(CallTimes()) { $0 + $1.total }
-        let now = begin.nanoseconds(to: .now)
+        let now = Int64(begin.nanoseconds(to: .now))
         let newcomers = queue.withLock { $0.leave(bytes: bytes, total: total, now: now) }
         for newcomer in newcomers { newcomer.resume() }
     }

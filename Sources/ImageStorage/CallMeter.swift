@@ -1,35 +1,73 @@
 import CLinux
 import Synchronization
 
-/// The time of calls to a storage, in nanoseconds.
+/// The time of calls to a storage.
 public struct CallTimes: Sendable, Equatable {
-    /// From begin to end; as much as `work` for a call that did not sleep.
-    public var wall: Int64
-    /// On the processor.
-    public var work: Int64
+    /// From begin to end, in nanoseconds; as much as `work` for a call that did not sleep.
+    public var wall: Double
+    /// On the processor, in nanoseconds.
+    public var work: Double
+    /// The number of calls, and of those that slept.
+    public var calls: Double
+    public var sleeps: Double
 
-    public init(wall: Int64 = 0, work: Int64 = 0) {
+    public init(wall: Double = 0, work: Double = 0, calls: Double = 0, sleeps: Double = 0) {
         self.wall = wall
         self.work = work
+        self.calls = calls
+        self.sleeps = sleeps
+    }
+
+    /// One call.
+    public static func call(wall: Double, work: Double, slept: Bool = true) -> CallTimes {
+        CallTimes(wall: slept ? max(wall, work) : work, work: work, calls: 1, sleeps: slept ? 1 : 0)
     }
 
     /// Waiting is what takes the time: more of these calls at once would take no more of it.
-    public var isWaiting: Bool { wall > Self.manyTimes * work && wall - work > Self.noticeable }
+    ///
+    /// A single call that slept can be a hiccup: a file system that begins a transaction, another
+    /// process that has the processor.
+    public var isWaiting: Bool {
+        wall > Self.manyTimes * work && wall - work > Self.noticeable && sleeps >= Self.fewCalls
+            && 2 * sleeps >= calls
+    }
 
-    private static let manyTimes: Int64 = 4
-    /// Half a millisecond: below it, another thread may have had the processor.
-    private static let noticeable: Int64 = 500_000
+    private static let manyTimes = 4.0
+    /// Half a millisecond.
+    private static let noticeable = 500_000.0
+    /// Two, of which the first one counts a little less by now.
+    private static let fewCalls = 1.8
 
     public static func + (left: CallTimes, right: CallTimes) -> CallTimes {
-        CallTimes(wall: left.wall + right.wall, work: left.work + right.work)
+        CallTimes(
+            wall: left.wall + right.wall, work: left.work + right.work,
+            calls: left.calls + right.calls, sleeps: left.sleeps + right.sleeps)
     }
 
     public static func - (left: CallTimes, right: CallTimes) -> CallTimes {
-        CallTimes(wall: left.wall - right.wall, work: left.work - right.work)
+        CallTimes(
+            wall: left.wall - right.wall, work: left.work - right.work,
+            calls: left.calls - right.calls, sleeps: left.sleeps - right.sleeps)
+    }
+
+    /// Makes a system call in this thread, and nothing beside it. Measuring leaves no trace in errno.
+    static func measure<Result>(_ call: () -> Result) -> (result: Result, times: CallTimes) {
+        let start = ContinuousClock.now
+        let before = ThreadUsage.now
+        let result = call()
+        let after = ThreadUsage.now
+        let times = CallTimes.call(
+            wall: start.nanoseconds(to: .now),
+            work: Double(after.nanoseconds - before.nanoseconds),
+            slept: after.sleeps != before.sleeps)
+        return (result, times)
     }
 
     /// The times with less weight, so that later calls count more than earlier ones.
-    public var faded: CallTimes { CallTimes(wall: wall * 7 / 8, work: work * 7 / 8) }
+    public var faded: CallTimes {
+        CallTimes(
+            wall: wall * 7 / 8, work: work * 7 / 8, calls: calls * 7 / 8, sleeps: sleeps * 7 / 8)
+    }
 }
 
 /// Measures the calls that move data to or from a storage: whether they wait or work.
@@ -50,34 +88,12 @@ public final class CallMeter: Sendable {
             $0.recent = $0.recent.faded + times
         }
     }
-
-    /// Makes a call in this thread.
-    @discardableResult
-    func measure<Result, Failure: Error>(
-        _ call: () throws(Failure) -> Result
-    ) throws(Failure) -> Result {
-        try timed(call).result
-    }
-
-    func timed<Result, Failure: Error>(
-        _ call: () throws(Failure) -> Result
-    ) throws(Failure) -> (result: Result, times: CallTimes) {
-        let start = ContinuousClock.now
-        let before = ThreadUsage.now
-        let result = try call()
-        let after = ThreadUsage.now
-        let work = after.nanoseconds - before.nanoseconds
-        let wall = after.sleeps == before.sleeps ? work : start.nanoseconds(to: .now)
-        let times = CallTimes(wall: max(wall, work), work: work)
-        note(times)
-        return (result, times)
-    }
 }
 
 extension ContinuousClock.Instant {
-    public func nanoseconds(to end: ContinuousClock.Instant) -> Int64 {
+    public func nanoseconds(to end: ContinuousClock.Instant) -> Double {
         let (seconds, attoseconds) = duration(to: end).components
-        return seconds * 1_000_000_000 + attoseconds / 1_000_000_000
+        return Double(seconds) * 1e9 + Double(attoseconds) / 1e9
     }
 }
 

@@ -293,16 +293,16 @@ public final class NBDStorage: Storage {
 
     /// The time that a server on this machine takes for a request, and for each byte of it, in
     /// nanoseconds: it counts as work, although the server does it.
-    private static let workPerRequest: Int64 = 100_000
+    private static let workPerRequest = 100_000.0
     private static let workPerByte = 0.5
 
     private func note(_ requests: [NBDRequest], since start: ContinuousClock.Instant) {
         guard let first = requests.first, first.movesData else { return }
-        let work = requests.reduce(Int64(0)) {
-            $0 + Self.workPerRequest + Int64(Self.workPerByte * Double($1.payload))
+        let work = requests.reduce(0) {
+            $0 + Self.workPerRequest + Self.workPerByte * Double($1.payload)
         }
         (first.isRead ? readMeter : writeMeter).note(
-            CallTimes(wall: start.nanoseconds(to: .now), work: work))
+            .call(wall: start.nanoseconds(to: .now), work: work))
     }
 
     /// Sends requests, and returns when all of them are answered.

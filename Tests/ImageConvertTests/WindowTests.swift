@@ -59,7 +59,7 @@ import Testing
             flying.append(
                 (
                     end, bytes,
-                    CallTimes(wall: Int64(work + end - copied), work: Int64(work))
+                    .call(wall: work + end - copied, work: work, slept: end > copied)
                 ))
         }
     }
@@ -176,7 +176,7 @@ import Testing
         let newcomers = queue.raiseBase(to: 7)
         #expect(newcomers == [1, 2, 3])
         #expect(queue.inside == 7)
-        let total = CallTimes(wall: 50_000_000, work: 100_000)
+        let total = CallTimes(wall: 50_000_000, work: 100_000, calls: 2, sleeps: 2)
         let next = queue.leave(bytes: 448 << 10, total: total, now: 50_000_000)
         #expect(next == [4])
         #expect(queue.window.size > 7 && queue.inside == 7)
@@ -185,7 +185,7 @@ import Testing
     /// The gate is told sums, the window what has come since.
     @Test func callsCountOnce() {
         var queue = WindowQueue<Int>(Window(WindowTests.bounds, now: 0))
-        let total = CallTimes(wall: 50_000_000, work: 100_000)
+        let total = CallTimes(wall: 50_000_000, work: 100_000, calls: 2, sleeps: 2)
         for number in 0..<200 {
             _ = queue.enter()
             let newcomers = queue.leave(

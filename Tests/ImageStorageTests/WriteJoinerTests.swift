@@ -178,7 +178,9 @@ import Testing
                 for (number, block) in blocks.enumerated() {
                     group.addTask {
                         if number == 20 {
-                            joiner.noteLone(CallTimes(wall: 50_000_000, work: 100_000))
+                            for _ in 0..<9 {
+                                joiner.noteLone(.call(wall: 50_000_000, work: 100_000))
+                            }
                         }
                         let bytes = UnsafeMutableRawBufferPointer.allocate(
                             byteCount: 4096, alignment: 8)

@@ -68,7 +68,7 @@ public final class SketchSource: ImageSource {
         defer { readers.withLock { $0.now -= 1 } }
         if pause {
             for _ in 0..<Int.random(in: readPause) { await Task.yield() }
-            meter.note(CallTimes(wall: 5_000_000, work: 50_000))
+            meter.note(.call(wall: 5_000_000, work: 50_000))
         }
         if offset + Int64(buffer.byteCount) > failsFrom { throw MemoryStorage.failure }
         if offset + Int64(buffer.byteCount) > stallsFrom {

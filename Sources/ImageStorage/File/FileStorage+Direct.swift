@@ -17,13 +17,17 @@ extension FileStorage {
     ) throws(ImageError) -> Int {
         let end = offset + Int64(buffer.count)
         if Self.isAligned(UnsafeRawBufferPointer(buffer), at: offset) {
-            return try Syscall.read(descriptor, name, into: buffer, at: offset)
+            return try Syscall.read(
+                descriptor, name, into: buffer, at: offset, mayBeCached: false,
+                noting: readMeter.note)
         }
         let start = offset.roundedDown(to: Self.pageSize)
         var aligned = try IOBuffer(byteCount: Int(end.roundedUp(to: Self.pageSize) - start))
         var span = aligned.mutableBytes
         return try span.withUnsafeMutableBytes { bounce throws(ImageError) -> Int in
-            let done = try Syscall.read(descriptor, name, into: bounce, at: start)
+            let done = try Syscall.read(
+                descriptor, name, into: bounce, at: start, mayBeCached: false,
+                noting: readMeter.note)
             let skipped = Int(offset - start)
             let count = max(0, min(buffer.count, done - skipped))
             if count > 0 {
@@ -55,13 +59,16 @@ extension FileStorage {
         _ bytes: UnsafeRawBufferPointer, at offset: Int64
     ) throws(ImageError) {
         if Self.isAligned(bytes, at: offset) {
-            return try Syscall.write(descriptor, name, bytes, at: offset)
+            return try Syscall.write(
+                descriptor, name, bytes, at: offset, noting: writeMeter.note)
         }
         var aligned = try IOBuffer(byteCount: bytes.count)
         var span = aligned.mutableBytes
         try span.withUnsafeMutableBytes { bounce throws(ImageError) in
             bounce.copyMemory(from: bytes)
-            try Syscall.write(descriptor, name, UnsafeRawBufferPointer(bounce), at: offset)
+            try Syscall.write(
+                descriptor, name, UnsafeRawBufferPointer(bounce), at: offset,
+                noting: writeMeter.note)
         }
     }
 

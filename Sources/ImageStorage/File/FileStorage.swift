@@ -158,12 +158,11 @@ public final class FileStorage: Storage {
         // Bytes in the page cache come without sleeping, and no other thread is needed meanwhile.
         let isCached = !cacheMode.isDirect && !readMeter.isWaiting
         let done = try buffer.withUnsafeMutableBytes { pointer throws(ImageError) -> Int in
-            try readMeter.measure { () throws(ImageError) in
-                cacheMode.isDirect
-                    ? try readDirect(into: pointer, at: offset)
-                    : try Syscall.read(
-                        descriptor, name, into: pointer, at: offset, mayBeCached: isCached)
-            }
+            cacheMode.isDirect
+                ? try readDirect(into: pointer, at: offset)
+                : try Syscall.read(
+                    descriptor, name, into: pointer, at: offset, mayBeCached: isCached,
+                    noting: readMeter.note)
         }
         guard done == count else {
             throw ImageError.beyondEnd(self, offset + Int64(done)..<offset + Int64(count))
@@ -193,12 +192,10 @@ public final class FileStorage: Storage {
     }
 
     func writeNow(_ bytes: UnsafeRawBufferPointer, at offset: Int64) throws(ImageError) {
-        try writeMeter.measure { () throws(ImageError) in
-            if cacheMode.isDirect {
-                try writeDirect(bytes, at: offset)
-            } else {
-                try Syscall.write(descriptor, name, bytes, at: offset)
-            }
+        if cacheMode.isDirect {
+            try writeDirect(bytes, at: offset)
+        } else {
+            try Syscall.write(descriptor, name, bytes, at: offset, noting: writeMeter.note)
         }
     }
 

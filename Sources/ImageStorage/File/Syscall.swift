@@ -17,6 +17,18 @@ enum Syscall {
         }
     }
 
+    /// The same for a call that moves data.
+    ///
+    /// - Parameter note: told the time of each call.
+    @inline(__always)
+    private static func retry(noting note: (CallTimes) -> Void, _ call: () -> Int) -> Int? {
+        retry {
+            let (result, times) = CallTimes.measure(call)
+            note(times)
+            return result
+        }
+    }
+
     static func failure(
         _ path: String, _ operation: String, errno code: Int32 = errno
     ) -> ImageError {
@@ -42,17 +54,24 @@ enum Syscall {
 
     /// Reads until the buffer is full or the file ends.
     ///
-    /// - Parameter mayBeCached: tries first what comes without sleeping.
+    /// - Parameters:
+    ///   - mayBeCached: tries first what comes without sleeping.
+    ///   - note: told the time of each call.
     /// - Returns: how many bytes were read.
     static func read(
         _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
-        at offset: Int64, mayBeCached: Bool = true
+        at offset: Int64, mayBeCached: Bool = true, noting note: (CallTimes) -> Void = { _ in }
     ) throws(ImageError) -> Int {
-        var done =
-            mayBeCached
-            ? max(0, clinux_read_cached(descriptor, buffer.baseAddress, buffer.count, offset)) : 0
+        var done = 0
+        if mayBeCached {
+            let (count, times) = CallTimes.measure {
+                clinux_read_cached(descriptor, buffer.baseAddress, buffer.count, offset)
+            }
+            done = max(0, count)
+            if done > 0 { note(times) }
+        }
         while done < buffer.count {
-            let count = retry {
+            let count = retry(noting: note) {
                 pread(
                     descriptor, buffer.baseAddress.map { $0 + done }, buffer.count - done,
                     off_t(offset) + done)
@@ -70,21 +89,27 @@ enum Syscall {
     }
 
     static func write(
-        _ descriptor: Int32, _ path: String, _ bytes: UnsafeRawBufferPointer, at offset: Int64
+        _ descriptor: Int32, _ path: String, _ bytes: UnsafeRawBufferPointer, at offset: Int64,
+        noting note: (CallTimes) -> Void = { _ in }
     ) throws(ImageError) {
-        try write(descriptor, path, [bytes], at: offset)
+        try write(descriptor, path, [bytes], at: offset, noting: note)
     }
 
     /// Writes several pieces of memory to one place, one behind the other.
     ///
-    /// - Parameter pieces: at most 1024, what the kernel takes.
+    /// - Parameters:
+    ///   - pieces: at most 1024, what the kernel takes.
+    ///   - note: told the time of each call.
     static func write(
-        _ descriptor: Int32, _ path: String, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
+        _ descriptor: Int32, _ path: String, _ pieces: [UnsafeRawBufferPointer], at offset: Int64,
+        noting note: (CallTimes) -> Void = { _ in }
     ) throws(ImageError) {
         var rest = iovecs(pieces)
         var position = offset
         while !rest.isEmpty {
-            let count = retry { pwritev(descriptor, rest, Int32(rest.count), off_t(position)) }
+            let count = retry(noting: note) {
+                pwritev(descriptor, rest, Int32(rest.count), off_t(position))
+            }
             guard let count, count > 0 else {
                 let length = rest.reduce(0) { $0 + $1.iov_len }
                 throw failure(

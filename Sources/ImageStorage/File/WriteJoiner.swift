@@ -54,9 +54,8 @@ final class WriteJoiner: Sendable {
         defer { besides.subtract(1, ordering: .relaxed) }
         for write in writes {
             mode.withLock { $0.noteParallel() }
-            try meter.measure { () throws(ImageError) in
-                try Syscall.write(descriptor, name, write.pieces, at: write.offset)
-            }
+            try Syscall.write(
+                descriptor, name, write.pieces, at: write.offset, noting: meter.note)
         }
     }
 
@@ -141,10 +140,10 @@ final class WriteJoiner: Sendable {
     ) throws(ImageError) {
         if let direct { return try Syscall.write(direct, name, pieces, at: offset) }
         let isAlone = besides.load(ordering: .relaxed) == 0
-        let times = try meter.timed { () throws(ImageError) in
-            try Syscall.write(descriptor, name, pieces, at: offset)
-        }.times
-        if isAlone { noteLone(times) }
+        try Syscall.write(descriptor, name, pieces, at: offset) { times in
+            meter.note(times)
+            if isAlone { noteLone(times) }
+        }
     }
 
     func noteLone(_ times: CallTimes) { mode.withLock { $0.noteLone(times) } }
