@@ -48,7 +48,7 @@ enum Main {
         if !command.isBrief { program_pages_release() }
         let signals = Signals()
         let failure = type(of: command).failureStatus
-        do { try IOExecutor.start() } catch { end(with: error, failure: failure) }
+        do { try IOExecutor.start() } catch { fail(error.description, status: failure) }
         Task(executorPreference: IOExecutor.shared) {
             do {
                 try await command.run(signals)

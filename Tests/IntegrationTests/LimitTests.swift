@@ -26,6 +26,9 @@ import Testing
         "resize -f raw image.raw +1M",
     ]
 
+    /// 1 is an answer of `compare`.
+    private static func failure(of line: String) -> Int32 { line.hasPrefix("compare") ? 2 : 1 }
+
     /// Root is exempt from the limit of processes, which counts those of one user: a user who runs
     /// nothing else runs the program.
     private func limited(_ processes: Int, user: Int32, _ line: String) throws -> Outcome {
@@ -46,7 +49,7 @@ import Testing
         .serialized, arguments: verbs)
     func noThread(_ line: String) throws {
         let none = try limited(1, user: 100_000 + getpid(), line)
-        #expect(none.status == 1 && none.output.isEmpty, "\(none)")
+        #expect(none.status == Self.failure(of: line) && none.output.isEmpty, "\(none)")
         #expect(
             none.errorText == "swimg: cannot start a thread: Resource temporarily unavailable\n",
             "\(none)")
@@ -82,17 +85,48 @@ import Testing
         "compare disk.raw image.qcow2", "digest image.qcow2",
     ])
     func noMemory(_ line: String) throws {
-        // The memory that the program takes to begin with is not ours to give: the loader, and
-        // Swift's runtime.
-        for kilobytes in stride(from: 36_000, through: 300_000, by: 12_000) {
-            let outcome = try run(
-                "bash",
-                ["-c", "ulimit -v \(kilobytes); exec \"$0\" \"$@\"", Swimg.path] + line.words,
-                in: folder.path)
+        for kilobytes in stride(from: Self.leastMemory, through: 300_000, by: 12_000) {
+            let outcome = try limited(kilobytes: kilobytes, line)
             guard !outcome.isSuccess else { continue }
-            #expect(outcome.status == 1, "\(kilobytes): \(outcome)")
+            #expect(outcome.status == Self.failure(of: line), "\(kilobytes): \(outcome)")
             #expect(outcome.errorText.count(where: { $0 == "\n" }) == 1, "\(kilobytes): \(outcome)")
             #expect(FileStatus(folder.path("new")) == nil, "\(kilobytes): \(outcome)")
         }
+    }
+
+    /// The memory that the program takes to begin with is not ours to give: the loader, and Swift's
+    /// runtime. In KiB.
+    private static let leastMemory = 36_000
+
+    private func limited(kilobytes: Int, _ line: String) throws -> Outcome {
+        try run(
+            "bash",
+            ["-c", "ulimit -v \(kilobytes); exec \"$0\" \"$@\"", Swimg.path] + line.words,
+            in: folder.path)
+    }
+
+    /// Memory that runs out over large tables: one line, and the image is what it was.
+    @Test(
+        .enabled(if: Qemu.isInstalled, "qemu-img makes the image"),
+        arguments: [
+            "check tables", "check -r all tables", "resize -q tables +1G",
+            "resize -q --preallocation=metadata tables +64M", "resize -q --shrink tables 1M",
+        ])
+    func noMemoryForTables(_ line: String) throws {
+        let made = "create -q -f qcow2 -o cluster_size=512,preallocation=metadata tables 256M"
+        try require("qemu-img", made.words, in: folder.path)
+        let tables = folder.path("tables")
+        var failures = 0
+        for kilobytes in stride(from: Self.leastMemory, through: 120_000, by: 4_000) {
+            try require("cp", ["--sparse=always", tables, folder.path("copy")])
+            let outcome = try limited(
+                kilobytes: kilobytes, line.replacingOccurrences(of: "tables", with: "copy"))
+            guard !outcome.isSuccess else { break }
+            failures += 1
+            #expect(outcome.status == 1, "\(kilobytes): \(outcome)")
+            #expect(outcome.errorText.count(where: { $0 == "\n" }) == 1, "\(kilobytes): \(outcome)")
+            try require("cmp", [tables, folder.path("copy")])
+        }
+        #expect(failures > 0)
     }
 }

@@ -50,6 +50,8 @@ struct Qcow2Layout: ~Copyable {
     mutating func place(
         _ pieces: [EncodedPiece], encoded: RawSpan
     ) throws(ImageError) -> Placement {
+        // A table of entries and a block of refcounts may be opened, and others closed.
+        try MemoryMargin.check(for: 4 * Int(clusterSize))
         var placement = Placement()
         for piece in pieces {
             let start = piece.guestRange.lowerBound
@@ -229,6 +231,7 @@ struct Qcow2Layout: ~Copyable {
     ///
     /// - Throws: `ImageError` if the image has grown beyond what a refcount table can count.
     mutating func finish() throws(ImageError) -> Ending {
+        try MemoryMargin.check(for: 2 * 8 * (l1.count + refcountTable.count))
         var placement = Placement()
         stream.close(&placement)
         closeL2(&placement)

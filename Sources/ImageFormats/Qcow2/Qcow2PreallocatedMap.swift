@@ -71,6 +71,7 @@ extension Qcow2Target {
         var layout = Qcow2Layout(geometry, refcountBits: options.refcountBits)
         for table in 0..<geometry.l1Entries {
             try Task.checkCancellation()
+            try MemoryMargin.check(for: 4 * Int(geometry.clusterSize))
             let placement = layout.preallocate(table: table, subclusters: preallocatedSubclusters)
             try await storage.write(placement, data: RawSpan())
         }

@@ -169,6 +169,7 @@ struct Qcow2Refcounts {
                 .system(errno: ENOSPC), path: storage.name,
                 "the device is too small: \(String(cString: strerror(ENOSPC)))")
         }
+        try MemoryMargin.check(for: (lastBlock + 1 - min(table.count, lastBlock)) * 8)
         // First of all: what fails in between is rolled back up to here.
         end = newEnd
         // The storage knows its size, whatever is written when; what is not written is zeros.
@@ -246,7 +247,7 @@ struct Qcow2Refcounts {
         let entries = Int(clusters * clusterSize / 8)
         table.append(contentsOf: repeatElement(0, count: max(0, entries - table.count)))
         place = Table(offset: HostOffset(first * clusterSize), clusters: clusters)
-        try await storage.write(table.bigEndianBytes, at: place.offset.bytes)
+        try await storage.write(table, at: place.offset.bytes)
         hasNewBlocks = false
     }
 

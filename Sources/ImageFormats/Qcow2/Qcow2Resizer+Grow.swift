@@ -30,7 +30,7 @@ extension Qcow2Resizer {
         try await placeL1(&growth)
         try await writeTables(&growth)
         if growth.change.l1Offset != header.l1Offset {
-            try await storage.write(l1.bigEndianBytes, at: growth.change.l1Offset.bytes)
+            try await storage.write(l1, at: growth.change.l1Offset.bytes)
         }
         try await hideTail(growth)
         try await perform(&growth.change)
@@ -129,6 +129,7 @@ extension Qcow2Resizer {
         }
         guard isChanged else { return }
         let entries = max(header.l1Entries, growth.geometry.l1Entries)
+        try MemoryMargin.check(for: Int(entries) * 8)
         l1.append(contentsOf: repeatElement(0, count: Int(entries) - l1.count))
         let count = (entries * 8).dividedUp(by: geometry.clusterSize)
         growth.change.l1Offset = HostOffset(
@@ -203,7 +204,7 @@ extension Qcow2Resizer {
             try await moveTail(tail, &words, &growth.change)
         }
         if data > 0 { try await fill(first + 1..<first + 1 + data, growth.preallocation) }
-        try await storage.write(words.bigEndianBytes, at: first * geometry.clusterSize)
+        try await storage.write(words, at: first * geometry.clusterSize)
         l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
         if let old { growth.change.freed.append(old.bytes / geometry.clusterSize) }
     }

@@ -124,7 +124,7 @@ public struct Qcow2Resizer {
     func writeL1(_ indices: Range<Int>) async throws {
         guard !indices.isEmpty else { return }
         try await storage.write(
-            Array(l1[indices]).bigEndianBytes,
+            Array(l1[indices]),
             at: header.l1Offset.bytes + Int64(indices.lowerBound) * 8)
     }
 
@@ -295,7 +295,7 @@ extension Qcow2Resizer {
             let copy = try await refcounts.allocate(1)
             let kept = words[..<word] + repeatElement(0, count: words.count - word)
             try await storage.write(
-                Array(kept).bigEndianBytes, at: copy * geometry.clusterSize)
+                Array(kept), at: copy * geometry.clusterSize)
             boundary.copy = copy
         }
         return boundary

@@ -28,10 +28,19 @@ extension Storage {
                 "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
                     + "(\(size) bytes): the image is cut short or damaged")
         }
+        // What is read is copied once.
+        try MemoryMargin.check(for: 2 * Int(count))
         var buffer = try IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes
         try await read(into: &span, at: offset.bytes)
         return buffer
+    }
+
+    /// Writes big-endian numbers.
+    func write(_ words: [UInt64], at offset: Int64) async throws {
+        // They are copied twice.
+        try MemoryMargin.check(for: 2 * words.count * 8)
+        try await write(words.bigEndianBytes, at: offset)
     }
 }
 

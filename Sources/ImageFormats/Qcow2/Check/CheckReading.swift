@@ -34,15 +34,11 @@ extension Storage {
     func readWords(at offset: Int64, count: Int64) async throws -> [UInt64] {
         let there = max(0, min(count, (size - offset).dividedUp(by: 8)))
         guard there > 0 else { return [] }
+        try MemoryMargin.check(for: 2 * Int(there) * 8)
         var buffer = try IOBuffer(byteCount: Int(there) * 8)
         _ = try await readAvailable(into: &buffer, at: offset)
         let bytes = buffer.bytes
         return bytes.bigEndianWords()
-    }
-
-    /// Writes big-endian numbers.
-    func write(_ words: [UInt64], at offset: Int64) async throws {
-        try await write(words.bigEndianBytes, at: offset)
     }
 }
 

@@ -79,6 +79,8 @@ final class Qcow2Checker {
     private static let batchSize: Int64 = 256 << 10
     /// More than cores: a batch may wait for its turn.
     static let batchesInFlight = 4
+    /// Each can cost a chunk of the counts, long ones more.
+    private static let runsPerMargin = 256
     /// What qemu checks at most, in clusters.
     private static let maximumClusters = Int64(Int32.max)
 
@@ -96,6 +98,7 @@ final class Qcow2Checker {
         guard clusters <= Self.maximumClusters else {
             throw ImageError.checkFailed(EFBIG)
         }
+        try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
         l1 = try await storage.readWords(at: header.l1Offset, count: header.l1Entries)
     }
@@ -172,7 +175,7 @@ extension Qcow2Checker {
     func count(_ collect: (inout ReferenceCollector) -> Void) async throws {
         var collector = ReferenceCollector(collectorContext(isActive: false, repairs: false))
         collect(&collector)
-        apply(collector.references)
+        try apply(collector.references)
     }
 
     /// Counts an L1 table and the L2 tables that it names: these are read and decoded beside each other.
@@ -195,7 +198,7 @@ extension Qcow2Checker {
             return try await Self.collect(batch, from: storage, context)
         } use: {
             IOExecutor.willBeBusy()
-            self.apply($0)
+            try self.apply($0)
         }
     }
 
@@ -207,6 +210,7 @@ extension Qcow2Checker {
         var buffer = try IOBuffer(byteCount: Int(clusterSize))
         for entry in l1 {
             guard let offset = collector.addL1Entry(entry) else { continue }
+            try MemoryMargin.check()
             // Whatever lies there: a table that is cut short goes on with zeros.
             let count = try await storage.readAvailable(into: &buffer, at: offset)
             guard count > 0 else { continue }
@@ -215,7 +219,7 @@ extension Qcow2Checker {
         return collector.references
     }
 
-    private func apply(_ references: ClusterReferences) {
+    private func apply(_ references: ClusterReferences) throws {
         if references.needsCopiedPass { needsCopiedPass = true }
         if repair == .all { outside += references.outside }
         result.allocatedClusters += references.allocatedClusters
@@ -223,22 +227,31 @@ extension Qcow2Checker {
         result.compressedClusters += references.compressedClusters
         var position = 0
         for finding in references.findings {
-            apply(references.runs[position..<finding.position])
+            try apply(references.runs[position..<finding.position])
             apply(finding)
             position = finding.position
         }
-        apply(references.runs[position...])
+        try apply(references.runs[position...])
     }
 
-    private func apply(_ runs: ArraySlice<ClusterRun>) {
-        counts.add(runs) { cluster in
-            overflows.insert(cluster)
-            reportCorruption(
-                "ERROR: overflow cluster offset=0x" + hexadecimal(Int64(cluster) * clusterSize))
-            say(
-                "Use qemu-img amend to increase the refcount entry width or qemu-img convert "
-                    + "to create a clean copy if the image cannot be opened for writing")
+    private func apply(_ runs: ArraySlice<ClusterRun>) throws {
+        var rest = runs
+        while !rest.isEmpty {
+            let part = rest.prefix(Self.runsPerMargin)
+            let clusters = part.reduce(0) { $0 + $1.count }
+            try MemoryMargin.check(for: clusters * ReferenceCounts.bytesPerCount)
+            counts.add(part) { reportOverflow($0) }
+            rest = rest.dropFirst(part.count)
         }
+    }
+
+    private func reportOverflow(_ cluster: Int) {
+        overflows.insert(cluster)
+        reportCorruption(
+            "ERROR: overflow cluster offset=0x" + hexadecimal(Int64(cluster) * clusterSize))
+        say(
+            "Use qemu-img amend to increase the refcount entry width or qemu-img convert "
+                + "to create a clean copy if the image cannot be opened for writing")
     }
 
     private func apply(_ finding: CheckFinding) {

@@ -24,6 +24,7 @@ extension Qcow2Checker {
         let counts = counts
         try await inOrder(starts, width: Self.batchesInFlight) { start in
             try Task.checkCancellation()
+            try MemoryMargin.check()
             IOExecutor.willBeBusy()
             return try await Self.compare(
                 start..<min(start + step, counts.clusterCount), reader, counts)

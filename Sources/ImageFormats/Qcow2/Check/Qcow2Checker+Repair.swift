@@ -153,6 +153,8 @@ extension Qcow2Checker {
     ///   tables name behind its end: an image that was cut short can be completed, until then.
     private func newLayout() throws -> RefcountLayout {
         let oldEnd = UInt64(counts.clusterCount)
+        // Some words for each block.
+        try MemoryMargin.check(for: counts.clusterCount / blockEntries * 64)
         let layout = RefcountLayout(
             &counts, blockEntries: blockEntries, clusterSize: clusterSize,
             avoiding: doubtfulClusters)

@@ -58,6 +58,7 @@ extension Qcow2Checker {
         _ index: UInt32, at place: UInt64, _ snapshots: inout Snapshots
     ) async throws -> UInt64 {
         let start = place.roundedUp(to: 8)
+        try MemoryMargin.check()
         var fixed = try IOBuffer(byteCount: Self.snapshotEntryHeader)
         _ = try await storage.readAvailable(into: &fixed, at: Int64(start))
         let bytes = fixed.bytes

@@ -38,6 +38,7 @@ enum ReferenceMark: UInt16, Sendable {
 /// that one walk over the tables tells whether all is well.
 struct ReferenceCounts: Sendable {
     static let chunkSize = 1 << 11
+    static let bytesPerCount = 2
     static let countMask: UInt16 = 0x3fff
 
     private(set) var clusterCount: Int
