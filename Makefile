@@ -12,17 +12,14 @@ TEST_BUILD := .build-test
 TEST_FLAGS := -c release -Xswiftc -enable-testing --scratch-path $(TEST_BUILD)
 
 # The Swift and C++ runtimes linked in, and little for the dynamic loader to do: a quarter less time to
-# start and 1.5 MiB less memory than with the defaults. What conversions run lies side by side: another tenth
-# of the time, and 1.3 MiB.
+# start and 1.5 MiB less memory than with the defaults.
 STATIC := $(BUILD)/static
 LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
-	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all \
-	-Xswiftc -Xfrontend -Xswiftc -function-sections \
-	-Xlinker --symbol-ordering-file=Scripts/functions.order -Xlinker --no-warn-symbol-ordering
+	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build order demo test side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build demo test side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
 
 all: build
 
@@ -37,15 +34,6 @@ build: setup
 	@ln -sf "$$(clang -print-file-name=libstdc++.a)" $(STATIC)/libstdc++.a
 	@ln -sf "$$(clang -print-file-name=libgcc_eh.a)" $(STATIC)/libgcc_s.a
 	$(SWIFT) build -c release --product swimg $(LINK_FLAGS) --scratch-path $(BUILD)
-
-# Scripts/functions.order anew, to be run when much of the code has changed: which functions conversions run.
-order: build
-	@Scripts/setup.sh order
-	@rm $(BUILD)/release/swimg
-	$(SWIFT) build -c release --product swimg $(LINK_FLAGS) -Xlinker -Map=$(BUILD)/link.map --scratch-path $(BUILD)
-	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/order-functions.py $(BUILD)/release/swimg $(BUILD)/link.map
-	@rm $(BUILD)/release/swimg $(BUILD)/link.map
-	@$(MAKE) build
 
 # The main job on a real disk image, judged by qemu-img.
 demo: setup-test build

@@ -27,7 +27,7 @@ let package = Package(
             name: "swimg",
             dependencies: [
                 "ImageTools", "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage",
-                "DiskImage", "CLinux", "CProgramPages",
+                "DiskImage", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -54,7 +54,6 @@ let package = Package(
             swiftSettings: strict),
         .target(name: "DiskImage", swiftSettings: strict),
         .target(name: "CLinux"),
-        .target(name: "CProgramPages"),
         .target(name: "CNBD"),
         .target(name: "CDigest"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),

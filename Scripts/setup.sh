@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that building (or also testing, or ordering functions) needs and that are not there yet.
-# Usage: setup.sh build|test|order
+# Usage: setup.sh build|test
 set -euo pipefail
 
 packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev libssl-dev)
@@ -10,7 +10,6 @@ if [ "${1:-build}" = test ]; then
         qemu-utils nbdkit libnbd-bin gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3
         python3-oslo.utils)
 fi
-[ "${1:-build}" != order ] || packages+=(qemu-utils valgrind binutils python3)
 
 missing=()
 for package in "${packages[@]}"; do

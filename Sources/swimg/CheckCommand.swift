@@ -16,7 +16,6 @@ struct CheckCommand: ImageCommand {
             Example: swimg check -r leaks disk.qcow2
             """)
 
-    var isBrief: Bool { true }
     static let letters = OptionLetters(flags: "qU", valued: "frT")
 
     @Option(

@@ -1,6 +1,5 @@
 import ArgumentParser
 import CLinux
-import CProgramPages
 import DiskImage
 import Glibc
 import ImageConvert
@@ -25,11 +24,8 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    /// The letters of options that need nothing behind them.
-    static var flags: String { PROGRAM_PAGES_CONVERT_FLAGS }
-
     static let letters = OptionLetters(
-        flags: flags, valued: "fOmSotTBFl",
+        flags: "cCnpqUW", valued: "fOmSotTBFl",
         missing: [
             "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
         ])
@@ -165,28 +161,11 @@ struct ConvertCommand: ImageCommand {
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
     var files: [ImageName] = []
 
-    /// Small files are converted before anything else would need the memory.
-    var isBrief: Bool {
-        files.dropLast().allSatisfy { name in
-            var status = stat()
-            let isFile = (try? name.path())?.withCString { stat($0, &status) } == 0
-            return isFile && status.st_mode & S_IFMT == S_IFREG
-                && status.st_size < 4 << 20
-        }
-    }
-
     func run(_ signals: Signals) async throws {
         if try printsOptionHelp() { return }
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
-        let hasBegun = Atomic(isBrief)
-        conversion.onProgress = { done, total in
-            // Much ran only once, to open and to create; and not all buffers have been used yet.
-            if done < total, !hasBegun.exchange(true, ordering: .relaxed) {
-                program_pages_release()
-            }
-            printer?.update(done: done, total: total)
-        }
+        conversion.onProgress = { done, total in printer?.update(done: done, total: total) }
         let found = Mutex("")
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
         do {

@@ -16,7 +16,6 @@ struct CreateCommand: ImageCommand {
             Example: swimg create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
             """)
 
-    var isBrief: Bool { true }
     static let letters = OptionLetters(flags: "qu", valued: "fobF")
 
     @Option(

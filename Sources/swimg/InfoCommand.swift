@@ -15,7 +15,6 @@ struct InfoCommand: ImageCommand {
             Example: swimg info --output=json disk.qcow2
             """)
 
-    var isBrief: Bool { true }
     static let letters = OptionLetters(flags: "U", valued: "f")
 
     @Option(

@@ -1,6 +1,5 @@
 import ArgumentParser
 import CLinux
-import CProgramPages
 import DiskImage
 import Glibc
 import ImageStorage
@@ -45,7 +44,6 @@ enum Main {
 
     /// On threads that may block; the pool of an asynchronous `main` would only be one more.
     private static func run(_ command: any ImageCommand) -> Never {
-        if !command.isBrief { program_pages_release() }
         let signals = Signals()
         let failure = type(of: command).failureStatus
         do { try IOExecutor.start() } catch { fail(error.description, status: failure) }
@@ -136,8 +134,6 @@ protocol ImageCommand: ParsableCommand, Sendable {
     static var letters: OptionLetters { get }
     /// The exit status where nothing was found out.
     static var failureStatus: Int32 { get }
-    /// It is over in a moment: what it holds meanwhile is not worth giving back.
-    var isBrief: Bool { get }
 
     /// Does the work, ends cleanly when a signal comes; what it throws is the end of the program.
     func run(_ signals: Signals) async throws
@@ -145,7 +141,6 @@ protocol ImageCommand: ParsableCommand, Sendable {
 
 extension ImageCommand {
     static var failureStatus: Int32 { 1 }
-    var isBrief: Bool { false }
 }
 
 struct Swimg: ParsableCommand {

@@ -17,7 +17,6 @@ struct MapCommand: ImageCommand {
             Example: swimg map --output=picture --svg disk.svg disk.qcow2
             """)
 
-    var isBrief: Bool { true }
     static let letters = OptionLetters(flags: "U", valued: "fsl")
 
     @Option(

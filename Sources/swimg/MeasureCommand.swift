@@ -15,7 +15,6 @@ struct MeasureCommand: ImageCommand {
             Example: swimg measure -O qcow2 --output=json -f raw disk.raw
             """)
 
-    var isBrief: Bool { true }
     static let letters = OptionLetters(
         flags: "U", valued: "fOol")
 

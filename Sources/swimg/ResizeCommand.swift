@@ -18,7 +18,6 @@ struct ResizeCommand: ImageCommand {
             Example: swimg resize --shrink -f raw disk.raw 5G
             """)
 
-    var isBrief: Bool { true }
     static let letters = OptionLetters(
         flags: "q", valued: "f", hasSignedSize: true)
 
