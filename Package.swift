@@ -15,7 +15,8 @@ let package = Package(
         .library(
             name: "ImageConvert",
             targets: [
-                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
+                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "Concurrency",
+                "DiskImage",
             ]),
         .library(name: "ImageTools", targets: ["ImageTools"]),
     ],
@@ -27,30 +28,42 @@ let package = Package(
             name: "swimg",
             dependencies: [
                 "ImageTools", "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage",
-                "DiskImage", "CLinux",
+                "Concurrency", "DiskImage", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
         .target(
             name: "ImageTools",
             dependencies: [
-                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "DiskImage",
+                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "Concurrency",
+                "DiskImage",
             ],
             swiftSettings: strict),
         .target(
             name: "ImageConvert",
-            dependencies: ["ImageFormats", "NBDStorage", "ImageStorage", "DiskImage", "CDigest"],
+            dependencies: [
+                "ImageFormats", "NBDStorage", "ImageStorage", "Concurrency",
+                "DiskImage", "CDigest",
+            ],
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
             dependencies: [
-                "NBDStorage", "ImageStorage", "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL",
+                "NBDStorage", "ImageStorage", "Concurrency",
+                "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL",
             ],
             swiftSettings: strict),
         .target(
-            name: "ImageStorage", dependencies: ["DiskImage", "CLinux"], swiftSettings: strict),
+            name: "ImageStorage", dependencies: ["Concurrency", "DiskImage", "CLinux"],
+            swiftSettings: strict),
         .target(
-            name: "NBDStorage", dependencies: ["ImageStorage", "DiskImage", "CNBD", "CLinux"],
+            name: "Concurrency", dependencies: ["DiskImage", "CLinux"], swiftSettings: strict),
+        .target(
+            name: "NBDStorage",
+            dependencies: [
+                "ImageStorage", "Concurrency",
+                "DiskImage", "CNBD", "CLinux",
+            ],
             swiftSettings: strict),
         .target(name: "DiskImage", swiftSettings: strict),
         .target(name: "CLinux"),
@@ -63,9 +76,11 @@ let package = Package(
         .systemLibrary(name: "CISAL", pkgConfig: "libisal", providers: [.apt(["libisal-dev"])]),
         // Guest disks and storage in memory, for tests.
         .target(
-            name: "MemoryImages", dependencies: ["DiskImage", "ImageStorage"],
+            name: "MemoryImages", dependencies: ["DiskImage", "ImageStorage", "Concurrency"],
             path: "Tests/MemoryImages", swiftSettings: strict),
         .testTarget(name: "DiskImageTests", dependencies: ["DiskImage"], swiftSettings: strict),
+        .testTarget(
+            name: "ConcurrencyTests", dependencies: ["Concurrency"], swiftSettings: strict),
         .testTarget(
             name: "ImageStorageTests", dependencies: ["ImageStorage", "CLinux"],
             swiftSettings: strict),

@@ -189,10 +189,11 @@ int clinux_is_process_folder(int folder) {
     return fstatfs(folder, &system) == 0 && system.f_type == PROC_SUPER_MAGIC;
 }
 
-static _Thread_local const void *thread_role, *thread_loop;
+static _Thread_local bool is_executor_thread;
+static _Thread_local const void *thread_loop;
 
-void *clinux_thread_role(void) { return (void *)thread_role; }
-void clinux_set_thread_role(const void *role) { thread_role = role; }
+bool clinux_is_executor_thread(void) { return is_executor_thread; }
+void clinux_become_executor_thread(void) { is_executor_thread = true; }
 void *clinux_thread_loop(void) { return (void *)thread_loop; }
 void clinux_set_thread_loop(const void *loop) { thread_loop = loop; }
 

@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 import ImageStorage
 import Synchronization
@@ -40,7 +41,6 @@ public final class DigestStage: Sendable {
     /// - Parameter data: the chunk's buffer.
     func add(_ chunk: Chunk, data: RawSpan) async throws {
         try await gate.enter(chunk.sequence)
-        IOExecutor.willBeBusy()
         for segment in chunk.segments {
             try await addSkipped(upTo: segment.range.lowerBound)
             if segment.action == .copy {

@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 
 /// A piece of guest disk on its way through the pipeline.
@@ -84,8 +85,9 @@ public actor ExtentIterator {
     private var sequence = 0
     /// The extent that `position` lies in.
     private var current: Extent?
-    private var isWalking = false
-    private var callers: [CheckedContinuation<Void, Never>] = []
+    /// While one caller waits for the source, the actor would let the next one in; with both half-way
+    /// through the walk, chunks would come out of order.
+    private let walk = SerialGate()
     /// Ranges that could not be shared after all, to be copied.
     private var left: [Range<Int64>] = []
     /// The number of chunks that are being shared, of which ranges may still come back.
@@ -119,8 +121,8 @@ public actor ExtentIterator {
     ///   granularity; nil for as much as the one before.
     public func next(upTo size: Int64? = nil) async throws -> Chunk? {
         while true {
-            await enter()
-            defer { leave() }
+            await walk.enter()
+            defer { walk.leave() }
             try Task.checkCancellation()
             if let size { chunkSize = size }
             if let chunk = nextLeft() { return chunk }
@@ -149,26 +151,6 @@ public actor ExtentIterator {
         return Chunk(
             sequence: sequence,
             segments: [Chunk.Segment(range: range.lowerBound..<cut, action: .copy)], end: cut)
-    }
-
-    // While one caller waits for the source, the actor lets the next one in; with both half-way
-    // through the walk, chunks would come out of order. So callers queue. Whoever is in always leaves,
-    // and a cancelled caller gets its turn to find that out.
-
-    private func enter() async {
-        guard isWalking else {
-            isWalking = true
-            return
-        }
-        await withCheckedContinuation { callers.append($0) }
-    }
-
-    private func leave() {
-        if callers.isEmpty {
-            isWalking = false
-        } else {
-            callers.removeFirst().resume()
-        }
     }
 
     private func findNext() async throws -> Chunk? {

@@ -12,7 +12,6 @@ struct ReadStage: Sendable {
     func prepare(
         _ chunk: Chunk, data: inout IOBuffer, encoded: inout IOBuffer
     ) async throws -> [EncodedPiece] {
-        IOExecutor.willBeBusy()
         var pieces: [EncodedPiece] = []
         var used = 0
         for segment in chunk.segments {
@@ -23,7 +22,6 @@ struct ReadStage: Sendable {
                 let start = Int(segment.range.lowerBound - chunk.start)
                 let positions = start..<start + segment.range.count
                 try await fetch(segment.range, to: positions, in: &data)
-                if target.compresses { await IOExecutor.takeCore() }
                 var room = encoded.mutableBytes
                 pieces += try target.encode(
                     data.bytes, positions: positions, at: segment.range.lowerBound,

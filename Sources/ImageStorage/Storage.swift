@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 
 /// What a conversion has to know about the place where bytes live.

@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 
 /// A part of another storage, to be read as if it were one of its own: a disk in an archive.

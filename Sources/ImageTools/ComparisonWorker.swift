@@ -165,7 +165,6 @@ struct ComparisonWorker: Sendable {
         in piece: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
         _ second: inout IOBuffer
     ) async throws -> Int? {
-        IOExecutor.willBeBusy()
         if step != .readSecond { try await Self.read(piece, of: pair.first, into: &first) }
         if step != .readFirst { try await Self.read(piece, of: pair.second, into: &second) }
         let one = first.bytes.extracting(0..<piece.count)

@@ -1,4 +1,5 @@
 import CLinux
+import Concurrency
 import DiskImage
 import Glibc
 import ImageStorage
@@ -11,9 +12,6 @@ import Synchronization
 final class NBDLoop: @unchecked Sendable {
     /// One for each core, so that all of them can decrypt and copy; more than these no server keeps busy.
     static let count = min(8, IOExecutor.coreCount)
-    /// How many answers are passed on to other threads after one that took long in this one.
-    private static let answersAfterLongWork = 64
-
     private static let started = Mutex<[Int: NBDLoop]>([:])
 
     let number: Int
@@ -28,8 +26,6 @@ final class NBDLoop: @unchecked Sendable {
     private var members: [NBDConnection] = []
     /// What to wait for: first the own descriptor, then one for each member.
     private var polled: [pollfd] = []
-    /// How many more times others go on elsewhere, because they took long here.
-    private var answersElsewhere = 0
 
     /// The loop with a number below `count`, started if nobody has used it yet.
     static func numbered(_ number: Int) throws(ImageError) -> NBDLoop {
@@ -124,7 +120,7 @@ final class NBDLoop: @unchecked Sendable {
         repeat {
             let (wish, answers) = members[index].advance(after: events)
             polled[index + 1] = wish
-            pass(answers)
+            for answer in answers { answer.tell() }
             // Who posted meanwhile has left the sending to this thread.
             events = 0
         } while !members[index].isIdle
@@ -135,19 +131,6 @@ final class NBDLoop: @unchecked Sendable {
             members.remove(at: index)
             polled.remove(at: index + 1)
         }
-    }
-
-    /// Tells those who wait, and lets them go on in this thread if that is soon done: meanwhile nobody
-    /// reads what the servers send.
-    private func pass(_ answers: [NBDAnswer]) {
-        guard !answers.isEmpty else { return }
-        guard answersElsewhere == 0 else {
-            answersElsewhere -= 1
-            for answer in answers { answer.tell() }
-            return
-        }
-        let wasSoon = IOExecutor.lendThread { for answer in answers { answer.tell() } }
-        if !wasSoon { answersElsewhere = Self.answersAfterLongWork }
     }
 
     /// In milliseconds. Requests are begun while this thread sleeps, so it has to look for overdue ones by itself.

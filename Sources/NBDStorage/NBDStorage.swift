@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 import Glibc
 import ImageStorage

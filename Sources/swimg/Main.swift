@@ -1,5 +1,6 @@
 import ArgumentParser
 import CLinux
+import Concurrency
 import DiskImage
 import Glibc
 import ImageStorage

@@ -1,4 +1,5 @@
 import CLinux
+import Concurrency
 import DiskImage
 import Glibc
 import Testing

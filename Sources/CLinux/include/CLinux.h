@@ -4,6 +4,7 @@
 #ifndef CLINUX_H
 #define CLINUX_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -115,24 +116,15 @@ int clinux_eventfd(void);
 /// What the environment of a new process is to be: our own.
 char *const *clinux_environment(void);
 
-/// What the calling thread is to the program's executor, and which loop of NBD it runs; NULL for others. Threads of
+/// Whether the calling thread is the executor's, and which loop of NBD it runs; NULL for others. Threads of
 /// their own kind know it from here and not from a pthread key, because keys can run out.
-void *clinux_thread_role(void);
-void clinux_set_thread_role(const void *role);
+bool clinux_is_executor_thread(void);
+void clinux_become_executor_thread(void);
 void *clinux_thread_loop(void);
 void clinux_set_thread_loop(const void *loop);
 
 /// One malloc arena for all threads: the big buffers are allocated once, so contention is no
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
 void clinux_limit_malloc_arenas(void);
-
-/// Tells the processor that a loop waits.
-static inline void clinux_relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
 
 #endif

@@ -1,3 +1,5 @@
+import Concurrency
+
 /// Whether writes to a file are made one by one, joined, or beside each other.
 ///
 /// A file system lets one writer at a time into a file. Where copying into the page cache is what

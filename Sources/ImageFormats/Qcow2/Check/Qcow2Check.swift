@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 import Glibc
 import ImageStorage
@@ -194,10 +195,8 @@ extension Qcow2Checker {
             L1Batches(l1, tablesPerBatch: tablesPerBatch), width: Self.batchesInFlight
         ) { [storage] batch in
             try Task.checkCancellation()
-            IOExecutor.willBeBusy()
             return try await Self.collect(batch, from: storage, context)
         } use: {
-            IOExecutor.willBeBusy()
             try self.apply($0)
         }
     }

@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 import Glibc
 import ImageStorage
@@ -25,7 +26,6 @@ extension Qcow2Checker {
         try await inOrder(starts, width: Self.batchesInFlight) { start in
             try Task.checkCancellation()
             try MemoryMargin.check()
-            IOExecutor.willBeBusy()
             return try await Self.compare(
                 start..<min(start + step, counts.clusterCount), reader, counts)
         } use: { comparisons in

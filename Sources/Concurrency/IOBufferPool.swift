@@ -1,3 +1,4 @@
+import DiskImage
 import Synchronization
 
 /// Buffers that nobody needs at the moment. Those used last are taken first: the others may never get pages.

@@ -1,4 +1,4 @@
-import ImageStorage
+import DiskImage
 
 /// The number of chunks on their way, and their length.
 ///
@@ -9,22 +9,35 @@ import ImageStorage
 /// busy and not far away: the window goes back, and waits longer before it tries again.
 ///
 /// Pure: `WindowGate` tells it what the chunks took.
-struct Window {
-    struct Bounds {
+package struct Window {
+    package struct Bounds {
         /// The number of chunks that is enough where copying is the work.
-        var base: Int
+        package var base: Int
         /// The largest number of chunks, at least `base`.
-        var most: Int
+        package var most: Int
         /// Lengths of chunks are multiples of this, in bytes.
-        var unit: Int64
+        package var unit: Int64
         /// The length of a chunk where copying is the work, in bytes.
-        var shortChunk: Int64
+        package var shortChunk: Int64
         /// The length where waiting is what takes the time, in bytes: a request costs the same,
         /// however long.
-        var longChunk: Int64
+        package var longChunk: Int64
         /// The length where waiting takes the time and no more chunks are allowed, in bytes.
-        var longestChunk: Int64
-        var cores: Int
+        package var longestChunk: Int64
+        package var cores: Int
+
+        package init(
+            base: Int, most: Int, unit: Int64, shortChunk: Int64, longChunk: Int64,
+            longestChunk: Int64, cores: Int
+        ) {
+            self.base = base
+            self.most = most
+            self.unit = unit
+            self.shortChunk = shortChunk
+            self.longChunk = longChunk
+            self.longestChunk = longestChunk
+            self.cores = cores
+        }
     }
 
     private(set) var size: Int

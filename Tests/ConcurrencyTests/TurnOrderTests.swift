@@ -1,8 +1,16 @@
+import Synchronization
 import Testing
 
-@testable import ImageConvert
+@testable import Concurrency
 
 @Suite struct TurnOrderTests {
+    /// Numbers in the order in which tasks reported them.
+    private final class Log: Sendable {
+        private let list = Mutex<[Int]>([])
+        var numbers: [Int] { list.withLock { $0 } }
+        func append(_ number: Int) { list.withLock { $0.append(number) } }
+    }
+
     @Test func letsThroughInOrder() {
         var order = TurnOrder<String>()
         let isOneFirst = order.enter(1)

@@ -1,6 +1,8 @@
 import DiskImage
 import Testing
 
+@testable import Concurrency
+
 struct IOBufferPoolTests {
     private func address(_ buffer: borrowing IOBuffer) -> UInt {
         buffer.bytes.withUnsafeBytes { UInt(bitPattern: $0.baseAddress) }

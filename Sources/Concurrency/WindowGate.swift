@@ -1,21 +1,20 @@
-import ImageStorage
 import Synchronization
 
 /// Lets as many chunks be on their way as the window says: that bounds the buffers.
-final class WindowGate: Sendable {
+package final class WindowGate: Sendable {
     private let queue: Mutex<WindowQueue<CheckedContinuation<Void, Never>>>
     private let meters: [CallMeter]
     private let begin = ContinuousClock.now
 
     /// - Parameter meters: of the storages that the chunks come from and go to.
-    init(_ bounds: Window.Bounds, meters: [CallMeter]) {
+    package init(_ bounds: Window.Bounds, meters: [CallMeter]) {
         queue = Mutex(WindowQueue(Window(bounds, now: 0)))
         self.meters = meters
     }
 
     /// Waits until there is room for a chunk. To be entered before the chunk is known: those inside
     /// never wait for one that is not.
-    func enter() async -> WindowPass {
+    package func enter() async -> WindowPass {
         if let size = queue.withLock({ $0.enter() }) { return WindowPass(self, chunkSize: size) }
         await withCheckedContinuation { continuation in
             let isInside = queue.withLock { $0.arrive(continuation) }
@@ -37,11 +36,11 @@ final class WindowGate: Sendable {
 }
 
 /// The right to have one chunk on its way.
-struct WindowPass: ~Copyable {
+package struct WindowPass: ~Copyable {
     /// The length that the chunk should have, in bytes.
-    let chunkSize: Int64
+    package let chunkSize: Int64
     /// The length that the chunk has, in bytes.
-    var bytes: Int64 = 0
+    package var bytes: Int64 = 0
     private let gate: WindowGate
 
     fileprivate init(_ gate: WindowGate, chunkSize: Int64) {
@@ -51,7 +50,7 @@ struct WindowPass: ~Copyable {
 
     /// The chunk, or a part of it, has to be decompressed. That takes so long that it has to go on
     /// while the writer is slow, to have enough ready when it is fast again.
-    func noteCompressed() { gate.raiseBase(to: 3 * IOExecutor.coreCount + 1) }
+    package func noteCompressed() { gate.raiseBase(to: 3 * IOExecutor.coreCount + 1) }
 
     deinit { gate.leave(bytes: bytes) }
 }

@@ -5,7 +5,7 @@
 ///   - work: runs in child tasks.
 ///   - use: runs in the caller's task, never beside itself.
 /// - Throws: the first error of either; the other tasks are cancelled then.
-func inOrder<Item: Sendable, Product: Sendable>(
+package func inOrder<Item: Sendable, Product: Sendable>(
     _ items: some Sequence<Item>, width: Int,
     work: @escaping @Sendable (Item) async throws -> Product,
     use: (Product) async throws -> Void

@@ -51,7 +51,8 @@ public struct CallTimes: Sendable, Equatable {
     }
 
     /// Makes a system call in this thread, and nothing beside it. Measuring leaves no trace in errno.
-    static func measure<Result>(_ call: () -> Result) -> (result: Result, times: CallTimes) {
+    package static func measure<Result>(_ call: () -> Result) -> (result: Result, times: CallTimes)
+    {
         let start = ContinuousClock.now
         let before = ThreadUsage.now
         let result = call()
@@ -91,7 +92,7 @@ public final class CallMeter: Sendable {
 }
 
 extension ContinuousClock.Instant {
-    public func nanoseconds(to end: ContinuousClock.Instant) -> Double {
+    package func nanoseconds(to end: ContinuousClock.Instant) -> Double {
         let (seconds, attoseconds) = duration(to: end).components
         return Double(seconds) * 1e9 + Double(attoseconds) / 1e9
     }

@@ -1,7 +1,6 @@
-import ImageStorage
 import Testing
 
-@testable import ImageConvert
+@testable import Concurrency
 
 /// The window on storages of several kinds, in simulated time.
 @Suite struct WindowTests {

@@ -3,7 +3,7 @@ import Glibc
 /// Runs a body on a new thread with no ties to whoever starts it: one that may block.
 ///
 /// - Returns: 0, or the errno of why that was not possible.
-public func startThread(_ body: @escaping @Sendable () -> Void) -> Int32 {
+package func startThread(_ body: @escaping @Sendable () -> Void) -> Int32 {
     final class Box: Sendable {
         let body: @Sendable () -> Void
         init(_ body: @escaping @Sendable () -> Void) { self.body = body }

@@ -2,17 +2,17 @@ import DiskImage
 import Synchronization
 
 /// Things that are costly to make and used by one task at a time, such as a codec's state.
-final class ResourcePool<Resource: AnyObject & Sendable>: Sendable {
+package final class ResourcePool<Resource: AnyObject & Sendable>: Sendable {
     private let idle = Mutex<[Resource]>([])
     private let make: @Sendable () throws(ImageError) -> Resource
 
-    init(_ make: @escaping @Sendable () throws(ImageError) -> Resource) { self.make = make }
+    package init(_ make: @escaping @Sendable () throws(ImageError) -> Resource) { self.make = make }
 
     /// - Throws: `ImageError` if one has to be made and there is no memory for it.
-    func take() throws(ImageError) -> Resource {
+    package func take() throws(ImageError) -> Resource {
         if let resource = idle.withLock({ $0.popLast() }) { return resource }
         return try make()
     }
 
-    func giveBack(_ resource: Resource) { idle.withLock { $0.append(resource) } }
+    package func giveBack(_ resource: Resource) { idle.withLock { $0.append(resource) } }
 }
