@@ -47,7 +47,7 @@ bool cdigest_update(void *digest, const void *bytes, size_t count) {
 }
 
 bool cdigest_finish(void *digest, uint8_t *result) {
-    return crypto.finish(digest, result, NULL) == 1;
+    return crypto.finish(digest, result, NULL) == 1 && crypto.init(digest, crypto.sha256(), NULL) == 1;
 }
 
 void cdigest_destroy(void *digest) { crypto.destroy(digest); }

@@ -49,10 +49,12 @@ public struct Conversion: Sendable {
     public var backingFormat: String?
     /// The part of the source that is copied; nil: all of it.
     public var slice: BlockSlice?
-    /// Told the SHA-256 of the guest disk once all of it has passed by, before the target gets its name.
-    public var onDigest: (@Sendable (_ digest: String) -> Void)?
-    /// What that has to be: 64 hexadecimal digits.
-    public var expectedDigest: String?
+    /// How the digest is computed, if one is asked for and none is expected.
+    public var digestAlgorithm = DigestAlgorithm.blkhash
+    /// Told the digest of the guest disk once all of it has passed by, before the target gets its name.
+    public var onDigest: (@Sendable (_ digest: DiskDigest) -> Void)?
+    /// What that has to be.
+    public var expectedDigest: DiskDigest?
     /// Told what a person should know though it is no failure.
     public var onWarning: (@Sendable (_ message: String) -> Void)?
     /// Told how far the conversion is, in bytes of the guest disk, from any task.
@@ -180,13 +182,6 @@ public struct Conversion: Sendable {
         else {
             throw .invalid(
                 "the buffer size for sparse output (-S) must be a multiple of 512 up to 16777216")
-        }
-        if let expectedDigest,
-            expectedDigest.count != 64
-                || !expectedDigest.allSatisfy({ $0.isASCII && $0.isHexDigit })
-        {
-            throw .invalid(
-                "invalid digest '\(expectedDigest)': a SHA-256 has 64 hexadecimal digits")
         }
         if skipsCreation, !options.isEmpty {
             throw .invalid("-o has no effect when skipping image creation (-n)")

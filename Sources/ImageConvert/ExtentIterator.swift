@@ -22,6 +22,8 @@ public struct Chunk: Sendable, Equatable {
     public var start: Int64
     /// Front to back, at least one.
     public var segments: [Segment]
+    /// How far the disk had been looked at before this chunk, in bytes.
+    public var begin: Int64
     /// How far the disk has been looked at when this chunk is done, in bytes.
     public var end: Int64
     /// Some of what is copied has to be decompressed.
@@ -33,8 +35,11 @@ public struct Chunk: Sendable, Equatable {
     /// What O_DIRECT wants offset and memory to agree in, in bytes.
     private static let pageSize: Int64 = 4096
 
-    init(sequence: Int, segments: [Segment], end: Int64, isCompressed: Bool = false) {
+    init(
+        sequence: Int, segments: [Segment], begin: Int64, end: Int64, isCompressed: Bool = false
+    ) {
         self.sequence = sequence
+        self.begin = begin
         self.segments = segments
         self.end = end
         self.isCompressed = isCompressed
@@ -150,12 +155,14 @@ public actor ExtentIterator {
         defer { sequence += 1 }
         return Chunk(
             sequence: sequence,
-            segments: [Chunk.Segment(range: range.lowerBound..<cut, action: .copy)], end: cut)
+            segments: [Chunk.Segment(range: range.lowerBound..<cut, action: .copy)],
+            begin: range.lowerBound, end: cut)
     }
 
     private func findNext() async throws -> Chunk? {
         var segments: [Chunk.Segment] = []
         var isCompressed = false
+        let begin = position
         while position < end {
             // What is skipped may be as long as a header says.
             try Task.checkCancellation()
@@ -173,7 +180,8 @@ public actor ExtentIterator {
         defer { sequence += 1 }
         // Only zeros at the front reach over several cells: what is copied lies in the last one.
         return Chunk(
-            sequence: sequence, segments: segments, end: position, isCompressed: isCompressed)
+            sequence: sequence, segments: segments, begin: begin, end: position,
+            isCompressed: isCompressed)
     }
 
     /// Where the grid has its next line behind this guest offset.

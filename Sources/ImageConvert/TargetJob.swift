@@ -21,6 +21,13 @@ struct TargetJob {
         conversion.onDigest != nil || conversion.expectedDigest != nil
     }
 
+    private var algorithm: DigestAlgorithm {
+        conversion.expectedDigest?.algorithm ?? conversion.digestAlgorithm
+    }
+
+    /// Chunks wait for their turn to be hashed.
+    private var isHashedInOrder: Bool { isHashed && algorithm == .sha256 }
+
     func write(to storage: any Storage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
         // And a server's blocks are nowhere to be shared.
@@ -54,7 +61,7 @@ struct TargetJob {
             }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
-        } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashed {
+        } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashedInOrder {
             // A cluster that takes long to compress keeps those behind it from their places.
             let cores = IOExecutor.coreCount
             pipeline.workers = target.compresses ? 2 * cores : cores + 2
@@ -78,11 +85,12 @@ struct TargetJob {
     private func digestStage(
         skipped: (any ImageSource)?, zerosBehind: Int64
     ) throws(ImageError) -> DigestStage {
-        try DigestStage(skipped: skipped, zerosBehind: zerosBehind) { [conversion] digest in
-            if let expected = conversion.expectedDigest?.lowercased(), digest != expected {
+        try DigestStage(algorithm, skipped: skipped, zerosBehind: zerosBehind) {
+            [conversion] digest in
+            if let expected = conversion.expectedDigest, digest != expected {
                 throw ImageError(
                     .invalid, path: conversion.target.description,
-                    "the SHA-256 of what was converted is \(digest), not \(expected)")
+                    "the digest of what was converted is \(digest), not \(expected)")
             }
             conversion.onDigest?(digest)
         }

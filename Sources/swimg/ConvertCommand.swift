@@ -148,13 +148,15 @@ struct ConvertCommand: ImageCommand {
         help: "The existing target is described by options (with -n).")
     var targetImageOpts = false
 
-    @Flag(help: "Print the SHA-256 of the guest disk as it was written (and its target).")
+    @Flag(help: "Print the digest of the guest disk as it was written (and its target).")
     var digest = false
 
     @Option(
         name: .customLong("expect-digest"),
-        help: ArgumentHelp("Fail if that SHA-256 is another one.", valueName: "hex"))
+        help: ArgumentHelp("Fail if that digest is another one.", valueName: "digest"))
     var expectedDigest: String?
+
+    @OptionGroup var digestOptions: DigestOptions
 
     @OptionGroup var nbd: NBDServerOptions
 
@@ -166,7 +168,7 @@ struct ConvertCommand: ImageCommand {
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
         conversion.onProgress = { done, total in printer?.update(done: done, total: total) }
-        let found = Mutex("")
+        let found = Mutex<DiskDigest?>(nil)
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
         do {
             try await signals.interrupting(
@@ -177,9 +179,9 @@ struct ConvertCommand: ImageCommand {
             throw error
         }
         printer?.finish()
-        if digest {
+        if let digest = found.withLock({ $0 }) {
             let target = conversion.target.description.withoutControlCharacters
-            Output.print("\(found.withLock { $0 })  \(target)\n")
+            Output.print("\(digest)  \(target)\n")
         }
     }
 
@@ -237,7 +239,16 @@ struct ConvertCommand: ImageCommand {
             try SnapshotName(text.bytes)
         }
         conversion.nbd = try nbd.options()
-        conversion.expectedDigest = expectedDigest
+        let algorithm = try digestOptions.named()
+        conversion.digestAlgorithm = algorithm ?? .blkhash
+        if let expectedDigest {
+            guard let digest = DiskDigest(expectedDigest, algorithm: algorithm) else {
+                throw .invalid(
+                    "invalid digest '\(expectedDigest)': it is 64 hexadecimal digits, behind "
+                        + "'blkhash:' or 'sha256:' or with --algorithm")
+            }
+            conversion.expectedDigest = digest
+        }
         return conversion
     }
 

@@ -43,8 +43,8 @@ enum QemuImgHelp {
         [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-C] [--no-clone] [-c] [-p] \
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
-        [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=hex] \(nbd) \
-        filename [filename2 [...]] output_filename
+        [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=digest] \
+        [--algorithm=name] \(nbd) filename [filename2 [...]] output_filename
         """,
         "create": """
         [--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] \
@@ -54,7 +54,7 @@ enum QemuImgHelp {
         \(names) [-U] [-f fmt] [-O output_fmt] \(nbd) \
         [bs=block_size] [count=blocks] [skip=blocks] if=input of=output
         """,
-        "digest": "\(names) [-f fmt] [-p] [--output=ofmt] [-U] \(nbd) filename",
+        "digest": "\(names) [-f fmt] [--algorithm=name] [-p] [--output=ofmt] [-U] \(nbd) filename",
         "info": "\(names) [-f fmt] [--output=ofmt] [--backing-chain] [-U] \(nbd) filename",
         "map": """
         \(names) [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] \

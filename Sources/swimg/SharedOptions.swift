@@ -1,5 +1,6 @@
 import ArgumentParser
 import DiskImage
+import ImageConvert
 import ImageFormats
 import ImageStorage
 import NBDStorage
@@ -148,4 +149,21 @@ func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
         throw .invalid("invalid cache mode '\(name)'")
     }
     return mode
+}
+
+/// Which digest is computed.
+struct DigestOptions: ParsableArguments {
+    @Option(
+        help: ArgumentHelp(
+            "How the digest is computed: blkhash (the default) or sha256.", valueName: "name"))
+    var algorithm: String?
+
+    /// nil if none was named.
+    func named() throws(ImageError) -> DigestAlgorithm? {
+        guard let algorithm else { return nil }
+        guard let known = DigestAlgorithm(rawValue: algorithm) else {
+            throw .invalid("unknown digest algorithm '\(algorithm)': blkhash and sha256 are known")
+        }
+        return known
+    }
 }

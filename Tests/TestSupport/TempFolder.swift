@@ -122,3 +122,18 @@ public func mismatch(_ one: some ContiguousBytes, _ other: some ContiguousBytes)
 public func sha256(_ path: String) throws -> String {
     String(try require("sha256sum", ["--", path]).drop { $0 == "\\" }.prefix(64))
 }
+
+/// The block hash of a file by its definition, and as `swimg digest` names it.
+public func blkhash(_ path: String) throws -> String {
+    let program = """
+        import hashlib, sys
+        outer, length = hashlib.sha256(), 0
+        with open(sys.argv[1], "rb") as disk:
+            while block := disk.read(65536):
+                outer.update(hashlib.sha256(block).digest())
+                length += len(block)
+        outer.update(length.to_bytes(8, "little"))
+        print("blkhash:" + outer.hexdigest())
+        """
+    return String(try require("python3", ["-c", program, path]).prefix { !$0.isWhitespace })
+}

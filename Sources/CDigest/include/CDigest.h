@@ -19,6 +19,7 @@ const char *cdigest_load(void);
 /// A SHA-256 of nothing so far; NULL if there is no memory for it, or the library forbids it.
 void *cdigest_sha256_create(void);
 bool cdigest_update(void *digest, const void *bytes, size_t count);
+/// The end; what is added afterwards begins a new one.
 /// - result: of `cdigest_sha256_length` bytes.
 bool cdigest_finish(void *digest, uint8_t *result);
 void cdigest_destroy(void *digest);

@@ -1,14 +1,12 @@
 import CDigest
 import DiskImage
-import ImageStorage
 
 /// A SHA-256 in the making, for one task at a time. `CDigest.h` says whose.
 struct SHA256: ~Copyable, @unchecked Sendable {
-    /// How many zeros are hashed at once, in bytes: they stay in the cache of the core.
-    private static let zeroCount = 64 << 10
+    /// As many as stay in the cache of the core.
+    private static let zeros = [UInt8](repeating: 0, count: 64 << 10)
 
     private let digest: UnsafeMutableRawPointer
-    private let zeros: IOBuffer
 
     /// Why there is no library; loads it when first asked.
     private static let problem: String? = cdigest_load().map { String(cString: $0) }
@@ -20,12 +18,6 @@ struct SHA256: ~Copyable, @unchecked Sendable {
                 "libcrypto", "digests need OpenSSL's library (Debian: libssl3): \(problem)")
         }
         guard let digest = cdigest_sha256_create() else { throw Self.failure }
-        do {
-            zeros = try IOBuffer.zeros(byteCount: Self.zeroCount)
-        } catch {
-            cdigest_destroy(digest)
-            throw error
-        }
         self.digest = digest
     }
 
@@ -39,20 +31,18 @@ struct SHA256: ~Copyable, @unchecked Sendable {
     }
 
     /// The same for zeros, which need not be anywhere.
-    mutating func updateZeros(count: Int64) throws(ImageError) {
+    mutating func updateZeros(_ count: Int64) throws(ImageError) {
+        let zeros = Self.zeros.span.bytes
         var rest = count
         while rest > 0 {
-            let part = Int(min(rest, Int64(Self.zeroCount)))
-            let isDone = zeros.bytes.withUnsafeBytes {
-                cdigest_update(digest, $0.baseAddress, part)
-            }
-            guard isDone else { throw Self.failure }
+            let part = Int(min(rest, Int64(zeros.byteCount)))
+            try update(zeros.extracting(0..<part))
             rest -= Int64(part)
         }
     }
 
-    /// The end: 64 digits, lower case. Nothing can be added afterwards.
-    mutating func finish() throws(ImageError) -> String {
+    /// The end: 32 bytes. What is added afterwards begins a new one.
+    mutating func finish() throws(ImageError) -> [UInt8] {
         let length = Int(cdigest_sha256_length)
         var isDone = false
         let bytes = [UInt8](unsafeUninitializedCapacity: length) { buffer, count in
@@ -60,6 +50,6 @@ struct SHA256: ~Copyable, @unchecked Sendable {
             count = isDone ? length : 0
         }
         guard isDone else { throw Self.failure }
-        return bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+        return bytes
     }
 }

@@ -4,13 +4,13 @@ import ImageStorage
 import NBDStorage
 import Synchronization
 
-/// One `swimg digest`: the SHA-256 of a guest disk, the same whatever the image's format, sparseness and compression,
-/// and the same that `sha256sum` says of it as a raw image.
+/// One `swimg digest`: the digest of a guest disk, the same whatever the image's format, sparseness and compression.
 public struct GuestDigest: Sendable {
     /// A path, or the name of an NBD export.
     public var name: ImageName
     /// nil finds it out from the first bytes.
     public var format: ImageFormat?
+    public var algorithm = DigestAlgorithm.blkhash
     public var cacheMode = CacheMode.writeback
     /// Read an image that somebody else writes to (`-U`).
     public var shareForced = false
@@ -20,9 +20,8 @@ public struct GuestDigest: Sendable {
 
     public init(_ name: ImageName) { self.name = name }
 
-    /// - Returns: 64 lower-case digits.
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
-    public func run() async throws -> String {
+    public func run() async throws -> DiskDigest {
         let opener = ImageOpener(cacheMode: cacheMode, shareForced: shareForced, nbd: nbd)
         let image = try await opener.open(name, format: format)
         let source = try ConcatenatedSource([image.source])
@@ -36,10 +35,11 @@ public struct GuestDigest: Sendable {
         if let onProgress {
             pipeline.onProgress = { done in onProgress(done, source.virtualSize) }
         }
-        let result = Mutex("")
-        pipeline.digest = try DigestStage { digest in result.withLock { $0 = digest } }
+        let result = Mutex<DiskDigest?>(nil)
+        pipeline.digest = try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
         try await pipeline.copy(from: source, extents: source, to: DiscardingTarget())
-        return result.withLock { $0 }
+        guard let digest = result.withLock({ $0 }) else { throw CancellationError() }
+        return digest
     }
 }
 
