@@ -190,12 +190,9 @@ int clinux_is_process_folder(int folder) {
 }
 
 static _Thread_local bool is_executor_thread;
-static _Thread_local const void *thread_loop;
 
 bool clinux_is_executor_thread(void) { return is_executor_thread; }
 void clinux_become_executor_thread(void) { is_executor_thread = true; }
-void *clinux_thread_loop(void) { return (void *)thread_loop; }
-void clinux_set_thread_loop(const void *loop) { thread_loop = loop; }
 
 void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
 

@@ -119,8 +119,7 @@ final class NBDConnection: @unchecked Sendable {
     }
 
     /// Says goodbye as soon as nothing is in flight: at once, if no other thread is busy with the
-    /// connection. This can be the loop's own thread, lent to the last task that needed the
-    /// connection, and a server that is waited for next wants to hear it.
+    /// connection: a server that is waited for next wants to hear it.
     func close() {
         mailbox.close()
         access.withLockIfAvailable { _ in closeIfIdle() }

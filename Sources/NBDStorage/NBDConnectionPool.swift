@@ -36,19 +36,17 @@ final class NBDConnectionPool: Sendable {
 
     var count: Int { connections.count }
 
-    /// Hands a request to a connection that has room for it: if there is one, to one whose answers come to this
-    /// very thread; to one that has to be made first only if the others are full.
+    /// Hands a request to a connection that has room for it; to one that has to be made first only if the others are
+    /// full.
     func submit(_ request: NBDRequest) {
         let start = turn.wrappingAdd(1, ordering: .relaxed).oldValue
-        let loop = NBDLoop.current
         var best = connections[start % count]
         var bestCost = Int.max
         for index in 0..<count {
             let connection = connections[(start &+ index) % count]
             let load = connection.load.load(ordering: .relaxed)
             let cost =
-                4 * max(0, load + 1 - connection.comfort) + (connection.isOpened ? 0 : 2)
-                + (connection.loop === loop ? 0 : 1)
+                2 * max(0, load + 1 - connection.comfort) + (connection.isOpened ? 0 : 1)
             if cost < bestCost {
                 best = connection
                 bestCost = cost

@@ -5,8 +5,7 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// A thread that waits for the answers of several connections, of a source's and of a target's alike: what it has
-/// received from one goes out to the other without another thread being woken.
+/// A thread that waits for the answers of several connections, of a source's and of a target's alike.
 ///
 /// Loops are few and live as long as the process.
 final class NBDLoop: @unchecked Sendable {
@@ -34,13 +33,6 @@ final class NBDLoop: @unchecked Sendable {
             let loop = try NBDLoop(number)
             started[number] = loop
             return loop
-        }
-    }
-
-    /// The one whose thread this is.
-    static var current: NBDLoop? {
-        clinux_thread_loop().map {
-            Unmanaged<NBDLoop>.fromOpaque($0).takeUnretainedValue()
         }
     }
 
@@ -77,7 +69,6 @@ final class NBDLoop: @unchecked Sendable {
     }
 
     private func run() {
-        clinux_set_thread_loop(Unmanaged.passUnretained(self).toOpaque())
         while true {
             while isCalled.exchange(false, ordering: .sequentiallyConsistent) {
                 adoptNewcomers()

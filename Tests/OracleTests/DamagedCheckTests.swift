@@ -103,6 +103,30 @@ import Testing
         #expect(mismatch(after, before) == nil, "\(outcome)")
     }
 
+    /// An entry that could be repaired, in a table that must not be written, goes on naming its clusters.
+    @Test func repairsThatCannotBeWritten() throws {
+        try make("cluster_size=4k,preallocation=metadata", "2M")
+        let patcher = try Qcow2Patcher(image)
+        // The second half of the table is the table now: a place where none can be.
+        let entry = try patcher.l2Entry(300)
+        let host = try patcher.word(entry) & 0x00ff_ffff_ffff_fe00
+        try patcher.setWord(entry, host + 512 | 1)
+        try patcher.change(patcher.l1) { $0 + 2048 }
+        let before = try errors()
+        let outcome = try run(Swimg.path, ["check", "-r", "all", image])
+        #expect(outcome.status == 2, "\(outcome)")
+        let after = try errors()
+        #expect(after.clusters == 0 && after.all <= before.all, "\(before) \(after) \(outcome)")
+    }
+
+    /// The errors that qemu-img finds, and those of them where a refcount is too low.
+    private func errors() throws -> (all: Int, clusters: Int) {
+        let lines = try run("qemu-img", ["check", image]).errorText.split(separator: "\n")
+        return (
+            lines.count { $0.hasPrefix("ERROR") }, lines.count { $0.hasPrefix("ERROR cluster") }
+        )
+    }
+
     /// A file that ends within a sector ends with the sector.
     @Test(arguments: [131_080, 131_081, 131_584, 196_609, 131_072])
     func lengthsWithinASector(_ length: Int) throws {

@@ -116,12 +116,10 @@ int clinux_eventfd(void);
 /// What the environment of a new process is to be: our own.
 char *const *clinux_environment(void);
 
-/// Whether the calling thread is the executor's, and which loop of NBD it runs; NULL for others. Threads of
-/// their own kind know it from here and not from a pthread key, because keys can run out.
+/// Whether the calling thread is the executor's. Such threads know it from here and not from a pthread key, because keys
+/// can run out.
 bool clinux_is_executor_thread(void);
 void clinux_become_executor_thread(void);
-void *clinux_thread_loop(void);
-void clinux_set_thread_loop(const void *loop);
 
 /// One malloc arena for all threads: the big buffers are allocated once, so contention is no
 /// concern, and every further arena costs address space (callers run us under RLIMIT_AS).

@@ -75,6 +75,8 @@ final class Qcow2Checker {
     /// when needed.
     var sharedTables: [Int: UInt64]?
     var hasReportedUnalignedBlock = false
+    /// What is found now has been told.
+    var isSilent = false
 
     /// What a child task reads and counts at a time, in bytes.
     private static let batchSize: Int64 = 256 << 10
@@ -130,7 +132,7 @@ final class Qcow2Checker {
         result.imageEndOffset = Int64(lastUsedCluster + 1) * clusterSize
     }
 
-    func say(_ text: String) { onMessage(text) }
+    func say(_ text: String) { if !isSilent { onMessage(text) } }
 
     func reportCorruption(_ text: String) {
         damage.corruptions += 1

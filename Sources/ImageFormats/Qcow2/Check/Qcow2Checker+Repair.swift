@@ -111,6 +111,7 @@ extension Qcow2Checker {
     func mend(
         _ repair: CheckRepair, _ snapshots: Snapshots, _ counted: DamageCounts
     ) async throws {
+        let failed = try await dropImpossibleRepairs(snapshots)
         let rebuilds = needsRebuild && repair == .all
         if let problem = overlap(rebuilds: rebuilds) {
             throw ImageError.corrupt(storage.name, problem)
@@ -121,7 +122,7 @@ extension Qcow2Checker {
         }
         let layout = rebuilds ? try newLayout() : nil
         try await clearUnknownFeatures()
-        let failed = try await writePendingRepairs(snapshots)
+        try await writePendingRepairs()
         if let layout {
             try await rebuildRefcounts(snapshots, layout)
         } else if damage.leaks > 0 || damage.corruptions > 0 {
@@ -132,19 +133,42 @@ extension Qcow2Checker {
         damage.corruptionsFixed -= failed
     }
 
-    /// - Returns: how many of them could not be made.
-    private func writePendingRepairs(_ snapshots: Snapshots) async throws -> Int64 {
-        var failed: Int64 = 0
-        for (offset, words) in pendingRepairs {
-            let table = offset / clusterSize * clusterSize
-            guard try await isWritableTable(table, snapshots) else {
-                failed += 1
-                continue
-            }
-            try await storage.write(words, at: offset)
+    /// Gives up the repairs of entries in tables that must not be written. What such entries name stays named, so
+    /// everything is counted again.
+    ///
+    /// - Returns: how many they are.
+    private func dropImpossibleRepairs(_ snapshots: Snapshots) async throws -> Int64 {
+        var possible: [(offset: Int64, words: [UInt64])] = []
+        for repair in pendingRepairs {
+            let table = repair.offset / clusterSize * clusterSize
+            if try await isWritableTable(table, snapshots) { possible.append(repair) }
         }
-        pendingRepairs = []
+        let failed = Int64(pendingRepairs.count - possible.count)
+        pendingRepairs = possible
+        if failed > 0 {
+            let found = damage
+            isSilent = true
+            defer { isSilent = false }
+            try await countAgain(snapshots)
+            damage = found
+        }
         return failed
+    }
+
+    private func writePendingRepairs() async throws {
+        for (offset, words) in pendingRepairs { try await storage.write(words, at: offset) }
+        pendingRepairs = []
+    }
+
+    /// Counts all references as they are in the file now.
+    private func countAgain(_ snapshots: Snapshots) async throws {
+        overflows = []
+        sharedTables = nil
+        fileSize = storage.size.roundedUp(to: guestSectorSize)
+        counts = ReferenceCounts(
+            clusterCount: Int(fileSize.dividedUp(by: clusterSize)),
+            refcountBits: header.refcountBits)
+        try await countReferences(snapshots, repairs: false)
     }
 
     /// Finds places for new refcounts.
@@ -208,12 +232,7 @@ extension Qcow2Checker {
         damage.checkErrors = 0
         needsRebuild = false
         refcountTable = try await readRefcountTable()
-        overflows = []
-        fileSize = storage.size.roundedUp(to: guestSectorSize)
-        counts = ReferenceCounts(
-            clusterCount: Int(fileSize.dividedUp(by: clusterSize)),
-            refcountBits: header.refcountBits)
-        try await countReferences(snapshots, repairs: false)
+        try await countAgain(snapshots)
         let counted = damage
         // What the old structures took is free now.
         try await compareRefcounts(repair: .leaks)
