@@ -53,4 +53,53 @@ struct SlowStorageTests {
         try Qemu.img("compare", "raw", "own", in: folder.path)
         try Qemu.img("check", "-q", "own", in: folder.path)
     }
+
+    /// Where making zeros waits, several ranges are made zero at once.
+    @Test(arguments: ["", "-W"])
+    func zerosWaitBesideEachOther(_ mode: String) throws {
+        let counter = try Preload(
+            """
+            #define _GNU_SOURCE
+            #include <stdatomic.h>
+            #include <stdint.h>
+            #include <stdio.h>
+            #include <stdlib.h>
+            #include <unistd.h>
+            #include <sys/syscall.h>
+            static atomic_int now, most;
+            int fallocate64(int fd, int mode, int64_t offset, int64_t length) {
+                int count = atomic_fetch_add(&now, 1) + 1, old = atomic_load(&most);
+                while (old < count && !atomic_compare_exchange_weak(&most, &old, count)) {}
+                if (old < count) {
+                    FILE *log = fopen(getenv("ZERO_LOG"), "a");
+                    if (log) { fprintf(log, "%d\\n", count); fclose(log); }
+                }
+                usleep(20000);
+                long result = syscall(SYS_fallocate, fd, mode, offset, length);
+                atomic_fetch_sub(&now, 1);
+                return (int)result;
+            }
+            int fallocate(int fd, int mode, int64_t offset, int64_t length) {
+                return fallocate64(fd, mode, offset, length);
+            }
+            """)
+        let folder = try TempFolder()
+        for name in ["zeros", "target"] {
+            try require("truncate", ["-s", "16G", folder.path(name)])
+        }
+        try Qemu.io("raw", folder.path("target"), ["write -P 1 1G 64k", "write -P 1 15G 64k"])
+        let log = folder.path("log")
+        let outcome = try run(
+            Swimg.path,
+            ["convert", "-n", "-f", "raw", "-O", "raw"] + mode.words + ["zeros", "target"],
+            in: folder.path,
+            environment: counter.environment.merging(["ZERO_LOG": log]) { $1 })
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let counts = try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n")
+        let most = counts.compactMap { Int($0) }.max() ?? 0
+        #expect(
+            most >= min(3 * ProcessInfo.processInfo.activeProcessorCount, 24), "\(most) at once")
+        #expect(
+            try Qemu.difference(folder.path("zeros"), "raw", folder.path("target"), "raw") == nil)
+    }
 }

@@ -49,8 +49,12 @@ extension FileStorage {
 
     private func zero(_ range: Range<Int64>, by means: ZeroMeans) -> Bool {
         let length = Int64(range.count)
+        // A network file system waits for these as it does for data.
+        func isDone(_ call: () -> Int32) -> Bool {
+            Syscall.retry(noting: writeMeter.note, call) != nil
+        }
         func allocate(_ mode: Int32) -> Bool {
-            Syscall.retry { clinux_fallocate(descriptor, mode, range.lowerBound, length) } != nil
+            isDone { clinux_fallocate(descriptor, mode, range.lowerBound, length) }
         }
         let keepSize = clinux_FALLOC_FL_KEEP_SIZE
         switch means {
@@ -60,13 +64,13 @@ extension FileStorage {
             return allocate(clinux_FALLOC_FL_PUNCH_HOLE | keepSize) && allocate(keepSize)
         case .discard:
             return clinux_device_discard_zeroes(descriptor) != 0
-                && Syscall.retry {
+                && isDone {
                     clinux_device_discard(descriptor, UInt64(range.lowerBound), UInt64(length))
-                } != nil
+                }
         case .deviceZeroOut:
-            return Syscall.retry {
+            return isDone {
                 clinux_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length))
-            } != nil
+            }
         default: return false
         }
     }

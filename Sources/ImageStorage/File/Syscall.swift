@@ -18,11 +18,13 @@ enum Syscall {
         }
     }
 
-    /// The same for a call that moves data.
+    /// The same for a call that moves data, or makes zeros.
     ///
     /// - Parameter note: told the time of each call.
     @inline(__always)
-    private static func retry(noting note: (CallTimes) -> Void, _ call: () -> Int) -> Int? {
+    static func retry<T: FixedWidthInteger & SignedInteger>(
+        noting note: (CallTimes) -> Void, _ call: () -> T
+    ) -> T? {
         retry {
             let (result, times) = CallTimes.measure(call)
             note(times)
