@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building (or also testing, or ordering functions) needs and that are not there yet.
+# Installs the Debian packages that building (or also testing) needs and that are not there yet.
 # Usage: setup.sh build|test
 set -euo pipefail
 
