@@ -17,7 +17,7 @@ import Synchronization
 /// and no two of them overlap, so it can be repeated; a trim does not say that, so it fails. What
 /// was acknowledged before is the concern of `NBDStorage.change`.
 final class NBDConnection: @unchecked Sendable {
-    let loop: NBDLoop
+    private let loop: NBDLoop
     let facts: NBDHandle.Facts
     /// How many requests may be in flight.
     let limit: Int

@@ -240,6 +240,9 @@ struct ConvertCommand: ImageCommand {
         }
         conversion.nbd = try nbd.options()
         let algorithm = try digestOptions.named()
+        guard algorithm == nil || digest || expectedDigest != nil else {
+            throw .invalid("--algorithm needs --digest or --expect-digest")
+        }
         conversion.digestAlgorithm = algorithm ?? .blkhash
         if let expectedDigest {
             guard let digest = DiskDigest(expectedDigest, algorithm: algorithm) else {

@@ -33,8 +33,8 @@ struct BlockHashes: Sendable, Equatable {
     }
 }
 
-/// Hashes the blocks of a part of a disk.
-struct BlockHasher: ~Copyable, DiskHash {
+/// Hashes the blocks of a part of a disk that begins with a block.
+struct BlockHasher: ~Copyable, ByteSink {
     /// In bytes.
     static let blockSize: Int64 = 64 << 10
 
@@ -58,9 +58,9 @@ struct BlockHasher: ~Copyable, DiskHash {
                 hashes.appendZeros(1)
                 continue
             }
-            if isZero { try inner.updateZeros(filled) }
+            if isZero { try inner.addZeros(filled) }
             isZero = false
-            try inner.update(part)
+            try inner.add(part)
             filled += Int64(count)
             if filled == Self.blockSize { try closeBlock() }
         }
@@ -70,7 +70,7 @@ struct BlockHasher: ~Copyable, DiskHash {
         var rest = count
         if filled > 0 {
             let part = min(rest, Self.blockSize - filled)
-            if !isZero { try inner.updateZeros(part) }
+            if !isZero { try inner.addZeros(part) }
             filled += part
             rest -= part
             if filled == Self.blockSize { try closeBlock() }
@@ -83,7 +83,7 @@ struct BlockHasher: ~Copyable, DiskHash {
         if isZero, filled == Self.blockSize {
             hashes.appendZeros(1)
         } else {
-            if isZero { try inner.updateZeros(filled) }
+            if isZero { try inner.addZeros(filled) }
             hashes.append(try inner.finish(), of: Int(filled))
         }
         filled = 0
@@ -101,49 +101,85 @@ struct BlockHasher: ~Copyable, DiskHash {
 }
 
 /// The hash of a disk: of its blocks' hashes and its length.
-struct BlockHash: ~Copyable {
+struct BlockHash: ~Copyable, ByteSink {
     /// How many hashes of zeros are added at once.
-    private static let zerosAtOnce = 2048
+    private static let zerosAtOnce: Int64 = 2048
 
     private var outer: SHA256
     private var length: Int64 = 0
+    /// Cuts the bytes that come one after the other into blocks.
+    private var cutter: BlockHasher
     private let zeros: [UInt8]
 
-    init() throws(ImageError) {
+    /// - Throws: `ImageError` where there is no library for it.
+    static func make() throws(ImageError) -> BlockHash {
         var hash = try SHA256()
-        try hash.updateZeros(BlockHasher.blockSize)
+        try hash.addZeros(BlockHasher.blockSize)
         let zero = try hash.finish()
-        zeros = Array(repeatElement(zero, count: Self.zerosAtOnce).joined())
-        outer = hash
+        return BlockHash(outer: hash, cutter: try BlockHasher(), zero: zero)
     }
 
+    private init(outer: consuming SHA256, cutter: consuming BlockHasher, zero: [UInt8]) {
+        self.outer = outer
+        self.cutter = cutter
+        zeros = Array(repeatElement(zero, count: Int(Self.zerosAtOnce)).joined())
+    }
+
+    mutating func add(_ bytes: RawSpan) throws(ImageError) {
+        try cutter.add(bytes)
+        try takeCut()
+    }
+
+    mutating func addZeros(_ count: Int64) throws(ImageError) {
+        try cutter.addZeros(count)
+        try takeCut()
+    }
+
+    /// Adds blocks that were hashed elsewhere. Only at the end of a block.
+    ///
     /// - Throws: `ImageError`, or `CancellationError`.
     mutating func append(_ hashes: BlockHashes) throws {
         length += hashes.length
         for run in hashes.runs {
-            switch run {
-            case .hashes(let list): try outer.update(list.span.bytes)
-            case .zeros(let count): try appendZeros(count)
+            guard case .zeros(let count) = run else {
+                try append(run)
+                continue
+            }
+            // A disk can be as long as its header says.
+            for start in stride(from: 0, to: count, by: Int64.Stride(Self.zerosAtOnce)) {
+                try Task.checkCancellation()
+                try append(.zeros(count: min(Self.zerosAtOnce, count - start)))
             }
         }
     }
 
-    private mutating func appendZeros(_ count: Int64) throws {
-        let zeros = zeros
-        let length = Int64(zeros.count / Self.zerosAtOnce)
-        var rest = count
-        while rest > 0 {
-            try Task.checkCancellation()
-            let part = min(rest, Int64(Self.zerosAtOnce))
-            try outer.update(zeros.span.bytes.extracting(0..<Int(part * length)))
-            rest -= part
+    private mutating func takeCut() throws(ImageError) {
+        let hashes = cutter.takeHashes()
+        length += hashes.length
+        for run in hashes.runs { try append(run) }
+    }
+
+    private mutating func append(_ run: BlockHashes.Run) throws(ImageError) {
+        switch run {
+        case .hashes(let list): try outer.add(list.span.bytes)
+        case .zeros(let count):
+            let zeros = zeros
+            let hash = Int64(zeros.count) / Self.zerosAtOnce
+            var rest = count
+            while rest > 0 {
+                let part = min(rest, Self.zerosAtOnce)
+                try outer.add(zeros.span.bytes.extracting(0..<Int(part * hash)))
+                rest -= part
+            }
         }
     }
 
-    /// The end: 32 bytes.
+    /// The 32 bytes. To be called last.
     mutating func finish() throws(ImageError) -> [UInt8] {
+        try cutter.finish()
+        try takeCut()
         let end = withUnsafeBytes(of: length.littleEndian) { Array($0) }
-        try outer.update(end.span.bytes)
+        try outer.add(end.span.bytes)
         return try outer.finish()
     }
 }

@@ -2,14 +2,15 @@ import DiskImage
 
 /// How the content of a disk becomes a number.
 public enum DigestAlgorithm: String, CaseIterable, Sendable {
-    /// SHA-256 of the SHA-256s of the blocks of 64 KiB and of the length, as `blksum` and `nbdcopy --blkhash` have it:
-    /// blocks are hashed beside each other, and those of zeros need not be looked at.
+    /// SHA-256 of the SHA-256s of the blocks of 64 KiB and of the length, as `blksum` and
+    /// `nbdcopy --blkhash` have it. Blocks are hashed beside each other, and those of zeros need
+    /// not be looked at.
     case blkhash
-    /// What `sha256sum` says of the disk as a raw image: one byte after the other.
+    /// SHA-256 of the disk as a raw image, as `sha256sum` has it: one byte after the other.
     case sha256
 }
 
-/// The digest of a guest disk: the same whatever the image's format, sparseness and compression.
+/// The digest of a guest disk. It does not depend on the image's format, sparseness and compression.
 public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
     public let algorithm: DigestAlgorithm
     /// 64 digits, lower case.
@@ -42,14 +43,9 @@ public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
     public var description: String { "\(algorithm.rawValue):\(hexadecimal)" }
 }
 
-/// A hash of a part of a disk in the making. Bytes come in guest order.
-protocol DiskHash: ~Copyable, Sendable {
+/// Takes the bytes of a disk, or of a part of it, in guest order.
+protocol ByteSink: ~Copyable, Sendable {
     mutating func add(_ bytes: RawSpan) throws(ImageError)
-    /// The same for zeros, which need not be anywhere.
+    /// Adds zeros, which need not lie anywhere.
     mutating func addZeros(_ count: Int64) throws(ImageError)
-}
-
-extension SHA256: DiskHash {
-    mutating func add(_ bytes: RawSpan) throws(ImageError) { try update(bytes) }
-    mutating func addZeros(_ count: Int64) throws(ImageError) { try updateZeros(count) }
 }

@@ -10,33 +10,21 @@ import Synchronization
 /// bounded by them.
 public final class DigestStage: Sendable {
     private enum Sum {
-        case sha256(PlainSum)
-        case blkhash(BlockSum)
+        case sha256(Shared<SHA256>)
+        case blkhash(Shared<BlockHash>)
     }
 
-    private final class PlainSum: Sendable {
-        let hash: Mutex<SHA256>
-        init() throws(ImageError) { hash = Mutex(try SHA256()) }
+    /// For one task at a time, of those that share it.
+    private final class Shared<Hash: ~Copyable & Sendable>: Sendable {
+        let hash: Mutex<Hash>
+        init(_ hash: consuming Hash) { self.hash = Mutex(hash) }
     }
 
-    private final class BlockSum: Sendable {
-        let hash: Mutex<BlockHash>
-        /// Of what does not begin and end with a block.
-        let rest: Mutex<BlockHasher>
-        init() throws(ImageError) {
-            hash = Mutex(try BlockHash())
-            rest = Mutex(try BlockHasher())
-        }
-    }
-
-    /// Of one chunk.
-    private final class ChunkHasher: Sendable {
-        let blocks: Mutex<BlockHasher>
-        init() throws(ImageError) { blocks = Mutex(try BlockHasher()) }
-    }
+    /// The largest part of a disk whose hashes are kept until their turn, in bytes.
+    private static let largestPart: Int64 = 128 << 20
 
     private let sum: Sum
-    private let hashers = ResourcePool { () throws(ImageError) in try ChunkHasher() }
+    private let hashers = ResourcePool { () throws(ImageError) in Shared(try BlockHasher()) }
     /// How far the disk has been hashed, in bytes.
     private let position = Mutex<Int64>(0)
     private let gate = TurnGate()
@@ -55,8 +43,8 @@ public final class DigestStage: Sendable {
     ) throws(ImageError) {
         sum =
             switch algorithm {
-            case .sha256: .sha256(try PlainSum())
-            case .blkhash: .blkhash(try BlockSum())
+            case .sha256: .sha256(Shared(try SHA256()))
+            case .blkhash: .blkhash(Shared(try BlockHash.make()))
             }
         self.skipped = skipped
         self.zerosBehind = zerosBehind
@@ -68,54 +56,49 @@ public final class DigestStage: Sendable {
     /// - Parameter data: the chunk's buffer.
     func add(_ chunk: Chunk, data: RawSpan) async throws {
         switch sum {
-        case .sha256(let plain):
+        case .sha256(let sum):
             try await gate.enter(chunk.sequence)
-            try await feed(chunk, data, to: plain.hash)
-        case .blkhash(let blocks):
-            if chunk.begin % BlockHasher.blockSize == 0, chunk.end % BlockHasher.blockSize == 0 {
-                let hasher = try hashers.take()
-                try await feed(chunk, data, to: hasher.blocks)
-                let hashes = hasher.blocks.withLock { $0.takeHashes() }
-                hashers.giveBack(hasher)
-                try await gate.enter(chunk.sequence)
-                try blocks.hash.withLock { try $0.append(hashes) }
-            } else {
-                try await gate.enter(chunk.sequence)
-                try await feed(chunk, data, to: blocks.rest)
-                try appendRest(blocks)
-            }
+            try await feed(chunk, data, to: sum.hash)
+        case .blkhash(let sum) where isWholeBlocks(chunk):
+            let hasher = try hashers.take()
+            try await feed(chunk, data, to: hasher.hash)
+            let hashes = hasher.hash.withLock { $0.takeHashes() }
+            hashers.giveBack(hasher)
+            try await gate.enter(chunk.sequence)
+            try sum.hash.withLock { try $0.append(hashes) }
+        case .blkhash(let sum):
+            try await gate.enter(chunk.sequence)
+            try await feed(chunk, data, to: sum.hash)
         }
         position.withLock { $0 = chunk.end }
         gate.leave()
+    }
+
+    /// Whether a chunk can be hashed by itself. (Zeros have no hashes of their own, however long
+    /// they are.)
+    private func isWholeBlocks(_ chunk: Chunk) -> Bool {
+        chunk.begin % BlockHasher.blockSize == 0 && chunk.end % BlockHasher.blockSize == 0
+            && (skipped == nil || chunk.end - chunk.begin <= Self.largestPart)
     }
 
     /// Hashes the rest of the disk and hands out the digest.
     ///
     /// - Parameter size: of what was copied, in bytes.
     func finish(at size: Int64) async throws {
-        let end = position.withLock { $0 }
+        let rest = position.withLock { $0 }..<size
         switch sum {
-        case .sha256(let plain):
-            try await feedSkipped(end..<size, to: plain.hash)
-            try feedZeros(zerosBehind, to: plain.hash)
-            try check(DiskDigest(.sha256, try plain.hash.withLock { try $0.finish() }))
-        case .blkhash(let blocks):
-            try await feedSkipped(end..<size, to: blocks.rest)
-            try feedZeros(zerosBehind, to: blocks.rest)
-            try blocks.rest.withLock { try $0.finish() }
-            try appendRest(blocks)
-            try check(DiskDigest(.blkhash, try blocks.hash.withLock { try $0.finish() }))
+        case .sha256(let sum):
+            try await feedEnd(rest, to: sum.hash)
+            try check(DiskDigest(.sha256, try sum.hash.withLock { try $0.finish() }))
+        case .blkhash(let sum):
+            try await feedEnd(rest, to: sum.hash)
+            try check(DiskDigest(.blkhash, try sum.hash.withLock { try $0.finish() }))
         }
-    }
-
-    private func appendRest(_ blocks: BlockSum) throws {
-        let hashes = blocks.rest.withLock { $0.takeHashes() }
-        try blocks.hash.withLock { try $0.append(hashes) }
     }
 
     // MARK: In guest order
 
-    private func feed<Hash: DiskHash & ~Copyable>(
+    private func feed<Hash: ByteSink & ~Copyable>(
         _ chunk: Chunk, _ data: RawSpan, to hash: borrowing Mutex<Hash>
     ) async throws {
         var position = chunk.begin
@@ -133,7 +116,14 @@ public final class DigestStage: Sendable {
         try await feedSkipped(position..<chunk.end, to: hash)
     }
 
-    private func feedZeros<Hash: DiskHash & ~Copyable>(
+    private func feedEnd<Hash: ByteSink & ~Copyable>(
+        _ rest: Range<Int64>, to hash: borrowing Mutex<Hash>
+    ) async throws {
+        try await feedSkipped(rest, to: hash)
+        try feedZeros(zerosBehind, to: hash)
+    }
+
+    private func feedZeros<Hash: ByteSink & ~Copyable>(
         _ count: Int64, to hash: borrowing Mutex<Hash>
     ) throws {
         // A long run may take long: it must be possible to end it.
@@ -146,7 +136,7 @@ public final class DigestStage: Sendable {
         }
     }
 
-    private func feedSkipped<Hash: DiskHash & ~Copyable>(
+    private func feedSkipped<Hash: ByteSink & ~Copyable>(
         _ range: Range<Int64>, to hash: borrowing Mutex<Hash>
     ) async throws {
         guard let skipped else { return try feedZeros(Int64(range.count), to: hash) }
@@ -162,7 +152,7 @@ public final class DigestStage: Sendable {
         }
     }
 
-    private func feedRead<Hash: DiskHash & ~Copyable>(
+    private func feedRead<Hash: ByteSink & ~Copyable>(
         _ range: Range<Int64>, of source: any ImageSource, to hash: borrowing Mutex<Hash>
     ) async throws {
         // A compressed cluster in two pieces would be decompressed twice.

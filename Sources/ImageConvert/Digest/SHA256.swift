@@ -2,7 +2,7 @@ import CDigest
 import DiskImage
 
 /// A SHA-256 in the making, for one task at a time. `CDigest.h` says whose.
-struct SHA256: ~Copyable, @unchecked Sendable {
+struct SHA256: ~Copyable, ByteSink, @unchecked Sendable {
     /// As many as stay in the cache of the core.
     private static let zeros = [UInt8](repeating: 0, count: 64 << 10)
 
@@ -25,23 +25,22 @@ struct SHA256: ~Copyable, @unchecked Sendable {
 
     private static let failure = ImageError.unsupported("libcrypto", "cannot compute a SHA-256")
 
-    mutating func update(_ bytes: RawSpan) throws(ImageError) {
+    mutating func add(_ bytes: RawSpan) throws(ImageError) {
         let isDone = bytes.withUnsafeBytes { cdigest_update(digest, $0.baseAddress, $0.count) }
         guard isDone else { throw Self.failure }
     }
 
-    /// The same for zeros, which need not be anywhere.
-    mutating func updateZeros(_ count: Int64) throws(ImageError) {
+    mutating func addZeros(_ count: Int64) throws(ImageError) {
         let zeros = Self.zeros.span.bytes
         var rest = count
         while rest > 0 {
             let part = Int(min(rest, Int64(zeros.byteCount)))
-            try update(zeros.extracting(0..<part))
+            try add(zeros.extracting(0..<part))
             rest -= Int64(part)
         }
     }
 
-    /// The end: 32 bytes. What is added afterwards begins a new one.
+    /// The 32 bytes. Bytes that are added afterwards begin a new SHA-256.
     mutating func finish() throws(ImageError) -> [UInt8] {
         let length = Int(cdigest_sha256_length)
         var isDone = false

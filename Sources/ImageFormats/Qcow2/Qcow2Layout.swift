@@ -50,8 +50,12 @@ struct Qcow2Layout: ~Copyable {
     mutating func place(
         _ pieces: [EncodedPiece], encoded: RawSpan
     ) throws(ImageError) -> Placement {
-        // A table of entries and a block of refcounts may be opened, and others closed.
-        try MemoryMargin.check(for: 4 * Int(clusterSize))
+        if let last = pieces.last,
+            (last.guestRange.upperBound - 1) / geometry.l2Coverage != openL2?.index
+        {
+            // Tables are opened, and others closed.
+            try MemoryMargin.check(for: 4 * Int(clusterSize))
+        }
         var placement = Placement()
         for piece in pieces {
             let start = piece.guestRange.lowerBound

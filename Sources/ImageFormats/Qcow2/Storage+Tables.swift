@@ -3,6 +3,9 @@ import ImageStorage
 
 // Tables of big-endian numbers, read and written where they lie.
 extension Storage {
+    /// Longer than a slice of an L2 table, of which many are read: in bytes.
+    private static var longTable: Int64 { 256 << 10 }
+
     /// - Throws: `ImageError` if the range reaches beyond the end.
     func readBytes(
         at offset: HostOffset, count: Int64, _ what: String
@@ -28,8 +31,8 @@ extension Storage {
                 "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
                     + "(\(size) bytes): the image is cut short or damaged")
         }
-        // What is read is copied once.
-        try MemoryMargin.check(for: 2 * Int(count))
+        // Shorter ones fit into the margin of whoever keeps them.
+        if count > Self.longTable { try MemoryMargin.check(for: 2 * Int(count)) }
         var buffer = try IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes
         try await read(into: &span, at: offset.bytes)

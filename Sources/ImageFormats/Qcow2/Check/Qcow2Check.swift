@@ -83,7 +83,9 @@ final class Qcow2Checker {
     /// More than cores: a batch may wait for its turn.
     static let batchesInFlight = 4
     /// Each can cost a chunk of the counts, long ones more.
-    private static let runsPerMargin = 256
+    private static let runsPerMargin = 1024
+    /// What is read of tables before memory is asked for again, in bytes.
+    private static let bytesPerMargin: Int64 = 64 << 10
     /// What qemu checks at most, in clusters.
     private static let maximumClusters = Int64(Int32.max)
 
@@ -209,9 +211,11 @@ extension Qcow2Checker {
         let clusterSize = context.geometry.clusterSize
         var collector = ReferenceCollector(context)
         var buffer = try IOBuffer(byteCount: Int(clusterSize))
-        for entry in l1 {
+        let tablesPerMargin = Int(max(1, bytesPerMargin / clusterSize))
+        for (number, entry) in l1.enumerated() {
+            // Each entry can bring a message.
+            if number % tablesPerMargin == 0 { try MemoryMargin.check() }
             guard let offset = collector.addL1Entry(entry) else { continue }
-            try MemoryMargin.check()
             // Whatever lies there: a table that is cut short goes on with zeros.
             let count = try await storage.readAvailable(into: &buffer, at: offset)
             guard count > 0 else { continue }
