@@ -50,7 +50,8 @@ public struct CallTimes: Sendable, Equatable {
             calls: left.calls - right.calls, sleeps: left.sleeps - right.sleeps)
     }
 
-    /// Makes a system call in this thread, and nothing beside it. Measuring leaves no trace in errno.
+    /// Makes a system call in this thread, and nothing beside it. Measuring leaves no trace in
+    /// errno.
     package static func measure<Result>(_ call: () -> Result) -> (result: Result, times: CallTimes)
     {
         let start = ContinuousClock.now

@@ -4,10 +4,10 @@ import Glibc
 
 /// The threads on which a conversion runs: threads that may block in a system call.
 ///
-/// Swift's default pool has one thread per core, and a `pread` that waits for a disk would hold one of them. Work under
-/// `IOExecutor.run` runs here instead: child tasks and actors inherit the preference. `ThreadRoster` decides how many
-/// threads there are. They live as long as the process, because the runtime keeps unowned references to an executor for
-/// as long as it likes.
+/// Swift's default pool has one thread per core, and a `pread` that waits for a disk would hold one
+/// of them. Work under `IOExecutor.run` runs here instead: child tasks and actors inherit the
+/// preference. `ThreadRoster` decides how many threads there are. They live as long as the process,
+/// because the runtime keeps unowned references to an executor for as long as it likes.
 public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     public static let shared = IOExecutor()
 
@@ -81,7 +81,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         return result
     }
 
-    /// Releases the mutex and sees to it that a thread comes for what waits, if there is a core for it.
+    /// Releases the mutex, and calls a thread for the jobs that wait if there is a core for it.
     private func unlockAndCall() {
         let call = roster.call(for: jobs.count)
         if call == .idleThread { calls += 1 }
@@ -101,7 +101,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         // With one thread or more the job will get its turn, and `start` made sure of the first.
         precondition(
             roster.threads > 0, "cannot start a thread: \(String(cString: strerror(status)))")
-        // Somebody may have gone to sleep because that one was coming.
+        // Another thread may have gone to sleep because that one was coming.
         guard roster.idle > 0 else {
             _ = pthread_mutex_unlock(mutex)
             return
@@ -116,7 +116,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
             roster.arrive()
             while !jobs.isEmpty, roster.mayGoOn {
                 let job = jobs.removeFirst()
-                // Whoever was called for a job may have found several.
+                // A thread that was called for one job may have found several.
                 unlockAndCall()
                 job.runSynchronously(on: asUnownedTaskExecutor())
                 pthread_mutex_lock(mutex)

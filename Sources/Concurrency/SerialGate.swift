@@ -1,13 +1,13 @@
 import Synchronization
 
-/// Lets callers through one at a time in the order in which they come, also where whoever is inside waits for something:
-/// an actor would let the next one in meanwhile.
+/// Lets callers through one at a time in the order in which they come. An actor would let the next
+/// caller in while the first one waits for something.
 package final class SerialGate: Sendable {
     private let line = Mutex(WaitingLine<CheckedContinuation<Void, Never>>())
 
     package init() {}
 
-    /// Whoever enters leaves, whatever happens. A task that is cancelled gets its turn, too, to find that out.
+    /// Each caller that enters has to leave. A cancelled task gets its turn, too, to find that out.
     package func enter() async {
         if line.withLock({ $0.enter() }) { return }
         await withCheckedContinuation { continuation in
@@ -19,7 +19,8 @@ package final class SerialGate: Sendable {
     package func leave() { line.withLock { $0.leave() }?.resume() }
 }
 
-/// Who is inside and who waits: the state of a `SerialGate`, which resumes the waiters it is handed.
+/// Who is inside and who waits: the state of a `SerialGate`, which resumes the waiters it is
+/// handed.
 struct WaitingLine<Waiter> {
     private var isTaken = false
     private var waiters: [Waiter] = []

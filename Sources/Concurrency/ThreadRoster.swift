@@ -1,9 +1,9 @@
 /// Which threads of an executor work, and when another one is needed. Pure.
 ///
-/// No more threads compute than there are cores: more would take turns on them, each with a buffer of its own in the
-/// cache. Only for a thread that may sleep in a system call another one comes.
+/// No more threads compute than there are cores: more would take turns on them, each with a buffer
+/// of its own in the cache. Only for a thread that may sleep in a system call another one comes.
 struct ThreadRoster {
-    /// What the executor has to do for a job that waits.
+    /// The thread that the executor has to call for a job that waits.
     enum Call: Equatable {
         case nobody
         case idleThread
@@ -51,7 +51,8 @@ struct ThreadRoster {
         coming -= 1
     }
 
-    /// Whether a thread that is done with a job may take the next one: not if others have come back to all cores.
+    /// Whether a thread that is done with a job may take the next one: not if others have come back
+    /// to all cores.
     var mayGoOn: Bool { busy <= cores }
 
     /// A thread has nothing to do, or no core to do it on, and goes to sleep.
@@ -63,6 +64,6 @@ struct ThreadRoster {
     /// A thread begins a system call in which it may sleep.
     mutating func leaveCore() { busy -= 1 }
 
-    /// The system call has returned; nobody can be sent away for that.
+    /// The system call has returned, whether there is a core for the thread or not.
     mutating func comeBack() { busy += 1 }
 }

@@ -1,6 +1,7 @@
 import Synchronization
 
-/// Lets callers through one at a time in the order of their numbers. Each enters once, or skips its turn.
+/// Lets callers through one at a time in the order of their numbers. Each enters once, or skips its
+/// turn.
 package final class TurnGate: Sendable {
     private let order = Mutex(TurnOrder<CheckedContinuation<Void, any Error>>())
 
@@ -45,7 +46,8 @@ struct TurnOrder<Waiter> {
     private var waiters: [Int: Waiter] = [:]
     /// Cancelled before they arrived.
     private var cancelled: Set<Int> = []
-    /// Larger than `turn`. While one waits for its disk there can be as many as the others find with nothing to write.
+    /// Larger than `turn`. While one waits for its disk there can be as many as the others find
+    /// with nothing to write.
     private var skipped: Set<Int> = []
 
     func enter(_ number: Int) -> Bool { number == turn }

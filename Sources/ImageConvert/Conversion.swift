@@ -51,9 +51,10 @@ public struct Conversion: Sendable {
     public var slice: BlockSlice?
     /// How the digest is computed, if one is asked for and none is expected.
     public var digestAlgorithm = DigestAlgorithm.blkhash
-    /// Told the digest of the guest disk once all of it has passed by, before the target gets its name.
+    /// Told the digest of the guest disk once all of it has passed by, before the target gets its
+    /// name.
     public var onDigest: (@Sendable (_ digest: DiskDigest) -> Void)?
-    /// What that has to be.
+    /// The conversion fails if the digest is another one.
     public var expectedDigest: DiskDigest?
     /// Told what a person should know though it is no failure.
     public var onWarning: (@Sendable (_ message: String) -> Void)?

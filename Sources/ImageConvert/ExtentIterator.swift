@@ -90,8 +90,8 @@ public actor ExtentIterator {
     private var sequence = 0
     /// The extent that `position` lies in.
     private var current: Extent?
-    /// While one caller waits for the source, the actor would let the next one in; with both half-way
-    /// through the walk, chunks would come out of order.
+    /// While one caller waits for the source, the actor would let the next one in; with both
+    /// half-way through the walk, chunks would come out of order.
     private let walk = SerialGate()
     /// Ranges that could not be shared after all, to be copied.
     private var left: [Range<Int64>] = []

@@ -36,8 +36,8 @@ final class NBDConnectionPool: Sendable {
 
     var count: Int { connections.count }
 
-    /// Hands a request to a connection that has room for it; to one that has to be made first only if the others are
-    /// full.
+    /// Hands a request to a connection that has room for it; to one that has to be made first only
+    /// if the others are full.
     func submit(_ request: NBDRequest) {
         let start = turn.wrappingAdd(1, ordering: .relaxed).oldValue
         var best = connections[start % count]

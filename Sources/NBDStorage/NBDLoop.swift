@@ -5,7 +5,8 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// A thread that waits for the answers of several connections, of a source's and of a target's alike.
+/// A thread that waits for the answers of several connections, of a source's and of a target's
+/// alike.
 ///
 /// Loops are few and live as long as the process.
 final class NBDLoop: @unchecked Sendable {

@@ -9,9 +9,9 @@ struct DigestCommand: ImageCommand {
         commandName: "digest",
         abstract: "Print the digest of a disk image's content.",
         discussion: """
-            It is that of the guest disk, the same for every format and for what is sparse or compressed. The \
-            default, blkhash, is what blksum prints, and is computed on all cores; zeros cost no time. sha256 is what \
-            sha256sum says of the disk as a raw image.
+            It is that of the guest disk, the same for every format and for what is sparse or \
+            compressed. The default, blkhash, is what blksum prints, and is computed on all cores; \
+            zeros cost no time. sha256 is what sha256sum says of the disk as a raw image.
 
             Example: swimg digest -f qcow2 disk.qcow2
             """)

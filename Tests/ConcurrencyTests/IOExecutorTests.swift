@@ -17,7 +17,8 @@ import Testing
         }
     }
 
-    /// Threads that sleep in system calls are as many as there are jobs, and cores are not left idle for them.
+    /// Threads that sleep in system calls are as many as there are jobs, and cores are not left
+    /// idle for them.
     @Test func systemCallsOverlap() async {
         let calling = Counter()
         let jobs = 4 * IOExecutor.coreCount

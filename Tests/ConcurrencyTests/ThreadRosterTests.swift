@@ -83,7 +83,8 @@ import Testing
         }
     }
 
-    /// Every order of up to twelve events on two cores, with up to four threads and three jobs that wait.
+    /// Every order of up to twelve events on two cores, with up to four threads and three jobs that
+    /// wait.
     @Test func everyOrderOfEvents() {
         let cores = 2
         let limit = 4
@@ -104,7 +105,8 @@ import Testing
                     if event != .systemCallDone {
                         #expect(roster.busy <= max(cores, state.roster.busy))
                     }
-                    // A job that waits has somebody: one who comes for it, or who will look when done.
+                    // A job that waits has a thread: one that comes for it, or looks for it when
+                    // done.
                     #expect(model.jobs == 0 || roster.busy + model.calling > 0, "\(model)")
                     if seen.insert(model).inserted { next.append(new) }
                 }
@@ -130,7 +132,7 @@ import Testing
         #expect(roster.call(for: 2) == .idleThread)
     }
 
-    @Test func whoeverIsDoneGivesWayToThoseWhoCameBack() {
+    @Test func aThreadThatIsDoneGivesWayToThoseThatCameBack() {
         var roster = ThreadRoster(cores: 1, limit: 8)
         #expect(roster.call(for: 1) == .newThread)
         roster.arrive()

@@ -17,8 +17,8 @@ import Testing
         #expect(isInside, "it was left by all")
     }
 
-    /// Somebody may leave between the look and the arrival.
-    @Test func whoeverArrivesLateIsInside() {
+    /// The one inside may leave between the look and the arrival.
+    @Test func aCallerThatArrivesLateIsInside() {
         var line = WaitingLine<Int>()
         _ = line.enter()
         let isInside = line.enter()

@@ -7,7 +7,7 @@ import Testing
     /// As many cores take as many buffers.
     static let isSmallMachine = ProcessInfo.processInfo.activeProcessorCount <= 8
 
-    /// What the program takes beside its buffers, in MiB: this build of it is the larger one.
+    /// The memory of the program beside its buffers, in MiB. The build for tests takes more.
     static let program = 18
 
     /// However many may work, and whatever they wait for. 64 buffers of 448 KiB alone would be 28

@@ -103,7 +103,8 @@ import Testing
         #expect(mismatch(after, before) == nil, "\(outcome)")
     }
 
-    /// An entry that could be repaired, in a table that must not be written, goes on naming its clusters.
+    /// An entry that could be repaired, in a table that must not be written, goes on naming its
+    /// clusters.
     @Test func repairsThatCannotBeWritten() throws {
         try make("cluster_size=4k,preallocation=metadata", "2M")
         let patcher = try Qcow2Patcher(image)

@@ -2,7 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `digest` and `convert --digest` say what blksum and sha256sum say of the disk that qemu-img makes raw.
+/// `digest` and `convert --digest` say what blksum and sha256sum say of the disk that qemu-img
+/// makes raw.
 struct DigestTests {
     static let algorithms = ["blkhash", "sha256"]
 
@@ -23,7 +24,7 @@ struct DigestTests {
         #expect(try JSONDecoder().decode([String: String?].self, from: Data(json.utf8)) == expected)
     }
 
-    /// The numbers are what blksum 0.11 printed of these files. What ends within a sector is padded.
+    /// blksum 0.11 printed these numbers. A file that ends within a sector is padded.
     static let sums = [
         (0, "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc"),
         (65_536, "747f14d227d3e627485eb5c8f259dddff16ee248b453a55383d6f0887827c97e"),
@@ -80,7 +81,8 @@ struct DigestTests {
         }
     }
 
-    /// Pieces of data and zeros that cut blocks of 64 KiB anywhere, in clusters smaller and larger than these.
+    /// Pieces of data and zeros that cut blocks of 64 KiB anywhere, in clusters smaller and larger
+    /// than these.
     @Test(
         .enabled(if: Qemu.isInstalled, "qemu-img makes the images"),
         arguments: ["512", "4k", "64k", "2M"])

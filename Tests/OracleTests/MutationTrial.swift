@@ -172,9 +172,9 @@ struct MutationTrial {
         for (number, disk) in before.snapshots.enumerated() {
             guard let disk else { continue }
             let after = try ownContent("copy", snapshot: number + 1)
-            // A snapshot is shown as large as the disk is now, and what it has behind the old end is
-            // its own: the disk may have been larger when it was taken.
-            // (An entry there can be one that qemu-img reads, "reserved bits in L1 and L2 entries".)
+            // A snapshot is shown as large as the disk is now, and what it has behind the old end
+            // is its own: the disk may have been larger when it was taken. (An entry there can be
+            // one that qemu-img reads, "reserved bits in L1 and L2 entries".)
             let known = min(size, way.expected(disk, size).count)
             let now =
                 try after == nil && size < way.newSize(size)

@@ -38,12 +38,12 @@ struct BlockHasher: ~Copyable, ByteSink {
     /// In bytes.
     static let blockSize: Int64 = 64 << 10
 
-    /// Those of the blocks that are whole, and have not been taken.
+    /// The hashes of the whole blocks, as far as they have not been taken.
     private var hashes = BlockHashes()
     private var inner: SHA256
     /// How much of a block has been begun, in bytes.
     private var filled: Int64 = 0
-    /// All of that is zeros, and `inner` has not seen them.
+    /// The begun block is all zeros so far, and `inner` has not seen them.
     private var isZero = true
 
     init() throws(ImageError) { inner = try SHA256() }

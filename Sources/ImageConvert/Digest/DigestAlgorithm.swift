@@ -10,7 +10,8 @@ public enum DigestAlgorithm: String, CaseIterable, Sendable {
     case sha256
 }
 
-/// The digest of a guest disk. It does not depend on the image's format, sparseness and compression.
+/// The digest of a guest disk. It does not depend on the image's format, sparseness and
+/// compression.
 public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
     public let algorithm: DigestAlgorithm
     /// 64 digits, lower case.

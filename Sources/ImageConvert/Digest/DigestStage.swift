@@ -5,9 +5,9 @@ import Synchronization
 
 /// A stage beside the others: the digest of the guest disk as it passes by.
 ///
-/// The blocks of a block hash are hashed by all workers beside each other, and only the hashes wait for their turn. A
-/// SHA-256 has to see one byte after the other: there workers wait for their turn, each with one chunk. Memory stays
-/// bounded by them.
+/// The blocks of a block hash are hashed by all workers beside each other, and only the hashes wait
+/// for their turn. A SHA-256 has to see one byte after the other: there workers wait for their
+/// turn, each with one chunk. Memory stays bounded by them.
 public final class DigestStage: Sendable {
     private enum Sum {
         case sha256(Shared<SHA256>)

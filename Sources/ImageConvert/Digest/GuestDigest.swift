@@ -4,7 +4,7 @@ import ImageStorage
 import NBDStorage
 import Synchronization
 
-/// One `swimg digest`: the digest of a guest disk, the same whatever the image's format, sparseness and compression.
+/// One `swimg digest`: the digest of a guest disk.
 public struct GuestDigest: Sendable {
     /// A path, or the name of an NBD export.
     public var name: ImageName

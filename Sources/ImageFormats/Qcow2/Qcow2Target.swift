@@ -27,7 +27,8 @@ public final class Qcow2Target: ImageTarget {
     ///   - compress: store clusters compressed where that makes them smaller.
     ///   - minSparse: 0 stores zeros like data; otherwise a cluster of zeros is not stored.
     ///   - writesData: false makes an image that holds nothing: only `prepare` and `finish` follow.
-    /// - Throws: `ImageError` for options that contradict each other or the size, and for want of memory.
+    /// - Throws: `ImageError` for options that contradict each other or the size, and for want of
+    ///   memory.
     public init(
         storage: any Storage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
         minSparse: Int, writesData: Bool = true

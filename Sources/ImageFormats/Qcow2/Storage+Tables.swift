@@ -31,7 +31,7 @@ extension Storage {
                 "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
                     + "(\(size) bytes): the image is cut short or damaged")
         }
-        // Shorter ones fit into the margin of whoever keeps them.
+        // Shorter tables fit into the margin that their readers ask for.
         if count > Self.longTable { try MemoryMargin.check(for: 2 * Int(count)) }
         var buffer = try IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes

@@ -18,7 +18,7 @@ enum Syscall {
         }
     }
 
-    /// The same for a call that moves data, or makes zeros.
+    /// Makes a call that moves data or makes zeros, and measures it.
     ///
     /// - Parameter note: told the time of each call.
     @inline(__always)

@@ -75,7 +75,7 @@ final class Qcow2Checker {
     /// when needed.
     var sharedTables: [Int: UInt64]?
     var hasReportedUnalignedBlock = false
-    /// What is found now has been told.
+    /// Findings are not told: they have been told before.
     var isSilent = false
 
     /// What a child task reads and counts at a time, in bytes.
@@ -84,7 +84,7 @@ final class Qcow2Checker {
     static let batchesInFlight = 4
     /// Each can cost a chunk of the counts, long ones more.
     private static let runsPerMargin = 1024
-    /// What is read of tables before memory is asked for again, in bytes.
+    /// The bytes of tables that are read before memory is asked for again.
     private static let bytesPerMargin: Int64 = 64 << 10
     /// What qemu checks at most, in clusters.
     private static let maximumClusters = Int64(Int32.max)

@@ -133,8 +133,8 @@ extension Qcow2Checker {
         damage.corruptionsFixed -= failed
     }
 
-    /// Gives up the repairs of entries in tables that must not be written. What such entries name stays named, so
-    /// everything is counted again.
+    /// Gives up the repairs of entries in tables that must not be written. Such entries go on
+    /// naming their clusters, so all references are counted again.
     ///
     /// - Returns: how many they are.
     private func dropImpossibleRepairs(_ snapshots: Snapshots) async throws -> Int64 {
