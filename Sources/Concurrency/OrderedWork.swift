@@ -1,12 +1,12 @@
 /// Does work on items beside each other, and hands over what came of it in their order.
 ///
 /// - Parameters:
-///   - width: how many are worked on at once, or wait to be handed over.
+///   - width: how many are worked on at once, or wait to be handed over; asked again and again.
 ///   - work: runs in child tasks.
 ///   - use: runs in the caller's task, never beside itself.
 /// - Throws: the first error of either; the other tasks are cancelled then.
 package func inOrder<Item: Sendable, Product: Sendable>(
-    _ items: some Sequence<Item>, width: Int,
+    _ items: some Sequence<Item>, width: @autoclosure () -> Int,
     work: @escaping @Sendable (Item) async throws -> Product,
     use: (Product) async throws -> Void
 ) async throws {
@@ -22,11 +22,12 @@ package func inOrder<Item: Sendable, Product: Sendable>(
             group.addTask { (number, try await work(item)) }
             return true
         }
-        for _ in 0..<width where !start() { break }
+        func fill() { while started - used < width(), start() {} }
+        fill()
         while used < started {
             while let product = waiting.removeValue(forKey: used) {
                 used += 1
-                _ = start()
+                fill()
                 try await use(product)
             }
             guard used < started, let (number, product) = try await group.next() else { continue }

@@ -40,6 +40,14 @@ package struct Window {
         }
     }
 
+    /// Where waiting is what takes the time, a request costs the same, however long; and fewer
+    /// writers wait for a file's lock. In bytes.
+    fileprivate static let longChunk: Int64 = 4 << 20
+    /// The longest chunk where few chunks are allowed, in bytes.
+    fileprivate static let longestChunk: Int64 = 8 << 20
+    /// More wait for nothing but each other.
+    fileprivate static let mostChunks = 64
+
     private(set) var size: Int
     /// The length of a chunk, in bytes.
     private(set) var chunkSize: Int64
@@ -79,6 +87,8 @@ package struct Window {
     /// The window holds this many times the bytes that the cores could copy: the times of a few
     /// calls allow no more than a guess.
     private static let margin = 2.0
+    /// What copying takes on an ordinary core, to begin with, in nanoseconds a byte.
+    private static let copying = 0.5
     /// The throughput of a window that has grown has to be this many times the one before.
     private static let gain = 1.2
     /// The number of windows of chunks before another attempt; twice as many after each one in
@@ -103,15 +113,28 @@ package struct Window {
         size = max(size, base)
     }
 
+    /// A chunk has been read, and is still to be written. Before the first chunk is done this is
+    /// all that is known, and the sooner the window grows the better.
+    ///
+    /// - Parameters:
+    ///   - count: how long the chunk is, in bytes.
+    ///   - times: of all calls since the last time.
+    mutating func noteRead(bytes count: Int64, times: CallTimes, now: Int64) {
+        recent.times = recent.times.faded + times
+        recent.bytes = recent.bytes * 7 / 8 + Double(count)
+        recent.chunks = recent.chunks * 7 / 8 + 1
+        let wanted = wanted
+        guard isFirstRound, chunks == 0, wanted.bytes > inFlight + inFlight / 2 else { return }
+        grow(to: wanted, coming: inFlight, now)
+    }
+
     /// A chunk is done.
     ///
     /// - Parameters:
     ///   - count: how long it was, in bytes.
-    ///   - times: of all calls since the last one.
+    ///   - times: of all calls since the last time.
     mutating func noteChunk(bytes count: Int64, times: CallTimes, now: Int64) {
-        recent.times = recent.times.faded + times
-        recent.bytes = recent.bytes * 7 / 8 + Double(count)
-        recent.chunks = recent.chunks * 7 / 8 + 1
+        recent.times = recent.times + times
         if let trial, trial.skipped > 0 {
             self.trial?.skipped -= 1
             return restart(now)
@@ -123,7 +146,7 @@ package struct Window {
         if let trial {
             if chunks >= size { end(trial, now) }
         } else if isRateKnown, rest == 0, wanted.bytes > inFlight + inFlight / 2 {
-            grow(to: wanted, now)
+            grow(to: wanted, coming: bytes / Int64(chunks) * Int64(max(chunks, size)), now)
         } else {
             shrinkIfCalm(wanted, now)
             if chunks >= size { restart(now) }
@@ -149,7 +172,8 @@ package struct Window {
         )
         guard recent.bytes > 0, isWide || recent.times.isWaiting else { return least }
         let wait = (recent.times.wall - recent.times.work) / recent.chunks
-        let work = max(1e-3, recent.times.work / recent.bytes)
+        // The first chunk can be a short one, which says little about copying.
+        let work = isFirstRound ? Self.copying : max(1e-3, recent.times.work / recent.bytes)
         let most = Double(bounds.most) * Double(bounds.longestChunk)
         let bytes = Int64(min(most, Self.margin * wait / work * Double(bounds.cores)))
         guard bytes > least.bytes else { return least }
@@ -160,12 +184,12 @@ package struct Window {
         return (Int64(size) * chunkSize, size, chunkSize)
     }
 
+    /// - Parameter coming: the bytes that this window is about to have moved since `start`.
     private mutating func grow(
-        to wanted: (bytes: Int64, size: Int, chunkSize: Int64), _ now: Int64
+        to wanted: (bytes: Int64, size: Int, chunkSize: Int64), coming: Int64, _ now: Int64
     ) {
-        let coming = Double(bytes) / Double(chunks) * Double(max(chunks, size))
         trial = Trial(
-            size: size, chunkSize: chunkSize, rate: coming / Double(max(1, now - start)),
+            size: size, chunkSize: chunkSize, rate: Double(coming) / Double(max(1, now - start)),
             skipped: size)
         (size, chunkSize) = (wanted.size, wanted.chunkSize)
         restart(now)
@@ -200,5 +224,28 @@ package struct Window {
         start = now
         chunks = 0
         bytes = 0
+    }
+}
+
+extension Window.Bounds {
+    /// As much at once as fits into the memory for it.
+    ///
+    /// - Parameters:
+    ///   - base: the number of chunks that is enough where copying is the work.
+    ///   - limit: the largest number of chunks; nil for no other limit than the memory.
+    ///   - memory: for all chunks together, in bytes.
+    ///   - unit: lengths of chunks are multiples of this, in bytes.
+    ///   - shortChunk: the length of a chunk where copying is the work, in bytes.
+    package init(base: Int, limit: Int?, memory: Int64, unit: Int64, shortChunk: Int64) {
+        let limit = min(limit ?? .max, Window.mostChunks)
+        self.base = max(1, min(base, limit, Int(memory / shortChunk)))
+        self.unit = unit
+        self.shortChunk = shortChunk
+        longChunk = max(
+            shortChunk, min(Window.longChunk, memory / Int64(self.base)).roundedDown(to: unit))
+        most = max(self.base, min(limit, Int(memory / longChunk)))
+        longestChunk = max(
+            longChunk, min(Window.longestChunk, memory / Int64(most)).roundedDown(to: unit))
+        cores = IOExecutor.coreCount
     }
 }

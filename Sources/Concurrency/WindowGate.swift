@@ -8,7 +8,8 @@ package final class WindowGate: Sendable {
 
     /// - Parameter meters: of the storages that the chunks come from and go to.
     package init(_ bounds: Window.Bounds, meters: [CallMeter]) {
-        queue = Mutex(WindowQueue(Window(bounds, now: 0)))
+        let begin = meters.reduce(CallTimes()) { $0 + $1.total }
+        queue = Mutex(WindowQueue(Window(bounds, now: 0), total: begin))
         self.meters = meters
     }
 
@@ -27,20 +28,29 @@ package final class WindowGate: Sendable {
         for newcomer in queue.withLock({ $0.raiseBase(to: count) }) { newcomer.resume() }
     }
 
-    fileprivate func leave(bytes: Int64) {
-        let total = meters.reduce(CallTimes()) { $0 + $1.total }
-        let now = Int64(begin.nanoseconds(to: .now))
-        let newcomers = queue.withLock { $0.leave(bytes: bytes, total: total, now: now) }
-        for newcomer in newcomers { newcomer.resume() }
+    fileprivate func noteRead(bytes: Int64) {
+        let (total, now) = (total, now)
+        for newcomer in queue.withLock({ $0.noteRead(bytes: bytes, total: total, now: now) }) {
+            newcomer.resume()
+        }
     }
+
+    fileprivate func leave(bytes: Int64) {
+        let (total, now) = (total, now)
+        for newcomer in queue.withLock({ $0.leave(bytes: bytes, total: total, now: now) }) {
+            newcomer.resume()
+        }
+    }
+
+    private var total: CallTimes { meters.reduce(CallTimes()) { $0 + $1.total } }
+    private var now: Int64 { Int64(begin.nanoseconds(to: .now)) }
 }
 
 /// The right to have one chunk on its way.
 package struct WindowPass: ~Copyable {
     /// The length that the chunk should have, in bytes.
     package let chunkSize: Int64
-    /// The length that the chunk has, in bytes.
-    package var bytes: Int64 = 0
+    private var bytes: Int64 = 0
     private let gate: WindowGate
 
     fileprivate init(_ gate: WindowGate, chunkSize: Int64) {
@@ -52,6 +62,15 @@ package struct WindowPass: ~Copyable {
     /// while the writer is slow, to have enough ready when it is fast again.
     package func noteCompressed() { gate.raiseBase(to: 3 * IOExecutor.coreCount + 1) }
 
+    /// The chunk is about to be written.
+    ///
+    /// - Parameter bytes: its length, which counts as no more than it should have been: zeros are
+    ///   longer, and cost no more.
+    package mutating func noteRead(bytes: Int64) {
+        self.bytes = min(bytes, chunkSize)
+        gate.noteRead(bytes: self.bytes)
+    }
+
     deinit { gate.leave(bytes: bytes) }
 }
 
@@ -61,9 +80,13 @@ struct WindowQueue<Waiter> {
     private(set) var window: Window
     private(set) var inside = 0
     private(set) var waiters: [Waiter] = []
-    private var total = CallTimes()
+    private var total: CallTimes
 
-    init(_ window: Window) { self.window = window }
+    /// - Parameter total: of all calls that there have been.
+    init(_ window: Window, total: CallTimes = CallTimes()) {
+        self.window = window
+        self.total = total
+    }
 
     /// - Returns: how long the chunk should be, in bytes; nil if there is no room.
     mutating func enter() -> Int64? {
@@ -82,6 +105,14 @@ struct WindowQueue<Waiter> {
     /// - Returns: who is inside now, too, those first who waited longest.
     mutating func raiseBase(to count: Int) -> [Waiter] {
         window.raiseBase(to: count)
+        return fill()
+    }
+
+    /// - Parameter total: of all calls that there have been.
+    /// - Returns: who is inside now, too.
+    mutating func noteRead(bytes: Int64, total: CallTimes, now: Int64) -> [Waiter] {
+        window.noteRead(bytes: bytes, times: total - self.total, now: now)
+        self.total = total
         return fill()
     }
 

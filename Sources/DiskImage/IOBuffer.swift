@@ -7,14 +7,21 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
     /// Enough for O_DIRECT on every device with sectors of up to 4 KiB.
     public static let alignment = 4096
 
+    /// The first touch of a huge page takes a tenth of the time that those of so many small ones
+    /// take.
+    private static let hugePage = 2 << 20
+
     private let memory: UnsafeMutableRawBufferPointer
 
     /// - Parameter byteCount: in bytes, 0 allowed.
     /// - Throws: `ImageError` if there is not as much memory to be had.
     public init(byteCount: Int) throws(ImageError) {
         var start: UnsafeMutableRawPointer?
-        let status = posix_memalign(&start, Self.alignment, byteCount)
+        let isLong = byteCount >= Self.hugePage
+        let status = posix_memalign(&start, isLong ? Self.hugePage : Self.alignment, byteCount)
         guard status == 0 else { throw .outOfMemory(byteCount) }
+        // Advice: where there are no huge pages it takes small ones.
+        if isLong { _ = madvise(start, byteCount.roundedDown(to: Self.hugePage), MADV_HUGEPAGE) }
         memory = UnsafeMutableRawBufferPointer(start: start, count: byteCount)
     }
 

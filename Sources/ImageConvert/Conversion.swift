@@ -113,7 +113,7 @@ public struct Conversion: Sendable {
             conversion: conversion, input: input, parameters: parameters, qcow2: created,
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
             requestSize: opened.map(\.requestSize).max() ?? 0,
-            readMeters: opened.flatMap { $0.layers.map(\.storage.readMeter) })
+            sources: opened.flatMap { $0.layers.map(\.storage) })
         var targetNBD = nbd
         targetNBD.writesThrough = targetCacheMode.isSynchronous
         // A raw export may be written back to itself: each range is read before it is written. Where a range comes from

@@ -19,12 +19,6 @@ public struct Pipeline: Sendable {
     public static let defaultChunk: Int64 = 448 << 10
     /// Compressing takes so long that larger chunks would only cost memory, in bytes.
     public static let chunkToCompress: Int64 = 64 << 10
-    /// Where waiting is what takes the time, in bytes: a request costs the same, however long.
-    private static let longChunk: Int64 = 2 << 20
-    /// The longest chunk where few chunks are allowed, in bytes.
-    private static let longestChunk: Int64 = 8 << 20
-    /// More wait for nothing but each other.
-    private static let mostChunks = 64
     /// The limit for all buffers unless another one is given, in bytes.
     public static let defaultMemory: Int64 = 64 << 20
 
@@ -79,7 +73,10 @@ public struct Pipeline: Sendable {
         // From files without holes zeros were never left out: there they are looked for.
         let sharesUnread =
             digest == nil && target.sharesUnread ? try await source.isSparse() : false
-        let bounds = bounds(target, chunkSize, unit: smallest)
+        // A target that compresses needs a second buffer for each chunk.
+        let bounds = Window.Bounds(
+            base: workers, limit: mostWorkers, memory: target.compresses ? memory / 2 : memory,
+            unit: smallest, shortChunk: chunkSize)
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
@@ -105,11 +102,9 @@ public struct Pipeline: Sendable {
                             var pass = await window.enter()
                             guard let chunk = try await iterator.next(upTo: pass.chunkSize)
                             else { break }
-                            // Zeros are longer, and cost no more.
-                            pass.bytes = min(chunk.length, pass.chunkSize)
                             if chunk.isCompressed { pass.noteCompressed() }
                             do {
-                                let rest = try await stages.carry(chunk, within: pass.chunkSize)
+                                let rest = try await stages.carry(chunk, with: &pass)
                                 if chunk.isShared { await iterator.takeBack(rest) }
                             } catch {
                                 if chunk.isShared { await iterator.takeBack([]) }
@@ -130,23 +125,6 @@ public struct Pipeline: Sendable {
         }
         progress.reach(source.virtualSize)
     }
-
-    /// - Parameter unit: what chunks are multiples of, in bytes.
-    private func bounds(
-        _ target: any ImageTarget, _ chunkSize: Int64, unit: Int64
-    ) -> Window.Bounds {
-        // A target that compresses needs a second buffer for each chunk.
-        let memory = target.compresses ? memory / 2 : memory
-        let limit = min(mostWorkers ?? .max, Self.mostChunks)
-        let base = max(1, min(workers, limit, Int(memory / chunkSize)))
-        let long = max(chunkSize, min(Self.longChunk, memory / Int64(base)).roundedDown(to: unit))
-        let most = max(base, min(limit, Int(memory / long)))
-        let longest = max(
-            long, min(Self.longestChunk, memory / Int64(most)).roundedDown(to: unit))
-        return Window.Bounds(
-            base: base, most: most, unit: unit, shortChunk: chunkSize, longChunk: long,
-            longestChunk: longest, cores: IOExecutor.coreCount)
-    }
 }
 
 /// What a chunk passes through.
@@ -166,15 +144,17 @@ private struct Stages: Sendable {
         self.digest = digest
     }
 
-    /// - Parameter size: what chunks have at most at the moment, in bytes.
     /// - Returns: what could not be shared and has to be copied, if the chunk was to be.
-    func carry(_ chunk: Chunk, within size: Int64) async throws -> [Range<Int64>] {
+    func carry(
+        _ chunk: Chunk, with pass: inout WindowPass
+    ) async throws -> [Range<Int64>] {
         guard !chunk.isShared else { return try await share(chunk) }
         // Ranges that sharing left over may be cut in another way.
-        let count = max(Int(size), chunk.dataSize(reading.target.traits.granularity))
+        let count = max(Int(pass.chunkSize), chunk.dataSize(reading.target.traits.granularity))
         var data = try dataPool.take(byteCount: count)
         var encoded = try encodedPool.take(byteCount: reading.target.compresses ? count : 0)
         let pieces = try await reading.prepare(chunk, data: &data, encoded: &encoded)
+        pass.noteRead(bytes: chunk.length)
         try await digest?.add(chunk, data: data.bytes)
         let placement = try await writing.place(pieces, of: chunk, encoded: encoded.bytes)
         // Placing has copied what is compressed: others can use the memory while this chunk waits for its write.

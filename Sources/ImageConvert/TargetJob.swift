@@ -14,8 +14,8 @@ struct TargetJob {
     let requestsInFlight: Int
     /// And how long they should be, in bytes.
     let requestSize: Int64
-    /// The meters of all storages that are read.
-    let readMeters: [CallMeter]
+    /// All that is read.
+    let sources: [any Storage]
 
     private var isHashed: Bool {
         conversion.onDigest != nil || conversion.expectedDigest != nil
@@ -30,12 +30,10 @@ struct TargetJob {
 
     func write(to storage: any Storage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
-        // And a server's blocks are nowhere to be shared.
-        if !conversion.sharesBlocks || conversion.scannedMinSparse == 0 || requestsInFlight > 0
-            || parameters.preallocation.takesBlocks
-        {
-            (storage as? FileStorage)?.stopSharing()
-        }
+        let mayShare =
+            conversion.sharesBlocks && conversion.scannedMinSparse > 0
+            && !parameters.preallocation.takesBlocks
+        (storage as? FileStorage)?.stopSharing(unlessWith: mayShare ? sources : [])
         let whole = try input.padded(to: virtualSize())
         let input = try await fitted(whole, into: storage)
         let size = input.content.virtualSize
@@ -45,7 +43,7 @@ struct TargetJob {
             storesZeros: conversion.scannedMinSparse == 0)
         pipeline.mostWorkers = conversion.workers
         pipeline.memory = conversion.memory
-        pipeline.readMeters = readMeters
+        pipeline.readMeters = sources.map(\.readMeter)
         pipeline.writeMeter = storage.writeMeter
         let distant = storage.traits.requestsInFlight
         let wanted = distant + requestsInFlight

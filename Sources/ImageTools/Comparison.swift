@@ -25,11 +25,11 @@ public struct Comparison: Sendable {
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
     private static let workers = 8
-    /// What a worker compares at once, in bytes: the two pieces stay in the cache of its core.
+    /// What a worker compares at once where copying is the work, in bytes: both pieces stay in the
+    /// cache of its core.
     private static let pieceSize: Int64 = 128 << 10
-    /// What a worker takes at a time, in bytes. From a server smaller ones, so that all workers have one.
-    private static let cellSize: Int64 = 4 << 20
-    private static let distantCellSize: Int64 = 1 << 20
+    /// The limit for all buffers, in bytes.
+    private static let memory: Int64 = 64 << 20
 
     public init(_ first: ImageName, _ second: ImageName) {
         self.first = first
@@ -85,29 +85,31 @@ public struct Comparison: Sendable {
         if isStrict, pair.firstSize != pair.secondSize {
             result.difference = .size
         } else {
-            result.difference = try await firstDifference(
-                pair, requestsInFlight: images.0.requestsInFlight + images.1.requestsInFlight,
-                requestSize: max(images.0.requestSize, images.1.requestSize))
+            result.difference = try await firstDifference(pair, images)
         }
         return result
     }
 
     private func firstDifference(
-        _ pair: ImagePair, requestsInFlight: Int, requestSize: Int64
+        _ pair: ImagePair, _ images: (OpenedImage, OpenedImage)
     ) async throws -> Difference? {
-        let isDistant = requestsInFlight > 0
-        let pieceSize = max(
-            isDistant ? requestSize : Self.pieceSize, pair.readGranularity)
-        let cellSize = max(isDistant ? Self.distantCellSize : Self.cellSize, pieceSize)
         let size = pair.size
-        let cursor = ComparisonCursor(end: size, cellSize: cellSize) { [onProgress] done in
-            onProgress?(done, size)
-        }
-        let worker = ComparisonWorker(pair: pair, cursor: cursor, pieceSize: pieceSize)
-        let workers = min(Int64(max(Self.workers, requestsInFlight)), size / cellSize + 1)
+        let pieceSize = max(
+            Self.pieceSize, images.0.requestSize, images.1.requestSize, pair.readGranularity)
+        let requests = images.0.requestsInFlight + images.1.requestsInFlight
+        let bounds = Window.Bounds(
+            base: max(Self.workers, requests), limit: nil, memory: Self.memory / 2,
+            unit: pair.readGranularity, shortChunk: pieceSize)
+        let layers = images.0.layers + images.1.layers
+        let cursor = ComparisonCursor(end: size) { [onProgress] done in onProgress?(done, size) }
+        let worker = ComparisonWorker(
+            pair: pair, cursor: cursor,
+            window: WindowGate(bounds, meters: layers.map(\.storage.readMeter)))
         try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in
-                for _ in 0..<workers { group.addTask { try await worker.run() } }
+                for _ in 0..<min(Int64(bounds.most), size / pieceSize + 1) {
+                    group.addTask { try await worker.run() }
+                }
                 for try await _ in group {}
             }
         }

@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 import ImageStorage
 import Synchronization
@@ -14,7 +15,6 @@ final class ComparisonCursor: Sendable {
     }
 
     let end: Int64
-    private let cellSize: Int64
     private let state = Mutex(State())
     /// Looked at before each piece, so without the lock.
     private let foundOffset = Atomic<Int64>(.max)
@@ -23,9 +23,8 @@ final class ComparisonCursor: Sendable {
     /// - Parameters:
     ///   - end: of the disk, in bytes.
     ///   - report: told how much is done, in bytes, never less than before.
-    init(end: Int64, cellSize: Int64, report: @escaping @Sendable (Int64) -> Void) {
+    init(end: Int64, report: @escaping @Sendable (Int64) -> Void) {
         self.end = end
-        self.cellSize = cellSize
         self.report = report
     }
 
@@ -35,12 +34,13 @@ final class ComparisonCursor: Sendable {
     /// Where there is no need to look any more.
     var limit: Int64 { min(end, foundOffset.load(ordering: .relaxed)) }
 
+    /// - Parameter size: cells end at its multiples, in bytes.
     /// - Returns: nil at the end of what has to be compared.
-    func takeCell() -> Range<Int64>? {
+    func takeCell(_ size: Int64) -> Range<Int64>? {
         state.withLock {
             let start = $0.position
             guard start < $0.found?.offset ?? end else { return nil }
-            $0.position = end - start > cellSize ? (start + 1).roundedUp(to: cellSize) : end
+            $0.position = end - start > size ? (start + 1).roundedUp(to: size) : end
             return start..<$0.position
         }
     }
@@ -79,21 +79,27 @@ final class ComparisonCursor: Sendable {
     }
 }
 
-/// Compares one cell after the other.
+/// Compares one cell after the other, as long as the window says.
 struct ComparisonWorker: Sendable {
     let pair: ImagePair
     let cursor: ComparisonCursor
-    /// What is read at once, in bytes; cut at its multiples, so that no cluster is decompressed twice.
-    let pieceSize: Int64
+    let window: WindowGate
 
     func run() async throws {
-        var first = try IOBuffer(byteCount: Int(pieceSize))
-        var second = try IOBuffer(byteCount: Int(pieceSize))
-        while let cell = cursor.takeCell() {
+        var first = try IOBuffer(byteCount: 0)
+        var second = try IOBuffer(byteCount: 0)
+        while true {
+            var pass = await window.enter()
+            guard let cell = cursor.takeCell(pass.chunkSize) else { return }
             try Task.checkCancellation()
+            if first.byteCount < pass.chunkSize {
+                first = try IOBuffer(byteCount: Int(pass.chunkSize))
+                second = try IOBuffer(byteCount: Int(pass.chunkSize))
+            }
             let isZero = try await compare(cell, &first, &second)
+            pass.noteRead(bytes: Int64(cell.count))
             cursor.finish(cell)
-            if isZero { try await skipZeros(from: cell.upperBound) }
+            if isZero { try await skipZeros(from: cell.upperBound, step: pass.chunkSize) }
         }
     }
 
@@ -133,42 +139,30 @@ struct ComparisonWorker: Sendable {
         }
     }
 
-    /// Goes piece by piece over what has to be read.
-    ///
     /// - Returns: false if that is the end for this cell.
     private func compare(
         _ range: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
         _ second: inout IOBuffer
     ) async throws -> Bool {
-        var position = range.lowerBound
-        while position < range.upperBound {
-            guard position < cursor.limit else { return false }
-            let end = min(range.upperBound, (position + 1).roundedUp(to: pieceSize))
-            let piece = position..<end
-            do {
-                let found = try await firstDifference(in: piece, step, &first, &second)
-                if let found {
-                    let offset = position + Int64(found)
-                    cursor.found(.success(.content(at: offset)), at: offset)
-                    return false
-                }
-            } catch let error as ImageError {
-                cursor.found(.failure(Comparison.Failure(.reading, error)), at: position)
-                return false
-            }
-            position = end
+        do {
+            let found = try await firstDifference(in: range, step, &first, &second)
+            guard let found else { return true }
+            let offset = range.lowerBound + Int64(found)
+            cursor.found(.success(.content(at: offset)), at: offset)
+        } catch let error as ImageError {
+            cursor.found(.failure(Comparison.Failure(.reading, error)), at: range.lowerBound)
         }
-        return true
+        return false
     }
 
     private func firstDifference(
-        in piece: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
+        in range: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
         _ second: inout IOBuffer
     ) async throws -> Int? {
-        if step != .readSecond { try await Self.read(piece, of: pair.first, into: &first) }
-        if step != .readFirst { try await Self.read(piece, of: pair.second, into: &second) }
-        let one = first.bytes.extracting(0..<piece.count)
-        let other = second.bytes.extracting(0..<piece.count)
+        if step != .readSecond { try await Self.read(range, of: pair.first, into: &first) }
+        if step != .readFirst { try await Self.read(range, of: pair.second, into: &second) }
+        let one = first.bytes.extracting(0..<range.count)
+        let other = second.bytes.extracting(0..<range.count)
         return switch step {
         case .readFirst: ByteComparison.firstNonzero(one)
         case .readSecond: ByteComparison.firstNonzero(other)
@@ -177,20 +171,20 @@ struct ComparisonWorker: Sendable {
     }
 
     private static func read(
-        _ piece: Range<Int64>, of source: any ImageSource, into buffer: inout IOBuffer
+        _ range: Range<Int64>, of source: any ImageSource, into buffer: inout IOBuffer
     ) async throws {
         var all = buffer.mutableBytes
-        var part = all.slice(0..<piece.count)
-        try await source.read(into: &part, at: piece.lowerBound)
+        var part = all.slice(0..<range.count)
+        try await source.read(into: &part, at: range.lowerBound)
     }
 
     /// Lets the cursor pass over zeros that follow, looking twice as far each time: a terabyte of nothing is done
     /// in a moment, and little is looked at in vain where zeros and data alternate.
-    private func skipZeros(from start: Int64) async throws {
+    private func skipZeros(from start: Int64, step: Int64) async throws {
         guard cursor.beginSkipping() else { return }
         defer { cursor.endSkipping() }
         var position = start
-        var reach = pieceSize
+        var reach = step
         while position < cursor.limit {
             let limit = cursor.end - position > reach ? position + reach : cursor.end
             // A failure belongs to whoever compares that cell.

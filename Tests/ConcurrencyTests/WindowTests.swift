@@ -24,11 +24,19 @@ import Testing
 
     /// Carries chunks, as many at once as the window lets.
     final class Run {
+        /// A chunk is read, and then written.
+        private struct Call {
+            var isRead: Bool
+            var bytes: Int64
+            var end: Double
+            var times: CallTimes
+        }
+
         var window: Window
         var now = 0.0
         private(set) var done = 0.0
         private(set) var sizes: [Int] = []
-        private var flying: [(end: Double, bytes: Int64, times: CallTimes)] = []
+        private var flying: [Call] = []
         private var coreFree = Array(repeating: 0.0, count: Storage.cores)
         private var channelFree = 0.0
 
@@ -37,29 +45,43 @@ import Testing
         func carry(_ count: Int, on storage: Storage) {
             for _ in 0..<count {
                 while flying.count < window.size { begin(storage) }
+                carryOne(storage)
+            }
+        }
+
+        private func carryOne(_ storage: Storage) {
+            while true {
                 let index = flying.indices.min { flying[$0].end < flying[$1].end } ?? 0
-                let chunk = flying.remove(at: index)
-                now = max(now, chunk.end)
-                done += Double(chunk.bytes)
-                window.noteChunk(bytes: chunk.bytes, times: chunk.times, now: Int64(now))
-                sizes.append(window.size)
+                let call = flying.remove(at: index)
+                now = max(now, call.end)
+                if call.isRead {
+                    window.noteRead(bytes: call.bytes, times: call.times, now: Int64(now))
+                    begin(storage, bytes: call.bytes, isRead: false)
+                    while flying.count < window.size { begin(storage) }
+                } else {
+                    done += Double(call.bytes)
+                    window.noteChunk(bytes: call.bytes, times: call.times, now: Int64(now))
+                    return sizes.append(window.size)
+                }
             }
         }
 
         private func begin(_ storage: Storage) {
-            let bytes = window.chunkSize
+            begin(storage, bytes: window.chunkSize, isRead: true)
+        }
+
+        private func begin(_ storage: Storage, bytes: Int64, isRead: Bool) {
             let core = coreFree.indices.min { coreFree[$0] < coreFree[$1] } ?? 0
-            let work = Double(bytes) * storage.work
+            let work = Double(bytes) * storage.work / 2
             let copied = max(now, coreFree[core]) + work
             coreFree[core] = copied
-            let sent = max(copied, channelFree) + Double(bytes) / storage.bandwidth
+            let sent = max(copied, channelFree) + Double(bytes) / storage.bandwidth / 2
             channelFree = storage.bandwidth.isFinite ? sent : 0
-            let end = sent + storage.latency
+            let end = sent + storage.latency / 2
             flying.append(
-                (
-                    end, bytes,
-                    .call(wall: work + end - copied, work: work, slept: end > copied)
-                ))
+                Call(
+                    isRead: isRead, bytes: bytes, end: end,
+                    times: .call(wall: work + end - copied, work: work, slept: end > copied)))
         }
     }
 
@@ -176,9 +198,9 @@ import Testing
         #expect(newcomers == [1, 2, 3])
         #expect(queue.inside == 7)
         let total = CallTimes(wall: 50_000_000, work: 100_000, calls: 2, sleeps: 2)
-        let next = queue.leave(bytes: 448 << 10, total: total, now: 50_000_000)
+        let next = queue.noteRead(bytes: 448 << 10, total: total, now: 50_000_000)
         #expect(next == [4])
-        #expect(queue.window.size > 7 && queue.inside == 7)
+        #expect(queue.window.size > 8 && queue.inside == 8)
     }
 
     /// The gate is told sums, the window what has come since.
@@ -187,6 +209,8 @@ import Testing
         let total = CallTimes(wall: 50_000_000, work: 100_000, calls: 2, sleeps: 2)
         for number in 0..<200 {
             _ = queue.enter()
+            _ = queue.noteRead(
+                bytes: 448 << 10, total: total, now: 50_000_000 + Int64(number) * 200_000)
             let newcomers = queue.leave(
                 bytes: 448 << 10, total: total, now: 50_000_000 + Int64(number) * 200_000)
             #expect(newcomers.isEmpty)

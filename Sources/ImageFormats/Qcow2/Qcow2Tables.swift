@@ -12,6 +12,9 @@ final class Qcow2Tables: Sendable {
     /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some that
     /// whoever walks ahead of them has looked at. Small clusters' may be read twice.
     private static let cacheSize = 256 << 10
+    /// What is read ahead where reading waits, in bytes, and in how many slices at most.
+    private static let aheadSize: Int64 = 1 << 20
+    private static let mostAhead: Int64 = 32
 
     private let storage: any Storage
     private let geometry: Qcow2Geometry
@@ -53,18 +56,35 @@ final class Qcow2Tables: Sendable {
     }
 
     /// The L2 entries around a guest offset.
+    ///
+    /// - Parameter limit: how far the caller will go, in bytes.
     func entries(at offset: Int64, limit: Int64) async throws -> Entries {
-        let table = offset / geometry.l2Coverage
-        let entry = table < l1.count ? l1[Int(table)] : 0
-        guard let l2Offset = try l2Offset(entry, offset) else {
+        guard let slice = try slice(at: offset) else {
+            let table = offset / geometry.l2Coverage
             return Entries(words: [], range: offset..<endOfUnallocated(table, limit))
         }
+        if let words = cache.withLock({ $0.find(slice.offset) }) {
+            return Entries(words: words, range: slice.range)
+        }
+        let next = storage.readMeter.isWaiting ? slices(behind: slice, limit: limit) : []
+        return Entries(words: try await read(slice, with: next), range: slice.range)
+    }
+
+    /// Where a slice is in the file, and what it maps: guest offsets in bytes.
+    private struct Slice {
+        var offset: HostOffset
+        var range: Range<Int64>
+    }
+
+    /// - Returns: nil where there is no L2 table.
+    private func slice(at offset: Int64) throws(ImageError) -> Slice? {
+        let table = offset / geometry.l2Coverage
+        let entry = table < l1.count ? l1[Int(table)] : 0
+        guard let l2Offset = try l2Offset(entry, offset) else { return nil }
         let coverage = sliceBytes / 8 / geometry.wordsPerL2Entry * geometry.clusterSize
-        let slice = offset % geometry.l2Coverage / coverage
-        let start = table * geometry.l2Coverage + slice * coverage
-        return Entries(
-            words: try await self.slice(at: l2Offset + slice * sliceBytes),
-            range: start..<start + coverage)
+        let number = offset % geometry.l2Coverage / coverage
+        let start = table * geometry.l2Coverage + number * coverage
+        return Slice(offset: l2Offset + number * sliceBytes, range: start..<start + coverage)
     }
 
     /// Skips L1 entries without a table: a terabyte of nothing takes no time.
@@ -96,10 +116,43 @@ final class Qcow2Tables: Sendable {
         return offset == 0 ? nil : HostOffset(offset)
     }
 
-    private func slice(at offset: HostOffset) async throws -> [UInt64] {
-        if let known = cache.withLock({ $0.find(offset) }) { return known }
-        let words = try await storage.readWords(at: offset, bytes: sliceBytes, "L2 table")
-        cache.withLock { $0.insert(words, at: offset) }
+    /// Those that a walk comes to next, and that have to be read. A table that is damaged ends them:
+    /// the walk will find it.
+    private func slices(behind slice: Slice, limit: Int64) -> [Slice] {
+        var found: [Slice] = []
+        var offset = slice.range.upperBound
+        while offset < limit, found.count < min(Self.mostAhead, Self.aheadSize / sliceBytes) {
+            do throws(ImageError) {
+                guard let next = try self.slice(at: offset) else {
+                    offset = endOfUnallocated(offset / geometry.l2Coverage, limit)
+                    continue
+                }
+                if cache.withLock({ $0.find(next.offset) }) == nil { found.append(next) }
+                offset = next.range.upperBound
+            } catch {
+                break
+            }
+        }
+        return found
+    }
+
+    /// Reads slices all at once: where reading waits, they take no longer than one.
+    ///
+    /// - Parameter others: are kept for later; what is wrong with them is no matter yet.
+    private func read(_ slice: Slice, with others: [Slice]) async throws -> [UInt64] {
+        guard !others.isEmpty else { return try await read(slice) }
+        cache.withLock { $0.makeRoom(for: others.count + 1) }
+        return try await withThrowingTaskGroup(of: Void.self) { group in
+            for other in others { group.addTask { _ = try? await self.read(other) } }
+            let words = try await read(slice)
+            try await group.waitForAll()
+            return words
+        }
+    }
+
+    private func read(_ slice: Slice) async throws -> [UInt64] {
+        let words = try await storage.readWords(at: slice.offset, bytes: sliceBytes, "L2 table")
+        cache.withLock { $0.insert(words, at: slice.offset) }
         return words
     }
 }
@@ -111,11 +164,14 @@ private struct SliceCache {
         var lastUse: UInt64
     }
 
-    private let capacity: Int
+    private var capacity: Int
     private var items: [HostOffset: Item] = [:]
     private var clock: UInt64 = 0
 
     init(capacity: Int) { self.capacity = capacity }
+
+    /// So many are about to come, and all are to stay until they have been used.
+    mutating func makeRoom(for count: Int) { capacity = max(capacity, 2 * count) }
 
     mutating func find(_ offset: HostOffset) -> [UInt64]? {
         clock += 1

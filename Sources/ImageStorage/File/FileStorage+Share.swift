@@ -8,7 +8,29 @@ extension FileStorage {
     public var sharesBlocks: Bool { sharing.withLock { $0.isWorthTrying } }
 
     /// From now on everything has to be copied.
-    public func stopSharing() { sharing.withLock { $0.isWorthTrying = false } }
+    private func stopSharing() { sharing.withLock { $0.isWorthTrying = false } }
+
+    /// Stops sharing where the file system cannot share with any of these, so that nobody prepares
+    /// for it: they are devices, on another file system, or it has no reflinks.
+    public func stopSharing(unlessWith sources: [any Storage]) {
+        guard sharesBlocks else { return }
+        if !sources.contains(where: { ($0 as? FileStorage).map(canShare) ?? false }) {
+            stopSharing()
+        }
+    }
+
+    /// Asks for no bytes from the end of the source on: that changes nothing, and yet the kernel
+    /// looks at both files first.
+    private func canShare(with source: FileStorage) -> Bool {
+        guard !source.traits.isDevice else { return false }
+        let status = Syscall.retry {
+            clinux_clone_range(descriptor, 0, source.descriptor, UInt64(source.size), 0)
+        }
+        return status != nil || !Self.neverShared.contains(errno)
+    }
+
+    /// Another file system, or one that has no reflinks.
+    private static let neverShared = [EXDEV, EOPNOTSUPP, ENOTTY, ENOSYS]
 
     public func share(_ location: HostLocation, at offset: Int64) -> Int64 {
         guard let source = location.holder as? FileStorage, !source.traits.isDevice,
@@ -26,9 +48,9 @@ extension FileStorage {
                 descriptor, UInt64(offset), source.descriptor, UInt64(start), UInt64(shared))
         }
         if status != nil { return shared }
-        // Another file system, or one that cannot: it will not be otherwise for the next range. A full
-        // disk and the like are left for the copying to meet.
-        if [EXDEV, EOPNOTSUPP, ENOTTY, ENOSYS, EPERM, EINVAL, ETXTBSY].contains(errno) {
+        // It will not be otherwise for the next range. A full disk and the like are left for the
+        // copying to meet.
+        if (Self.neverShared + [EPERM, EINVAL, ETXTBSY]).contains(errno) {
             stopSharing()
         }
         return 0

@@ -80,8 +80,9 @@ final class Qcow2Checker {
 
     /// What a child task reads and counts at a time, in bytes.
     private static let batchSize: Int64 = 256 << 10
-    /// More than cores: a batch may wait for its turn.
-    static let batchesInFlight = 4
+    /// More than cores, for a batch may wait for its turn; and where reading waits, as many as
+    /// memory is easily there for.
+    var batchesInFlight: Int { storage.readMeter.isWaiting ? 64 : 4 }
     /// Each can cost a chunk of the counts, long ones more.
     private static let runsPerMargin = 1024
     /// The bytes of tables that are read before memory is asked for again.
@@ -196,7 +197,7 @@ extension Qcow2Checker {
         let context = collectorContext(isActive: isActive, repairs: repairs)
         let tablesPerBatch = Int(max(1, Self.batchSize / clusterSize))
         try await inOrder(
-            L1Batches(l1, tablesPerBatch: tablesPerBatch), width: Self.batchesInFlight
+            L1Batches(l1, tablesPerBatch: tablesPerBatch), width: batchesInFlight
         ) { [storage] batch in
             try Task.checkCancellation()
             return try await Self.collect(batch, from: storage, context)

@@ -23,7 +23,7 @@ extension Qcow2Checker {
         let reader = RefcountReader(
             storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
         let counts = counts
-        try await inOrder(starts, width: Self.batchesInFlight) { start in
+        try await inOrder(starts, width: batchesInFlight) { start in
             try Task.checkCancellation()
             try MemoryMargin.check()
             return try await Self.compare(
