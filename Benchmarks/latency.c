@@ -1,10 +1,15 @@
 // Storage with latency: preloaded into a program, this sleeps before each data system call of 4 KiB
 // or more, SLEEP_READ and SLEEP_WRITE microseconds. Nothing is ever in the page cache for
-// RWF_NOWAIT, as it would not be on such storage.
+// RWF_NOWAIT, as it would not be on such storage. SLEEP_LOG names a file to which each call adds a
+// line: how many sleep at once.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -16,6 +21,18 @@ static long microseconds(const char *name) {
     return value ? atol(value) : 0;
 }
 
+static void note(int sleepers) {
+    const char *path = getenv("SLEEP_LOG");
+    if (!path) return;
+    int file = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644);
+    char line[16];
+    int length = snprintf(line, sizeof line, "%d\n", sleepers);
+    if (file >= 0) {
+        syscall(SYS_write, file, line, length);
+        close(file);
+    }
+}
+
 static void wait_for(const char *name, size_t count) {
     static long read_time = -1, write_time = -1;
     if (count < smallest) return;
@@ -25,9 +42,12 @@ static void wait_for(const char *name, size_t count) {
     }
     long time = name[6] == 'R' ? read_time : write_time;
     if (time <= 0) return;
+    static atomic_int sleepers;
+    note(atomic_fetch_add(&sleepers, 1) + 1);
     struct timespec rest = {.tv_sec = time / 1000000, .tv_nsec = time % 1000000 * 1000};
     while (nanosleep(&rest, &rest) < 0) {
     }
+    atomic_fetch_sub(&sleepers, 1);
 }
 
 static size_t length(const struct iovec *pieces, int count) {

@@ -54,6 +54,40 @@ struct SlowStorageTests {
         try Qemu.img("check", "-q", "own", in: folder.path)
     }
 
+    /// What only looks at images waits for many reads at once, too, and says the same.
+    @Test(arguments: [
+        "measure -O qcow2 tables", "map --output=json tables", "check tables",
+        "convert -O raw tables own",
+    ])
+    func readsManyTablesAtOnce(_ line: String) throws {
+        try Qemu.img(
+            "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=4k",
+            "tables", "512M", in: folder.path)
+        let outcome = try run(
+            Swimg.path, line.words, in: folder.path, environment: slow.environment)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let quick = try run(Swimg.path, line.words, in: folder.path)
+        #expect(quick.output == outcome.output)
+        #expect(try slow.sleepers().max() ?? 0 >= 16)
+    }
+
+    /// In long pieces, for each waits as long as any other.
+    @Test(arguments: ["raw", "qcow2", "zstd"])
+    func comparesInLongPieces(_ name: String) throws {
+        let outcome = try run(
+            Swimg.path, ["compare", "raw", name], in: folder.path, environment: slow.environment)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let count = try slow.sleepers().count
+        #expect(count < 150, "\(count) reads")
+        try require("cp", ["raw", "other"], in: folder.path)
+        try Qemu.io("raw", folder.path("other"), ["write -P 9 33M 512", "write -P 9 39M 512"])
+        let different = try run(
+            Swimg.path, ["compare", "other", name], in: folder.path,
+            environment: slow.environment)
+        #expect(different.status == 1)
+        #expect(different.outputText == "Content mismatch at offset \(33 << 20)!\n")
+    }
+
     /// Where making zeros waits, several ranges are made zero at once.
     @Test(arguments: ["", "-W"])
     func zerosWaitBesideEachOther(_ mode: String) throws {

@@ -23,6 +23,7 @@ public struct Preload: Sendable {
 public struct SlowCalls: Sendable {
     public let environment: [String: String]
     private let library: Preload
+    private let log: TempFolder
 
     public static let isUsable = Preload.isUsable
 
@@ -32,8 +33,16 @@ public struct SlowCalls: Sendable {
         library = try Preload(
             String(
                 contentsOf: root.appendingPathComponent("Benchmarks/latency.c"), encoding: .utf8))
+        log = try TempFolder()
         let time = "\(milliseconds * 1000)"
         environment = library.environment.merging(
-            ["SLEEP_READ": time, "SLEEP_WRITE": time], uniquingKeysWith: { $1 })
+            ["SLEEP_READ": time, "SLEEP_WRITE": time, "SLEEP_LOG": log.path("log")],
+            uniquingKeysWith: { $1 })
+    }
+
+    /// How many slept at once, each time that another one began to.
+    public func sleepers() throws -> [Int] {
+        try String(contentsOfFile: log.path("log"), encoding: .utf8).split(separator: "\n")
+            .compactMap { Int($0) }
     }
 }

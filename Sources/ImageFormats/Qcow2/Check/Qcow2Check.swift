@@ -78,7 +78,7 @@ final class Qcow2Checker {
     /// Findings are not told: they have been told before.
     var isSilent = false
 
-    /// What a child task reads and counts at a time, in bytes.
+    /// What a child task reads and counts at a time, in bytes; where reading waits, one table.
     private static let batchSize: Int64 = 256 << 10
     /// More than cores, for a batch may wait for its turn; and where reading waits, as many as
     /// memory is easily there for.
@@ -197,7 +197,8 @@ extension Qcow2Checker {
         let context = collectorContext(isActive: isActive, repairs: repairs)
         let tablesPerBatch = Int(max(1, Self.batchSize / clusterSize))
         try await inOrder(
-            L1Batches(l1, tablesPerBatch: tablesPerBatch), width: batchesInFlight
+            L1Batches(l1, tablesPerBatch: tablesPerBatch, meter: storage.readMeter),
+            width: batchesInFlight
         ) { [storage] batch in
             try Task.checkCancellation()
             return try await Self.collect(batch, from: storage, context)
