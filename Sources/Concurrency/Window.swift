@@ -40,9 +40,8 @@ package struct Window {
         }
     }
 
-    /// Where waiting is what takes the time, a request costs the same, however long; and fewer
-    /// writers wait for a file's lock. In bytes.
-    fileprivate static let longChunk: Int64 = 4 << 20
+    /// Where waiting is what takes the time, a request costs the same, however long, in bytes.
+    fileprivate static let longChunk: Int64 = 2 << 20
     /// The longest chunk where few chunks are allowed, in bytes.
     fileprivate static let longestChunk: Int64 = 8 << 20
     /// More wait for nothing but each other.
@@ -125,7 +124,8 @@ package struct Window {
         recent.chunks = recent.chunks * 7 / 8 + 1
         let wanted = wanted
         guard isFirstRound, chunks == 0, wanted.bytes > inFlight + inFlight / 2 else { return }
-        grow(to: wanted, coming: inFlight, now)
+        // Writing will take about as long again.
+        grow(to: wanted, coming: inFlight / 2, now)
     }
 
     /// A chunk is done.

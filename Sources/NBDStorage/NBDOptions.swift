@@ -1,7 +1,7 @@
 /// How a server is used.
 public struct NBDOptions: Sendable, Equatable {
-    /// Connections to one export at most, if the server allows more than one; nil is 4. They are
-    /// made when the others are busy.
+    /// Connections to one export at most, if the server allows more than one; nil is 4, and on a
+    /// unix socket no more than there are cores. They are made when the others are busy.
     public var connections: Int?
     /// Requests in flight on each of them at most; nil begins with 2 on a unix socket, whose server
     /// shares our caches, and 8 on a network, and has up to 64 where the server takes its time.
@@ -37,8 +37,9 @@ public struct NBDOptions: Sendable, Equatable {
 
     public init() {}
 
+    /// A server on this machine shares its cores with us: more connections take turns on them.
     func connections(to address: NBDAddress) -> Int {
-        connections ?? 4
+        connections ?? min(4, address.isLocal ? NBDLoop.count : .max)
     }
 
     /// Requests that may be in flight on a connection: who asks keeps them fewer where they need
