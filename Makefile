@@ -1,4 +1,5 @@
-# swimg: see README.md. Every target installs what it needs first (Debian; as root or with sudo).
+# swimg: see README.md. `make setup` installs what building needs, `make setup-test` what everything else needs
+# (Debian; as root or with sudo). demo, test and the benchmarks do the latter themselves.
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -19,7 +20,10 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build demo test side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build demo test deb side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
+
+# What is installed comes before what is built with it.
+.NOTPARALLEL:
 
 all: build
 
@@ -29,7 +33,7 @@ setup:
 setup-test:
 	@Scripts/setup.sh test
 
-build: setup
+build:
 	@mkdir -p $(STATIC)
 	@ln -sf "$$(clang -print-file-name=libstdc++.a)" $(STATIC)/libstdc++.a
 	@ln -sf "$$(clang -print-file-name=libgcc_eh.a)" $(STATIC)/libgcc_s.a
@@ -39,10 +43,11 @@ build: setup
 demo: setup-test build
 	@Scripts/demo.sh $(BUILD)/release/swimg
 
-# What failed is said once more at the end: thousands of lines come between.
+# All tests, or those whose names match FILTER. What failed is said once more at the end: thousands of lines come between.
+FILTER ?=
 test: setup-test
 	$(SWIFT) build $(TEST_FLAGS) --build-tests
-	@set -o pipefail; $(SWIFT) test $(TEST_FLAGS) --skip-build 2>&1 | tee $(TEST_BUILD)/log \
+	@set -o pipefail; $(SWIFT) test $(TEST_FLAGS) --skip-build $(if $(FILTER),--filter '$(FILTER)') 2>&1 | tee $(TEST_BUILD)/log \
 		|| { echo; grep -A 12 'recorded an issue' $(TEST_BUILD)/log; exit 1; }
 
 # All verbs beside qemu-img, on the fixtures and on random images, some damaged: output and exit status.
@@ -119,7 +124,8 @@ docs: setup
 
 # One file that needs no Swift on the machine it runs on, its manual pages, and what shells complete.
 install: build
-	install -D -m 755 $(BUILD)/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
+	install -D -s -m 755 $(BUILD)/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
+	@echo "$(DESTDIR)$(PREFIX)/bin/swimg: $$(du -h $(DESTDIR)$(PREFIX)/bin/swimg | cut -f1)"
 	install -d $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 Manual/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,$(COMPLETIONS))
@@ -129,6 +135,10 @@ install: build
 		> $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_swimg
 	$(BUILD)/release/swimg --generate-completion-script fish \
 		> $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swimg.fish
+
+# The same as a Debian package, which also says what libraries it needs: .build/deb/swimg_*.deb.
+deb: build
+	@Scripts/deb.sh $(BUILD)/deb
 
 fmt:
 	$(SWIFT) format --in-place --recursive Package.swift Sources Tests \

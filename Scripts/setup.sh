@@ -3,7 +3,7 @@
 # Usage: setup.sh build|test
 set -euo pipefail
 
-packages=(pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev libssl-dev)
+packages=(dpkg-dev pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev libssl-dev)
 if [ "${1:-build}" = test ]; then
     # The judges, and what the tests make their images and file systems with.
     packages+=(

@@ -246,7 +246,10 @@ public final class FileStorage: Storage {
         guard size <= largestDiskSize else {
             throw ImageError.tooLarge("cannot set the size to \(size) bytes", path: name)
         }
-        guard Syscall.retry({ ftruncate(descriptor, off_t(size)) }) != nil else {
+        // Where writes have made the file as long as that, XFS would take a call as a reason to
+        // write everything to the disk.
+        let isThere = try Syscall.status(descriptor, name).st_size == size
+        guard isThere || Syscall.retry({ ftruncate(descriptor, off_t(size)) }) != nil else {
             throw Syscall.failure(name, "cannot set the size to \(size) bytes")
         }
         knownSize.store(size, ordering: .relaxed)
