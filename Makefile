@@ -88,7 +88,7 @@ sanitize: setup-test
 	ASAN_OPTIONS=detect_leaks=0 $(SWIFT) test -c release -Xswiftc -enable-testing --sanitize=address --scratch-path .build-asan \
 		--filter '(DiskImage|ImageStorage|ImageFormats|ImageConvert)Tests'
 
-# More than an hour; writes BENCHMARKS.md and benchmarks.svg. Mounts (XFS, btrfs) only as root.
+# More than an hour; writes its part of docs/BENCHMARKS.md and the chart. Mounts (XFS, btrfs) only as root.
 bench: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/bench.py $(BUILD)/release/swimg
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times swimg against qemu-img, pair by pair in one run, and writes BENCHMARKS.md and benchmarks.svg.
+"""Times swimg against qemu-img, pair by pair in one run, and writes its part of docs/BENCHMARKS.md and docs/benchmarks.svg.
 
 Usage: bench.py path/to/swimg [--folder DIR] [--rounds N] [--only WORD]
 
@@ -314,16 +314,19 @@ def main():
                     note(bench(case, swimg, folder, floor, options.rounds))
 
     if not options.only:
-        root = os.path.dirname(here)
-        with open(f"{root}/BENCHMARKS.md", "w") as file:
+        docs = f"{os.path.dirname(here)}/docs"
+        with open(f"{docs}/BENCHMARKS.md") as file:
+            before, _, rest = file.read().partition("<!-- make bench -->\n")
+            _, _, behind = rest.partition("<!-- end -->")
+        with open(f"{docs}/BENCHMARKS.md", "w") as file:
             file.write(
-                f"# swimg against qemu-img\n\nWritten by `make bench` on {datetime.date.today()}: "
+                f"{before}<!-- make bench -->\nWritten by `make bench` on {datetime.date.today()}: "
                 f"{chart.machine()}, {version('qemu-img')}. Medians; a ratio is that of the two runs "
                 "of a pair. \"Times the floor\": our time divided by that of the plainest program that does "
                 "the same work (Benchmarks/floor.c), through the page cache and past it.\n\n![ratios](benchmarks.svg)\n\n"
-                + "\n".join([HEAD] + [result.row() for result in results]) + "\n")
+                + "\n".join([HEAD] + [result.row() for result in results]) + f"\n<!-- end -->{behind}")
         bars = [(result.case.name, result.ratio(1), result.case.goal) for result in results]
-        with open(f"{root}/benchmarks.svg", "w") as file:
+        with open(f"{docs}/benchmarks.svg", "w") as file:
             file.write(chart.svg(bars))
 
 

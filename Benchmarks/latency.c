@@ -1,7 +1,7 @@
 // Storage with latency: preloaded into a program, this sleeps before each data system call of 4 KiB
-// or more, SLEEP_READ and SLEEP_WRITE microseconds. Nothing is ever in the page cache for
-// RWF_NOWAIT, as it would not be on such storage. SLEEP_LOG names a file to which each call adds a
-// line: how many sleep at once.
+// or more, SLEEP_READ and SLEEP_WRITE microseconds, and before each fallocate SLEEP_ZERO. Nothing is
+// ever in the page cache for RWF_NOWAIT, as it would not be on such storage. SLEEP_LOG names a file
+// to which each call adds a line: how many sleep at once.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -34,13 +34,8 @@ static void note(int sleepers) {
 }
 
 static void wait_for(const char *name, size_t count) {
-    static long read_time = -1, write_time = -1;
     if (count < smallest) return;
-    if (read_time < 0) {
-        write_time = microseconds("SLEEP_WRITE");
-        read_time = microseconds("SLEEP_READ");
-    }
-    long time = name[6] == 'R' ? read_time : write_time;
+    long time = microseconds(name);
     if (time <= 0) return;
     static atomic_int sleepers;
     note(atomic_fetch_add(&sleepers, 1) + 1);
@@ -109,3 +104,12 @@ ssize_t write(int fd, const void *bytes, size_t count) {
     wait_for("SLEEP_WRITE", count);
     return real(fd, bytes, count);
 }
+
+#define ZERO(name) \
+    int name(int fd, int mode, off64_t offset, off64_t length) { \
+        REAL(name); \
+        wait_for("SLEEP_ZERO", smallest); \
+        return real(fd, mode, offset, length); \
+    }
+ZERO(fallocate)
+ZERO(fallocate64)

@@ -68,6 +68,67 @@ class File:
                  bench.path(self.source), bench.path(name)])
 
 
+class Places(File):
+    """One copy between two places that are there already."""
+
+    def __init__(self, kind, milliseconds):
+        super().__init__(f"raw to raw, {kind}", "disk.raw", "raw", [], milliseconds, milliseconds)
+
+    def commands(self, bench):
+        common = ["-n", "-f", "raw", "-O", "raw"]
+        ours = {"swimg": [bench.swimg, "convert", *common, *self.places]}
+        return ours | {
+            f"qemu-img -m {count}": ["qemu-img", "convert", "-m", str(count), "-W", *common, *self.places]
+            for count in [8, 16]}
+
+    def before(self, bench):
+        pass
+
+    def check(self, bench):
+        run(["qemu-img", "compare", "-f", "raw", "-F", "raw", bench.path("disk.raw"), self.places[1]])
+
+
+class Devices(Places):
+    """Loop devices."""
+
+    def __init__(self, milliseconds):
+        super().__init__("devices", milliseconds)
+
+    @contextlib.contextmanager
+    def setup(self, bench):
+        with super().setup(bench), contextlib.ExitStack() as stack:
+            run(["truncate", "-s", str(SIZE), bench.path("target")])
+            self.places = []
+            for name in ["disk.raw", "target"]:
+                command = ["losetup", "-f", "--show", bench.path(name)]
+                device = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+                stack.callback(run, ["losetup", "-d", device])
+                self.places.append(device)
+            yield
+
+
+class Zeros(File):
+    """Sixteen gigabytes of zeros into a file that is there: `fallocate` waits."""
+
+    def __init__(self, milliseconds):
+        super().__init__("16 GiB of zeros to raw", "zeros.raw", "raw", ["-n"], 0, 0)
+        self.name = f"16 GiB of zeros into a file, {milliseconds:g} ms each fallocate"
+        self.milliseconds = milliseconds
+
+    @contextlib.contextmanager
+    def setup(self, bench):
+        run(["truncate", "-s", "16G", bench.path("zeros.raw")])
+        with super().setup(bench):
+            bench.environment["SLEEP_ZERO"] = str(int(self.milliseconds * 1000))
+            yield
+
+    def before(self, bench):
+        for name in ["ours", "theirs"]:
+            with open(bench.path(name), "wb") as file:
+                file.truncate(16 << 30)
+                file.write(b"swimg")
+
+
 class NBD:
     """One copy between two servers in memory."""
 
@@ -136,6 +197,9 @@ def cases():
         yield File("zlib qcow2 to raw", "zlib.qcow2", "qcow2", [], time, time)
         yield File("zstd qcow2 to raw", "zstd.qcow2", "qcow2", [], time, time)
         yield File("raw to raw, -t none -W", "disk.raw", "raw", ["-t", "none"], time, time, defaults=["-W"])
+    for time in [0, 5, 20] if os.geteuid() == 0 else []:
+        yield Devices(time)
+    yield Zeros(20)
     for kind in ["unix", "tcp"]:
         for time in [0, 1, 10, 50]:
             yield NBD(kind, milliseconds=time)

@@ -68,8 +68,9 @@ public struct Chunk: Sendable, Equatable {
 /// with folios of several sizes, an aligned one with folios of its own size only. Measured on a virtual
 /// machine, aligned ones are slower there; probably their memory has been given back to the host.
 public actor ExtentIterator {
-    /// Zeros per chunk, in bytes: what a storage without fast zeros still writes in a moment.
-    private static let longestZeroes: Int64 = 64 << 20
+    /// Zeros per chunk, in bytes: few calls where zeros are fast, and many chunks beside each other
+    /// where they have to be written.
+    private static let longestZeroes: Int64 = 256 << 20
     /// Blocks to share per chunk, in bytes: one call each, after which there is progress to be seen.
     private static let longestShare: Int64 = 1 << 30
     /// Where zeros and what is skipped alternate for long.
