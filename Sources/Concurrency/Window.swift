@@ -86,7 +86,7 @@ package struct Window {
     /// The window holds this many times the bytes that the cores could copy: the times of a few
     /// calls allow no more than a guess.
     private static let margin = 2.0
-    /// What copying takes on an ordinary core, to begin with, in nanoseconds a byte.
+    /// The time of copying that is assumed until it has been measured, in nanoseconds a byte.
     private static let copying = 0.5
     /// The throughput of a window that has grown has to be this many times the one before.
     private static let gain = 1.2

@@ -25,8 +25,8 @@ public struct Comparison: Sendable {
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
     private static let workers = 8
-    /// What a worker compares at once where copying is the work, in bytes: both pieces stay in the
-    /// cache of its core.
+    /// A worker compares so much at once where copying is the work, in bytes: both pieces stay in
+    /// the cache of its core.
     private static let pieceSize: Int64 = 128 << 10
     /// The limit for all buffers, in bytes.
     private static let memory: Int64 = 64 << 20

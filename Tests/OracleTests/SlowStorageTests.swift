@@ -54,7 +54,7 @@ struct SlowStorageTests {
         try Qemu.img("check", "-q", "own", in: folder.path)
     }
 
-    /// What only looks at images waits for many reads at once, too, and says the same.
+    /// The verbs that only look at images wait for many reads at once, too, and say the same.
     @Test(arguments: [
         "measure -O qcow2 tables", "map --output=json tables", "check tables",
         "convert -O raw tables own",

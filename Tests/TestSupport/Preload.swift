@@ -40,7 +40,7 @@ public struct SlowCalls: Sendable {
             uniquingKeysWith: { $1 })
     }
 
-    /// How many slept at once, each time that another one began to.
+    /// The number of calls that slept at once, noted each time that another one began to.
     public func sleepers() throws -> [Int] {
         try String(contentsOfFile: log.path("log"), encoding: .utf8).split(separator: "\n")
             .compactMap { Int($0) }

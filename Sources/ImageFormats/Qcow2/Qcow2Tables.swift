@@ -12,7 +12,7 @@ final class Qcow2Tables: Sendable {
     /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some that
     /// whoever walks ahead of them has looked at. Small clusters' may be read twice.
     private static let cacheSize = 256 << 10
-    /// What is read ahead where reading waits, in bytes, and in how many slices at most.
+    /// The limits of reading ahead where reading waits: in bytes, and in slices.
     private static let aheadSize: Int64 = 1 << 20
     private static let mostAhead: Int64 = 32
 
@@ -116,8 +116,8 @@ final class Qcow2Tables: Sendable {
         return offset == 0 ? nil : HostOffset(offset)
     }
 
-    /// Those that a walk comes to next, and that have to be read. A table that is damaged ends them:
-    /// the walk will find it.
+    /// The slices that a walk comes to next and that have to be read. A damaged table ends the
+    /// list: the walk will find it.
     private func slices(behind slice: Slice, limit: Int64) -> [Slice] {
         var found: [Slice] = []
         var offset = slice.range.upperBound

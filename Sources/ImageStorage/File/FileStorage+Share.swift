@@ -10,8 +10,8 @@ extension FileStorage {
     /// From now on everything has to be copied.
     private func stopSharing() { sharing.withLock { $0.isWorthTrying = false } }
 
-    /// Stops sharing where the file system cannot share with any of these, so that nobody prepares
-    /// for it: they are devices, on another file system, or it has no reflinks.
+    /// Stops sharing where the file system cannot share with any of these files, before a source is
+    /// searched for holes in vain: they are devices, on another file system, or it has no reflinks.
     public func stopSharing(unlessWith sources: [any Storage]) {
         guard sharesBlocks else { return }
         if !sources.contains(where: { ($0 as? FileStorage).map(canShare) ?? false }) {

@@ -78,7 +78,7 @@ final class Qcow2Checker {
     /// Findings are not told: they have been told before.
     var isSilent = false
 
-    /// What a child task reads and counts at a time, in bytes; where reading waits, one table.
+    /// A child task reads and counts so much at a time, in bytes; where reading waits, one table.
     private static let batchSize: Int64 = 256 << 10
     /// More than cores, for a batch may wait for its turn; and where reading waits, as many as
     /// memory is easily there for.
