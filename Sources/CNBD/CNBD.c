@@ -3,7 +3,9 @@
 
 #include <dlfcn.h>
 #include <libnbd.h>
+#include <netinet/in.h>
 #include <string.h>
+#include <sys/socket.h>
 
 const uint32_t cnbd_flag_no_hole = LIBNBD_CMD_FLAG_NO_HOLE;
 const uint32_t cnbd_flag_fast_zero = LIBNBD_CMD_FLAG_FAST_ZERO;
@@ -100,6 +102,28 @@ unsigned cnbd_direction(struct nbd_handle *handle) { return nbd.aio_get_directio
 int cnbd_notify_read(struct nbd_handle *handle) { return nbd.aio_notify_read(handle); }
 int cnbd_notify_write(struct nbd_handle *handle) { return nbd.aio_notify_write(handle); }
 int cnbd_disconnect(struct nbd_handle *handle) { return nbd.aio_disconnect(handle, 0); }
+
+bool cnbd_server_is_local(struct nbd_handle *handle) {
+    int fd = nbd.aio_get_fd(handle);
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+        struct sockaddr_storage room;
+    } ours, theirs;
+    socklen_t ours_length = sizeof(ours), theirs_length = sizeof(theirs);
+    if (getsockname(fd, &ours.any, &ours_length) < 0
+        || getpeername(fd, &theirs.any, &theirs_length) < 0
+        || ours.any.sa_family != theirs.any.sa_family)
+        return false;
+    switch (ours.any.sa_family) {
+        case AF_UNIX: return true;
+        case AF_INET: return ours.v4.sin_addr.s_addr == theirs.v4.sin_addr.s_addr;
+        case AF_INET6:
+            return memcmp(&ours.v6.sin6_addr, &theirs.v6.sin6_addr, sizeof(struct in6_addr)) == 0;
+        default: return false;
+    }
+}
 
 int64_t cnbd_size(struct nbd_handle *handle) { return nbd.get_size(handle); }
 bool cnbd_is_read_only(struct nbd_handle *handle) { return nbd.is_read_only(handle) > 0; }

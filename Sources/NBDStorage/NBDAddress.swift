@@ -31,8 +31,8 @@ public struct NBDAddress: Sendable, Equatable {
         }
     }
 
-    /// Whether the server is on this machine, behind a unix socket.
-    var isLocal: Bool { uri.hasPrefix("nbd+unix:") || uri.hasPrefix("nbds+unix:") }
+    /// Whether the server is behind a unix socket.
+    var isUnixSocket: Bool { uri.hasPrefix("nbd+unix:") || uri.hasPrefix("nbds+unix:") }
 
     /// Whether the connection is encrypted.
     var isSecure: Bool { Self.secureSchemes.contains { uri.hasPrefix("\($0):") } }

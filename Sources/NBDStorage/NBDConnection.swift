@@ -19,6 +19,8 @@ import Synchronization
 final class NBDConnection: @unchecked Sendable {
     private let loop: NBDLoop
     let facts: NBDHandle.Facts
+    /// The server is on this machine.
+    let isServerLocal: Bool
     /// How many requests may be in flight.
     let limit: Int
     /// The number of requests in flight that is enough before another connection is made.
@@ -54,29 +56,34 @@ final class NBDConnection: @unchecked Sendable {
     {
         let handle = try NBDHandle(
             address, timeout: options.timeout, isGivenUp: { Task.isCancelled })
-        self.init(address, options, loop: loop, facts: handle.facts, handle: handle)
+        self.init(
+            address, options, loop: loop, facts: handle.facts,
+            isServerLocal: handle.isServerLocal, handle: handle)
     }
 
     /// Another connection to an export, which is made when the first request needs it.
     ///
-    /// - Parameter facts: of the export, from a connection that stands.
+    /// - Parameter first: one that stands, and says what the export is.
     convenience init(
-        _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, facts: NBDHandle.Facts
+        _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, besides first: NBDConnection
     ) {
-        self.init(address, options, loop: loop, facts: facts, handle: nil)
+        self.init(
+            address, options, loop: loop, facts: first.facts, isServerLocal: first.isServerLocal,
+            handle: nil)
     }
 
     private init(
         _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, facts: NBDHandle.Facts,
-        handle: NBDHandle?
+        isServerLocal: Bool, handle: NBDHandle?
     ) {
         self.handle = handle
         self.facts = facts
+        self.isServerLocal = isServerLocal
         state = NBDConnectionState(
             isOpen: handle != nil, reconnectTime: options.reconnectTime)
         isUsed = Atomic(handle != nil)
         limit = options.mostRequests
-        comfort = min(limit, options.requests(to: address))
+        comfort = min(limit, options.requests(isServerLocal: isServerLocal))
         timeout = options.timeout
         self.address = address
         self.loop = loop

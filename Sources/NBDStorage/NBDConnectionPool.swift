@@ -5,6 +5,8 @@ import Synchronization
 /// The connections to one export: one at once, others as requests need them.
 final class NBDConnectionPool: Sendable {
     let facts: NBDHandle.Facts
+    /// The server is on this machine.
+    let isServerLocal: Bool
     private let connections: [NBDConnection]
     private let turn = Atomic<Int>(0)
 
@@ -20,9 +22,9 @@ final class NBDConnectionPool: Sendable {
                     .system(errno: EROFS), path: address.name, "the export is read-only")
             }
             let allowsMore = first.facts.canMultiConn || options.forcesMultiConn
-            while allowsMore, all.count < options.connections(to: address) {
+            while allowsMore, all.count < options.connections(isServerLocal: first.isServerLocal) {
                 let loop = try NBDLoop.numbered(all.count % NBDLoop.count)
-                all.append(NBDConnection(address, options, loop: loop, facts: first.facts))
+                all.append(NBDConnection(address, options, loop: loop, besides: first))
             }
         } catch {
             for connection in all { connection.close() }
@@ -30,6 +32,7 @@ final class NBDConnectionPool: Sendable {
         }
         connections = all
         facts = first.facts
+        isServerLocal = first.isServerLocal
     }
 
     deinit { for connection in connections { connection.close() } }

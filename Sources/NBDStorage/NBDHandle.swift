@@ -26,6 +26,8 @@ final class NBDHandle {
     }
 
     let facts: Facts
+    /// The server is on this machine: behind a unix socket, or an address that is our own.
+    let isServerLocal: Bool
     private let handle: OpaquePointer
     /// The export's, for messages.
     private let name: String
@@ -53,6 +55,7 @@ final class NBDHandle {
         }
         self.handle = handle
         name = address.name
+        isServerLocal = cnbd_server_is_local(handle)
         facts = Facts(
             size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
             canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),

@@ -1,13 +1,13 @@
 /// How a server is used.
 public struct NBDOptions: Sendable, Equatable {
-    /// Connections to one export at most, if the server allows more than one; nil is 4, and on a
-    /// unix socket no more than there are cores. They are made when the others are busy.
+    /// Connections to one export at most, if the server allows more than one; nil is 4, and no more than there
+    /// are cores if the server is on this machine. They are made when the others are busy.
     public var connections: Int?
-    /// Requests in flight on each of them at most; nil begins with 2 on a unix socket, whose server
-    /// shares our caches, and 8 on a network, and has up to 64 where the server takes its time.
+    /// Requests in flight on each of them at most; nil begins with 2 if the server is on this machine and shares
+    /// our caches, with 8 otherwise, and has up to 64 where the server takes its time.
     public var requests: Int?
-    /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow; nil is 512 KiB on a
-    /// unix socket and 256 KiB on a network.
+    /// How much one of them reads or writes, in bytes, as far as the server's block sizes allow; nil is 512 KiB if the
+    /// server is on this machine, and 256 KiB otherwise.
     public var requestSize: Int64?
     /// Every write is on stable storage when it counts as done (the cache modes that say so).
     public var writesThrough = false
@@ -38,8 +38,8 @@ public struct NBDOptions: Sendable, Equatable {
     public init() {}
 
     /// A server on this machine shares its cores with us: more connections take turns on them.
-    func connections(to address: NBDAddress) -> Int {
-        connections ?? min(4, address.isLocal ? NBDLoop.count : .max)
+    func connections(isServerLocal: Bool) -> Int {
+        connections ?? min(4, isServerLocal ? NBDLoop.count : .max)
     }
 
     /// Requests that may be in flight on a connection: who asks keeps them fewer where they need
@@ -47,9 +47,10 @@ public struct NBDOptions: Sendable, Equatable {
     var mostRequests: Int { requests ?? Self.requestRange.upperBound }
 
     /// Requests on a connection that keep a server busy which answers at once.
-    func requests(to address: NBDAddress) -> Int { requests ?? (address.isLocal ? 2 : 8) }
+    func requests(isServerLocal: Bool) -> Int { requests ?? (isServerLocal ? 2 : 8) }
 
-    func requestSize(to address: NBDAddress) -> Int64 {
-        requestSize ?? (address.isLocal ? 512 << 10 : 256 << 10)
+    /// In bytes.
+    func requestSize(isServerLocal: Bool) -> Int64 {
+        requestSize ?? (isServerLocal ? 512 << 10 : 256 << 10)
     }
 }

@@ -44,7 +44,7 @@ struct NBDServerProof {
                         + "tls-certificates=FOLDER with a ca-cert.pem is needed \(Self.wayOut)")
             }
         }
-        guard library.verifiesBySystem || !address.isLocal else {
+        guard library.verifiesBySystem || !address.isUnixSocket else {
             throw Self.refusal(
                 address,
                 "libnbd \(library.text) does not verify certificates on unix sockets: "

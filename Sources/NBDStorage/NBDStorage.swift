@@ -98,10 +98,11 @@ public final class NBDStorage: Storage {
         size = facts.size
         guard size <= largestDiskSize else { throw .tooLarge("cannot open", path: name) }
         let block = facts.minimumBlock
+        let isLocal = connections.isServerLocal
         // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
         let preferred = max(block, facts.preferredBlock)
         let wanted = min(
-            max(options.requestSize(to: address).roundedDown(to: preferred), preferred),
+            max(options.requestSize(isServerLocal: isLocal).roundedDown(to: preferred), preferred),
             facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: wanted < preferred ? block : preferred))
         // Whoever names a size has a reason.
@@ -114,13 +115,12 @@ public final class NBDStorage: Storage {
                 "cannot be written with --reconnect: the server knows neither FUA nor flush")
         }
         // On this machine more than one for each core only take turns on them, with the server.
-        let beginning = address.isLocal ? min(connections.count, NBDLoop.count) : connections.count
+        let beginning = isLocal ? min(connections.count, NBDLoop.count) : connections.count
         // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
             isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: (beginning * options.requests(to: address) + together - 1)
-                / together,
+            requestsInFlight: (beginning * options.requests(isServerLocal: isLocal) + together - 1) / together,
             requestSize: pieceSize * Int64(together), blockSize: block)
         self.server = server
     }

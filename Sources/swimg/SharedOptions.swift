@@ -22,7 +22,7 @@ struct NBDServerOptions: ParsableArguments {
     @Option(
         name: .customLong("request-size"),
         help: ArgumentHelp(
-            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, on unix sockets 512k).",
+            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, 512k to a server on this machine).",
             valueName: "size"))
     var requestSize: String?
 

@@ -51,6 +51,10 @@ int cnbd_notify_read(struct nbd_handle *handle);
 int cnbd_notify_write(struct nbd_handle *handle);
 int cnbd_disconnect(struct nbd_handle *handle);
 
+/// Whether the server is on this machine: behind a unix socket, or both ends have the same address. A name does not
+/// tell, because many lead here.
+bool cnbd_server_is_local(struct nbd_handle *handle);
+
 int64_t cnbd_size(struct nbd_handle *handle);
 bool cnbd_is_read_only(struct nbd_handle *handle);
 bool cnbd_can_flush(struct nbd_handle *handle);
