@@ -15,8 +15,8 @@ let package = Package(
         .library(
             name: "ImageConvert",
             targets: [
-                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "Concurrency",
-                "DiskImage",
+                "ImageConvert", "ImageDrivers", "ImageFormats", "NBDStorage", "ImageStorage",
+                "Concurrency", "DiskImage",
             ]),
         .library(name: "ImageTools", targets: ["ImageTools"]),
     ],
@@ -27,29 +27,34 @@ let package = Package(
         .executableTarget(
             name: "swimg",
             dependencies: [
-                "ImageTools", "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage",
-                "Concurrency", "DiskImage", "CLinux",
+                "ImageTools", "ImageConvert", "ImageDrivers", "ImageFormats", "NBDStorage",
+                "ImageStorage", "Concurrency", "DiskImage", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
         .target(
             name: "ImageTools",
             dependencies: [
-                "ImageConvert", "ImageFormats", "NBDStorage", "ImageStorage", "Concurrency",
+                "ImageConvert", "ImageDrivers", "ImageFormats", "ImageStorage", "Concurrency",
                 "DiskImage",
             ],
             swiftSettings: strict),
         .target(
             name: "ImageConvert",
             dependencies: [
-                "ImageFormats", "NBDStorage", "ImageStorage", "Concurrency",
-                "DiskImage", "CDigest",
+                "ImageDrivers", "ImageFormats", "ImageStorage", "Concurrency", "DiskImage",
+                "CDigest",
             ],
+            swiftSettings: strict),
+        // The lists of formats and storages, and what opens images by them.
+        .target(
+            name: "ImageDrivers",
+            dependencies: ["ImageFormats", "NBDStorage", "ImageStorage", "DiskImage"],
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
             dependencies: [
-                "NBDStorage", "ImageStorage", "Concurrency",
+                "ImageStorage", "Concurrency",
                 "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL",
             ],
             swiftSettings: strict),

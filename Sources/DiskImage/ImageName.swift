@@ -17,6 +17,11 @@ public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomS
 
     private static let filePrefix = Array("file:".utf8)
 
+    /// A byte that no keyboard types: in the names that only a command line can make.
+    public static let mark: UInt8 = 0x1f
+
+    public var isMarked: Bool { bytes.contains(Self.mark) }
+
     /// The protocol that the name begins with; nil for a path.
     ///
     /// qemu takes all that stands before a colon for a protocol, unless a slash comes first.

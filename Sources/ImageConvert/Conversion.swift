@@ -1,7 +1,7 @@
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// One `swimg convert`: what to read, what to write, and how.
 ///
@@ -11,8 +11,7 @@ import NBDStorage
 /// try await conversion.run()
 /// ```
 public struct Conversion: Sendable {
-    /// Paths, or names of NBD exports (`NBDAddress`, `NBDServerCommand`); several guest disks are joined
-    /// to one.
+    /// Paths, or names that a driver of `Storages` claims; several guest disks are joined to one.
     public var sources: [ImageName]
     public var target: ImageName
     /// nil finds it out from the first bytes of each source.
@@ -40,8 +39,8 @@ public struct Conversion: Sendable {
     public var targetCacheMode = CacheMode.unsafe
     /// Read images that somebody else writes to (`-U`).
     public var shareForced = false
-    /// How NBD servers are used.
-    public var nbd = NBDOptions()
+    /// The options of single storage drivers.
+    public var storageOptions = StorageOptions()
     /// The source as it was when this internal snapshot was taken (`-l`).
     public var snapshot: SnapshotName?
     /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
@@ -80,80 +79,72 @@ public struct Conversion: Sendable {
         if let described = try ImageDescription(target) {
             return try await self.into(described).run()
         }
-        let parameters = try checkedParameters()
+        let plan = try checkedPlan()
+        let job = try await open(plan)
+        let target = try Storages.driver(for: target).beginTarget(target, job.request)
+        do {
+            try await job.write(to: target.storage)
+            try await target.commit()
+        } catch {
+            target.abandon()
+            throw error
+        }
+    }
+
+    /// Opens all that is read.
+    private func open(_ plan: any NewImage) async throws -> TargetJob {
         var opener = ImageOpener(
-            cacheMode: sourceCacheMode, shareForced: shareForced, nbd: nbd)
+            StorageAccess(
+                cacheMode: sourceCacheMode, shareForced: shareForced, options: storageOptions))
         opener.snapshot = snapshot
         var opened: [OpenedImage] = []
         for source in sources {
             opened.append(try await opener.open(source, format: sourceFormat))
         }
         opener.snapshot = nil
-        var input = try input(opened, parameters)
+        let backing = backing(plan)
+        var input = try input(opened, leavesBacking: backing != nil)
+        var image = plan
+        var manner = skipsCreation ? TargetRequest.Manner.writeInto : .create
         var files = opened.flatMap(\.files)
-        var created = parameters.qcow2
-        var keepsOld = false
-        if skipsCreation, targetFormat == .qcow2 {
-            let existing = try await ExistingQcow2.open(target, opener)
-            let leavesBacking = parameters.backingFile != nil
-            keepsOld = existing.isNeeded(under: input, leavesBacking: leavesBacking)
-            input = try existing.under(input, leavesBacking: leavesBacking, path: target)
-            created = existing.options
-            files += existing.filesBelow
-        } else if let backing = try await openBacking(parameters, opener) {
-            created.backing = backing.options
-            files += backing.image.files
+        if skipsCreation, let old = try await ExistingImage.open(target, targetFormat, opener) {
+            manner =
+                old.isNeeded(under: input, leavesBacking: backing != nil)
+                ? .createBesideOld : .create
+            input = try old.under(input, leavesBacking: backing != nil, path: target)
+            image = old.rebuilt
+            files += old.filesBelow
+        } else if let backing {
+            let below = try await openBacking(backing, opener)
+            image.setBacking(backing, virtualSize: below.source.virtualSize)
+            files += below.files
         }
-
-        var conversion = self
-        // Every byte is to be written, so each is written once: with what belongs there.
-        if parameters.preallocation == .full { conversion.minSparse = 0 }
-        try created.check()
-        let job = TargetJob(
-            conversion: conversion, input: input, parameters: parameters, qcow2: created,
+        try image.check()
+        return TargetJob(
+            conversion: self, input: input, image: image, parameters: plan.parameters,
+            request: TargetRequest(
+                manner, access: StorageAccess(cacheMode: targetCacheMode, options: storageOptions),
+                sourceFiles: Set(files), sourceNames: sources,
+                isCopyInPlace: slice == nil && targetFormat.driver.isPlain
+                    && opened.count == 1 && opened[0].format.driver.isPlain),
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
             requestSize: opened.map(\.requestSize).max() ?? 0,
             sources: opened.flatMap { $0.layers.map(\.storage) })
-        var targetNBD = nbd
-        targetNBD.writesThrough = targetCacheMode.isSynchronous
-        // A raw export may be written back to itself: each range is read before it is written. Where a range comes from
-        // somewhere else in it, that is not so.
-        let isCopyInPlace =
-            targetFormat == .raw && opened.map(\.format) == [.raw] && slice == nil
-        if NBDStorage.isName(target), sources.contains(target), !isCopyInPlace {
-            throw ImageError.invalid("the target '\(target)' is also the source")
-        }
-        if let export = try NBDStorage.open(target, targetNBD, forWriting: true) {
-            guard !keepsOld else {
-                throw ImageError.unsupported(
-                    export.name, "cannot keep the old content beside the new one on an export")
-            }
-            try await job.write(to: export)
-            return try await export.flush()
-        }
-        let path = try target.path()
-        let file =
-            skipsCreation && targetFormat == .raw
-            ? try TargetFile.openExisting(
-                path, cacheMode: targetCacheMode, protecting: Set(files))
-            : try TargetFile.create(
-                path, cacheMode: targetCacheMode, protecting: Set(files), keepsOld: keepsOld)
-        do {
-            try await job.write(to: file.storage)
-            try await file.commit()
-        } catch {
-            file.abandon()
-            throw error
-        }
+    }
+
+    /// What a new target lies on: `-B` and `-F`, or the options.
+    private func backing(_ plan: any NewImage) -> BackingName? {
+        guard let name = backingFile ?? plan.parameters.backingFile else { return nil }
+        return BackingName(name, format: backingFormat ?? plan.parameters.backingFormat)
     }
 
     /// All sources as one disk. A target with a backing file needs only what the source's top layer
     /// does not leave to a backing file of its own.
     private func input(
-        _ opened: [OpenedImage], _ parameters: ImageParameters
+        _ opened: [OpenedImage], leavesBacking: Bool
     ) throws(ImageError) -> CopyInput {
         let content = try sliced(ConcatenatedSource(opened.map(\.source)))
-        guard parameters.backingFile != nil else {
+        guard leavesBacking else {
             return CopyInput(content: content, extents: content)
         }
         return CopyInput(
@@ -170,7 +161,7 @@ public struct Conversion: Sendable {
     }
 
     /// Finds what contradicts itself before anything is opened.
-    private func checkedParameters() throws(ImageError) -> ImageParameters {
+    private func checkedPlan() throws(ImageError) -> any NewImage {
         guard !sources.isEmpty else { throw .invalid("a source is needed") }
         guard snapshot == nil || sources.count == 1 else {
             throw .invalid("No support for concatenating multiple snapshot")
@@ -188,44 +179,42 @@ public struct Conversion: Sendable {
             throw .invalid("-o has no effect when skipping image creation (-n)")
         }
         if targetIsZero, !skipsCreation { throw .invalid("--target-is-zero needs -n") }
-        if compress, targetFormat == .raw {
-            throw .invalid("compression is not supported for format 'raw'")
+        let creator = try targetFormat.creator()
+        if compress, !creator.canCompress {
+            throw .invalid("compression is not supported for format '\(targetFormat)'")
         }
-        var parameters: ImageParameters
+        let plan: any NewImage
         do {
-            parameters = try ImageParameters(options, for: targetFormat)
+            plan = try creator.newImage(TypedOptions(options, for: targetFormat))
         } catch {
             throw ImageError(
                 error.kind, path: target.description,
-                "error while converting \(targetFormat.rawValue): \(error.message)")
+                "error while converting \(targetFormat): \(error.message)")
         }
-        if compress, parameters.preallocation != .off {
+        if compress, plan.parameters.preallocation != .off {
             throw .invalid("Compression and preallocation not supported at the same time")
         }
-        parameters.backingFile = backingFile ?? parameters.backingFile
-        parameters.backingFormat = backingFormat ?? parameters.backingFormat
-        if parameters.backingFile == nil, parameters.backingFormat != nil {
-            throw .invalid("a backing format (-F) needs a backing file (-B)")
+        try checkBacking(plan)
+        return plan
+    }
+
+    private func checkBacking(_ plan: any NewImage) throws(ImageError) {
+        guard let backing = backing(plan) else {
+            if backingFormat != nil || plan.parameters.backingFormat != nil {
+                throw .invalid("a backing format (-F) needs a backing file (-B)")
+            }
+            return
         }
-        if parameters.backingFile != nil {
-            if targetFormat == .raw {
-                throw .invalid("a backing file is not supported for format 'raw'")
-            }
-            if sources.count > 1 {
-                throw .invalid("a backing file cannot be used with several sources")
-            }
-            if parameters.preallocation != .off {
-                throw .invalid(
-                    parameters.qcow2.extendedL2
-                        ? "preallocation of a target with a backing file is not supported yet"
-                        : "Backing file and preallocation can only be used at the same time if "
-                            + "extended_l2 is on")
-            }
-            if parameters.backingFormat == nil {
-                throw .invalid("the use of a backing file needs its format (-F)")
-            }
+        if !targetFormat.driver.canHaveBacking {
+            throw .invalid("a backing file is not supported for format '\(targetFormat)'")
         }
-        return parameters
+        if sources.count > 1 {
+            throw .invalid("a backing file cannot be used with several sources")
+        }
+        try plan.checkBackedConversion()
+        if backing.format == nil {
+            throw .invalid("the use of a backing file needs its format (-F)")
+        }
     }
 
     /// The same, with the target's plain name in place of its description.
@@ -244,23 +233,16 @@ public struct Conversion: Sendable {
 
     /// The backing file has to be looked at: behind its end the target reads as zeros.
     private func openBacking(
-        _ parameters: ImageParameters, _ opener: ImageOpener
-    ) async throws -> (image: OpenedImage, options: Qcow2Options.Backing)? {
-        guard let name = parameters.backingFile, let formatName = parameters.backingFormat else {
-            return nil
-        }
-        guard let format = ImageFormat(rawValue: formatName) else {
+        _ backing: BackingName, _ opener: ImageOpener
+    ) async throws -> OpenedImage {
+        let formatName = backing.format ?? ""
+        guard let format = ImageFormat.named(formatName) else {
             throw ImageError.invalid("unknown backing format '\(formatName)'")
         }
-        let backing = try ImageOpener.backingName(name, namedBy: target)
         // Nothing is read but its size: it may be the disk of a running machine.
         var opener = opener
-        opener.shareForced = true
-        let image = try await opener.open(backing, format: format)
-        return (
-            image,
-            Qcow2Options.Backing(
-                file: name, format: formatName, virtualSize: image.source.virtualSize)
-        )
+        opener.access.shareForced = true
+        return try await opener.open(
+            ImageOpener.backingName(backing.name, namedBy: target), format: format)
     }
 }

@@ -2,20 +2,27 @@ import Concurrency
 import DiskImage
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// The part of a conversion for which everything is open: makes the target in its format and fills it.
 struct TargetJob {
     let conversion: Conversion
     let input: CopyInput
+    /// The target's image as it is to be made.
+    let image: any NewImage
     let parameters: ImageParameters
-    let qcow2: Qcow2Options
+    let request: TargetRequest
     /// How many requests the source wants at once.
     let requestsInFlight: Int
     /// And how long they should be, in bytes.
     let requestSize: Int64
     /// All that is read.
     let sources: [any Storage]
+
+    /// Every byte of a fully preallocated target is written, so each is written once: with what
+    /// belongs there.
+    private var minSparse: Int64 {
+        parameters.preallocation == .full ? 0 : conversion.scannedMinSparse
+    }
 
     private var isHashed: Bool {
         conversion.onDigest != nil || conversion.expectedDigest != nil
@@ -28,19 +35,19 @@ struct TargetJob {
     /// Chunks wait for their turn to be hashed.
     private var isHashedInOrder: Bool { isHashed && algorithm == .sha256 }
 
-    func write(to storage: any Storage) async throws {
+    func write(to storage: any WritableStorage) async throws {
         // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
         let mayShare =
-            conversion.sharesBlocks && conversion.scannedMinSparse > 0
+            conversion.sharesBlocks && minSparse > 0
             && !parameters.preallocation.takesBlocks
-        (storage as? FileStorage)?.stopSharing(unlessWith: mayShare ? sources : [])
+        storage.stopSharing(unlessWith: mayShare ? sources : [])
         let whole = try input.padded(to: virtualSize())
         let input = try await fitted(whole, into: storage)
         let size = input.content.virtualSize
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
             writesInOrder: conversion.writesInOrder,
-            storesZeros: conversion.scannedMinSparse == 0)
+            storesZeros: minSparse == 0)
         pipeline.mostWorkers = conversion.workers
         pipeline.memory = conversion.memory
         pipeline.readMeters = sources.map(\.readMeter)
@@ -98,11 +105,11 @@ struct TargetJob {
     /// end are left out, because every reader pads a raw disk with them; for anything else a file
     /// grows to the whole sector.
     private func fitted(
-        _ input: CopyInput, into storage: any Storage
+        _ input: CopyInput, into storage: any WritableStorage
     ) async throws -> CopyInput {
         let size = input.content.virtualSize
         let end = storage.size
-        guard conversion.targetFormat == .raw, isThere(storage), end < size,
+        guard conversion.targetFormat.driver.isPlain, isThere(storage), end < size,
             end.roundedUp(to: guestSectorSize) == size
         else { return input }
         var tail = try IOBuffer(byteCount: Int(size - end))
@@ -113,15 +120,13 @@ struct TargetJob {
                 content: SliceSource(input.content, 0..<end),
                 extents: SliceSource(input.extents, 0..<end))
         }
-        if storage is FileStorage, !storage.traits.isDevice {
-            try await storage.truncate(to: size)
-        }
+        if !storage.traits.isDevice { try await storage.truncate(to: size) }
         return input
     }
 
     /// Whether the target is written as it stands: it was not made for this conversion.
-    private func isThere(_ storage: any Storage) -> Bool {
-        conversion.skipsCreation || storage.traits.requestsInFlight > 0
+    private func isThere(_ storage: any WritableStorage) -> Bool {
+        conversion.skipsCreation || storage.traits.isRemote
     }
 
     private func virtualSize() throws(ImageError) -> Int64 {
@@ -134,36 +139,18 @@ struct TargetJob {
         return asked
     }
 
-    private func makeTarget(_ storage: any Storage, _ size: Int64) async throws -> any ImageTarget {
+    private func makeTarget(
+        _ storage: any WritableStorage, _ size: Int64
+    ) async throws -> any ImageTarget {
         let isFresh = storage.traits.readsAsZero
-        if isFresh, conversion.scannedMinSparse == 0 { try storage.requireSpace(size) }
-        // Nobody depends on these, and a line on stderr counts as a failure where programs call us.
-        if isFresh { _ = parameters.attributes.apply(to: storage) }
-        switch conversion.targetFormat {
-        case .raw:
-            if isThere(storage) {
-                guard storage.size >= size else {
-                    throw ImageError(
-                        .invalid, path: storage.name,
-                        "is smaller (\(storage.size) bytes) than the source (\(size) bytes)")
-                }
-            } else {
-                try await storage.truncate(to: size)
-                if parameters.preallocation.takesBlocks {
-                    try storage.requireSpace(size)
-                    try storage.allocate(0..<size, parameters.preallocation)
-                }
-            }
-            return RawTarget(
-                storage: storage, minSparse: Int(conversion.scannedMinSparse),
-                looksForZeros: conversion.minSparse != nil,
-                readsAsZero: isFresh || conversion.targetIsZero)
-        case .qcow2:
-            let target = try Qcow2Target(
-                storage: storage, virtualSize: size, options: qcow2,
-                compress: conversion.compress, minSparse: Int(conversion.scannedMinSparse))
-            try await target.prepare()
-            return target
-        }
+        if isFresh, minSparse == 0 { try storage.requireSpace(size) }
+        // Nothing depends on these, and a line on stderr counts as a failure where programs call us.
+        if isFresh { _ = storage.apply(parameters.attributes) }
+        var settings = TargetSettings(minSparse: minSparse)
+        settings.compress = conversion.compress
+        settings.looksForZeros = conversion.minSparse != nil || minSparse == 0
+        settings.isThere = isThere(storage)
+        settings.readsAsZero = isFresh || conversion.targetIsZero
+        return try await image.makeTarget(on: storage, size: size, settings)
     }
 }

@@ -26,36 +26,24 @@ public struct BlockStatus: OptionSet, Sendable {
 /// Finds out the block status of an image and all that lies below it.
 public struct BlockStatusReader: Sendable {
     private struct Layer {
-        var source: any ImageSource
+        var image: any Image
         /// Holes of the file under allocated clusters count as zeros.
         var looksForHoles: Bool
     }
 
     private let layers: [Layer]
 
-    public init(_ image: OpenedImage) async throws {
+    /// - Parameter images: from the image itself down; never empty.
+    public init(_ images: [any Image]) async throws {
         var layers: [Layer] = []
-        for layer in image.layers {
-            layers.append(
-                Layer(
-                    source: layer.source,
-                    looksForHoles: try await Self.looksPreallocated(layer)))
+        for image in images {
+            layers.append(Layer(image: image, looksForHoles: try await image.isPreallocated()))
         }
         self.layers = layers
     }
 
-    private static func looksPreallocated(_ layer: OpenedLayer) async throws -> Bool {
-        guard let image = layer.qcow2 else { return false }
-        do {
-            return try await Qcow2Preallocation.isLikely(image)
-        } catch is ImageError {
-            // Refcounts that cannot be read are no reason not to read the disk.
-            return false
-        }
-    }
-
     /// Of the guest disk, in bytes.
-    public var virtualSize: Int64 { layers[0].source.virtualSize }
+    public var virtualSize: Int64 { layers[0].image.virtualSize }
 
     /// What the disk holds from `offset` on.
     ///
@@ -68,65 +56,33 @@ public struct BlockStatusReader: Sendable {
         var limit = limit
         for layer in layers {
             // A backing file that is too short decides for zeros.
-            guard offset < layer.source.virtualSize else {
+            guard offset < layer.image.virtualSize else {
                 return (offset..<limit, [.zero, .allocated])
             }
-            let found = try await Self.status(
-                of: layer, at: offset, limit: min(limit, layer.source.virtualSize))
+            let found = try await layer.image.blockStatus(
+                at: offset, limit: min(limit, layer.image.virtualSize),
+                looksForHoles: layer.looksForHoles)
             if found.status.contains(.allocated) { return found }
             limit = found.range.upperBound
         }
         return (offset..<limit, .zero)
     }
-
-    /// - Returns: without `.allocated` where the layer leaves the answer to the one below.
-    private static func status(
-        of layer: Layer, at offset: Int64, limit: Int64
-    ) async throws -> (range: Range<Int64>, status: BlockStatus) {
-        if let source = layer.source as? Qcow2Source {
-            return try await source.status(
-                at: offset, limit: limit, looksForHoles: layer.looksForHoles)
-        }
-        let extent = try await layer.source.extent(at: offset, limit: limit)
-        let kind: BlockStatus = extent.content == .zero ? .zero : .data
-        return (extent.range, [kind, .allocated, .hasOffset])
-    }
 }
 
-extension Qcow2Source {
-    fileprivate func status(
+extension Image {
+    public func isPreallocated() async throws -> Bool { false }
+
+    public func blockStatus(
         at offset: Int64, limit: Int64, looksForHoles: Bool
     ) async throws -> (range: Range<Int64>, status: BlockStatus) {
-        let run = try await tables.run(at: offset, limit: limit)
-        switch run.mapping {
-        case .unallocated: return (run.range, [])
-        case .zero: return (run.range, [.zero, .allocated])
-        case .compressed: return (run.range, [.data, .allocated])
-        case .standard(let host):
-            let status: BlockStatus = [.data, .allocated, .hasOffset]
-            guard looksForHoles else { return (run.range, status) }
-            return try await preallocatedStatus(run.range, host, status.union(.preallocated))
-        }
-    }
-
-    private func preallocatedStatus(
-        _ range: Range<Int64>, _ host: HostOffset, _ status: BlockStatus
-    ) async throws -> (range: Range<Int64>, status: BlockStatus) {
-        let size = storage.size
-        let isCut =
-            host.bytes + Int64(range.count) > size
-            && host.bytes + Int64(range.count) > size.roundedUp(to: readGranularity)
-        let zero: BlockStatus = isCut ? [.zero, .missing] : .zero
-        guard host.bytes < size else { return (range, status.union(zero)) }
-        let below = try await storage.extent(
-            at: host.bytes, limit: min(host.bytes + Int64(range.count), storage.size))
-        guard below.content == .zero else {
-            return (range.lowerBound..<range.lowerBound + Int64(below.range.count), status)
-        }
-        // A hole at the end of the file goes on behind it.
-        if below.range.upperBound == size { return (range, status.union(zero)) }
-        return (
-            range.lowerBound..<range.lowerBound + Int64(below.range.count), status.union(.zero)
-        )
+        let extent = try await extent(at: offset, limit: limit)
+        let status: BlockStatus =
+            switch extent.content {
+            case .data: [.data, .allocated, .hasOffset]
+            case .compressed: [.data, .allocated]
+            case .zero: [.zero, .allocated, .hasOffset]
+            case .backing: []
+            }
+        return (extent.range, status)
     }
 }

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-extension Storage {
+extension WritableStorage {
     /// How much of it one call takes along, far below what the kernel does.
     private static var mostParts: Int { 64 }
 

@@ -49,39 +49,6 @@ public protocol StoredRunReader: AnyObject {
     func load(at offset: Int64, limit: Int64) async throws
 }
 
-extension OpenedLayer {
-    /// The size of the disk in bytes, in whole sectors, as qemu counts them: a raw file's last one is
-    /// filled up with zeros, a part of a sector that a qcow2 header names is left out.
-    public var guestSize: Int64 {
-        switch format {
-        case .raw: source.virtualSize.roundedUp(to: guestSectorSize)
-        case .qcow2: source.virtualSize.roundedDown(to: guestSectorSize)
-        }
-    }
-
-    public func storedRuns() -> any StoredRunReader {
-        if let qcow2 { Qcow2RunReader(qcow2) } else { RawRunReader(storage) }
-    }
-}
-
-/// The runs of a raw image: what the storage says of itself.
-final class RawRunReader: StoredRunReader {
-    private let allocation: StorageAllocation
-
-    init(_ storage: any Storage) { allocation = StorageAllocation(storage) }
-
-    func run(at offset: Int64, limit: Int64) -> StoredRun? {
-        allocation.extent(at: offset, limit: limit).map {
-            StoredRun(
-                range: $0.range, content: $0.content == .zero ? .hole : .data, hostOffset: offset)
-        }
-    }
-
-    func load(at offset: Int64, limit: Int64) async throws {
-        try await allocation.load(at: offset, limit: limit)
-    }
-}
-
 /// Which parts of a storage are holes, by the most exact means there is.
 final class StorageAllocation {
     private let storage: any Storage
@@ -94,8 +61,8 @@ final class StorageAllocation {
     /// - Returns: nil if `load` has to be called first; never for a file.
     func extent(at offset: Int64, limit: Int64) -> Extent? {
         guard offset < storage.size else { return Extent(range: offset..<limit, content: .zero) }
-        if last?.range.contains(offset) != true, let file = storage as? FileStorage {
-            last = file.allocation(at: offset)
+        if last?.range.contains(offset) != true, let found = storage.allocation(at: offset) {
+            last = found
         }
         guard let last, last.range.contains(offset) else { return nil }
         return Extent(range: offset..<min(last.range.upperBound, limit), content: last.content)

@@ -5,6 +5,8 @@ import DiskImage
 public struct StorageTraits: Sendable, Equatable {
     /// A device: of fixed size, never new, never truncated.
     public var isDevice: Bool
+    /// Behind a server: what it is at is that server's business.
+    public var isRemote: Bool
     /// Bytes that were never written read as zeros.
     public var readsAsZero: Bool
     /// Some of its ranges take no space, so that `extent` can tell more than "data".
@@ -20,11 +22,13 @@ public struct StorageTraits: Sendable, Equatable {
     public var blockSize: Int64
 
     public init(
-        isDevice: Bool = false, readsAsZero: Bool = false, hasHoles: Bool = false,
-        writesOneByOne: Bool = false, requestsInFlight: Int = 0, requestSize: Int64 = 0,
+        isDevice: Bool = false, isRemote: Bool = false, readsAsZero: Bool = false,
+        hasHoles: Bool = false, writesOneByOne: Bool = false, requestsInFlight: Int = 0,
+        requestSize: Int64 = 0,
         blockSize: Int64 = 1
     ) {
         self.isDevice = isDevice
+        self.isRemote = isRemote
         self.readsAsZero = readsAsZero
         self.hasHoles = hasHoles
         self.writesOneByOne = writesOneByOne
@@ -34,7 +38,7 @@ public struct StorageTraits: Sendable, Equatable {
     }
 }
 
-/// Bytes at offsets: a file, a block device, an export of a server. qemu calls this a protocol.
+/// Bytes at offsets to be read: a file, a block device, an export of a server. qemu calls this a protocol.
 ///
 /// Calls may come from many tasks at once. Everything throws `ImageError`.
 public protocol Storage: BlockHolder {
@@ -45,13 +49,27 @@ public protocol Storage: BlockHolder {
     var traits: StorageTraits { get }
     /// The file or device in which the bytes are; nil if that is not on this machine.
     var file: FileIdentity? { get }
+    /// How much of its file system it takes now, in bytes; nil if nothing tells.
+    var allocatedSize: Int64? { get }
 
-    /// The meters of the calls that move data.
+    /// The meter of the calls that read data.
     var readMeter: CallMeter { get }
-    var writeMeter: CallMeter { get }
 
     /// Fills the whole buffer. Throws where the range reaches beyond the end.
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
+
+    /// Whether data or a hole (`.zero`) begins at `offset`, and how far it reaches, up to `limit`.
+    func extent(at offset: Int64, limit: Int64) async throws -> Extent
+
+    /// The most exact answer to the same question, as far as it goes, where no waiting is needed for
+    /// it; nil elsewhere.
+    func allocation(at offset: Int64) -> Extent?
+}
+
+/// A storage that can be written, too.
+public protocol WritableStorage: Storage {
+    /// The meter of the calls that write data.
+    var writeMeter: CallMeter { get }
 
     /// Writes all the bytes; a file grows as needed, a device does not.
     func write(_ bytes: RawSpan, at offset: Int64) async throws
@@ -64,8 +82,24 @@ public protocol Storage: BlockHolder {
     /// - Parameter mayUnmap: the range need not stay allocated.
     func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws
 
-    /// Whether data or a hole (`.zero`) begins at `offset`, and how far it reaches, up to `limit`.
-    func extent(at offset: Int64, limit: Int64) async throws -> Extent
+    /// Sets the size. On a device: throws if it is smaller than that, and does nothing otherwise.
+    func truncate(to size: Int64) async throws
+
+    /// Throws at once if `bytes` more certainly cannot be stored here.
+    func requireSpace(_ bytes: Int64) throws
+
+    /// Returns when everything written is on stable storage (as far as the cache mode promises).
+    func flush() async throws
+
+    /// Takes the blocks of a range within the size, which reads as zeros afterwards where it did before.
+    ///
+    /// - Throws: `ImageError` in qemu-img's words where there is no such thing, or no space.
+    func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError)
+
+    /// Does what can be done of what a file is asked for; none of that changes what it holds.
+    ///
+    /// - Returns: what could not be done, in words; nil mostly.
+    func apply(_ attributes: FileAttributes) -> String?
 
     /// Whether `share` is worth trying: true until it is known not to work here.
     var sharesBlocks: Bool { get }
@@ -76,14 +110,17 @@ public protocol Storage: BlockHolder {
     /// - Returns: for how many of them, from the first on, that was possible.
     func share(_ location: HostLocation, at offset: Int64) -> Int64
 
-    /// Sets the size. On a device: throws if it is smaller than that, and does nothing otherwise.
-    func truncate(to size: Int64) async throws
+    /// Stops sharing where it cannot work with any of these sources.
+    func stopSharing(unlessWith sources: [any Storage])
+}
 
-    /// Throws at once if `bytes` more certainly cannot be stored here.
-    func requireSpace(_ bytes: Int64) throws
+/// What a file that is to hold an image is asked for beside its bytes.
+public struct FileAttributes: Sendable, Equatable {
+    public var noCopyOnWrite = false
+    /// In bytes; nil or 0 leaves it to the file system.
+    public var extentSizeHint: Int64?
 
-    /// Returns when everything written is on stable storage (as far as the cache mode promises).
-    func flush() async throws
+    public init() {}
 }
 
 /// Parts of a buffer that are written one behind the other.
@@ -101,7 +138,12 @@ public struct BufferRun: Sendable, Equatable {
 
 extension Storage {
     public var file: FileIdentity? { nil }
+    public var allocatedSize: Int64? { nil }
 
+    public func allocation(at offset: Int64) -> Extent? { nil }
+}
+
+extension WritableStorage {
     public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
         for run in runs {
             var offset = run.offset
@@ -112,9 +154,17 @@ extension Storage {
         }
     }
 
+    public func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError) {
+        throw .unsupported(name, "Unsupported preallocation mode '\(mode.rawValue)'")
+    }
+
+    public func apply(_ attributes: FileAttributes) -> String? { nil }
+
     public var sharesBlocks: Bool { false }
 
     public func share(_ location: HostLocation, at offset: Int64) -> Int64 { 0 }
+
+    public func stopSharing(unlessWith sources: [any Storage]) {}
 }
 
 /// A piece of bytes of an image that lies beyond its end: the image was cut short.

@@ -31,8 +31,8 @@ public final class StorageWindow: Storage {
 
     public var name: String { base.name }
     public var file: FileIdentity? { base.file }
+    public var allocatedSize: Int64? { base.allocatedSize }
     public var readMeter: CallMeter { base.readMeter }
-    public var writeMeter: CallMeter { base.writeMeter }
 
     public var traits: StorageTraits {
         var traits = base.traits
@@ -51,19 +51,5 @@ public final class StorageWindow: Storage {
         return Extent(
             range: found.range.lowerBound - start..<found.range.upperBound - start,
             content: found.content)
-    }
-
-    public func write(_ bytes: RawSpan, at offset: Int64) async throws { throw readOnly }
-
-    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws { throw readOnly }
-
-    public func truncate(to size: Int64) async throws { throw readOnly }
-
-    public func requireSpace(_ bytes: Int64) throws { throw readOnly }
-
-    public func flush() async throws {}
-
-    private var readOnly: ImageError {
-        .unsupported(name, "a part of a file can only be read")
     }
 }

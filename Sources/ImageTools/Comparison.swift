@@ -1,15 +1,15 @@
 import Concurrency
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// One `swimg compare`: whether two images hold the same guest disk.
 ///
 /// Cells of the disk are compared by several workers at once, each cell front to back, and no cell is begun behind a
 /// difference that is known: so the first difference is the one with the lowest offset, however the workers run.
 public struct Comparison: Sendable {
-    /// Paths, or names of NBD exports.
+    /// Paths, or names that a driver of `Storages` claims.
     public var first: ImageName
     public var second: ImageName
     /// nil finds it out from the first bytes.
@@ -17,10 +17,7 @@ public struct Comparison: Sendable {
     public var secondFormat: ImageFormat?
     /// Sizes and block status have to be the same, too (`-s`).
     public var isStrict = false
-    public var cacheMode = CacheMode.writeback
-    /// Read images that somebody else writes to (`-U`).
-    public var shareForced = false
-    public var nbd = NBDOptions()
+    public var access = StorageAccess()
     /// Told how far the comparison is, in bytes of the larger guest disk, from any task.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
@@ -71,7 +68,7 @@ public struct Comparison: Sendable {
         let images: (OpenedImage, OpenedImage)
         let pair: ImagePair
         do {
-            let opener = ImageOpener(cacheMode: cacheMode, shareForced: shareForced, nbd: nbd)
+            let opener = ImageOpener(access)
             images = (
                 try await opener.open(first, format: firstFormat),
                 try await opener.open(second, format: secondFormat)

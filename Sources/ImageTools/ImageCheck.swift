@@ -1,8 +1,8 @@
 import DiskImage
 import Glibc
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// One `check`: opens an image, checks it, and once more if something was repaired.
 public struct ImageCheck: Sendable {
@@ -21,37 +21,53 @@ public struct ImageCheck: Sendable {
     /// - Returns: nil if images of this format cannot be checked.
     /// - Throws: `ImageError` if the image cannot be opened, or so damaged that the check cannot go on.
     public func run() async throws -> CheckReport? {
-        let storage = try open()
-        let known = try await opener.knownFormat(
-            format, of: storage, described: try ImageDescription(name))
-        guard known == .qcow2 else { return nil }
-        var result = try await Qcow2Check(storage, repair: repair, onMessage: onMessage).run()
+        guard let repair else {
+            let storage = try opener.openStorage(name)
+            let known = try await format(of: storage)
+            return try await known.driver.checker?.check(storage, onMessage: onMessage)
+                .report(name, known)
+        }
+        let storage = try openInPlace()
+        let known = try await format(of: storage)
+        guard let checker = known.driver.checker else { return nil }
+        var result = try await checker.repair(storage, repair, onMessage: onMessage)
         if result.corruptionsFixed > 0 || result.leaksFixed > 0 {
             onRepaired(result)
             let repaired = result
-            result = try await Qcow2Check(storage, onMessage: onMessage).run()
+            result = try await checker.check(storage, onMessage: onMessage)
             result.corruptionsFixed = repaired.corruptionsFixed
             result.leaksFixed = repaired.leaksFixed
         }
-        return CheckReport(path: name.description, format: known, result: result)
+        return result.report(name, known)
     }
 
-    private func open() throws -> any Storage {
-        guard repair != nil else { return try opener.openStorage(name) }
-        guard !opener.shareForced else {
+    private func format(of storage: any Storage) async throws -> ImageFormat {
+        try await opener.knownFormat(
+            format, of: storage, described: try ImageDescription(name))
+    }
+
+    private func openInPlace() throws -> any WritableStorage {
+        guard !opener.access.shareForced else {
             throw ImageError.invalid(
                 "an image is not repaired while another process may write (-U)")
         }
-        guard !NBDStorage.isName(name) else {
-            throw ImageError.unsupported(
-                name.description, "an image behind NBD cannot be repaired")
-        }
         let described = try ImageDescription(name)
+        let place = described?.place ?? name
+        let driver = Storages.driver(for: place)
+        guard driver.changesInPlace else {
+            throw ImageError.unsupported(
+                name.description, "an image behind \(driver.label) cannot be repaired")
+        }
         guard described?.isWhole ?? true else {
             throw ImageError.unsupported(name.description, "a part of a file can only be read")
         }
-        return try FileStorage.openExistingTarget(
-            (described?.place ?? name).path(), cacheMode: opener.cacheMode)
+        return try driver.openInPlace(place, opener.access)
+    }
+}
+
+extension CheckResult {
+    fileprivate func report(_ name: ImageName, _ format: ImageFormat) -> CheckReport {
+        CheckReport(path: name.description, format: format, result: self)
     }
 }
 
@@ -90,7 +106,7 @@ public struct CheckReport: Sendable, Equatable {
         add("leaks-fixed", result.leaksFixed)
         add("allocated-clusters", result.allocatedClusters)
         members.append(.init("filename", .string(path)))
-        members.append(.init("format", .string(format.rawValue)))
+        members.append(.init("format", .string(format.name)))
         add("fragmented-clusters", result.fragmentedClusters)
         return .object(members)
     }

@@ -1,15 +1,13 @@
 import DiskImage
-import Glibc
-import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// One `create`: a new image that holds nothing, or what its backing file holds.
 ///
 /// `prepare` finds out what is asked for and whether it can be; `Plan.create` makes the image.
 public struct ImageCreation: Sendable {
-    /// A path, or the name of an NBD export.
+    /// A path, or a name that a driver of `Storages` claims.
     public var name: ImageName
     public var format: ImageFormat
     public var options = CreationOptions()
@@ -20,7 +18,7 @@ public struct ImageCreation: Sendable {
     public var backingFormat: String?
     /// Do not look at the backing file (`-u`).
     public var skipsBackingCheck = false
-    public var nbd = NBDOptions()
+    public var storageOptions = StorageOptions()
 
     public init(_ name: ImageName, format: ImageFormat) {
         self.name = name
@@ -32,7 +30,8 @@ public struct ImageCreation: Sendable {
         /// What qemu-img prints: all the options, without a line break at the end.
         public let line: String
         fileprivate let name: ImageName
-        fileprivate let nbd: NBDOptions
+        fileprivate let access: StorageAccess
+        fileprivate let format: ImageFormat
         fileprivate let typed: TypedOptions
         /// In bytes, a multiple of 512.
         fileprivate let size: Int64
@@ -59,14 +58,16 @@ public struct ImageCreation: Sendable {
         if let backingFormat { try setBacking("backing_fmt", Array(backingFormat.utf8), &options) }
         let typed = try TypedOptions(options, for: format)
         // A name that cannot be created is an error before anything is printed.
-        if !NBDStorage.isName(name) { _ = try name.path() }
+        try Storages.driver(for: name).check(name)
         let backing = try await openBacking(typed)
         guard let bytes = size ?? typed.number("size") ?? backing?.virtualSize else {
             throw ImageError.invalid("Image creation needs a size parameter")
         }
+        let size = try checkedDiskSize(bytes).roundedUp(to: guestSectorSize)
         return Plan(
-            line: typed.creationLine(name, size: bytes), name: name, nbd: nbd, typed: typed,
-            size: try checkedDiskSize(bytes).roundedUp(to: guestSectorSize),
+            line: typed.creationLine(name, size: bytes), name: name,
+            access: StorageAccess(options: storageOptions), format: format,
+            typed: typed, size: size,
             protected: backing?.files ?? [])
     }
 
@@ -77,11 +78,11 @@ public struct ImageCreation: Sendable {
     private func setBacking(
         _ key: String, _ value: [UInt8], _ options: inout CreationOptions
     ) throws(ImageError) {
-        guard format == .qcow2 else {
+        guard format.driver.canHaveBacking else {
             throw .invalid(
                 key == "backing_file"
-                    ? "Backing file not supported for file format '\(format.rawValue)'"
-                    : "Backing format not supported for file format '\(format.rawValue)'")
+                    ? "Backing file not supported for file format '\(format)'"
+                    : "Backing format not supported for file format '\(format)'")
         }
         options.set(key, value)
     }
@@ -109,16 +110,15 @@ public struct ImageCreation: Sendable {
     private func open(_ backing: ImageName, _ formatName: String?) async throws -> OpenedImage {
         var known: ImageFormat?
         if let formatName {
-            guard let format = ImageFormat(rawValue: formatName) else {
+            guard let format = ImageFormat.named(formatName) else {
                 throw ImageError.invalid("Unknown driver '\(formatName)'")
             }
             known = format
         }
         // Only its size and its format are looked at: it may be the disk of a running machine.
-        let opener = ImageOpener(shareForced: true, nbd: nbd)
-        let found =
-            NBDStorage.isName(backing)
-            ? backing : try ImageOpener.backingName(backing, namedBy: name)
+        let opener = ImageOpener(
+            StorageAccess(shareForced: true, options: storageOptions))
+        let found = try ImageOpener.backingName(backing, namedBy: name, isTyped: true)
         do {
             return try await opener.open(found, format: known)
         } catch let error as ImageError {
@@ -134,7 +134,7 @@ public struct ImageCreation: Sendable {
     private static func formatIsMissing(_ detected: ImageFormat?) -> ImageError {
         .invalid(
             "Backing file specified without backing format"
-                + (detected.map { ". Detected format of \($0.rawValue)." } ?? ""))
+                + (detected.map { ". Detected format of \($0)." } ?? ""))
     }
 }
 
@@ -152,84 +152,32 @@ extension ImageCreation.Plan {
     }
 
     private func make() async throws -> String? {
-        let parameters = try ImageParameters(typed)
-        let options = try qcow2Options(parameters)
-        if let export = try NBDStorage.open(name, nbd, forWriting: true) {
-            try await write(parameters, options, to: export)
-            try await export.flush()
-            return nil
-        }
-        let file = try TargetFile.create(
-            name.path(), cacheMode: .writeback, protecting: protected)
+        let image = try newImage()
+        let target = try Storages.driver(for: name).beginTarget(
+            name, TargetRequest(.create, access: access, sourceFiles: protected))
         do {
-            let warning = parameters.attributes.apply(to: file.storage)
-            try await write(parameters, options, to: file.storage)
-            try await file.commit()
+            let warning = target.storage.apply(image.parameters.attributes)
+            try await image.makeEmpty(on: target.storage, size: size)
+            try await target.commit()
             return warning
         } catch {
-            file.abandon()
+            target.abandon()
             throw error
         }
     }
 
-    private func qcow2Options(_ parameters: ImageParameters) throws(ImageError) -> Qcow2Options {
-        var options = parameters.qcow2
-        let format = parameters.backingFormat
-        if let format, ImageFormat(rawValue: format) == nil {
-            throw .invalid("Parameter 'backing-fmt' does not accept value '\(format)'")
+    private func newImage() throws(ImageError) -> any NewImage {
+        var image = try format.creator().newImage(typed)
+        let backingFormat = image.parameters.backingFormat
+        if let backingFormat, ImageFormat.named(backingFormat) == nil {
+            throw .invalid("Parameter 'backing-fmt' does not accept value '\(backingFormat)'")
         }
-        if let file = parameters.backingFile {
-            options.backing = Qcow2Options.Backing(
-                file: file, format: format, virtualSize: size)
-        } else if format != nil {
+        if let file = image.parameters.backingFile {
+            image.setBacking(BackingName(file, format: backingFormat), virtualSize: size)
+        } else if backingFormat != nil {
             throw .invalid("Backing format cannot be used without backing file")
         }
-        try options.check()
-        return options
-    }
-
-    private func write(
-        _ parameters: ImageParameters, _ options: Qcow2Options, to storage: any Storage
-    ) async throws {
-        switch typed.format {
-        case .raw: try await writeRaw(parameters.preallocation, to: storage)
-        case .qcow2:
-            let target = try Qcow2Target(
-                storage: storage, virtualSize: size, options: options, compress: false,
-                minSparse: 4096, writesData: false)
-            try await target.prepare()
-            try await target.finish()
-        }
-    }
-
-    /// In bytes.
-    private static let firstBlock: Int64 = 4096
-
-    private func writeRaw(_ preallocation: Preallocation, to storage: any Storage) async throws {
-        if storage.traits.isDevice || storage.traits.requestsInFlight > 0 {
-            guard preallocation == .off else {
-                throw ImageError.invalid(
-                    "Unsupported preallocation mode '\(preallocation.rawValue)'")
-            }
-            guard size <= storage.size else {
-                throw ImageError.invalid("Cannot grow device files")
-            }
-            // What stood there is not to be found again by its header.
-            return try await storage.zero(
-                0..<min(guestSectorSize, storage.size), mayUnmap: false)
-        }
-        do {
-            try await storage.truncate(to: size)
-        } catch let error as ImageError where error.kind == .system(errno: EFBIG) {
-            throw ImageError.invalid("The image size is too large for file format 'raw'")
-        }
-        if preallocation.takesBlocks {
-            try storage.requireSpace(size)
-            try storage.allocate(0..<size, preallocation)
-        }
-        // The first block is there in any case, as qemu-img has it: who opens the file with O_DIRECT can
-        // find out the alignment by reading.
-        let written = preallocation == .full ? size : min(Self.firstBlock, size)
-        try await storage.writeZeros(0..<written)
+        try image.check()
+        return image
     }
 }

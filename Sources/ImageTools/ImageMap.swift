@@ -1,6 +1,6 @@
 import DiskImage
+import ImageDrivers
 import ImageFormats
-import NBDStorage
 
 /// A stretch of a guest disk, where its bytes come from, and where they lie.
 public struct MapEntry: Sendable, Equatable {
@@ -44,10 +44,12 @@ public struct ImageMap: Sendable {
     }
 
     /// The file of each image, by depth, as qemu names it.
-    public var fileNames: [String] { layers.map { NBDAddress.qemuName($0.name) } }
+    public var fileNames: [String] {
+        layers.map { Storages.driver(for: $0.name).shownName($0.name) }
+    }
 
     /// Of the guest disk, in bytes.
-    public var guestSize: Int64 { layers[0].guestSize }
+    public var guestSize: Int64 { layers[0].image.guestSize }
 
     /// Calls `body` for each stretch of the disk, the longest possible, front to back without gaps.
     ///
@@ -95,7 +97,7 @@ public struct ImageMap: Sendable {
         let images: [(size: Int64, runs: any StoredRunReader)]
 
         init(_ layers: [OpenedLayer]) {
-            images = layers.map { ($0.guestSize, $0.storedRuns()) }
+            images = layers.map { ($0.image.guestSize, $0.image.storedRuns()) }
         }
 
         func entry(at offset: Int64, limit: Int64) throws -> Answer {

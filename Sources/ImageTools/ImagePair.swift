@@ -1,4 +1,5 @@
 import DiskImage
+import ImageDrivers
 import ImageFormats
 
 /// Two guest disks side by side; behind the end of the shorter one it reads as zeros.
@@ -29,7 +30,11 @@ struct ImagePair: Sendable {
         first = try Self.padded(one.source, firstSize, to: size)
         second = try Self.padded(other.source, secondSize, to: size)
         statuses =
-            isStrict ? (try await BlockStatusReader(one), try await BlockStatusReader(other)) : nil
+            isStrict
+            ? (
+                try await BlockStatusReader(one.layers.map(\.image)),
+                try await BlockStatusReader(other.layers.map(\.image))
+            ) : nil
     }
 
     private static func padded(

@@ -1,4 +1,5 @@
 import DiskImage
+import ImageDrivers
 import ImageFormats
 
 /// What `info` tells of an image, for people and for programs.
@@ -9,12 +10,7 @@ public struct InfoReport: Sendable {
 
     public init(_ facts: ImageFacts) { self.facts = facts }
 
-    private var header: Qcow2Header? { facts.qcow2?.header }
-
-    /// Whether there is a flag for "not closed properly"; an export behind a server has none.
-    private var dirtyFlag: Bool? {
-        facts.qcow2.map(\.isDirty) ?? (facts.isRemote ? nil : false)
-    }
+    private var details: FormatFacts { facts.details }
 
     // MARK: For programs
 
@@ -23,34 +19,36 @@ public struct InfoReport: Sendable {
         func add(_ key: String, _ value: JSONValue?) {
             if let value { members.append(.init(key, value)) }
         }
-        add("backing-filename-format", header?.backingFile.flatMap { _ in backingFormat })
-        if let snapshots = facts.qcow2?.snapshots, !snapshots.isEmpty {
-            add("snapshots", .array(snapshots.map(Self.json)))
+        if details.backing != nil {
+            add("backing-filename-format", backingFormat.map { .string($0) })
         }
-        add("virtual-size", .integer(facts.virtualSize))
+        if !details.snapshots.isEmpty {
+            add("snapshots", .array(details.snapshots.map(Self.json)))
+        }
+        add("virtual-size", .integer(details.virtualSize))
         add("filename", .string(facts.fileName))
-        add("cluster-size", header.map { .integer($0.geometry.clusterSize) })
-        add("format", .string(facts.format.rawValue))
+        add("cluster-size", details.clusterSize.map { .integer($0) })
+        add("format", .string(facts.format.name))
         add("actual-size", facts.actualSize.map { .integer($0) })
-        if let details {
+        if let members = details.details {
             add(
                 "format-specific",
                 .object([
-                    .init("type", .string(facts.format.rawValue)), .init("data", .object(details)),
+                    .init("type", .string(facts.format.name)), .init("data", .object(members)),
                 ]))
         }
         add("full-backing-filename", facts.fullBackingName.map { .string($0) })
-        add("encrypted", facts.qcow2?.encryption.map { _ in .bool(true) })
-        add("backing-filename", header?.backingFile.map { .string($0.description) })
-        add("dirty-flag", dirtyFlag.map { .bool($0) })
+        add("encrypted", details.isEncrypted ? .bool(true) : nil)
+        add("backing-filename", details.backing.map { .string($0.name.description) })
+        add("dirty-flag", details.isDirty.map { .bool($0) })
         return .object(members)
     }
 
-    private var backingFormat: JSONValue? {
-        header?.backingFormat.flatMap { $0.isEmpty ? nil : .string($0) }
+    private var backingFormat: String? {
+        details.backing?.format.flatMap { $0.isEmpty ? nil : $0 }
     }
 
-    private static func json(_ snapshot: Qcow2Snapshot) -> JSONValue {
+    private static func json(_ snapshot: ImageSnapshot) -> JSONValue {
         let second: UInt64 = 1_000_000_000
         var members: [JSONValue.Member] = []
         if let count = snapshot.instructionCount {
@@ -67,77 +65,6 @@ public struct InfoReport: Sendable {
         ]
         return .object(members)
     }
-
-    // MARK: What the format adds
-
-    /// Members of the format's own part, for both forms; nil where the format has none.
-    private var details: [JSONValue.Member]? {
-        guard let image = facts.qcow2 else { return nil }
-        let isModern = image.header.version >= 3
-        var members: [JSONValue.Member] = [
-            .init("compat", .string(isModern ? "1.1" : "0.10")),
-            .init("compression-type", .string(image.header.compression.rawValue)),
-        ]
-        if isModern {
-            members.append(.init("lazy-refcounts", .bool(image.hasLazyRefcounts)))
-            if !image.bitmaps.isEmpty {
-                members.append(.init("bitmaps", .array(image.bitmaps.map(Self.bitmap))))
-            }
-        }
-        members.append(.init("refcount-bits", .integer(Int64(image.refcountBits))))
-        if let encryption = image.encryption {
-            members.append(.init("encrypt", .object(Self.encryption(encryption))))
-        }
-        guard isModern else { return members }
-        if let file = image.dataFile { members.append(.init("data-file", .string(file))) }
-        if let isRaw = image.dataFileIsRaw { members.append(.init("data-file-raw", .bool(isRaw))) }
-        members.append(.init("corrupt", .bool(image.isCorrupt)))
-        members.append(.init("extended-l2", .bool(image.header.geometry.hasExtendedL2)))
-        return members
-    }
-
-    private static func bitmap(_ bitmap: Qcow2Bitmap) -> JSONValue {
-        let flags = (bitmap.isInUse ? ["in-use"] : []) + (bitmap.isAuto ? ["auto"] : [])
-        return .object([
-            .init("flags", .array(flags.map { .string($0) })),
-            .init("name", .string(bitmap.name)),
-            .init("granularity", .integer(bitmap.granularity)),
-        ])
-    }
-
-    private static func encryption(
-        _ encryption: Qcow2Description.Encryption
-    ) -> [JSONValue.Member] {
-        guard case .luks(let luks) = encryption else { return [.init("format", .string("aes"))] }
-        var members: [JSONValue.Member] = [
-            .init("ivgen-alg", .string(luks.startValue)),
-            .init("hash-alg", .string(luks.hash)),
-            .init("cipher-alg", .string(luks.cipher)),
-            .init("uuid", .string(luks.uuid)),
-        ]
-        if let hash = luks.startValueHash { members.append(.init("ivgen-hash-alg", .string(hash))) }
-        return members + [
-            .init("format", .string("luks")),
-            .init("cipher-mode", .string(luks.mode)),
-            .init("slots", .array(luks.slots.map(slot))),
-            .init("payload-offset", .integer(luks.payloadOffset)),
-            .init("master-key-iters", .integer(Int64(luks.masterKeyIterations))),
-        ]
-    }
-
-    private static func slot(_ slot: LUKSHeader.KeySlot) -> JSONValue {
-        guard let iterations = slot.iterations else {
-            return .object([
-                .init("active", .bool(false)), .init("key-offset", .integer(slot.keyOffset)),
-            ])
-        }
-        return .object([
-            .init("active", .bool(true)),
-            .init("iters", .integer(Int64(iterations))),
-            .init("key-offset", .integer(slot.keyOffset)),
-            .init("stripes", .integer(Int64(slot.stripes))),
-        ])
-    }
 }
 
 extension InfoReport {
@@ -145,41 +72,39 @@ extension InfoReport {
 
     /// Lines, each with a line break. Names come from strangers: control characters are replaced.
     public var text: String {
-        let size = facts.virtualSize
+        let size = details.virtualSize
         var lines = [
             "image: \(facts.fileName)",
-            "file format: \(facts.format.rawValue)",
+            "file format: \(facts.format)",
             "virtual size: \(TextLayout.size(UInt64(size))) (\(size) bytes)",
             "disk size: "
                 + (facts.actualSize.map { TextLayout.size(UInt64($0)) } ?? "unavailable"),
         ]
-        if let image = facts.qcow2 {
-            if image.encryption != nil { lines.append("encrypted: yes") }
-            lines.append("cluster_size: \(image.header.geometry.clusterSize)")
-            if image.isDirty { lines.append("cleanly shut down: no") }
-            lines += backingLines(image.header)
-            if !image.snapshots.isEmpty { lines += Self.table(image.snapshots) }
-        }
-        if let details {
+        if details.isEncrypted { lines.append("encrypted: yes") }
+        if let clusterSize = details.clusterSize { lines.append("cluster_size: \(clusterSize)") }
+        if details.isDirty == true { lines.append("cleanly shut down: no") }
+        lines += backingLines
+        if !details.snapshots.isEmpty { lines += Self.table(details.snapshots) }
+        if let members = details.details {
             lines.append("Format specific information:")
-            lines += Self.lines(details, indentation: "    ")
+            lines += Self.lines(members, indentation: "    ")
         }
         return lines.map { $0.withoutControlCharacters + "\n" }.joined()
     }
 
-    private func backingLines(_ header: Qcow2Header) -> [String] {
-        guard let name = header.backingFile else { return [] }
+    private var backingLines: [String] {
+        guard let name = details.backing?.name else { return [] }
         var line = "backing file: \(name)"
         if let full = facts.fullBackingName {
             if full != name.description { line += " (actual path: \(full))" }
         } else {
             line += " (cannot determine actual path)"
         }
-        guard let format = header.backingFormat, !format.isEmpty else { return [line] }
-        return [line, "backing file format: \(format)"]
+        guard let backingFormat else { return [line] }
+        return [line, "backing file format: \(backingFormat)"]
     }
 
-    private static func table(_ snapshots: [Qcow2Snapshot]) -> [String] {
+    private static func table(_ snapshots: [ImageSnapshot]) -> [String] {
         ["Snapshot list:", row("ID", "TAG", "VM SIZE", "DATE", "VM CLOCK", "ICOUNT")]
             + snapshots.map { snapshot in
                 let milliseconds = snapshot.guestNanoseconds / 1_000_000

@@ -1,8 +1,7 @@
 import DiskImage
-import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// One `swimg measure`: how much space an image would take.
 ///
@@ -12,84 +11,46 @@ public struct Measurement: Sendable {
     public enum Disk: Sendable {
         /// A disk of this size in bytes, with nothing in it.
         case empty(Int64)
-        /// An image (a path, or the name of an NBD export); a nil format is found out.
+        /// An image; a nil format is found out.
         case image(ImageName, ImageFormat?)
-    }
-
-    public struct Result: Sendable, Equatable {
-        /// Of the file, in bytes, with what the disk holds.
-        public var required: Int64
-        /// With every cluster stored.
-        public var fullyAllocated: Int64
-        /// What the image's bitmaps would take in addition; nil where there cannot be any.
-        public var bitmaps: Int64?
     }
 
     public var disk: Disk
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
-    /// Read an image that somebody else writes to (`-U`).
-    public var shareForced = false
-    public var nbd = NBDOptions()
+    public var access = StorageAccess()
     /// The image as it was when this internal snapshot was taken (`-l`).
     public var snapshot: SnapshotName?
 
     public init(_ disk: Disk) { self.disk = disk }
 
     /// - Throws: `ImageError`.
-    public func run() async throws -> Result {
-        let parameters = try MeasureParameters(options, for: targetFormat)
-        let image: OpenedImage?
-        let size: Int64
-        switch disk {
-        case .empty(let bytes):
-            image = nil
-            size = try checkedDiskSize(bytes).roundedUp(to: guestSectorSize)
-        case .image(let path, let format):
-            var opener = ImageOpener(shareForced: shareForced, nbd: nbd)
-            opener.snapshot = snapshot
-            let opened = try await opener.open(path, format: format)
-            image = opened
-            size = opened.source.virtualSize.roundedUp(to: guestSectorSize)
-        }
-        switch targetFormat {
-        case .raw: return Result(required: size, fullyAllocated: size, bitmaps: nil)
-        case .qcow2: return try await qcow2Result(image, size, parameters)
-        }
+    public func run() async throws -> MeasuredSize {
+        let typed = try TypedOptions(options, for: targetFormat)
+        return try await targetFormat.creator().measure(try await measuredDisk(), typed)
     }
 
-    private func qcow2Result(
-        _ image: OpenedImage?, _ size: Int64, _ parameters: MeasureParameters
-    ) async throws -> Result {
-        let file = parameters.file
-        guard file.isAllowed(virtualSize: size) else {
-            throw ImageError.invalid(
-                "The image size is too large (try using a larger cluster size)")
+    private func measuredDisk() async throws -> MeasuredDisk {
+        switch disk {
+        case .empty(let bytes):
+            return MeasuredDisk(
+                emptyOfSize: try checkedDiskSize(bytes).roundedUp(to: guestSectorSize))
+        case .image(let path, let format):
+            var opener = ImageOpener(access)
+            opener.snapshot = snapshot
+            let image = try await opener.open(path, format: format)
+            return MeasuredDisk(
+                size: image.source.virtualSize.roundedUp(to: guestSectorSize),
+                allocatedData: { try await Self.allocatedData(image, $0) },
+                bitmapsSize: { try await image.topLayer.bitmapsSize(clusterSize: $0) })
         }
-        let rounded = size.roundedUp(to: file.clusterSize)
-        let data: Int64
-        if parameters.allocatesAll {
-            data = rounded
-        } else if let image {
-            // How much of it the backing file will share is not known.
-            data =
-                parameters.hasBacking ? rounded : try await allocatedData(image, file.clusterSize)
-        } else {
-            data = 0
-        }
-        let fullyAllocated = file.fullyAllocated(virtualSize: rounded)
-        var bitmaps: Int64?
-        if parameters.canHaveBitmaps, let source = image?.layers[0].qcow2 {
-            bitmaps = try await source.bitmapsSize(clusterSize: file.clusterSize)
-        }
-        return Result(
-            required: fullyAllocated - rounded + data, fullyAllocated: fullyAllocated,
-            bitmaps: bitmaps)
     }
 
     /// How much of a disk is data, in whole clusters of the target, in bytes.
-    private func allocatedData(_ image: OpenedImage, _ clusterSize: Int64) async throws -> Int64 {
-        let reader = try await BlockStatusReader(image)
+    private static func allocatedData(
+        _ image: OpenedImage, _ clusterSize: Int64
+    ) async throws -> Int64 {
+        let reader = try await BlockStatusReader(image.layers.map(\.image))
         var sum: Int64 = 0
         var position: Int64 = 0
         while position < reader.virtualSize {

@@ -11,8 +11,8 @@ public struct NBDServerCommand: Sendable, Equatable {
     /// The program and its arguments.
     public let words: [[UInt8]]
 
-    /// Between the words of a name: a byte that no keyboard types, so that none of them holds it.
-    private static let separator: UInt8 = 0x1f
+    /// Stands between the words of a name.
+    private static let separator = ImageName.mark
     private static let start = [UInt8(ascii: "["), separator]
 
     public init(_ words: [[UInt8]]) { self.words = words }

@@ -5,7 +5,7 @@ import ImageStorage
 import Synchronization
 
 /// An export of an NBD server, over one connection or several.
-public final class NBDStorage: Storage {
+public final class NBDStorage: WritableStorage {
     /// How far one question about the block status reaches, in bytes: far enough for few questions,
     /// and a server that answers in detail answers for less.
     private static let statusReach: Int64 = 1 << 30
@@ -72,19 +72,21 @@ public final class NBDStorage: Storage {
 
     /// Opens what a name stands for: an export, or a server to be started for it.
     ///
-    /// - Returns: nil if the name is neither.
-    public static func open(
+    /// - Throws: `ImageError` if the name is neither, or that fails.
+    static func open(
         _ name: ImageName, _ options: NBDOptions, forWriting: Bool = false
-    ) throws(ImageError) -> NBDStorage? {
+    ) throws(ImageError) -> NBDStorage {
         if let command = NBDServerCommand(name: name) {
             return try NBDStorage(command, options: options, forWriting: forWriting)
         }
-        guard let address = try NBDAddress(name) else { return nil }
+        guard let address = try NBDAddress(name) else {
+            throw .invalid("'\(name)' is not the name of an NBD export")
+        }
         return try NBDStorage(address, options: options, forWriting: forWriting)
     }
 
     /// Whether a name is for `open`.
-    public static func isName(_ name: ImageName) -> Bool {
+    static func isName(_ name: ImageName) -> Bool {
         NBDAddress.isNBD(name) || NBDServerCommand(name: name) != nil
     }
 
@@ -119,8 +121,9 @@ public final class NBDStorage: Storage {
         // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
-            isDevice: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
-            requestsInFlight: (beginning * options.requests(isServerLocal: isLocal) + together - 1) / together,
+            isDevice: true, isRemote: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
+            requestsInFlight: (beginning * options.requests(isServerLocal: isLocal) + together - 1)
+                / together,
             requestSize: pieceSize * Int64(together), blockSize: block)
         self.server = server
     }

@@ -1,9 +1,9 @@
 import ArgumentParser
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageStorage
 import ImageTools
-import NBDStorage
 
 struct CheckCommand: ImageCommand {
     static let configuration = CommandConfiguration(
@@ -85,9 +85,7 @@ struct CheckCommand: ImageCommand {
             }
             check.repair = known
         }
-        check.opener = ImageOpener(
-            cacheMode: try cacheMode(cache), shareForced: access.forceShare,
-            nbd: try access.nbd.options())
+        check.opener = ImageOpener(try access.access(cacheMode: try cacheMode(cache)))
         return check
     }
 }

@@ -1,5 +1,6 @@
 import ArgumentParser
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -102,13 +103,12 @@ struct CompareCommand: ImageCommand {
                 try access.name(files[1], format: secondFormat))
             comparison.firstFormat = try firstFormat.map(imageFormat)
             comparison.secondFormat = try secondFormat.map(imageFormat)
-            comparison.cacheMode = try cacheMode(cache)
+            comparison.access.cacheMode = try cacheMode(cache)
         } catch {
             throw FailureWithStatus(status: Self.failureStatus, cause: error)
         }
         comparison.isStrict = strict
-        comparison.shareForced = access.forceShare
-        comparison.nbd = try access.nbd.options()
+        comparison.access = try access.access(cacheMode: comparison.access.cacheMode)
         return comparison
     }
 }

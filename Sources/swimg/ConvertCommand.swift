@@ -3,9 +3,9 @@ import CLinux
 import DiskImage
 import Glibc
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 import Synchronization
 
 struct ConvertCommand: ImageCommand {
@@ -37,7 +37,8 @@ struct ConvertCommand: ImageCommand {
 
     @Option(
         name: .customShort("O"), parsing: .unconditional,
-        help: ArgumentHelp("The format of the target: raw or qcow2.", valueName: "format"))
+        help: ArgumentHelp(
+            "The format of the target: \(ImageFormat.creatableNames).", valueName: "format"))
     var targetFormat: String?
 
     @Option(
@@ -238,7 +239,7 @@ struct ConvertCommand: ImageCommand {
         conversion.snapshot = try snapshot.map { text throws(ImageError) in
             try SnapshotName(text.bytes)
         }
-        conversion.nbd = try nbd.options()
+        conversion.storageOptions = try nbd.options()
         let algorithm = try digestOptions.named()
         guard algorithm == nil || digest || expectedDigest != nil else {
             throw .invalid("--algorithm needs --digest or --expect-digest")
@@ -260,8 +261,7 @@ struct ConvertCommand: ImageCommand {
         for list in options { try asked.add(list.bytes) }
         guard asked.asksForHelp else { return false }
         Output.print(
-            OptionSchema.help(
-                for: try imageFormat(targetFormat ?? "raw"), includesFile: files.count > 1))
+            try imageFormat(targetFormat ?? "raw").optionHelp(includesFile: files.count > 1))
         return true
     }
 

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -20,7 +21,8 @@ struct CreateCommand: ImageCommand {
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
-        help: ArgumentHelp("The format of the image: raw or qcow2.", valueName: "format"))
+        help: ArgumentHelp(
+            "The format of the image: \(ImageFormat.creatableNames).", valueName: "format"))
     var format = "raw"
 
     @Option(
@@ -60,7 +62,7 @@ struct CreateCommand: ImageCommand {
         for list in options { try given.add(list.bytes) }
         if given.asksForHelp {
             return Output.print(
-                OptionSchema.help(for: try knownFormat(), includesFile: !words.isEmpty))
+                try knownFormat().optionHelp(includesFile: !words.isEmpty))
         }
         guard let name = words.first else { throw ImageError.invalid("Expecting image file name") }
         guard words.count <= 2 else {
@@ -72,7 +74,7 @@ struct CreateCommand: ImageCommand {
         creation.backingFile = backingFile
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
-        creation.nbd = try nbd.options()
+        creation.storageOptions = try nbd.options()
         try await signals.interrupting(
             { [creation, quiet] in
                 let plan = try await creation.prepare()
@@ -84,7 +86,7 @@ struct CreateCommand: ImageCommand {
     }
 
     private func knownFormat() throws(ImageError) -> ImageFormat {
-        guard let known = ImageFormat(rawValue: format) else {
+        guard let known = ImageFormat.named(format) else {
             throw ImageError(
                 .invalid, path: words.first?.description, "Unknown file format '\(format)'")
         }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 
 struct DdCommand: ImageCommand {
@@ -23,7 +24,8 @@ struct DdCommand: ImageCommand {
 
     @Option(
         name: .customShort("O"), parsing: .unconditional,
-        help: ArgumentHelp("The format of the target: raw or qcow2.", valueName: "format"))
+        help: ArgumentHelp(
+            "The format of the target: \(ImageFormat.creatableNames).", valueName: "format"))
     var targetFormat = "raw"
 
     @OptionGroup var access: SourceOptions
@@ -66,7 +68,7 @@ struct DdCommand: ImageCommand {
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice
         conversion.shareForced = access.forceShare
-        conversion.nbd = try access.nbd.options()
+        conversion.storageOptions = try access.nbd.options()
         return conversion
     }
 }

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -47,8 +48,7 @@ struct DigestCommand: ImageCommand {
         var job = GuestDigest(try access.name(path, format: format))
         job.format = try format.map(imageFormat)
         job.algorithm = try digest.named() ?? .blkhash
-        job.shareForced = access.forceShare
-        job.nbd = try access.nbd.options()
+        job.access = try access.access()
         job.onProgress = { done, total in printer.update(done: done, total: total) }
         let result: DiskDigest
         do {

@@ -1,5 +1,6 @@
 import ArgumentParser
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -39,7 +40,7 @@ struct InfoCommand: ImageCommand {
             throw ImageError.invalid(
                 "invalid output form '\(output)': --output takes human or json")
         }
-        let opener = ImageOpener(shareForced: access.forceShare, nbd: try access.nbd.options())
+        let opener = ImageOpener(try access.access())
         let known = try format.map(imageFormat)
         let name = try access.name(files[0], format: format)
         try await signals.interrupting(

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import Glibc
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -58,7 +59,7 @@ struct MapCommand: ImageCommand {
         let start = try size(startOffset, "start offset") ?? 0
         let length = try size(maxLength, "length") ?? .max
         let range = start..<start + min(length, .max - start)
-        let opener = ImageOpener(shareForced: access.forceShare, nbd: try access.nbd.options())
+        let opener = ImageOpener(try access.access())
         let known = try format.map(imageFormat)
         try await signals.interrupting(
             {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -68,7 +69,7 @@ struct MeasureCommand: ImageCommand {
             throw .invalid("At most one filename argument is allowed.")
         }
         var measurement = Measurement(try disk())
-        guard let format = ImageFormat(rawValue: targetFormat) else {
+        guard let format = ImageFormat.named(targetFormat) else {
             throw .invalid("Unknown file format '\(targetFormat)'")
         }
         measurement.targetFormat = format
@@ -76,8 +77,7 @@ struct MeasureCommand: ImageCommand {
         measurement.snapshot = try snapshot.map { text throws(ImageError) in
             try SnapshotName(text.bytes)
         }
-        measurement.shareForced = access.forceShare
-        measurement.nbd = try access.nbd.options()
+        measurement.access = try access.access()
         return measurement
     }
 
@@ -100,13 +100,13 @@ struct MeasureCommand: ImageCommand {
         }
     }
 
-    private static func text(_ result: Measurement.Result) -> String {
+    private static func text(_ result: MeasuredSize) -> String {
         let bitmaps = result.bitmaps.map { "bitmaps size: \($0)\n" } ?? ""
         return "required size: \(result.required)\n"
             + "fully allocated size: \(result.fullyAllocated)\n" + bitmaps
     }
 
-    private static func json(_ result: Measurement.Result) -> String {
+    private static func json(_ result: MeasuredSize) -> String {
         let bitmaps = result.bitmaps.map { [JSONValue.Member("bitmaps", .integer($0))] } ?? []
         return JSONValue.object(
             bitmaps + [

@@ -1,3 +1,4 @@
+import ImageDrivers
 import ImageFormats
 
 /// The help of a program that is called as qemu-img.
@@ -11,7 +12,7 @@ enum QemuImgHelp {
         let names = Swimg.commands.compactMap { $0.configuration.commandName }
         let shown = names.filter { $0 == verb || !names.contains(verb ?? "") }
         let lines = shown.map { "  \($0) \(usage[$0] ?? "")" }
-        let formats = ImageFormat.allCases.map(\.rawValue).sorted()
+        let formats = ImageFormat.all.map(\.name).sorted()
         return """
             \(ProgramName.versionLine)
             usage: qemu-img [-h | --help] [-V | --version] | command [command options]

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageTools
 
@@ -56,7 +57,7 @@ struct ResizeCommand: ImageCommand {
             described?.place ?? name, change: try change(size.description))
         resizing.format = described?.format
         if let format {
-            guard let known = ImageFormat(rawValue: format) else {
+            guard let known = ImageFormat.named(format) else {
                 throw ImageError.invalid("Could not open '\(given)': Unknown driver '\(format)'")
             }
             resizing.format = known
@@ -92,9 +93,9 @@ struct ResizeCommand: ImageCommand {
     private func sizeValue(_ text: String) throws(ImageError) -> Int64 {
         // One sign is enough.
         guard text.first != "+", text.first != "-" else {
-            return try ImageConvert.sizeValue("", of: "size")
+            return try ImageFormats.sizeValue("", of: "size")
         }
-        return try ImageConvert.sizeValue(text, of: "size")
+        return try ImageFormats.sizeValue(text, of: "size")
     }
 
     private static func guessWarning(_ path: String) -> String {

@@ -1,6 +1,7 @@
 import ArgumentParser
 import DiskImage
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageStorage
 import NBDStorage
@@ -45,7 +46,13 @@ struct NBDServerOptions: ParsableArguments {
         help: "Use several connections also where the NBD server does not announce multi-conn.")
     var multiConn = false
 
-    func options() throws(ImageError) -> NBDOptions {
+    func options() throws(ImageError) -> StorageOptions {
+        var options = StorageOptions()
+        options.nbd = try nbdOptions()
+        return options
+    }
+
+    private func nbdOptions() throws(ImageError) -> NBDOptions {
         var result = NBDOptions()
         if let connections {
             result.connections = try number(
@@ -120,6 +127,11 @@ struct SourceOptions: ParsableArguments {
     func name(_ name: ImageName, format: String?) throws(ImageError) -> ImageName {
         try names.name(name, format: format)
     }
+
+    func access(cacheMode: CacheMode = .writeback) throws(ImageError) -> StorageAccess {
+        StorageAccess(
+            cacheMode: cacheMode, shareForced: forceShare, options: try nbd.options())
+    }
 }
 
 /// What stands for an image on the command line as a name that `ImageOpener` knows.
@@ -138,7 +150,7 @@ func imageName(
 }
 
 func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {
-    guard let format = ImageFormat(rawValue: name) else {
+    guard let format = ImageFormat.named(name) else {
         throw .invalid("unknown format '\(name)'")
     }
     return format

@@ -113,11 +113,13 @@ import Testing
         _ storage: MemoryStorage, repair: CheckRepair? = nil
     ) async throws -> (result: CheckResult, errors: Int) {
         let errors = Counter()
-        let result = try await Qcow2Check(storage, repair: repair) { text in
-            if text.hasPrefix("ERROR"), !text.contains("OFLAG_COPIED") {
-                errors.add()
-            }
-        }.run()
+        let note: @Sendable (String) -> Void = { text in
+            if text.hasPrefix("ERROR"), !text.contains("OFLAG_COPIED") { errors.add() }
+        }
+        let check =
+            repair.map { Qcow2Check(repairing: storage, $0, onMessage: note) }
+            ?? Qcow2Check(storage, onMessage: note)
+        let result = try await check.run()
         return (result, errors.value)
     }
 

@@ -9,7 +9,7 @@ import Testing
 
 @Suite struct StoragePlacementTests {
     /// Remembers which parts of the buffer were written by one call, and what was written besides.
-    private final class Recorder: Storage {
+    private final class Recorder: WritableStorage {
         let readMeter = CallMeter()
         let writeMeter = CallMeter()
         enum Call: Equatable {

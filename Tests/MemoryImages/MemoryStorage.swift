@@ -4,7 +4,7 @@ import ImageStorage
 import Synchronization
 
 /// Storage in memory that remembers what was asked of it and can be told to fail.
-public final class MemoryStorage: Storage {
+public final class MemoryStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
     public enum Operation: Sendable, Equatable {

@@ -6,7 +6,7 @@ public enum FuzzChange {
     public static func repair(_ bytes: [UInt8], _ before: [UInt8]?) async throws {
         let storage = FuzzStorage(bytes)
         do {
-            let result = try await Qcow2Check(storage, repair: .all, onMessage: { _ in }).run()
+            let result = try await Qcow2Check(repairing: storage, .all, onMessage: { _ in }).run()
             guard result.checkErrors == 0 else { return }
         } catch is ImageError {
             return

@@ -5,7 +5,7 @@ import Synchronization
 
 /// An image in memory, on a device that is soon full: an input must not decide how much memory the
 /// fuzzer takes.
-public final class FuzzStorage: Storage {
+public final class FuzzStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
     private static let capacity: Int64 = 4 << 20

@@ -1,20 +1,17 @@
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 import Synchronization
 
 /// One `swimg digest`: the digest of a guest disk.
 public struct GuestDigest: Sendable {
-    /// A path, or the name of an NBD export.
+    /// A path, or a name that a driver of `Storages` claims.
     public var name: ImageName
     /// nil finds it out from the first bytes.
     public var format: ImageFormat?
     public var algorithm = DigestAlgorithm.blkhash
-    public var cacheMode = CacheMode.writeback
-    /// Read an image that somebody else writes to (`-U`).
-    public var shareForced = false
-    public var nbd = NBDOptions()
+    public var access = StorageAccess()
     /// Told how far it is, in bytes of the guest disk, from any task.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
@@ -22,7 +19,7 @@ public struct GuestDigest: Sendable {
 
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws -> DiskDigest {
-        let opener = ImageOpener(cacheMode: cacheMode, shareForced: shareForced, nbd: nbd)
+        let opener = ImageOpener(access)
         let image = try await opener.open(name, format: format)
         let source = try ConcatenatedSource([image.source])
         var pipeline = Pipeline(writesInOrder: false)

@@ -5,28 +5,28 @@ import ImageStorage
 /// file, damaged below its header. No table of clusters is looked at.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt.
-public struct Qcow2Description: Sendable, Equatable {
-    public enum Encryption: Sendable, Equatable {
+struct Qcow2Description: Sendable, Equatable {
+    enum Encryption: Sendable, Equatable {
         case aes
         case luks(LUKSHeader)
     }
 
-    public let header: Qcow2Header
-    public let isDirty: Bool
-    public let isCorrupt: Bool
-    public let hasLazyRefcounts: Bool
-    public let encryption: Encryption?
+    let header: Qcow2Header
+    let isDirty: Bool
+    let isCorrupt: Bool
+    let hasLazyRefcounts: Bool
+    let encryption: Encryption?
     /// The external data file, as written in the image; nil if none is named.
-    public let dataFile: String?
+    let dataFile: String?
     /// nil where the image holds its data itself.
-    public let dataFileIsRaw: Bool?
-    public let snapshots: [Qcow2Snapshot]
-    public let bitmaps: [Qcow2Bitmap]
+    let dataFileIsRaw: Bool?
+    let snapshots: [Qcow2Snapshot]
+    let bitmaps: [Qcow2Bitmap]
 
-    public var refcountBits: Int { header.extras.refcountBits }
+    var refcountBits: Int { header.extras.refcountBits }
 
     /// - Throws: `ImageError` for anything that is no qcow2 image, or is damaged in what it says.
-    public static func read(from storage: any Storage) async throws -> Qcow2Description {
+    static func read(from storage: any Storage) async throws -> Qcow2Description {
         let header = try await Qcow2Header.read(from: storage, for: .describing)
         return try await Qcow2Description(header, storage)
     }

@@ -9,9 +9,7 @@ enum Qcow2Preallocation {
     /// - Throws: `ImageError` if the refcounts cannot be read.
     static func isLikely(_ source: Qcow2Source) async throws -> Bool {
         let storage = source.storage
-        guard let file = storage as? FileStorage, let allocated = file.allocatedSize else {
-            return false
-        }
+        guard let allocated = storage.allocatedSize else { return false }
         let clusterSize = source.header.geometry.clusterSize
         let room = allocated / clusterSize
         let threshold = max(room * 10 / 9, room + 2)

@@ -25,7 +25,7 @@ struct Qcow2Refcounts {
     /// What the cache may hold, in bytes; four blocks in any case.
     private static let cacheSize: Int64 = 8 << 20
 
-    private let storage: any Storage
+    private let storage: any WritableStorage
     private let clusterSize: Int64
     private let bits: Int
     private let clustersPerBlock: Int64
@@ -52,7 +52,7 @@ struct Qcow2Refcounts {
 
     /// - Parameter firstFree: the first cluster behind everything that the image names.
     /// - Throws: `ImageError` where the table or a block is damaged or cut short.
-    init(storage: any Storage, header: Qcow2Header, firstFree: Int64) async throws {
+    init(storage: any WritableStorage, header: Qcow2Header, firstFree: Int64) async throws {
         self.storage = storage
         let clusterSize = header.geometry.clusterSize
         self.clusterSize = clusterSize
@@ -77,7 +77,7 @@ struct Qcow2Refcounts {
         origin = Origin(table: table, end: firstFree, fileSize: storage.size)
     }
 
-    private static func damaged(_ storage: any Storage, _ message: String) -> ImageError {
+    private static func damaged(_ storage: any WritableStorage, _ message: String) -> ImageError {
         .corrupt(storage.name, "\(message): try to repair the image (check -r)")
     }
 

@@ -16,7 +16,7 @@ public struct Qcow2Resizer {
         var freed: [Int64] = []
     }
 
-    let storage: any Storage
+    let storage: any WritableStorage
     let header: Qcow2Header
     /// What lies below the image; nil if nothing does.
     let backing: (any ImageSource)?
@@ -32,7 +32,7 @@ public struct Qcow2Resizer {
     ///
     /// - Throws: `ImageError` for images that have errors, or hold what resizing would harm.
     public init(
-        storage: any Storage, header: Qcow2Header, backing: (any ImageSource)?
+        storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?
     ) async throws {
         let features = header.extras.incompatibleFeatures
         if features & Qcow2Header.IncompatibleFeature.corrupt != 0 {

@@ -17,7 +17,7 @@ final class Qcow2RunReader: StoredRunReader {
 
     func load(at offset: Int64, limit: Int64) async throws {
         if isPreallocated == nil {
-            isPreallocated = try await Qcow2Preallocation.isLikely(source)
+            isPreallocated = try await source.isPreallocated()
         }
         entries = try await source.tables.entries(at: offset, limit: limit)
     }

@@ -4,22 +4,14 @@ import ImageStorage
 /// An internal snapshot, as the snapshot table describes it.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Snapshots".
-public struct Qcow2Snapshot: Sendable, Equatable {
-    /// Bytes: mostly, but not necessarily, UTF-8.
-    public let id: [UInt8]
-    public let name: [UInt8]
+struct Qcow2Snapshot: Sendable, Equatable {
+    let facts: ImageSnapshot
     /// Where the L1 table lies that maps the disk as it was then, as the entry says it.
     let l1Offset: UInt64
     let l1Entries: Int64
-    /// When it was taken, since 1970 in UTC.
-    public let seconds: UInt32
-    public let nanoseconds: UInt32
-    /// How long the guest had run, in nanoseconds.
-    public let guestNanoseconds: UInt64
-    /// In bytes.
-    public let stateSize: UInt64
-    /// How many instructions the guest had executed; nil if nobody counted.
-    public let instructionCount: UInt64?
+
+    var id: [UInt8] { facts.id }
+    var name: [UInt8] { facts.name }
 
     /// What qemu allows.
     private static let maximumCount: Int64 = 65536
@@ -59,19 +51,19 @@ public struct Qcow2Snapshot: Sendable, Equatable {
 
     private init(_ fixed: [UInt8], _ rest: [UInt8], extraLength: Int) {
         let idEnd = extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
-        id = Array(rest[extraLength..<idEnd].prefix { $0 != 0 })
-        name = Array(rest[idEnd...].prefix { $0 != 0 })
+        let counted = extraLength >= 24 ? rest.bigEndian(at: 16, as: UInt64.self) : .max
+        facts = ImageSnapshot(
+            id: Array(rest[extraLength..<idEnd].prefix { $0 != 0 }),
+            name: Array(rest[idEnd...].prefix { $0 != 0 }),
+            seconds: fixed.bigEndian(at: 16, as: UInt32.self),
+            nanoseconds: fixed.bigEndian(at: 20, as: UInt32.self),
+            guestNanoseconds: fixed.bigEndian(at: 24, as: UInt64.self),
+            // Larger states have their size in the extra data.
+            stateSize: extraLength >= 8
+                ? rest.bigEndian(at: 0, as: UInt64.self)
+                : UInt64(fixed.bigEndian(at: 32, as: UInt32.self)),
+            instructionCount: counted == .max ? nil : counted)
         l1Offset = fixed.bigEndian(at: 0, as: UInt64.self)
         l1Entries = Int64(fixed.bigEndian(at: 8, as: UInt32.self))
-        seconds = fixed.bigEndian(at: 16, as: UInt32.self)
-        nanoseconds = fixed.bigEndian(at: 20, as: UInt32.self)
-        guestNanoseconds = fixed.bigEndian(at: 24, as: UInt64.self)
-        // Larger states have their size in the extra data.
-        stateSize =
-            extraLength >= 8
-            ? rest.bigEndian(at: 0, as: UInt64.self)
-            : UInt64(fixed.bigEndian(at: 32, as: UInt32.self))
-        let counted = extraLength >= 24 ? rest.bigEndian(at: 16, as: UInt64.self) : .max
-        instructionCount = counted == .max ? nil : counted
     }
 }

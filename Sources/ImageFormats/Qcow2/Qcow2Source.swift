@@ -5,9 +5,9 @@ import ImageStorage
 /// One qcow2 image as a guest disk, without what lies below it.
 ///
 /// `extent` says `.backing` for what the image leaves to its backing file; `read` gives zeros there.
-public struct Qcow2Source: ImageSource {
+public struct Qcow2Source: Image {
     public let header: Qcow2Header
-    let storage: any Storage
+    public let storage: any Storage
     let tables: Qcow2Tables
     private let decompressors: ResourcePool<Qcow2Decompressor>
     /// For what is to be decompressed.
@@ -46,17 +46,17 @@ public struct Qcow2Source: ImageSource {
 
     public var virtualSize: Int64 { header.geometry.virtualSize }
     public var readGranularity: Int64 { header.geometry.clusterSize }
+    public var backing: BackingName? {
+        header.backingFile.map { BackingName($0, format: header.backingFormat) }
+    }
+
+    public func storedRuns() -> any StoredRunReader { Qcow2RunReader(self) }
 
     /// Nearly every image has holes in its tables, so more than one of any size counts: clusters
     /// without blocks.
     public func isSparse() async throws -> Bool {
         guard storage.traits.hasHoles else { return false }
-        do {
-            return try await Qcow2Preallocation.isLikely(self)
-        } catch is ImageError {
-            // Refcounts that cannot be read are no reason not to read the disk.
-            return false
-        }
+        return try await isPreallocated()
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {

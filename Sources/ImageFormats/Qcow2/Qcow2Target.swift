@@ -7,7 +7,7 @@ import Synchronization
 public final class Qcow2Target: ImageTarget {
     public let traits: TargetTraits
     public let compresses: Bool
-    let storage: any Storage
+    let storage: any WritableStorage
     let options: Qcow2Options
     /// Data will be written; false where an empty image is made.
     let writesData: Bool
@@ -30,7 +30,7 @@ public final class Qcow2Target: ImageTarget {
     /// - Throws: `ImageError` for options that contradict each other or the size, and for want of
     ///   memory.
     public init(
-        storage: any Storage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
+        storage: any WritableStorage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
         minSparse: Int, writesData: Bool = true
     ) throws(ImageError) {
         let geometry = try options.geometry(virtualSize: virtualSize)

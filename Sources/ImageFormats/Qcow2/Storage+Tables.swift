@@ -38,7 +38,9 @@ extension Storage {
         try await read(into: &span, at: offset.bytes)
         return buffer
     }
+}
 
+extension WritableStorage {
     /// Writes big-endian numbers.
     func write(_ words: [UInt64], at offset: Int64) async throws {
         // They are copied twice.

@@ -9,7 +9,7 @@ public struct RawTarget: ImageTarget {
 
     public let traits: TargetTraits
     public var compresses: Bool { false }
-    private let storage: any Storage
+    private let storage: any WritableStorage
     private let minSparse: Int
     private let looksForZeros: Bool
 
@@ -18,7 +18,7 @@ public struct RawTarget: ImageTarget {
     ///   - looksForZeros: also in what could be shared with the source unread.
     ///   - readsAsZero: what is not written reads as zeros.
     public init(
-        storage: any Storage, minSparse: Int, looksForZeros: Bool = true, readsAsZero: Bool
+        storage: any WritableStorage, minSparse: Int, looksForZeros: Bool = true, readsAsZero: Bool
     ) {
         self.storage = storage
         self.minSparse = minSparse

@@ -7,7 +7,7 @@ extension FileStorage {
     ///
     /// - Parameter isNeeded: false where the range is written in any case: a file system that cannot
     ///   reserve does no harm then.
-    func reserve(_ range: Range<Int64>, isNeeded: Bool) throws(ImageError) {
+    private func reserve(_ range: Range<Int64>, isNeeded: Bool) throws(ImageError) {
         let result = Syscall.retry {
             clinux_fallocate(
                 descriptor, clinux_FALLOC_FL_KEEP_SIZE, range.lowerBound, Int64(range.count))
@@ -23,17 +23,23 @@ extension FileStorage {
         throw Syscall.failure(name, "cannot preallocate \(range.count) bytes")
     }
 
-    /// Asks a copy-on-write file system to write to the file in place. Only btrfs knows such a thing, and
-    /// a refusal harms nobody.
-    public func disableCopyOnWrite() { _ = clinux_set_no_cow(descriptor) }
+    public func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError) {
+        guard !traits.isDevice else {
+            throw .unsupported(name, "Unsupported preallocation mode '\(mode.rawValue)'")
+        }
+        guard !range.isEmpty else { return }
+        try reserve(range, isNeeded: mode == .falloc)
+    }
 
-    /// Sets the unit in which XFS allocates the file's blocks, in bytes.
-    ///
-    /// - Returns: what the file system said; nil if it did.
-    public func setExtentSizeHint(_ bytes: Int64) -> String? {
-        guard let size = UInt32(exactly: bytes),
-            clinux_set_extent_size_hint(descriptor, size) == 0
-        else { return String(cString: strerror(errno)) }
-        return nil
+    public func apply(_ attributes: FileAttributes) -> String? {
+        guard !traits.isDevice else { return nil }
+        // Only btrfs knows of it.
+        if attributes.noCopyOnWrite { _ = clinux_set_no_cow(descriptor) }
+        guard let hint = attributes.extentSizeHint, hint > 0 else { return nil }
+        // The unit in which XFS allocates the file's blocks.
+        if let size = UInt32(exactly: hint), clinux_set_extent_size_hint(descriptor, size) == 0 {
+            return nil
+        }
+        return "Failed to set extent size hint: \(String(cString: strerror(errno)))"
     }
 }

@@ -5,7 +5,7 @@ import Glibc
 import Synchronization
 
 /// A regular file or a block device.
-public final class FileStorage: Storage {
+public final class FileStorage: WritableStorage {
     public let name: String
     public let traits: StorageTraits
     /// Which file this is, whatever its names are: device and inode (for a device node: the device).
@@ -207,15 +207,17 @@ public final class FileStorage: Storage {
         }
         let found =
             traits.hasHoles
-            ? allocation(at: offset)
+            ? allocatedExtent(at: offset)
             : Extent(range: offset..<max(size, offset + 1), content: .data)
         lastExtent.withLock { $0 = found }
         return Extent(range: offset..<min(found.range.upperBound, limit), content: found.content)
     }
 
+    public func allocation(at offset: Int64) -> Extent? { allocatedExtent(at: offset) }
+
     /// What SEEK_DATA and SEEK_HOLE say: blocks that were only reserved count as holes. Everything is data where they say nothing: on devices, on
     /// file systems without them, and on any error (reading will meet it again and tell).
-    public func allocation(at offset: Int64) -> Extent {
+    private func allocatedExtent(at offset: Int64) -> Extent {
         let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
         guard let data = seek(to: clinux_SEEK_DATA, from: offset) else {
             // ENXIO: no data from here to the end.

@@ -2,6 +2,7 @@ import Benchmark
 import DiskImage
 import Foundation
 import ImageConvert
+import ImageDrivers
 import ImageFormats
 import ImageStorage
 

@@ -8,18 +8,25 @@ import ImageStorage
 /// Messages about single clusters have qemu-img's words, because programs read them.
 public struct Qcow2Check: Sendable {
     private let storage: any Storage
-    private let repair: CheckRepair?
+    private let repair: Qcow2Checker.Repair?
     private let onMessage: @Sendable (String) -> Void
 
-    /// - Parameters:
-    ///   - repair: what to put right; the storage has to be open for writing then.
-    ///   - onMessage: told of each finding, one line each, in the order of the tables.
+    /// - Parameter onMessage: told of each finding, one line each, in the order of the tables.
     public init(
-        _ storage: any Storage, repair: CheckRepair? = nil,
+        _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
+    ) {
+        self.storage = storage
+        repair = nil
+        self.onMessage = onMessage
+    }
+
+    /// A check that puts right what it can.
+    public init(
+        repairing storage: any WritableStorage, _ repair: CheckRepair,
         onMessage: @escaping @Sendable (String) -> Void
     ) {
         self.storage = storage
-        self.repair = repair
+        self.repair = Qcow2Checker.Repair(what: repair, storage: storage)
         self.onMessage = onMessage
     }
 
@@ -37,9 +44,16 @@ public struct Qcow2Check: Sendable {
 
 /// One run of a check. Used by one task; what it gives to child tasks is copied.
 final class Qcow2Checker {
+    /// What to put right, and where.
+    struct Repair {
+        var what: CheckRepair
+        var storage: any WritableStorage
+    }
+
     let storage: any Storage
     var header: Qcow2CheckHeader
-    let repair: CheckRepair?
+    private let mending: Repair?
+    var repair: CheckRepair? { mending?.what }
     private let onMessage: @Sendable (String) -> Void
 
     var result = CheckResult()
@@ -91,12 +105,12 @@ final class Qcow2Checker {
     private static let maximumClusters = Int64(Int32.max)
 
     init(
-        _ storage: any Storage, _ header: Qcow2CheckHeader, repair: CheckRepair?,
+        _ storage: any Storage, _ header: Qcow2CheckHeader, repair: Repair?,
         onMessage: @escaping @Sendable (String) -> Void
     ) async throws {
         self.storage = storage
         self.header = header
-        self.repair = repair
+        mending = repair
         self.onMessage = onMessage
         // Whole sectors, as qemu counts them.
         fileSize = storage.size.roundedUp(to: guestSectorSize)
@@ -107,6 +121,14 @@ final class Qcow2Checker {
         try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
         l1 = try await storage.readWords(at: header.l1Offset, count: header.l1Entries)
+    }
+
+    /// - Throws: `ImageError` in a check that repairs nothing.
+    var writable: any WritableStorage {
+        get throws(ImageError) {
+            guard let mending else { throw .unsupported(storage.name, "is open for reading only") }
+            return mending.storage
+        }
     }
 
     var clusterSize: Int64 { header.geometry.clusterSize }

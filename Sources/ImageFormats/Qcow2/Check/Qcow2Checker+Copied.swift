@@ -10,7 +10,7 @@ extension Qcow2Checker {
         // After the refcounts have been put right they tell what the flags are to be.
         let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
         let repairs = repair == .all || (repair == .leaks && isSafe)
-        if repair != nil { try await storage.flush() }
+        if repair != nil { try await writable.flush() }
         var refcounts = RefcountCache(
             RefcountReader(
                 storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize))
@@ -28,7 +28,7 @@ extension Qcow2Checker {
                         + "l1_entry=\(hexadecimal(l1[index])) refcount=\(refcount)")
                 if repairs {
                     l1[index] ^= Qcow2Entry.copied
-                    try await storage.write(
+                    try await writable.write(
                         [l1[index]], at: header.l1Offset + Int64(index) * 8)
                     damage.corruptions -= 1
                     damage.corruptionsFixed += 1
@@ -76,7 +76,7 @@ extension Qcow2Checker {
             table.bytes.bigEndian(at: $0, as: UInt64.self)
         }
         for (position, entry) in fixed { words[(position - first.position) / 8] = entry }
-        try await storage.write(words, at: offset + Int64(first.position))
+        try await writable.write(words, at: offset + Int64(first.position))
         damage.corruptions -= Int64(fixed.count)
         damage.corruptionsFixed += Int64(fixed.count)
     }

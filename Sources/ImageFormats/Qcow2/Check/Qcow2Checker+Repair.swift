@@ -156,7 +156,7 @@ extension Qcow2Checker {
     }
 
     private func writePendingRepairs() async throws {
-        for (offset, words) in pendingRepairs { try await storage.write(words, at: offset) }
+        for (offset, words) in pendingRepairs { try await writable.write(words, at: offset) }
         pendingRepairs = []
     }
 
@@ -219,7 +219,7 @@ extension Qcow2Checker {
         for mismatch in mismatches {
             codec.write(mismatch.references, into: &block, mismatch.cluster % blockEntries)
         }
-        try await storage.write(block, at: Int64(reader.blockOffset(index)))
+        try await writable.write(block, at: Int64(reader.blockOffset(index)))
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
@@ -245,7 +245,7 @@ extension Qcow2Checker {
     private func write(_ layout: RefcountLayout) async throws {
         let tableClusters = Int64(layout.tableClusters)
         let end = Int64(layout.end) * clusterSize
-        if end > storage.size { try await storage.truncate(to: end) }
+        if end > storage.size { try await writable.truncate(to: end) }
         var table = [UInt64](repeating: 0, count: Int(tableClusters * clusterSize) / 8)
         for (index, cluster) in layout.blocks {
             try Task.checkCancellation()
@@ -256,17 +256,17 @@ extension Qcow2Checker {
             for cluster in first..<last {
                 codec.write(counts[cluster], into: &block, cluster - first)
             }
-            try await storage.write(block, at: Int64(cluster) * clusterSize)
+            try await writable.write(block, at: Int64(cluster) * clusterSize)
         }
         let tableOffset = Int64(layout.tableCluster) * clusterSize
-        try await storage.write(table, at: tableOffset)
-        try await storage.flush()
+        try await writable.write(table, at: tableOffset)
+        try await writable.flush()
 
         var fields: [UInt8] = []
         fields.appendBigEndian(UInt64(tableOffset))
         fields.appendBigEndian(UInt32(tableClusters))
-        try await storage.write(fields, at: Qcow2Header.FieldOffset.refcountTable)
-        try await storage.flush()
+        try await writable.write(fields, at: Qcow2Header.FieldOffset.refcountTable)
+        try await writable.flush()
         header.refcountTableOffset = tableOffset
         header.refcountTableClusters = tableClusters
     }
@@ -276,20 +276,20 @@ extension Qcow2Checker {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
         header.autoclearFeatures = known
-        try await storage.write([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
+        try await writable.write([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
     }
 
     /// The image is sound: neither dirty nor corrupt.
     func markClean() async throws {
         let marks =
             Qcow2Header.IncompatibleFeature.dirty | Qcow2Header.IncompatibleFeature.corrupt
-        try await storage.flush()
+        try await writable.flush()
         guard header.incompatibleFeatures & marks != 0 else { return }
         header.incompatibleFeatures &= ~marks
-        try await storage.write(
+        try await writable.write(
             [header.incompatibleFeatures],
             at: Qcow2Header.FieldOffset.incompatibleFeatures)
-        try await storage.flush()
+        try await writable.flush()
     }
 }
 

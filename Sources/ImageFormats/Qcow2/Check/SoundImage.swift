@@ -38,10 +38,10 @@ struct SoundImage: Sendable {
     /// Sets the flags that say whether a refcount is one, after refcounts have been lowered.
     ///
     /// - Throws: `ImageError`.
-    static func mendCopiedFlags(_ storage: any Storage) async throws {
+    static func mendCopiedFlags(_ storage: any WritableStorage) async throws {
         let checker = try await Qcow2Checker(
-            storage, try await Qcow2CheckHeader.read(from: storage), repair: .all,
-            onMessage: { _ in })
+            storage, try await Qcow2CheckHeader.read(from: storage),
+            repair: .init(what: .all, storage: storage), onMessage: { _ in })
         checker.refcountTable = try await checker.readRefcountTable()
         try await checker.checkCopiedFlags(Snapshots())
         try await storage.flush()

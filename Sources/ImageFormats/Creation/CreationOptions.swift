@@ -1,5 +1,4 @@
 import DiskImage
-import ImageFormats
 
 /// What `-o` says about a new image, still as text: `key=value,key=value`.
 public struct CreationOptions: Sendable, Equatable {

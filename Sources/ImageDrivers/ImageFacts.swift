@@ -1,6 +1,6 @@
 import DiskImage
+import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// What one image says of itself, and what its file says of it.
 public struct ImageFacts: Sendable {
@@ -9,24 +9,18 @@ public struct ImageFacts: Sendable {
     /// As qemu names it: NBD exports in one of their forms.
     public let fileName: String
     public let format: ImageFormat
-    /// In bytes, a multiple of the sector size.
-    public let virtualSize: Int64
-    /// How much of its file system the file takes, in bytes; nil where nobody can tell.
+    public let details: FormatFacts
+    /// How much of its file system the file takes, in bytes; nil where nothing tells.
     public let actualSize: Int64?
-    /// What the format adds; nil for raw.
-    public let qcow2: Qcow2Description?
-    /// Whether the bytes are elsewhere, behind a server.
-    public let isRemote: Bool
 
     /// The backing file as it can be opened from here; nil if it cannot, or there is none.
     public var fullBackingName: String? {
-        guard let backing = qcow2?.header.backingFile else { return nil }
+        guard let backing = details.backing?.name else { return nil }
         // qemu shows the name of a protocol as it is, `file:` too.
         guard backing.protocolName == nil else { return backing.description }
         let path = HostPath(bytes: backing.bytes)
         guard !path.isAbsolute else { return path.description }
-        guard !isRemote, let overlay = try? name.path() else { return nil }
-        return overlay.resolving(path).description
+        return Storages.driver(for: name).name(of: path, in: name)?.description
     }
 }
 
@@ -49,10 +43,10 @@ extension ImageOpener {
             try chain.add(storage, reference.name)
             let image = try await facts(storage, reference)
             images.append(image)
-            guard wholeChain, let header = image.qcow2?.header,
+            guard wholeChain, let backing = image.details.backing,
                 try ImageDescription(reference.name)?.ignoresBacking != true
             else { break }
-            next = try backing(of: header, at: image.name)
+            next = try self.reference(to: backing, in: image.name)
         }
         return images
     }
@@ -63,13 +57,9 @@ extension ImageOpener {
         let described = try ImageDescription(reference.name)
         let format = try await knownFormat(reference.format, of: storage, described: described)
         let name = (described?.place ?? reference.name).withoutFilePrefix
-        let description =
-            format == .qcow2 ? try await Qcow2Description.read(from: storage) : nil
         return ImageFacts(
-            name: name, fileName: NBDAddress.qemuName(name), format: format,
-            virtualSize: description?.header.geometry.virtualSize
-                .roundedDown(to: guestSectorSize) ?? storage.size.roundedUp(to: guestSectorSize),
-            actualSize: (storage as? FileStorage)?.allocatedSize, qcow2: description,
-            isRemote: !(storage is FileStorage))
+            name: name, fileName: Storages.driver(for: name).shownName(name), format: format,
+            details: try await format.driver.facts(of: storage),
+            actualSize: storage.allocatedSize)
     }
 }

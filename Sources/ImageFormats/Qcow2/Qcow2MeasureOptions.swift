@@ -1,10 +1,8 @@
 import DiskImage
-import ImageConvert
-import ImageFormats
 
 /// What `-o` of `measure` says, understood. All options that qemu-img can create an image with are known, also those that
 /// do not change its size: a caller asks with the options that it will create with.
-struct MeasureParameters {
+struct Qcow2MeasureOptions {
     var file = Qcow2Size()
     /// The file gets all its space at once (`preallocation=falloc` and `full`).
     var allocatesAll = false
@@ -13,9 +11,7 @@ struct MeasureParameters {
     var canHaveBitmaps = true
 
     /// - Throws: `ImageError`, in qemu-img's words.
-    init(_ options: CreationOptions, for format: ImageFormat) throws(ImageError) {
-        let typed = try TypedOptions(options, for: format)
-        guard format == .qcow2 else { return }
+    init(_ typed: TypedOptions) throws(ImageError) {
         file.hasExtendedL2 = typed.isOn("extended_l2") ?? false
         try setClusterSize(typed.number("cluster_size"))
         let version = try Self.version(typed.text("compat"))

@@ -1,17 +1,6 @@
 import DiskImage
 
-extension Storage {
-    /// Takes the blocks of a range within the size, which reads as zeros afterwards where it did before.
-    ///
-    /// - Throws: `ImageError` in qemu-img's words where there is no such thing, or no space.
-    public func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError) {
-        guard let file = self as? FileStorage, !traits.isDevice else {
-            throw .unsupported(name, "Unsupported preallocation mode '\(mode.rawValue)'")
-        }
-        guard !range.isEmpty else { return }
-        try file.reserve(range, isNeeded: mode == .falloc)
-    }
-
+extension WritableStorage {
     /// Writes zeros as data is written, so that they take their place.
     public func writeZeros(_ range: Range<Int64>) async throws {
         let pieceSize: Int64 = 1 << 20

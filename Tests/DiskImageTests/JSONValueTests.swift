@@ -1,6 +1,6 @@
 import Testing
 
-@testable import ImageTools
+@testable import DiskImage
 
 @Suite struct JSONValueTests {
     @Test func isLaidOutAsQemuDoes() {

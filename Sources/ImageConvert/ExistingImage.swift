@@ -1,43 +1,32 @@
 import DiskImage
+import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// An existing qcow2 image that a conversion writes into (`-n`).
+/// An existing image that a conversion writes into (`-n`), and that is made anew for it.
 ///
 /// What the conversion does not write is to stay as it was. So the image is rebuilt, with the properties of
-/// the old one, from both: exact tables, no leftovers, and as with every target the old image stands until
-/// the new one is whole. What a rebuilt image would lose is refused.
-struct ExistingQcow2 {
-    let options: Qcow2Options
+/// the old one, from both.
+struct ExistingImage {
+    let rebuilt: any NewImage
     /// It holds nothing yet: there is nothing to keep.
     private let isEmpty: Bool
     private let image: OpenedImage
 
     /// - Parameter name: of the target.
-    static func open(_ name: ImageName, _ opener: ImageOpener) async throws -> ExistingQcow2 {
+    /// - Returns: nil if images of the format are plain: those are written as they stand.
+    static func open(
+        _ name: ImageName, _ format: ImageFormat, _ opener: ImageOpener
+    ) async throws -> ExistingImage? {
+        guard !format.driver.isPlain else { return nil }
         var opener = opener
         // The target's own lock is taken when it is opened for writing.
-        opener.shareForced = true
-        let image = try await opener.open(name, format: .qcow2)
-        guard let header = (image.topLayer as? Qcow2Source)?.header else {
-            throw ImageError.unsupported(name.description, "is not a qcow2 image")
-        }
-        if let reason = header.reasonNotToRebuild {
-            throw ImageError.unsupported(
-                name.description, "cannot write into an image with \(reason) (-n)")
-        }
-        var options = Qcow2Options()
-        options.version = header.version
-        options.clusterSize = header.geometry.clusterSize
-        options.compression = header.compression
-        options.lazyRefcounts = header.hasLazyRefcounts
-        if let file = header.backingFile {
-            options.backing = Qcow2Options.Backing(
-                file: file, format: header.backingFormat,
-                virtualSize: image.backing?.virtualSize ?? 0)
-        }
-        return ExistingQcow2(
-            options: options, isEmpty: try await isEmpty(image.topLayer), image: image)
+        opener.access.shareForced = true
+        let image = try await opener.open(name, format: format)
+        let rebuilt = try format.creator().newImage(
+            like: image.topLayer, backingSize: image.backing?.virtualSize ?? 0)
+        return ExistingImage(
+            rebuilt: rebuilt, isEmpty: try await isEmpty(image.topLayer), image: image)
     }
 
     private static func isEmpty(_ layer: any ImageSource) async throws -> Bool {
@@ -60,7 +49,7 @@ struct ExistingQcow2 {
         }
         var input = input
         if leavesBacking {
-            guard options.backing != nil else {
+            guard image.topLayer.backing != nil else {
                 throw ImageError(.invalid, path: path.description, "has no backing file (-B)")
             }
             input.content = LayeredSource(layers: [input.extents, image.source])

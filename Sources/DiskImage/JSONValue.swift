@@ -64,7 +64,7 @@ public enum JSONValue: Sendable, Equatable {
     }
 
     /// A JSON string literal (RFC 8259, section 7), ASCII only as qemu's are.
-    static func quoted(_ string: String) -> String {
+    public static func quoted(_ string: String) -> String {
         var bytes: [UInt8] = []
         appendQuoted(string, to: &bytes)
         return String(decoding: bytes, as: UTF8.self)

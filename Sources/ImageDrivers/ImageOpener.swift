@@ -1,6 +1,6 @@
 import DiskImage
+import ImageFormats
 import ImageStorage
-import NBDStorage
 
 /// An image opened to be read, with all that lies below it.
 public struct OpenedImage: Sendable {
@@ -9,7 +9,7 @@ public struct OpenedImage: Sendable {
     public let source: any ImageSource
     /// The image without what lies below: its `extent` says `.backing` where it leaves the answer to
     /// that.
-    public let topLayer: any ImageSource
+    public let topLayer: any Image
     /// What lies below the image, as one guest disk; nil if nothing does.
     public let backing: (any ImageSource)?
     /// The image without what lies below, to be asked for extents only: `.backing` is what the disk
@@ -31,13 +31,11 @@ public struct OpenedImage: Sendable {
 public struct OpenedLayer: Sendable {
     public let name: ImageName
     public let format: ImageFormat
-    public let storage: any Storage
-    public let source: any ImageSource
+    public let image: any Image
     /// It was opened to be used without its backing file.
     let ignoresBacking: Bool
 
-    /// The image as a qcow2 one; nil if it is of another format.
-    public var qcow2: Qcow2Source? { source as? Qcow2Source }
+    public var storage: any Storage { image.storage }
 }
 
 /// A file that an image names.
@@ -47,13 +45,9 @@ public struct BackingReference: Sendable {
     public let format: ImageFormat?
 }
 
-/// Opens images and, through one gate, the files that they name. The one place that knows the kinds of
-/// storage.
+/// Opens images and, through one gate, the files that they name.
 public struct ImageOpener: Sendable {
-    public var cacheMode: CacheMode
-    /// Read images that somebody else writes to (`-U`).
-    public var shareForced: Bool
-    public var nbd: NBDOptions
+    public var access: StorageAccess
     /// Open the image that a person named as it was then (`-l`); what it lies on is today's.
     public var snapshot: SnapshotName?
     /// Asked before what an image names is opened, with the path of a file or the name of an NBD
@@ -61,16 +55,11 @@ public struct ImageOpener: Sendable {
     public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
 
     public init(
-        cacheMode: CacheMode = .writeback, shareForced: Bool = false,
-        nbd: NBDOptions = NBDOptions(),
+        _ access: StorageAccess = StorageAccess(),
         backingGate: @escaping @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void =
-            {
-                _, _ in
-            }
+            { _, _ in }
     ) {
-        self.cacheMode = cacheMode
-        self.shareForced = shareForced
-        self.nbd = nbd
+        self.access = access
         self.backingGate = backingGate
     }
 
@@ -80,11 +69,11 @@ public struct ImageOpener: Sendable {
     /// - Throws: `ImageError`; also for a chain that leads back into itself.
     public func open(_ name: ImageName, format: ImageFormat?) async throws -> OpenedImage {
         let layers = try await openChain(name, format: format)
-        let sources = layers.map(\.source)
+        let images = layers.map(\.image)
         return OpenedImage(
-            format: layers[0].format, source: LayeredSource(layers: sources),
-            topLayer: sources[0],
-            backing: layers.count > 1 ? LayeredSource(layers: Array(sources.dropFirst())) : nil,
+            format: layers[0].format, source: LayeredSource(layers: images),
+            topLayer: images[0],
+            backing: layers.count > 1 ? LayeredSource(layers: Array(images.dropFirst())) : nil,
             files: layers.compactMap(\.storage.file), layers: layers,
             requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0,
             requestSize: layers.map(\.storage.traits.requestSize).max() ?? 0)
@@ -101,15 +90,14 @@ public struct ImageOpener: Sendable {
     ///
     /// - Parameters:
     ///   - name: of the image.
-    ///   - image: where its bytes are.
-    /// - Returns: nil if it has no backing file.
+    ///   - storage: holds the image.
     /// - Throws: as `open`.
     public func openBacking(
-        of header: Qcow2Header, at name: ImageName, in image: any Storage
-    ) async throws -> (any ImageSource)? {
-        guard let first = try backing(of: header, at: name) else { return nil }
-        let layers = try await openChain(from: first, below: (name, image.file))
-        return LayeredSource(layers: layers.map(\.source))
+        _ backing: BackingName, of name: ImageName, in storage: any Storage
+    ) async throws -> any ImageSource {
+        let layers = try await openChain(
+            from: try reference(to: backing, in: name), below: (name, storage.file))
+        return LayeredSource(layers: layers.map(\.image))
     }
 
     /// - Parameter image: names the first of them; nil if a person typed the name.
@@ -141,20 +129,14 @@ public struct ImageOpener: Sendable {
         let storage = try openStorage(name, namedBy: overlay)
         let description = try ImageDescription(name)
         let known = try await knownFormat(format, of: storage, described: description)
-        let source: any ImageSource
-        switch (known, overlay == nil ? snapshot : nil) {
-        case (.raw, nil): source = RawSource(storage)
-        case (.raw, _?):
-            throw ImageError(
-                .unsupported, path: storage.name,
-                "Failed to load snapshot: the format 'raw' has no internal snapshots")
-        case (.qcow2, nil): source = try await Qcow2Source(storage)
-        case (.qcow2, let snapshot?):
-            source = try await Qcow2Source(storage, snapshot: snapshot)
+        let image: any Image
+        if overlay == nil, let snapshot {
+            image = try await known.driver.open(storage, snapshot: snapshot)
+        } else {
+            image = try await known.driver.open(storage)
         }
         return OpenedLayer(
-            name: (description?.place ?? name).withoutFilePrefix, format: known, storage: storage,
-            source: source,
+            name: (description?.place ?? name).withoutFilePrefix, format: known, image: image,
             ignoresBacking: description?.ignoresBacking ?? false)
     }
 
@@ -164,7 +146,7 @@ public struct ImageOpener: Sendable {
     ) async throws -> ImageFormat {
         if let asked, let described = description?.format, described != asked {
             throw ImageError.invalid(
-                "format '\(asked.rawValue)' was asked for, and '\(described.rawValue)' is described"
+                "format '\(asked)' was asked for, and '\(described)' is described"
             )
         }
         if let format = asked ?? description?.format { return format }
@@ -173,19 +155,18 @@ public struct ImageOpener: Sendable {
 
     /// What an image names as its backing file, after the gate has let it through; nil if nothing.
     public func backing(of layer: OpenedLayer) throws -> BackingReference? {
-        guard !layer.ignoresBacking, let header = layer.qcow2?.header else { return nil }
-        return try backing(of: header, at: layer.name)
+        guard !layer.ignoresBacking, let backing = layer.image.backing else { return nil }
+        return try reference(to: backing, in: layer.name)
     }
 
-    /// The same for an image of which only the header was read.
-    func backing(
-        of header: Qcow2Header, at overlay: ImageName
-    ) throws -> BackingReference? {
-        guard let name = header.backingFile else { return nil }
-        let backing = try Self.backingName(name, namedBy: overlay)
+    /// What a name that stands in an image leads to, after the gate has let it through.
+    func reference(
+        to named: BackingName, in overlay: ImageName
+    ) throws -> BackingReference {
+        let backing = try Self.backingName(named.name, namedBy: overlay)
         var format: ImageFormat?
-        if let formatName = header.backingFormat, !formatName.isEmpty {
-            guard let known = ImageFormat(rawValue: formatName) else {
+        if let formatName = named.format, !formatName.isEmpty {
+            guard let known = ImageFormat.named(formatName) else {
                 throw ImageError.unsupported(
                     overlay.description, "backing format '\(formatName)' is not supported")
             }
@@ -234,12 +215,7 @@ public struct ImageOpener: Sendable {
     /// - Parameter isTyped: by a person, who may have a server started and may say which keys and
     ///   certificates are used. What stands in an image is a file or a plain export.
     private func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
-        if isTyped, let storage = try NBDStorage.open(name, nbd) { return storage }
-        if !isTyped, NBDAddress.isPlain(name), let address = try NBDAddress(name) {
-            return try NBDStorage(address, options: nbd)
-        }
-        return try FileStorage.openSource(
-            try name.path(), cacheMode: cacheMode, shareForced: shareForced)
+        try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
     }
 
     /// The name of a backing file from here: relative paths count from the folder of the image that
@@ -250,21 +226,21 @@ public struct ImageOpener: Sendable {
     ///   (which keys and certificates are used is for a person to say), and for a relative path in
     ///   an image that is in no folder.
     public static func backingName(
-        _ name: ImageName, namedBy overlay: ImageName
+        _ name: ImageName, namedBy overlay: ImageName, isTyped: Bool = false
     ) throws(ImageError) -> ImageName {
-        if NBDAddress.isPlain(name) || ImageDescription.isJSON(name) { return name }
+        if !Storages.isPath(name, isTyped: isTyped) || ImageDescription.isJSON(name) { return name }
         guard let path = try? name.path() else {
             throw .unsupported(
                 overlay.description,
                 "backing file '\(name)' is not supported: not the path of a file")
         }
         if path.isAbsolute { return path.name }
-        guard !NBDStorage.isName(overlay), let place = try? overlay.path() else {
+        guard let found = Storages.driver(for: overlay).name(of: path, in: overlay) else {
             throw .unsupported(
                 overlay.description,
                 "backing file '\(name)' is not supported: there is no folder it counts from")
         }
-        return place.resolving(path).name
+        return found
     }
 }
 

@@ -1,19 +1,19 @@
 import DiskImage
-import ImageFormats
 
 /// The options of `-o` with their values read: each key is known and each value of its kind. Whether
 /// they make sense together is for `ImageParameters`.
-package struct TypedOptions: Sendable {
-    package let format: ImageFormat
+public struct TypedOptions: Sendable {
+    private let format: ImageFormat
+    private let known: [OptionDescription]
     private let options: CreationOptions
     private var numbers: [String: Int64] = [:]
     private var switches: [String: Bool] = [:]
 
-    /// - Throws: `ImageError` in qemu-img's words.
-    package init(_ options: CreationOptions, for format: ImageFormat) throws(ImageError) {
+    /// - Throws: `ImageError` in qemu-img's words; also for a format that can only be read.
+    public init(_ options: CreationOptions, for format: ImageFormat) throws(ImageError) {
         self.format = format
         self.options = options
-        let known = OptionSchema.options(of: format)
+        known = try format.creator().options
         for (key, value) in options.values {
             guard let option = known.first(where: { $0.name == key }) else {
                 throw .invalid("Invalid parameter '\(key)'")
@@ -42,19 +42,29 @@ package struct TypedOptions: Sendable {
         }
     }
 
-    package func text(_ key: String) -> String? { options.value(of: key)?.text }
-    package func name(_ key: String) -> ImageName? {
+    /// Keys that qemu-img knows and that cannot be written yet; to say that they are off does no harm.
+    ///
+    /// - Throws: `ImageError` if one of them is used.
+    func refuseKeys(startingWith prefixes: [String]) throws(ImageError) {
+        for option in known where prefixes.contains(where: option.name.hasPrefix) {
+            guard let value = text(option.name), isOn(option.name) != false else { continue }
+            throw .invalid("option '\(option.name)=\(value)' is not supported yet")
+        }
+    }
+
+    public func text(_ key: String) -> String? { options.value(of: key)?.text }
+    public func name(_ key: String) -> ImageName? {
         options.value(of: key).map { ImageName(bytes: $0) }
     }
-    package func number(_ key: String) -> Int64? { numbers[key] }
-    package func isOn(_ key: String) -> Bool? { switches[key] }
+    public func number(_ key: String) -> Int64? { numbers[key] }
+    public func isOn(_ key: String) -> Bool? { switches[key] }
 
     /// What qemu-img prints when it creates an image: the options in its order, the usual values filled in.
     ///
     /// - Parameter size: of the guest disk, in bytes.
-    package func creationLine(_ path: ImageName, size: Int64) -> String {
-        var line = "Formatting '\(path)', fmt=\(format.rawValue)"
-        for option in OptionSchema.options(of: format) {
+    public func creationLine(_ path: ImageName, size: Int64) -> String {
+        var line = "Formatting '\(path)', fmt=\(format.name)"
+        for option in known {
             let given = option.name == "size" ? "\(size)" : text(option.name)
             guard let value = given ?? option.usual else { continue }
             switch option.kind {
@@ -72,7 +82,7 @@ package struct TypedOptions: Sendable {
 }
 
 /// A size in bytes as qemu's options take it.
-package func sizeValue(_ text: String, of name: String) throws(ImageError) -> Int64 {
+public func sizeValue(_ text: String, of name: String) throws(ImageError) -> Int64 {
     guard let bytes = parseByteSize(text) else {
         throw .invalid(
             "Parameter '\(name)' expects a non-negative number below 2^64 "

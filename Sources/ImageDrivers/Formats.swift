@@ -1,0 +1,69 @@
+import DiskImage
+import ImageFormats
+import ImageStorage
+
+extension ImageFormat {
+    /// All formats there are. The first one that recognises an image's first bytes is its format.
+    public static let all: [ImageFormat] = [
+        .qcow2,
+        .raw,
+    ]
+
+    /// Formats that are known by their first bytes, and that nothing here can read: to take such an
+    /// image for raw would give wrong data.
+    private static let unreadable: [(name: String, magic: [UInt8], offset: Int)] = [
+        ("qcow", Array("QFI".utf8) + [0xfb, 0, 0, 0, 1], 0),
+        ("vmdk", Array("KDMV".utf8), 0), ("vmdk", Array("COWD".utf8), 0),
+        ("vmdk", Array("# Disk DescriptorFile".utf8), 0),
+        ("vhdx", Array("vhdxfile".utf8), 0), ("vpc", Array("conectix".utf8), 0),
+        ("vdi", [0x7f, 0x10, 0xda, 0xbe], 64), ("qed", Array("QED\0".utf8), 0),
+        ("luks", Array("LUKS".utf8) + [0xba, 0xbe], 0),
+        ("parallels", Array("WithoutFreeSpace".utf8), 0),
+        ("parallels", Array("WithouFreSpacExt".utf8), 0),
+        ("bochs", Array("Bochs Virtual HD Image".utf8), 0),
+        ("cloop", Array("#!/bin/sh\n#V2.0 Format\n".utf8), 0),
+    ]
+
+    /// The length of the start that formats are recognised by, in bytes.
+    private static let probedLength: Int64 = 2048
+
+    /// - Returns: nil if there is no format of that name.
+    public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
+
+    /// The names of the formats that images can be made in, for help texts: "raw or qcow2".
+    public static var creatableNames: String {
+        all.filter { $0.driver.creator != nil }.map(\.name).reversed().joined(separator: " or ")
+    }
+
+    /// Looks at the first bytes of a storage.
+    ///
+    /// A raw disk belongs to its guest, who may write another format's header into it: a caller who
+    /// knows the format should say so instead of asking here.
+    ///
+    /// - Throws: `ImageError` for a format that is known but cannot be read.
+    public static func probe(_ storage: any Storage) async throws -> ImageFormat {
+        var buffer = try IOBuffer(byteCount: Int(min(storage.size, probedLength)))
+        var span = buffer.mutableBytes
+        try await storage.read(into: &span, at: 0)
+        let start = buffer.bytes
+        let found = all.first { $0.driver.recognizes(start) } ?? .raw
+        if found.driver.isPlain,
+            let foreign = unreadable.first(where: { start.has($0.magic, at: $0.offset) })
+        {
+            throw ImageError.unsupported(
+                storage.name,
+                "the image is in format '\(foreign.name)', which is not supported "
+                    + "(-f raw takes it as it is)")
+        }
+        return found
+    }
+}
+
+extension RawSpan {
+    fileprivate func has(_ magic: [UInt8], at offset: Int) -> Bool {
+        guard offset + magic.count <= byteCount else { return false }
+        return magic.indices.allSatisfy {
+            unsafeLoad(fromByteOffset: offset + $0, as: UInt8.self) == magic[$0]
+        }
+    }
+}

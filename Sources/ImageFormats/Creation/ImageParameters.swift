@@ -1,0 +1,33 @@
+import DiskImage
+import ImageStorage
+
+/// What `-o` says of a new image in every format.
+public struct ImageParameters: Sendable {
+    /// Of the guest disk, in bytes; nil takes it from the source or the backing file.
+    public var size: Int64?
+    public var backingFile: ImageName?
+    public var backingFormat: String?
+    public var preallocation = Preallocation.off
+    public var attributes = FileAttributes()
+
+    public init() {}
+
+    /// - Parameter preallocation: reads the mode: formats differ in those they know.
+    /// - Throws: `ImageError` in qemu-img's words.
+    init(
+        _ options: TypedOptions,
+        preallocation: (String) throws(ImageError) -> Preallocation
+    ) throws(ImageError) {
+        size = try options.number("size").map(checkedDiskSize)
+        backingFile = options.name("backing_file")
+        backingFormat = options.text("backing_fmt")
+        if let mode = options.text("preallocation") {
+            self.preallocation = try preallocation(mode)
+        }
+        attributes.noCopyOnWrite = options.isOn("nocow") ?? false
+        attributes.extentSizeHint = options.number("extent_size_hint")
+        if let hint = attributes.extentSizeHint, hint > UInt32.max {
+            throw .invalid("Extent size hint is too large")
+        }
+    }
+}

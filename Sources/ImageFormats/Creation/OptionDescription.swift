@@ -1,0 +1,82 @@
+import DiskImage
+
+/// One key that `-o` can name, as qemu-img knows it.
+public struct OptionDescription: Sendable {
+    public enum Kind: Sendable {
+        case text, switchable, number, size
+
+        /// As qemu-img's listings say.
+        var label: String {
+            switch self {
+            case .text: "<str>"
+            case .switchable: "<bool (on/off)>"
+            case .number: "<num>"
+            case .size: "<size>"
+            }
+        }
+    }
+
+    public let name: String
+    public let kind: Kind
+    public let help: String
+    /// What is printed where nothing was said; nil prints nothing.
+    public var usual: String?
+    /// Of the file that holds the image, not of its format.
+    public var isOfFile = false
+    /// Ours: qemu-img's listings do not have it.
+    public var isOwn = false
+
+    public init(
+        _ name: String, _ kind: Kind, _ help: String, usual: String? = nil, isOfFile: Bool = false,
+        isOwn: Bool = false
+    ) {
+        self.name = name
+        self.kind = kind
+        self.help = help
+        self.usual = usual
+        self.isOfFile = isOfFile
+        self.isOwn = isOwn
+    }
+}
+
+extension OptionDescription {
+    static let size = OptionDescription("size", .size, "Virtual disk size")
+    static let noCopyOnWrite = OptionDescription(
+        "nocow", .switchable, "Turn off copy-on-write (valid only on btrfs)", isOfFile: true)
+    static let extentSizeHint = OptionDescription(
+        "extent_size_hint", .size, "Extent size hint for the image file, 0 to disable",
+        isOfFile: true)
+}
+
+extension ImageFormat {
+    /// - Throws: `ImageError` if images of the format can only be read.
+    public func creator() throws(ImageError) -> any ImageCreator {
+        guard let creator = driver.creator else {
+            throw .invalid("Format driver '\(name)' does not support image creation")
+        }
+        return creator
+    }
+
+    /// What `-o help` prints.
+    ///
+    /// - Parameter includesFile: also what the file that holds the image can be asked for: a name for it
+    ///   was given.
+    public func optionHelp(includesFile: Bool) throws(ImageError) -> String {
+        let listed = try creator().options
+            .filter { !$0.isOwn && (includesFile || !$0.isOfFile) }
+            .sorted { $0.name < $1.name }
+        var text = includesFile ? "Supported options:\n" : "Supported \(name) options:\n"
+        for option in listed {
+            let start = "  \(option.name)=\(option.kind.label)"
+            let padding = String(repeating: " ", count: max(0, 24 - start.count))
+            text += "\(start)\(padding) - \(option.help)\n"
+        }
+        guard !includesFile else { return text }
+        return text + """
+
+            The protocol level may support further options.
+            Specify the target filename to include those options.
+
+            """
+    }
+}

@@ -1,0 +1,138 @@
+import DiskImage
+import ImageStorage
+
+/// Makes qcow2 images.
+struct Qcow2Creator: ImageCreator {
+    let canCompress = true
+    var options: [OptionDescription] { Qcow2OptionTable.options }
+
+    func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage {
+        let parameters = try ImageParameters(options) { name throws(ImageError) in
+            guard let mode = Preallocation(rawValue: name) else {
+                throw Self.notAccepted("preallocation", name)
+            }
+            return mode
+        }
+        try options.refuseKeys(startingWith: ["encrypt", "data_file"])
+        return NewQcow2Image(
+            parameters: parameters, options: try Self.qcow2Options(options, parameters))
+    }
+
+    private static func qcow2Options(
+        _ options: TypedOptions, _ parameters: ImageParameters
+    ) throws(ImageError) -> Qcow2Options {
+        var qcow2 = Qcow2Options()
+        qcow2.preallocation = parameters.preallocation
+        qcow2.clusterSize = options.number("cluster_size") ?? Qcow2Options.defaultClusterSize
+        qcow2.refcountBits = Int(options.number("refcount_bits") ?? 16)
+        qcow2.lazyRefcounts = options.isOn("lazy_refcounts") ?? false
+        qcow2.extendedL2 = options.isOn("extended_l2") ?? false
+        if let compat = options.text("compat") { qcow2.version = try version(compat) }
+        if let name = options.text("compression_type") {
+            guard let type = Qcow2Compression(rawValue: name) else {
+                throw notAccepted("compression-type", name)
+            }
+            qcow2.compression = type
+        }
+        if let text = options.text("compression_level") {
+            guard let level = Int(text) else { throw notAccepted("compression_level", text) }
+            qcow2.compressionLevel = level
+        }
+        try qcow2.check()
+        return qcow2
+    }
+
+    private static func version(_ value: String) throws(ImageError) -> Int {
+        switch value {
+        case "0.10", "v2": return 2
+        case "1.1", "v3": return 3
+        default: throw notAccepted("version", value)
+        }
+    }
+
+    private static func notAccepted(_ name: String, _ value: String) -> ImageError {
+        .invalid("Parameter '\(name)' does not accept value '\(value)'")
+    }
+
+    /// The image is rebuilt with the properties of the old one: exact tables, no leftovers, and the
+    /// old image stands until the new one is whole. What a rebuilt image would lose is refused.
+    func newImage(
+        like image: any Image, backingSize: Int64
+    ) throws(ImageError) -> any NewImage {
+        guard let header = (image as? Qcow2Source)?.header else {
+            throw .unsupported(image.storage.name, "is not a qcow2 image")
+        }
+        if let reason = header.reasonNotToRebuild {
+            throw .unsupported(
+                image.storage.name, "cannot write into an image with \(reason) (-n)")
+        }
+        var options = Qcow2Options()
+        options.version = header.version
+        options.clusterSize = header.geometry.clusterSize
+        options.compression = header.compression
+        options.lazyRefcounts = header.hasLazyRefcounts
+        if let file = header.backingFile {
+            options.backing = Qcow2Options.Backing(
+                file: file, format: header.backingFormat, virtualSize: backingSize)
+        }
+        return NewQcow2Image(parameters: ImageParameters(), options: options)
+    }
+
+    func measure(
+        _ disk: MeasuredDisk, _ options: TypedOptions
+    ) async throws -> MeasuredSize {
+        let asked = try Qcow2MeasureOptions(options)
+        let file = asked.file
+        guard file.isAllowed(virtualSize: disk.size) else {
+            throw ImageError.invalid(
+                "The image size is too large (try using a larger cluster size)")
+        }
+        let rounded = disk.size.roundedUp(to: file.clusterSize)
+        // How much of a disk its backing file will share is not known.
+        let isWhole = asked.allocatesAll || asked.hasBacking && disk.isImage
+        let data = isWhole ? rounded : try await disk.allocatedData(file.clusterSize)
+        let fullyAllocated = file.fullyAllocated(virtualSize: rounded)
+        return MeasuredSize(
+            required: fullyAllocated - rounded + data, fullyAllocated: fullyAllocated,
+            bitmaps: asked.canHaveBitmaps ? try await disk.bitmapsSize(file.clusterSize) : nil)
+    }
+}
+
+private struct NewQcow2Image: NewImage {
+    let parameters: ImageParameters
+    var options: Qcow2Options
+
+    mutating func setBacking(_ backing: BackingName, virtualSize: Int64) {
+        options.backing = Qcow2Options.Backing(
+            file: backing.name, format: backing.format, virtualSize: virtualSize)
+    }
+
+    func checkBackedConversion() throws(ImageError) {
+        guard options.preallocation != .off else { return }
+        throw .invalid(
+            options.extendedL2
+                ? "preallocation of a target with a backing file is not supported yet"
+                : "Backing file and preallocation can only be used at the same time if "
+                    + "extended_l2 is on")
+    }
+
+    func check() throws(ImageError) { try options.check() }
+
+    func makeTarget(
+        on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
+    ) async throws -> any ImageTarget {
+        let target = try Qcow2Target(
+            storage: storage, virtualSize: size, options: options, compress: settings.compress,
+            minSparse: Int(settings.minSparse))
+        try await target.prepare()
+        return target
+    }
+
+    func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
+        let target = try Qcow2Target(
+            storage: storage, virtualSize: size, options: options, compress: false,
+            minSparse: 4096, writesData: false)
+        try await target.prepare()
+        try await target.finish()
+    }
+}

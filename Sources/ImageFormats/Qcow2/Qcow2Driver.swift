@@ -1,0 +1,90 @@
+import DiskImage
+import ImageStorage
+
+/// qcow2, versions 2 and 3.
+public struct Qcow2Driver: FormatDriver {
+    public let name = "qcow2"
+    public let canHaveBacking = true
+    public var creator: (any ImageCreator)? { Qcow2Creator() }
+    public var checker: (any ImageChecker)? { Qcow2ImageChecker() }
+    public var resizer: (any ImageResizer)? { Qcow2ImageResizer() }
+
+    public init() {}
+
+    public func recognizes(_ start: RawSpan) -> Bool {
+        start.byteCount >= 8
+            && start.bigEndian(at: 0, as: UInt32.self) == Qcow2Header.magic
+            && start.bigEndian(at: 4, as: UInt32.self) >= 2
+    }
+
+    public func readOptions(
+        from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
+    ) throws(ImageError) {
+        guard let backing = options.take(prefix + "backing") else { return }
+        guard backing == .null else {
+            throw options.invalid("a backing file given here is not supported, but null")
+        }
+        described.ignoresBacking = true
+    }
+
+    public func open(_ storage: any Storage) async throws -> any Image {
+        try await Qcow2Source(storage)
+    }
+
+    public func open(_ storage: any Storage, snapshot: SnapshotName) async throws -> any Image {
+        try await Qcow2Source(storage, snapshot: snapshot)
+    }
+
+    public func facts(of storage: any Storage) async throws -> FormatFacts {
+        try await Qcow2Description.read(from: storage).facts
+    }
+}
+
+extension ImageFormat {
+    public static let qcow2 = ImageFormat(Qcow2Driver())
+}
+
+struct Qcow2ImageChecker: ImageChecker {
+    func check(
+        _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
+    ) async throws -> CheckResult {
+        try await Qcow2Check(storage, onMessage: onMessage).run()
+    }
+
+    func repair(
+        _ storage: any WritableStorage, _ repair: CheckRepair,
+        onMessage: @escaping @Sendable (String) -> Void
+    ) async throws -> CheckResult {
+        try await Qcow2Check(repairing: storage, repair, onMessage: onMessage).run()
+    }
+}
+
+struct Qcow2ImageResizer: ImageResizer {
+    func resize(
+        _ storage: any WritableStorage, preallocation: Preallocation,
+        openBacking: (BackingName) async throws -> any ImageSource,
+        newSize: (_ current: Int64) throws -> Int64
+    ) async throws {
+        do {
+            let image = try await Qcow2Source(storage)
+            var backing: (any ImageSource)?
+            if let name = image.backing { backing = try await openBacking(name) }
+            let size = try newSize(image.virtualSize)
+            var resizer = try await Qcow2Resizer(
+                storage: storage, header: image.header, backing: backing)
+            try await resizer.resize(to: size, preallocation: preallocation)
+        } catch let error as ImageError {
+            throw error.naming(storage.name)
+        }
+    }
+}
+
+extension ImageError {
+    /// The name of a backing file stands in an image, so an error has to say in which one.
+    fileprivate func naming(_ image: String) -> ImageError {
+        guard let path, path != image, !message.contains("(the backing file of ") else {
+            return self
+        }
+        return ImageError(kind, path: path, "\(message) (below \(image))")
+    }
+}

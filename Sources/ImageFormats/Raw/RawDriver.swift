@@ -1,0 +1,40 @@
+import DiskImage
+import ImageStorage
+
+/// Raw images. Last in the list: what no other format claims is the guest's own bytes.
+public struct RawDriver: FormatDriver {
+    public let name = "raw"
+    public let isPlain = true
+    public var creator: (any ImageCreator)? { RawCreator() }
+    public var resizer: (any ImageResizer)? { RawResizer() }
+
+    public init() {}
+
+    public func recognizes(_ start: RawSpan) -> Bool { true }
+
+    /// A part of a file is a disk of its own: one inside an archive.
+    public func readOptions(
+        from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
+    ) throws(ImageError) {
+        let offset = try options.size(prefix + "offset")
+        let size = try options.size(prefix + "size")
+        guard offset != nil || size != nil else { return }
+        if let size, size % guestSectorSize != 0 {
+            throw options.invalid("'\(prefix)size' is not a multiple of \(guestSectorSize)")
+        }
+        described.windows.insert(.init(offset: offset ?? 0, size: size), at: 0)
+    }
+
+    public func open(_ storage: any Storage) -> any Image { RawSource(storage) }
+
+    public func facts(of storage: any Storage) -> FormatFacts {
+        var facts = FormatFacts(virtualSize: RawSource(storage).guestSize)
+        // As qemu has it, a file was closed, and a server says nothing.
+        facts.isDirty = storage.traits.isRemote ? nil : false
+        return facts
+    }
+}
+
+extension ImageFormat {
+    public static let raw = ImageFormat(RawDriver())
+}

@@ -1,0 +1,110 @@
+import DiskImage
+
+/// The options of a described image (`json:{…}`, `--image-opts`) by their dotted keys. Who
+/// understands an option takes it; what is left in the end is refused, because it may change what
+/// the image holds.
+public struct DescribedOptions: Sendable {
+    /// The description, for messages.
+    public let name: String
+    private var values: [String: OptionValue]
+
+    public init(name: String, _ values: [String: OptionValue]) {
+        self.name = name
+        self.values = values
+    }
+
+    public func hasKeys(startingWith prefix: String) -> Bool {
+        values.keys.contains { $0.hasPrefix(prefix) }
+    }
+
+    public mutating func take(_ key: String) -> OptionValue? { values.removeValue(forKey: key) }
+
+    /// - Throws: `ImageError` for a value that is no string and no number.
+    public mutating func bytes(_ key: String) throws(ImageError) -> [UInt8]? {
+        switch take(key) {
+        case nil: return nil
+        case .string(let bytes): return bytes
+        case .integer(let number): return Array(String(number).utf8)
+        default: throw invalid("'\(key)' must be a string")
+        }
+    }
+
+    public mutating func text(_ key: String) throws(ImageError) -> String? {
+        try bytes(key)?.text
+    }
+
+    /// A size in bytes.
+    public mutating func size(_ key: String) throws(ImageError) -> Int64? {
+        guard let text = try text(key) else { return nil }
+        guard let bytes = parseByteSize(text) else { throw invalid("'\(key)' must be a size") }
+        return bytes
+    }
+
+    public func invalid(_ reason: String) -> ImageError {
+        ImageError(.invalid, path: name, reason)
+    }
+
+    /// What changes nothing about the bytes that are read.
+    private static let tuning: Set<String> = [
+        "aio", "auto-read-only", "cache-clean-interval", "cache-size", "cache.direct",
+        "cache.no-flush", "cache.writeback", "detect-zeroes", "discard", "drop-cache",
+        "force-share", "l2-cache-entry-size", "l2-cache-size", "lazy-refcounts", "locking",
+        "node-name", "open-timeout", "overlap-check", "pass-discard-other",
+        "pass-discard-request", "pass-discard-snapshot", "pr-manager", "read-only",
+        "reconnect-delay", "refcount-cache-size", "server.ipv4", "server.ipv6",
+        "server.keep-alive", "server.mptcp", "server.numeric", "server.tight", "server.to",
+        "x-check-cache-dropped",
+    ]
+
+    /// - Throws: `ImageError` if an option is left that does more than tune qemu.
+    public func refuseRest() throws(ImageError) {
+        let rest = values.keys.filter { key in
+            !Self.tuning.contains { key == $0 || key.hasSuffix("." + $0) }
+        }
+        if let key = rest.min() { throw invalid("option '\(key)' is not supported") }
+    }
+}
+
+/// A value in a description.
+public enum OptionValue: Sendable, Decodable, Equatable {
+    case null
+    case bool(Bool)
+    case integer(Int64)
+    case string([UInt8])
+    case array([OptionValue])
+    case object([String: OptionValue])
+
+    public init(from decoder: any Decoder) throws {
+        let value = try decoder.singleValueContainer()
+        if value.decodeNil() {
+            self = .null
+        } else if let bool = try? value.decode(Bool.self) {
+            self = .bool(bool)
+        } else if let integer = try? value.decode(Int64.self) {
+            self = .integer(integer)
+        } else if let string = try? value.decode(String.self) {
+            self = .string(Array(string.utf8))
+        } else if let array = try? value.decode([OptionValue].self) {
+            self = .array(array)
+        } else {
+            self = .object(try value.decode([String: OptionValue].self))
+        }
+    }
+
+    /// The values by dotted keys, which say the same as nested objects.
+    public var flattened: [String: OptionValue] {
+        var options: [String: OptionValue] = [:]
+        flatten(into: &options, key: "")
+        return options
+    }
+
+    private func flatten(into options: inout [String: OptionValue], key: String) {
+        guard case .object(let members) = self else {
+            options[key] = self
+            return
+        }
+        for (name, member) in members {
+            member.flatten(into: &options, key: key.isEmpty ? name : "\(key).\(name)")
+        }
+    }
+}

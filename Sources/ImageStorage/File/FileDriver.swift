@@ -1,0 +1,60 @@
+import DiskImage
+
+/// Files and devices of this machine. Last in the list: any name that no other driver claims is a
+/// path.
+public struct FileDriver: StorageDriver {
+    public let label = "files"
+    public let names = ["file", "host_device"]
+    public let changesInPlace = true
+
+    public init() {}
+
+    public func claims(_ name: ImageName, isTyped: Bool) -> Bool { true }
+
+    public func check(_ name: ImageName) throws(ImageError) { _ = try name.path() }
+
+    public func name(
+        from options: inout DescribedOptions, prefix: String
+    ) throws(ImageError) -> ImageName {
+        guard let path = try options.bytes(prefix + "filename"), !path.isEmpty else {
+            throw options.invalid("'\(prefix)filename' is missing")
+        }
+        // With the driver said, the name is a path whatever it looks like.
+        return HostPath(bytes: path).name
+    }
+
+    public func name(of path: HostPath, in image: ImageName) -> ImageName? {
+        (try? image.path())?.resolving(path).name
+    }
+
+    public func openSource(
+        _ name: ImageName, _ access: StorageAccess
+    ) throws(ImageError) -> any Storage {
+        try FileStorage.openSource(
+            name.path(), cacheMode: access.cacheMode, shareForced: access.shareForced)
+    }
+
+    public func openInPlace(
+        _ name: ImageName, _ access: StorageAccess
+    ) throws(ImageError) -> any WritableStorage {
+        try FileStorage.openExistingTarget(name.path(), cacheMode: access.cacheMode)
+    }
+
+    public func beginTarget(
+        _ name: ImageName, _ request: TargetRequest
+    ) throws(ImageError) -> any StorageTarget {
+        let path = try name.path()
+        let cacheMode = request.access.cacheMode
+        return switch request.manner {
+        case .create, .createBesideOld:
+            try TargetFile.create(
+                path, cacheMode: cacheMode, protecting: request.sourceFiles,
+                keepsOld: request.manner == .createBesideOld)
+        case .writeInto:
+            try TargetFile.openExisting(
+                path, cacheMode: cacheMode, protecting: request.sourceFiles)
+        }
+    }
+}
+
+extension TargetFile: StorageTarget {}

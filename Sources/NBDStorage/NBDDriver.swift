@@ -1,0 +1,75 @@
+import DiskImage
+import ImageStorage
+
+/// Exports of NBD servers, and servers that are started for a conversion.
+public struct NBDDriver: StorageDriver {
+    public let label = "NBD"
+    public let names = ["nbd"]
+
+    public init() {}
+
+    /// What stands in an image can be a plain export: to start a program, and to say which keys and
+    /// certificates are used, is for a person.
+    public func claims(_ name: ImageName, isTyped: Bool) -> Bool {
+        isTyped ? NBDStorage.isName(name) : NBDAddress.isPlain(name)
+    }
+
+    public func name(
+        from options: inout DescribedOptions, prefix: String
+    ) throws(ImageError) -> ImageName {
+        let export = try options.bytes(prefix + "export") ?? []
+        let type = try options.text(prefix + "server.type")
+        func either(_ key: String) throws(ImageError) -> [UInt8]? {
+            if let value = try options.bytes(prefix + "server." + key) { return value }
+            return try options.bytes(prefix + key)
+        }
+        if let path = try either("path") {
+            guard type == nil || type == "unix" else {
+                throw options.invalid("a server is not unix and inet")
+            }
+            let abstract = options.take(prefix + "server.abstract")
+            guard [nil, .bool(false), .string(Array("off".utf8))].contains(abstract) else {
+                throw options.invalid("sockets in the abstract namespace are not supported")
+            }
+            return ImageName(NBDAddress.unixURI(socket: path, export: export))
+        }
+        guard type == nil || type == "inet", let host = try either("host")?.text else {
+            throw options.invalid("an NBD server needs a host or the path of a socket")
+        }
+        let port = try either("port")?.text ?? "10809"
+        let place = host.utf8.contains(UInt8(ascii: ":")) ? "[\(host)]" : host
+        return ImageName("nbd://\(place):\(port)/\(NBDAddress.escaped(export))")
+    }
+
+    public func shownName(_ name: ImageName) -> String { NBDAddress.qemuName(name) }
+
+    public func openSource(
+        _ name: ImageName, _ access: StorageAccess
+    ) throws(ImageError) -> any Storage {
+        try NBDStorage.open(name, access.options.nbd)
+    }
+
+    public func beginTarget(
+        _ name: ImageName, _ request: TargetRequest
+    ) throws(ImageError) -> any StorageTarget {
+        guard request.isCopyInPlace || !request.sourceNames.contains(name) else {
+            throw .invalid("the target '\(name)' is also the source")
+        }
+        var options = request.access.options.nbd
+        options.writesThrough = request.access.cacheMode.isSynchronous
+        let export = try NBDStorage.open(name, options, forWriting: true)
+        guard request.manner != .createBesideOld else {
+            throw .unsupported(
+                export.name, "cannot keep the old content beside the new one on an export")
+        }
+        return TargetInPlace(export)
+    }
+}
+
+extension StorageOptions {
+    /// How NBD servers are used.
+    public var nbd: NBDOptions {
+        get { self[NBDOptions.self] ?? NBDOptions() }
+        set { self[NBDOptions.self] = newValue }
+    }
+}
