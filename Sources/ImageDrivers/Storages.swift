@@ -6,6 +6,7 @@ import NBDStorage
 public enum Storages {
     public static let all: [any StorageDriver] = [
         NBDDriver(),
+        NullDriver(),
         FileDriver(),
     ]
 

@@ -1,0 +1,106 @@
+import Concurrency
+import DiskImage
+
+/// A disk of zeros that forgets what is written to it, to see how fast the rest is. qemu's
+/// `null-co`.
+public final class NullStorage: WritableStorage {
+    public let name: String
+    public let size: Int64
+    public let traits = StorageTraits(isDevice: true, isRemote: true, hasHoles: true)
+    public var allocatedSize: Int64? { 0 }
+    public let readMeter = CallMeter()
+    public let writeMeter = CallMeter()
+
+    /// - Parameter size: in bytes.
+    public init(name: String, size: Int64) {
+        self.name = name
+        self.size = size
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let end = offset + Int64(buffer.byteCount)
+        guard end <= size else { throw ImageError.beyondEnd(self, offset..<end) }
+        buffer.zeroFill()
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        Extent(range: offset..<limit, content: .zero)
+    }
+
+    public func allocation(at offset: Int64) -> Extent? {
+        Extent(range: offset..<max(size, offset + 1), content: .zero)
+    }
+
+    public func write(_ bytes: RawSpan, at offset: Int64) async throws {
+        try requireRoom(offset + Int64(bytes.byteCount))
+    }
+
+    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
+        try requireRoom(range.upperBound)
+    }
+
+    public func truncate(to size: Int64) async throws { try requireRoom(size) }
+
+    public func requireSpace(_ bytes: Int64) throws {}
+
+    public func flush() async throws {}
+
+    private func requireRoom(_ end: Int64) throws(ImageError) {
+        guard end <= size else {
+            throw ImageError(
+                .invalid, path: name, "is smaller (\(size) bytes) than what is written (\(end))")
+        }
+    }
+}
+
+/// `null-co` and `null-aio` in `json:` and `--image-opts`, with a `size`; `null-co://` as a name.
+public struct NullDriver: StorageDriver {
+    public let label = "null-co"
+    public let names = ["null-co", "null-aio"]
+
+    private static let scheme = Array("null-co://".utf8)
+    /// qemu's, in bytes.
+    private static let usualSize: Int64 = 1 << 30
+
+    public init() {}
+
+    public func claims(_ name: ImageName, isTyped: Bool) -> Bool {
+        name.bytes.starts(with: Self.scheme)
+    }
+
+    /// The size stands behind the scheme: a name has to say all there is.
+    public func name(
+        from options: inout DescribedOptions, prefix: String
+    ) throws(ImageError) -> ImageName {
+        let size = try options.size(prefix + "size") ?? Self.usualSize
+        _ = options.take(prefix + "read-zeroes")
+        _ = options.take(prefix + "latency-ns")
+        return ImageName(bytes: Self.scheme + Array("\(size)".utf8))
+    }
+
+    public func shownName(_ name: ImageName) -> String {
+        guard let size = try? size(name), size != Self.usualSize else { return Self.scheme.text }
+        return "json:{\"driver\": \"null-co\", \"size\": \(size)}"
+    }
+
+    private func size(_ name: ImageName) throws(ImageError) -> Int64 {
+        let text = name.bytes.dropFirst(Self.scheme.count).text
+        guard !text.isEmpty else { return Self.usualSize }
+        guard let size = Int64(text) else {
+            throw .invalid("'\(name)' names no size in bytes behind null-co://")
+        }
+        return try checkedDiskSize(size)
+    }
+
+    public func openSource(
+        _ name: ImageName, _ access: StorageAccess
+    ) throws(ImageError) -> any Storage {
+        NullStorage(name: name.description, size: try size(name))
+    }
+
+    public func beginTarget(
+        _ name: ImageName, _ request: TargetRequest
+    ) throws(ImageError) -> any StorageTarget {
+        TargetInPlace(NullStorage(name: name.description, size: try size(name)))
+    }
+}
