@@ -6,6 +6,7 @@ extension ImageFormat {
     /// All formats there are. The first one that recognises an image's first bytes is its format.
     public static let all: [ImageFormat] = [
         .qcow2,
+        .parallels,
         .raw,
     ]
 
@@ -18,8 +19,6 @@ extension ImageFormat {
         ("vhdx", Array("vhdxfile".utf8), 0), ("vpc", Array("conectix".utf8), 0),
         ("vdi", [0x7f, 0x10, 0xda, 0xbe], 64), ("qed", Array("QED\0".utf8), 0),
         ("luks", Array("LUKS".utf8) + [0xba, 0xbe], 0),
-        ("parallels", Array("WithoutFreeSpace".utf8), 0),
-        ("parallels", Array("WithouFreSpacExt".utf8), 0),
         ("bochs", Array("Bochs Virtual HD Image".utf8), 0),
         ("cloop", Array("#!/bin/sh\n#V2.0 Format\n".utf8), 0),
     ]
