@@ -1,19 +1,20 @@
-# swimg: see README.md. `make setup` installs what building needs, `make setup-test` what everything else needs
-# (Debian; as root or with sudo). demo, test and the benchmarks do the latter themselves.
+# swimg: see README.md. `make setup` installs the packages for building, `make setup-test` those for
+# everything else (Debian; as root or with sudo). demo, test and the benchmarks run setup-test
+# themselves.
 
 PREFIX ?= /usr/local
 DESTDIR ?=
 BUILD := .build
 SHELL := /bin/bash
-# Not every program named swift is the compiler.
+# Finds the compiler, because other programs are named swift too.
 TOOLCHAIN := Scripts/toolchain.sh
 SWIFT := $(TOOLCHAIN) swift
-# Tests see internals, which changes how everything is compiled: they get a folder of their own.
+# Tests access internals, which changes how everything is compiled, so they get their own folder.
 TEST_BUILD := .build-test
 TEST_FLAGS := -c release -Xswiftc -enable-testing --scratch-path $(TEST_BUILD)
 
-# The Swift and C++ runtimes linked in, and little for the dynamic loader to do: a quarter less time to
-# start and 1.5 MiB less memory than with the defaults.
+# Linking the Swift and C++ runtimes statically and reducing the dynamic loader's work saves a
+# quarter of the start time and 1.5 MiB of memory.
 STATIC := $(BUILD)/static
 LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 	-Xlinker -z -Xlinker pack-relative-relocs -Xlinker --icf=all
@@ -22,7 +23,7 @@ COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_comple
 
 .PHONY: all setup setup-test build demo test deb side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
 
-# What is installed comes before what is built with it.
+# setup must finish before build starts.
 .NOTPARALLEL:
 
 all: build
@@ -39,23 +40,24 @@ build:
 	@ln -sf "$$(clang -print-file-name=libgcc_eh.a)" $(STATIC)/libgcc_s.a
 	$(SWIFT) build -c release --product swimg $(LINK_FLAGS) --scratch-path $(BUILD)
 
-# The main job on a real disk image, judged by qemu-img.
+# Converts a real disk image, judged by qemu-img.
 demo: setup-test build
 	@Scripts/demo.sh $(BUILD)/release/swimg
 
-# All tests, or those whose names match FILTER. What failed is said once more at the end: thousands of lines come between.
+# Runs all tests, or those whose names match FILTER. Failures are repeated at the end, after
+# thousands of lines of output.
 FILTER ?=
 test: setup-test
 	$(SWIFT) build $(TEST_FLAGS) --build-tests
 	@set -o pipefail; $(SWIFT) test $(TEST_FLAGS) --skip-build $(if $(FILTER),--filter '$(FILTER)') 2>&1 | tee $(TEST_BUILD)/log \
 		|| { echo; grep -A 12 'recorded an issue' $(TEST_BUILD)/log; exit 1; }
 
-# All verbs beside qemu-img, on the fixtures and on random images, some damaged: output and exit status.
+# Compares all verbs with qemu-img on the fixtures and on random images, some of them damaged.
 side-by-side: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
 
-# Images changed at places that mean something, read, repaired and resized; 200 of them are in `test`. Some 6 a
-# second. A failure says how to make its image again.
+# Reads, repairs and resizes images with changes to meaningful fields, about 6 per second; `test`
+# runs 200 of them. A failure tells how to make its image again.
 COUNT ?= 20000
 SEED ?= 1
 fuzz-images: setup-test
@@ -63,9 +65,10 @@ fuzz-images: setup-test
 	@set -o pipefail; SWIMG_MUTATIONS=$(COUNT) SWIMG_SEED=$(SEED) \
 		$(SWIFT) test $(TEST_FLAGS) --skip-build --filter MutationTests 2>&1 | tee $(TEST_BUILD)/fuzz-images.log
 
-# libFuzzer on the header, the tables, and the whole disk before and after repairs and resizes, all in memory:
-# TIME seconds each, with the fixtures to start from. What is found is kept in .build-fuzz/found, and
-# `.build-fuzz/release/FuzzImage FILE` shows it again. A package of its own. (gold cannot link it.)
+# Runs libFuzzer in memory on the header, the tables, and the whole disk before and after repairs
+# and resizes: TIME seconds each, starting from the fixtures. Findings are kept in
+# .build-fuzz/found; `.build-fuzz/release/FuzzImage FILE` reproduces one. A separate package. (gold
+# cannot link it.)
 TIME ?= 1200
 FUZZ_BUILD := .build-fuzz
 fuzz: setup
@@ -82,29 +85,30 @@ fuzz: setup
 			$(FUZZ_BUILD)/corpus/$$target $(FUZZ_BUILD)/seeds || exit 1; \
 	done
 
-# The unit tests once more, looking for memory errors. Not for races: the thread sanitizer does not see
-# the slow path of Swift's Mutex on Linux and reports every contended one; nor for leaks: XCTest has its own.
+# Runs the unit tests with a check for memory errors. Not for races: the thread sanitizer does not
+# see the slow path of Swift's Mutex on Linux and reports every contended one. Not for leaks: XCTest
+# has its own.
 sanitize: setup-test
 	ASAN_OPTIONS=detect_leaks=0 $(SWIFT) test -c release -Xswiftc -enable-testing --sanitize=address --scratch-path .build-asan \
 		--filter '(DiskImage|ImageStorage|ImageFormats|ImageConvert)Tests'
 
-# More than an hour; writes its part of docs/BENCHMARKS.md and the chart. Mounts (XFS, btrfs) only as root.
+# Takes more than an hour; updates docs/BENCHMARKS.md and the chart. XFS and btrfs need root.
 bench: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/bench.py $(BUILD)/release/swimg
 
-# On storage with latency and with little bandwidth, against the best settings of the others.
+# Compares with the best settings of the peers on storage with latency or little bandwidth.
 bench-latency: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/latency.py $(BUILD)/release/swimg
 
-# Between servers in memory; the disk is that of `bench`.
+# Compares copies between servers in memory; uses the disk of `bench`.
 bench-nbd: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/nbd.py $(BUILD)/release/swimg
 
-# What the steps of a conversion cost one by one. A package of its own, with a library for it.
+# Measures the steps of a conversion separately. A separate package, because it needs a library.
 microbench: setup-test
 	cd Benchmarks/Micro && ../../$(SWIFT) package benchmark --no-progress
 
-# The pages in Manual/, made anew from what the argument parser knows. To be run when options have changed.
+# Generates the pages in Manual/ from the argument parser. Must run after options have changed.
 manual: setup
 	rm -f Manual/*.1
 	$(SWIFT) package -c release --scratch-path .build-docs --allow-writing-to-package-directory \
@@ -113,7 +117,7 @@ manual: setup
 	@cd Manual && for page in swimg.*.1; do \
 		[ $$page = swimg.1 ] || mv $$page swimg-$${page#swimg.}; done
 
-# The documentation of the libraries, in .build-docs/docs.
+# Generates the documentation of the libraries in .build-docs/docs.
 docs: setup
 	@rm -rf .build-docs/symbols && mkdir -p .build-docs/symbols
 	$(SWIFT) build --scratch-path .build-docs --target ImageConvert \
@@ -122,7 +126,7 @@ docs: setup
 		--additional-symbol-graph-dir .build-docs/symbols --fallback-display-name ImageConvert \
 		--fallback-bundle-identifier swimg.ImageConvert
 
-# One file that needs no Swift on the machine it runs on, its manual pages, and what shells complete.
+# Installs one file that runs without Swift, its manual pages and the shell completions.
 install: build
 	install -D -s -m 755 $(BUILD)/release/swimg $(DESTDIR)$(PREFIX)/bin/swimg
 	@echo "$(DESTDIR)$(PREFIX)/bin/swimg: $$(du -h $(DESTDIR)$(PREFIX)/bin/swimg | cut -f1)"
@@ -136,7 +140,7 @@ install: build
 	$(BUILD)/release/swimg --generate-completion-script fish \
 		> $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/swimg.fish
 
-# The same as a Debian package, which also says what libraries it needs: .build/deb/swimg_*.deb.
+# Makes a Debian package of these files with its library dependencies: .build/deb/swimg_*.deb.
 deb: build
 	@Scripts/deb.sh $(BUILD)/deb
 

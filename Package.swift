@@ -94,9 +94,6 @@ let package = Package(
             name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],
             swiftSettings: strict),
         .testTarget(
-            name: "ImageToolsTests", dependencies: ["ImageTools", "MemoryImages"],
-            swiftSettings: strict),
-        .testTarget(
             name: "ImageConvertTests", dependencies: ["ImageConvert", "MemoryImages"],
             swiftSettings: strict),
         // End to end, on the built program.

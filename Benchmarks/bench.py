@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""Times swimg against qemu-img, pair by pair in one run, and writes its part of docs/BENCHMARKS.md and docs/benchmarks.svg.
+"""Times swimg against qemu-img in pairs and updates docs/BENCHMARKS.md and docs/benchmarks.svg.
 
 Usage: bench.py path/to/swimg [--folder DIR] [--rounds N] [--only WORD]
 
-Absolute times depend on the machine and on what else it does; the ratio of two runs that follow each
-other does not. So the programs take turns, in random order in each round, and what counts is the
-median of the ratios. Sources are in the page cache, targets are new and deleted as soon as they are
-measured. Every result is judged once: `qemu-img compare` and `qemu-img check`.
+Absolute times depend on the machine and its load; the ratio of two consecutive runs does not. So
+the programs take turns, in random order in each round, and the result is the median of the ratios.
+Sources are in the page cache; targets are new and are deleted once measured. Each case's result is
+verified once with `qemu-img compare` and `qemu-img check`.
 
-Whatever writes gigabytes of new data needs many pairs. On a virtual machine that gives free memory back to its host, a target
-of 3.4 GB is written in 1 s or in 5 s, by every program, depending on the memory that the kernel happens to hand out.
-With a target deleted just before, there is a fair chance of memory that is still at hand, and in random order it is the
-same for all; touching memory beforehand made it no better.
+Cases that write gigabytes of new data need many pairs. On a virtual machine that returns free
+memory to its host, writing a target of 3.4 GB takes any program 1 s or 5 s, depending on the memory
+that the kernel hands out. If a target has just been deleted, its memory is probably still
+available, and the random order makes this equal for all programs; touching memory beforehand did
+not help.
 
-Where there is one, a floor takes its turn too: floor.c, the same work by the plainest calls.
+Cases with a floor also time floor.c, which does the same work with the simplest calls.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import chart
 import datasets
 from datasets import run
 
-# A file system in memory. 8 GiB of new data on a disk wait for the disk, if they go through the page cache.
+# A file system in memory. On a disk, 8 GiB of new data in the page cache would wait for the disk.
 MEMORY = "/dev/shm"
 FAST = ["-m", "8", "-W"]
 ZSTD = ["-c", "-o", "compression_type=zstd"]
@@ -44,20 +45,21 @@ class Case:
     source_format: str
     target_format: str
     options: list = dataclasses.field(default_factory=lambda: FAST)
-    # Nil: the same.
+    # None uses `options`.
     peer_options: list | None = None
-    # What floor.c is called with.
+    # The mode of floor.c, if the case has a floor.
     floor: str | None = None
-    # None: as many as asked for.
+    # The maximum number of rounds; None uses --rounds.
     rounds: int | None = None
-    # How much faster issue and README promise it to be.
+    # The ratio that the issue and the README promise.
     goal: float = 1.0
     file_system: str | None = None
-    # Where targets are made, if not beside the sources.
+    # The folder of the targets, if not that of the sources.
     place: str | None = None
-    # Takes a moment: always as many rounds as stand here.
+    # Whether the case is short, so that --rounds does not apply.
     is_short: bool = False
-    # Takes milliseconds and little memory: the same, and nothing is warmed.
+    # Whether the case takes milliseconds and little memory: --rounds does not apply, and the source
+    # is not read into the page cache.
     is_small: bool = False
 
 
@@ -111,14 +113,14 @@ CASES = [
 
 @dataclasses.dataclass
 class Question:
-    """A verb that reads images and answers; swimg and qemu-img are asked in the same words."""
+    """A verb that reads images and prints an answer. swimg and qemu-img get the same words."""
     name: str
     words: list
     images: list
     rounds: int
     goal: float = 1.5
     is_small: bool = False
-    # Answers are the same, byte for byte.
+    # Whether the answers must be identical.
     is_literal: bool = True
 
 
@@ -134,7 +136,7 @@ QUESTIONS = [
 
 
 def warm(path):
-    """Brings a file into the page cache, where it mostly is already."""
+    """Reads a file into the page cache, which usually holds most pages already."""
     with open(path, "rb", buffering=0) as file:
         buffer = bytearray(1 << 20)
         while file.readinto(buffer):
@@ -142,16 +144,17 @@ def warm(path):
 
 
 def measure(command, is_small):
-    """Seconds and peak memory in KiB of one run."""
+    """The time in seconds and the peak memory in KiB of one run."""
     with tempfile.NamedTemporaryFile() as report:
         if is_small:
-            # GNU time would be a good part of what it measures.
+            # GNU time would take a large part of the measured time.
             start = time.monotonic()
             run(*command)
             seconds = time.monotonic() - start
             run("/usr/bin/time", "-o", report.name, "-f", "%M", *command)
             return seconds, int(report.read())
-        # GNU time is small: a process forked from here would start with Python's memory as its peak.
+        # GNU time itself is small; a process forked from Python would start with Python's peak
+        # memory.
         start = time.monotonic()
         run("/usr/bin/time", "-o", report.name, "-f", "%M", *command)
         seconds = time.monotonic() - start
@@ -221,7 +224,8 @@ def bench(case, swimg, folder, floor, rounds):
             words.append(f"{folder}/clusters")
         targets.append(targets[2])
         commands += [[floor, *words], [floor, "--direct", *words]]
-        # Streams end anywhere, direct writes do not; and memory has no other way.
+        # Streams end at any offset, which direct writes do not allow, and a file system in memory
+        # has no direct I/O.
         if case.floor.startswith("pack") or case.place == MEMORY:
             commands.pop()
     times, peaks, space = [[] for _ in commands], [[] for _ in commands], [0 for _ in commands]
@@ -263,7 +267,7 @@ def version(program):
 
 
 def bench_start(swimg):
-    """`--version`: Swift's runtime and the argument parser, and nothing else."""
+    """Times `--version`, which needs only the start of Swift's runtime."""
     case = Case("--version", "", "", "", is_small=True, goal=1.5)
     times, peaks = [[], []], [[], []]
     for number in range(301):

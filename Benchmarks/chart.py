@@ -1,4 +1,4 @@
-"""The benchmark's chart: a bar for each case, as long as swimg is fast in terms of its peer."""
+"""The benchmark's chart: one bar per case for the speed of swimg relative to its peer."""
 
 import math
 import os
@@ -8,7 +8,7 @@ LEFT, WIDTH, ROW, TOP = 300, 460, 22, 40
 
 
 def machine():
-    """Cores, processor and memory in a few words."""
+    """Cores, processor and memory of this machine in a few words."""
     with open("/proc/cpuinfo") as file:
         names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
@@ -16,8 +16,8 @@ def machine():
 
 
 def svg(bars):
-    """`bars`: name, ratio and goal of each. The scale is logarithmic: 2 times as fast is as far from 1
-    as 2 times as slow."""
+    """The chart as SVG. `bars`: name, ratio and goal of each case. The scale is logarithmic, so
+    twice as fast is as far from 1 as twice as slow."""
     largest = max(4.0, *(max(ratio, goal) for _, ratio, goal in bars)) * 1.1
     low, high = math.log(0.25), math.log(largest)
 

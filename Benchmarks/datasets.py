@@ -1,4 +1,4 @@
-"""The images that the benchmark reads, made once and kept."""
+"""The images that the benchmarks read, made once and kept."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ def run(*command, **options):
 
 
 def make_disk(path):
-    """An ext4 file system with files of this machine, of all kinds and sizes."""
+    """Makes an ext4 file system with files of all kinds and sizes from this machine."""
     folder = os.path.dirname(path)
     with tempfile.TemporaryDirectory(dir=folder) as files:
         total = 0
@@ -50,7 +50,7 @@ def make_disk(path):
 
 
 def make_part(path, disk):
-    """The first part of the disk, for what takes long."""
+    """Copies the first part of the disk, for slow cases."""
     plain = path + ".plain"
     with open(plain, "wb") as file:
         run_to = subprocess.run(["head", "-c", str(PART_SIZE), disk], check=True, stdout=file)
@@ -60,7 +60,7 @@ def make_part(path, disk):
 
 
 def make_scattered(path):
-    """Every other cluster has data, written in an order of its own."""
+    """Makes an image with data in every other cluster, written in random order."""
     run("qemu-img", "create", "-q", "-f", "qcow2", path, str(2 * SCATTERED_CLUSTERS * CLUSTER))
     order = list(range(SCATTERED_CLUSTERS))
     random.Random(1).shuffle(order)
@@ -80,7 +80,7 @@ def convert(source, source_format, path, *options):
 
 
 def prepare(folder):
-    """Makes what is missing."""
+    """Makes the missing images."""
     zstd = ["-c", "-o", "compression_type=zstd"]
     disk, part = f"{folder}/disk.raw", f"{folder}/part.raw"
     recipes = [
@@ -106,8 +106,8 @@ def prepare(folder):
 
 
 def compressed_clusters(image, path):
-    """Writes where the compressed clusters of an image lie, for the floor: four numbers a line, offset
-    and length in the file, offset on the disk, and whether it is plain. Source: qcow2 specification."""
+    """Lists the data clusters of an image for floor.c, one per line: file offset, length, guest
+    offset (all in bytes), and 1 if the cluster is not compressed. Source: qcow2 specification."""
     with open(image, "rb") as file, open(path, "w") as out:
         header = file.read(104)
         number = lambda at, count: int.from_bytes(header[at:at + count], "big")
@@ -137,11 +137,11 @@ def compressed_clusters(image, path):
 
 @contextlib.contextmanager
 def mounted(file_system, folder, size):
-    """A new file system in a file, mounted; needs root."""
+    """A new file system in a file, mounted. Needs root."""
     disk, place = f"{folder}/{file_system}.disk", f"{folder}/{file_system}.mount"
     os.makedirs(place, exist_ok=True)
     if os.path.ismount(place):
-        # A run that was killed left it.
+        # A killed run left it mounted.
         run("umount", place)
     with open(disk, "wb") as file:
         file.truncate(size)

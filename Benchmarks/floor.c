@@ -1,12 +1,14 @@
-// What the machine allows: the same bytes moved or decoded by the plainest calls, on several threads.
+// The lower bound for times on this machine: the same bytes are copied or decoded with the simplest
+// calls on several threads.
 //
 // Usage: floor [--direct] copy SOURCE TARGET
-//        floor [--direct] scan SOURCE TARGET               the target stays empty
-//        floor [--direct] zlib|zstd|plain SOURCE TARGET LIST     LIST from datasets.py: offset length guest plain
-//        floor pack-zlib|pack-zstd SOURCE TARGET           clusters compressed one behind the other, as they come
+//        floor [--direct] scan SOURCE TARGET                     leaves the target empty
+//        floor [--direct] zlib|zstd|plain SOURCE TARGET LIST
+//        floor pack-zlib|pack-zstd SOURCE TARGET                 appends clusters as they are done
 //
-// With --direct it writes past the page cache.
-// No zeros are looked for, nothing is checked against anything, and a short read ends the program.
+// LIST is written by datasets.py: offset, length, guest offset and plain flag of each cluster.
+// --direct bypasses the page cache when writing. The program does not search for zeros or verify
+// data, and a short read ends it.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <libdeflate.h>
@@ -34,7 +36,7 @@ static void require(int holds) {
     }
 }
 
-// Blocks begin at odd multiples of 64 KiB, as in swimg: aligned ones are slower on some machines.
+// Blocks begin at odd multiples of 64 KiB, as in swimg: aligned blocks are slower on some machines.
 static void *copy(void *unused) {
     (void)unused;
     char *buffer = aligned_alloc(4096, block);
@@ -54,7 +56,7 @@ static void *copy(void *unused) {
     }
 }
 
-// Up to eight neighbours are one write.
+// Writes up to eight neighbouring clusters at once.
 static void *decode(void *unused) {
     (void)unused;
     unsigned char in[2 * cluster], *out = aligned_alloc(4096, block);
@@ -88,7 +90,7 @@ static void *decode(void *unused) {
     }
 }
 
-// As qemu-img asks for it: zlib's default level with a window of 4 KiB, zstd's default level.
+// Uses qemu-img's settings: zlib's default level with a 4 KiB window, zstd's default level.
 static void *pack(void *unused) {
     (void)unused;
     static const unsigned char zeros[cluster];

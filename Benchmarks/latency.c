@@ -1,7 +1,7 @@
-// Storage with latency: preloaded into a program, this sleeps before each data system call of 4 KiB
-// or more, SLEEP_READ and SLEEP_WRITE microseconds, and before each fallocate SLEEP_ZERO. Nothing is
-// ever in the page cache for RWF_NOWAIT, as it would not be on such storage. SLEEP_LOG names a file
-// to which each call adds a line: how many sleep at once.
+// Simulates storage latency. Preloaded into a program, this library sleeps before each data system
+// call of 4 KiB or more (SLEEP_READ and SLEEP_WRITE microseconds) and before each fallocate
+// (SLEEP_ZERO microseconds). RWF_NOWAIT calls fail with EAGAIN, as if the page cache were empty.
+// SLEEP_LOG names a file to which each call appends a line with the number of sleeping calls.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

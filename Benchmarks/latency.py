@@ -3,11 +3,11 @@
 
 Usage: latency.py path/to/swimg [--folder DIR] [--rounds N] [--only WORDS]
 
-Files: latency.c is preloaded into both programs and sleeps before each data system call of 4 KiB or more. NBD: nbdkit
-in memory with its filter `delay`, and `rate` for bandwidth. The disk has 384 MiB of data. The programs take turns in
-random order, and each result is compared once. The peers are given the settings that do best: qemu-img -m 8 -W and
--m 16 -W, nbdcopy -C 4 -R 8 and -C 4 -R 64; the best one of each round counts. A ratio above 1 means that swimg is that
-many times as fast.
+Files: latency.c is preloaded into both programs and sleeps before each data system call of 4 KiB or
+more. NBD: nbdkit serves from memory with its filter `delay`, or `rate` for bandwidth. The disk has
+384 MiB of data. The programs take turns in random order, and each result is compared once. The
+peers use their best settings: qemu-img -m 8 -W and -m 16 -W, nbdcopy -C 4 -R 8 and -C 4 -R 64; the
+best time of each round counts. A ratio above 1 is the factor by which swimg is faster.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def timed(command, environment):
 
 
 class File:
-    """One conversion from file to file."""
+    """A conversion from file to file."""
 
     def __init__(self, name, source, source_format, options, read, write, target_format="raw", defaults=None):
         self.name = f"{name}, {read:g} ms reads, {write:g} ms writes"
@@ -69,7 +69,7 @@ class File:
 
 
 class Places(File):
-    """One copy between two places that are there already."""
+    """A copy between two existing places."""
 
     def __init__(self, kind, milliseconds):
         super().__init__(f"raw to raw, {kind}", "disk.raw", "raw", [], milliseconds, milliseconds)
@@ -89,7 +89,7 @@ class Places(File):
 
 
 class Devices(Places):
-    """Loop devices."""
+    """A copy between loop devices."""
 
     def __init__(self, milliseconds):
         super().__init__("devices", milliseconds)
@@ -108,7 +108,7 @@ class Devices(Places):
 
 
 class Zeros(File):
-    """Sixteen gigabytes of zeros into a file that is there: `fallocate` waits."""
+    """A conversion of 16 GiB of zeros into an existing file, with a slow `fallocate`."""
 
     def __init__(self, milliseconds):
         super().__init__("16 GiB of zeros to raw", "zeros.raw", "raw", ["-n"], 0, 0)
@@ -130,7 +130,7 @@ class Zeros(File):
 
 
 class NBD:
-    """One copy between two servers in memory."""
+    """A copy between two servers in memory."""
 
     def __init__(self, kind, milliseconds=None, rate=None):
         self.kind, self.milliseconds, self.rate = kind, milliseconds, rate
@@ -177,7 +177,7 @@ class NBD:
         }
 
     def before(self, bench):
-        # The filter lets a burst pass that takes it two seconds to save up.
+        # The rate filter allows a burst that takes it two seconds to accumulate.
         if self.rate:
             time.sleep(2.5)
 
@@ -216,7 +216,7 @@ class Bench:
         random.seed(1)
         with open(self.path("disk.raw"), "wb") as file:
             for _ in range(SIZE >> 20):
-                # Half of it can be compressed.
+                # Half of the disk is compressible.
                 file.write(random.randbytes(512 << 10) + b"swimg" * 104857 + b"123")
         for name, options in [("disk", []), ("zlib", ["-c"]), ("zstd", ["-c", "-o", "compression_type=zstd"])]:
             run(["qemu-img", "convert", "-O", "qcow2", *options, self.path("disk.raw"), self.path(f"{name}.qcow2")])
@@ -225,7 +225,7 @@ class Bench:
         return os.path.join(self.folder, name)
 
     def measure(self, case, rounds):
-        """The medians of our time, of the best peer's, and of the ratio in each round."""
+        """The medians of swimg's time, of the best peer's time, and of the ratio in each round."""
         with case.setup(self):
             commands = case.commands(self)
             times = {name: [] for name in commands}

@@ -3,14 +3,17 @@
 
 Usage: nbd.py path/to/swimg [--folder DIR] [--pairs N]
 
-The scenario that nbdcopy was published with (the commit "copy: Always allow multiple connections" of libnbd): two
-qemu-nbd with qcow2 disks of 6 GiB in memory (/dev/shm), nbdcopy with 4 connections of 2 requests of 128 KiB, `--flush`.
-The programs take turns, in random order in each round, and as there each finds the target as the one before left it, so that
-the clusters are allocated; three rounds come first that do not count. In those each program begins with an empty target and
-what it wrote is compared. Then both servers are started for each run, with the same disks: the long requests of one
-program (qemu-img's have 2 MiB) no longer teach the server's malloc to keep memory for those of the others. Then a new
-target each time, too, whose memory the server has to ask the kernel for. Then 5 ms for each request: there nothing
-counts but how many are in flight.
+The setup is the one published with nbdcopy (libnbd's commit "copy: Always allow multiple
+connections"): two qemu-nbd serve 6 GiB qcow2 disks in memory (/dev/shm); nbdcopy uses 4 connections
+with 2 requests of 128 KiB each, and `--flush`. First, each program writes to an empty target, and
+the result is compared. Four measurements follow:
+
+1. As published: the programs take turns in random order in each round, and each finds the target as
+   the previous one left it, so its clusters are allocated. The first three rounds do not count.
+2. Both servers are started for each run, with the same disks. The long requests of one program
+   (qemu-img's have 2 MiB) thus cannot teach the server's malloc to keep memory for other programs.
+3. The target is also new for each run, so the server must get its memory from the kernel.
+4. Each request takes 5 ms, so only the number of requests in flight matters.
 """
 
 import argparse
@@ -68,7 +71,8 @@ def programs(swimg, source, target):
 
 
 def published(swimg, source, folder, pairs):
-    """The target as the run before left it, and a new one for each run."""
+    """Measures with the target as the previous run left it, then with new servers for each run,
+    then with a new target as well."""
     target = f"{folder}/target.qcow2"
 
     def create():
@@ -119,8 +123,9 @@ def published(swimg, source, folder, pairs):
 
 
 def delayed(swimg, folder):
-    """Nothing but waiting: a server that has nothing to do but to let 5 ms pass. It must not be the limit, so there are
-    requests of 64 KiB, too, of which 32 in flight are no more than 0.4 GB/s. And the same on one core."""
+    """Measures with servers that only delay each request by 5 ms. Requests of 64 KiB make sure that
+    the server is not the limit: 32 of them in flight are at most 0.4 GB/s. swimg also runs on one
+    core."""
     print("| 5 ms a request | seconds | on one core | nbdcopy | requests / in flight x 5 ms "
           "| times as long | on one core |\n|---|---|---|---|---|---|---|")
     waits = 512

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a Debian package of what `make install` installs. Usage: deb.sh FOLDER
-# The package is FOLDER/swimg_VERSION_ARCHITECTURE.deb; needs dpkg-dev.
+# Makes a Debian package of the files that `make install` installs. Usage: deb.sh FOLDER
+# The package is FOLDER/swimg_VERSION_ARCHITECTURE.deb. Needs dpkg-dev.
 set -euo pipefail
 
 out=$1
@@ -14,7 +14,7 @@ install -D -m 644 LICENSE "$doc/copyright"
 install -m 644 README.md "$doc/README.md"
 gzip -9n "$root"/usr/share/man/man1/*.1
 
-# The libraries that the program is linked with, as the packages that bring them.
+# The packages of the libraries that the program is linked with.
 touch "$out/debian/control"
 libraries=$(cd "$out" && dpkg-shlibdeps -O root/usr/bin/swimg 2>/dev/null)
 version=$("$root/usr/bin/swimg" --version | awk 'NR == 1 { print $3 }')

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a real disk image (an ext4 file system with some hundred MB of this machine's files, as
-# qcow2), converts it to raw and has qemu-img compare the two.
+# Makes a real disk image (an ext4 file system with several hundred MB of this machine's files, as
+# qcow2), converts it to raw and lets qemu-img compare the two.
 # Usage: demo.sh path/to/swimg
 set -euo pipefail
 swimg=$(realpath "$1")
@@ -9,14 +9,15 @@ folder=$(realpath demo)
 
 if [ ! -e "$folder/disk.qcow2" ]; then
     echo "making demo/disk.qcow2 ..."
-    # What is needed only meanwhile; an earlier run that was killed may have left some.
+    # Temporary files; an earlier run that was killed may have left some.
     work=$folder/work
     trap 'rm -rf "$work"' EXIT
-    # Not before the command that runs has ended: it would write on behind the back of the cleaning.
+    # bash runs this trap after the current command has ended, so no command writes during the
+    # cleanup.
     trap 'exit 1' INT TERM HUP
     rm -rf "$work"
     mkdir -p "$work/files"
-    # Files of all kinds and sizes until there are 400 MB of them.
+    # Files of all kinds and sizes, 400 MB in total.
     find /usr /opt -xdev -type f -readable -size +0 -size -16M -printf '%s %p\0' 2>/dev/null |
         awk 'BEGIN { RS = ORS = "\0" }
              sum < 400000000 { sum += $1; sub(/^[0-9]+ /, ""); print }' > "$work/list"

@@ -1,7 +1,7 @@
-"""Random images for side-by-side.py: made by qemu-img and qemu-io from a seed, some of them damaged.
+"""Random images for side-by-side.py, made by qemu-img and qemu-io from a seed; some are damaged.
 
-An image is a folder with a file `disk` and what it lies on; `recipe` tells how it was made, so that one
-that shows a difference can be made again by hand.
+An image is a folder with a file `disk` and its backing files. `recipe` lists the commands that made
+it, so that an image that shows a difference can be made again by hand.
 """
 
 import os
@@ -14,7 +14,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
 class RandomImage:
-    """Image number `index` of a seed, in a folder that is there and empty."""
+    """Image number `index` of a seed, in an existing empty folder."""
 
     def __init__(self, seed, index, folder):
         self.random = random.Random(f"{seed}/{index}")
@@ -36,7 +36,7 @@ class RandomImage:
     # Making
 
     def _qemu(self, program, *words):
-        """What qemu refuses (a cluster size that is too small for the disk, say) is left out."""
+        """Runs a program and returns whether it succeeded; refused options are left out."""
         outcome = subprocess.run([program, *words], cwd=self.folder, stdin=subprocess.DEVNULL,
                                  capture_output=True, timeout=60)
         self.recipe.append(" ".join([program, *(f"'{w}'" if " " in w else w for w in words)])
@@ -65,7 +65,7 @@ class RandomImage:
         return name, format
 
     def qcow2_options(self):
-        """Options of a new image, as key=value."""
+        """Random options of a new image, by key."""
         random, options = self.random, {}
         old = random.random() < 0.2
         if old or random.random() < 0.3:
@@ -105,7 +105,7 @@ class RandomImage:
         raise RuntimeError("\n".join(self.recipe))
 
     def _write(self, size):
-        """One command of qemu-io that changes a piece of the disk."""
+        """A qemu-io command that changes a part of the disk."""
         random = self.random
         unit = random.choice([512, 4096, self.cluster])
         offset = random.randrange(max(1, min(size, 8 * MIB) // unit)) * unit
@@ -212,7 +212,7 @@ class RandomImage:
 
 
 def unpack_fixtures(source, target):
-    """As Tests/TestSupport/Fixtures.swift does it: `.gz` is for git, holes come back."""
+    """Unpacks `.gz` files and restores holes, as Tests/TestSupport/Fixtures.swift does."""
     for folder, _, files in os.walk(source):
         place = os.path.join(target, os.path.relpath(folder, source))
         os.makedirs(place, exist_ok=True)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building (or also testing) needs and that are not there yet.
+# Installs the missing Debian packages that building, or also testing, needs.
 # Usage: setup.sh build|test
 set -euo pipefail
 
 packages=(dpkg-dev pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev libssl-dev)
 if [ "${1:-build}" = test ]; then
-    # The judges, and what the tests make their images and file systems with.
+    # qemu-img and other judges, and the programs that make images and file systems for the tests.
     packages+=(
         qemu-utils nbdkit libnbd-bin gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip attr acl strace time python3
         python3-oslo.utils)

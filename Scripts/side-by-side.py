@@ -3,9 +3,9 @@
 
 Usage: side-by-side.py path/to/swimg [--seed N] [--images 200] [--only NAME]
 
-Over the fixtures and over random images. Compared are exit code, stdout and stderr (JSON key by key), and for
-commands that write: what the real qemu-img finds in both results. Differences that docs/differences.md names are
-counted (side_by_side_known.py); any other is shown, and makes the exit code 1.
+It uses the fixtures and random images. It compares exit codes, stdout and stderr (JSON key by key)
+and, for commands that write, the real qemu-img's findings about both results. Differences named in
+docs/differences.md are counted (side_by_side_known.py); others are shown and make the exit code 1.
 """
 
 import argparse
@@ -33,7 +33,8 @@ TIMEOUT = 20
 MEMORY = 4 << 30
 FIXTURES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "Fixtures", "images")
 
-# How much is stored and where, in what info and check tell (paths of `flat`; "" is the number of members).
+# Members of info and check that depend on where data is stored (paths of `flat`; "" is the number
+# of members).
 LAYOUT = ["", "actual-size", "image-end-offset", "allocated-clusters", "compressed-clusters", "fragmented-clusters",
           "total-clusters"]
 
@@ -44,16 +45,17 @@ class Outcome:
 
 
 class Pair:
-    """One command line, run by both."""
+    """One command line, run by both programs."""
 
     old_size = None
-    # The disk ends within a sector.
+    # Whether the disk ends within a sector.
     is_ragged = False
     is_damaged = False
 
     def __init__(self, image, words, theirs, own, judgement, layout):
         self.image, self.words, self.theirs, self.own = image, words, theirs, own
-        # Lines that tell what differs in the results; what lies elsewhere, and what else.
+        # Lines about differences of the results, and about differences that concern only the
+        # layout.
         self.judgement, self.layout = judgement, layout
 
     @property
@@ -61,7 +63,7 @@ class Pair:
         return self.words[0] if self.words else ""
 
     def difference(self):
-        """Lines that tell what differs; none when nothing does."""
+        """Lines that describe all differences; empty if there are none."""
         lines = []
         if self.own.status != self.theirs.status:
             lines.append(f"exit code: {self.theirs.status} {self.own.status}")
@@ -70,7 +72,7 @@ class Pair:
         return lines + self.judgement + self.layout
 
     def normalized(self, text):
-        """How often progress is printed depends on time."""
+        """The text with progress reduced to one word, because its frequency depends on time."""
         return re.sub(r"(    \(\d+\.\d\d/100%\)\r)+", "progress ", text) if "-p" in self.words else text
 
     def explanation(self):
@@ -93,7 +95,7 @@ def text_difference(name, theirs, own):
 
 
 def flat(value, path=""):
-    """A JSON value as paths with plain values."""
+    """Maps the paths of a JSON value to plain values."""
     members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
     if members is None:
         return {path: value}
@@ -104,7 +106,7 @@ def flat(value, path=""):
 
 
 class Bench:
-    """Two folders, one for each program, in which the same files lie under the same names."""
+    """Two folders, one for each program, with the same files under the same names."""
 
     def __init__(self, program, folder, image_folder, name):
         self.programs = {"theirs": shutil.which("qemu-img"), "own": program}
@@ -139,7 +141,8 @@ class Bench:
         return pair
 
     def judge(self, judged, status):
-        """What the real qemu-img finds in both results: what differs, and what only lies elsewhere."""
+        """Compares the real qemu-img's findings about both results; returns lines about differences
+        and lines about mere layout."""
         lines, moved = [], []
         if judged is None or (status != 0 and judged[0] == "out"):
             return lines, moved
@@ -148,7 +151,7 @@ class Bench:
         there = [os.path.exists(path) for path in paths]
         if there[0] != there[1]:
             return [f"result: there {there}"], moved
-        # Large ones are mostly holes, which only qemu-img passes over.
+        # Large results are mostly holes, which only qemu-img skips.
         if not there[0] or os.path.getsize(paths[0]) < 64 * MIB and filecmp.cmp(*paths, shallow=False):
             return lines, moved
         for words in [["info", "--output=json", "-f", format, name]] + (
@@ -165,14 +168,15 @@ class Bench:
                 moved += text_difference(words[0] + " of the result", *(o.stdout for o in found))
         words = ["compare", "-f", format, "-F", format, *paths]
         outcome = execute(self.programs["theirs"], words, self.folders["own"])
-        # A damaged image cannot be read by anybody.
+        # Status 1 means that the disks differ; damaged images cannot be read and give another
+        # status.
         if outcome.status == 1:
             lines.append("compare of the results: " + outcome.stdout.strip())
         return lines, moved
 
 
 def ends_within_sector(path):
-    """Of a qcow2 image: QEMU's docs/interop/qcow2.txt, section "Header"."""
+    """Whether a qcow2 disk ends within a sector (QEMU's docs/interop/qcow2.txt, "Header")."""
     if not path or not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
@@ -205,7 +209,7 @@ def execute(program, words, folder):
 
 
 def run_case(case):
-    """All commands of one image; only what differs is handed back whole."""
+    """Runs all commands of one image and returns their words and differences."""
     settings, kind, what = case
     folder = tempfile.mkdtemp(dir=settings.folder)
     recipe = []

@@ -11,16 +11,16 @@ KIB, MIB = 1 << 10, 1 << 20
 @dataclasses.dataclass
 class Command:
     words: list
-    # Works on `copy`, which is made from the image before.
+    # Whether the command works on `copy`, which is copied from the image beforehand.
     changes: bool = False
     # A file that the command leaves, and its format.
     judged: typing.Optional[tuple] = None
-    # Done in either folder before.
+    # Called with each program's folder beforehand.
     prepare: typing.Optional[typing.Callable] = None
 
 
 def qcow2_option_words(random):
-    """A set of options of qcow2, most of them allowed."""
+    """Random options of qcow2, most of them valid."""
     options = {}
     if random.random() < 0.25:
         options["compat"] = random.choice(["0.10", "1.1", "v2", "v3", "1.0"])
@@ -40,7 +40,7 @@ def qcow2_option_words(random):
 
 
 def image_commands(random, name, format, size, snapshots, folders, few=False):
-    """What is asked of one image, `few` for those that are small and special."""
+    """The commands to run on one image; `few` selects the short list for fixtures."""
     commands = [
         Command(["info", name]),
         Command(["info", "--output=json", name]),
@@ -56,7 +56,7 @@ def image_commands(random, name, format, size, snapshots, folders, few=False):
     if format == "qcow2":
         for leaks in ["leaks", "all"]:
             commands.append(Command(["check", "-f", format, "-r", leaks, "copy"], True, ("copy", format)))
-    # qemu-img waits for ever, or until memory runs out.
+    # qemu-img would wait forever or exhaust the memory.
     if "fifo" in name or "loop" in name or "self" in name:
         return [commands[0]] + ([] if "-b." in name or "self" in name else [commands[9]])
     if few:
@@ -102,7 +102,8 @@ def _resize(random, format, size):
 
 
 def _comparing(random, name, format, size, folders):
-    """With itself, a copy that was changed and one in another format; those are made by the real qemu-img."""
+    """Compares an image with itself, with a copy in another format and with a changed copy; the
+    real qemu-img makes the copies."""
     other = "raw" if format == "qcow2" else "qcow2"
     place = folders["theirs"]
     made = subprocess.run(["qemu-img", "convert", "-f", format, "-O", other, name, "other"], cwd=place,
@@ -136,7 +137,7 @@ def _creating(random, name, format):
     elif random.random() < 0.4:
         words += ["-o", "preallocation=" + random.choice(["off", "falloc", "full", "metadata"])]
     size = random.choice(["0", "1", "513", "64k", "1M", "1000001", "16M", "1.5G", "2T"])
-    # What is allocated in full has to have room.
+    # Full allocation needs space on the file system.
     if any(word in " ".join(words) for word in ["falloc", "full"]) and size in ["1.5G", "2T"]:
         size = "4M"
     if random.random() < 0.15:
@@ -151,7 +152,7 @@ def _dd(random, name, format, size):
     if block:
         words.append(f"bs={block}")
     if size > 16 * MIB:
-        # qemu-img writes what is zero, too.
+        # qemu-img also writes zeros.
         return Command([*words, f"count={random.choice([0, 1, 3, 8])}"], judged=("out", kind))
     for option in ["count", "skip"]:
         if random.random() < 0.4:
@@ -164,7 +165,7 @@ def _converting(random, name, format, size, snapshots):
     words = ["convert", *random.choice([[], [], ["-f", format]]), "-O", kind]
     if kind == "qcow2":
         words += random.choice([[], [], ["-c"]]) + qcow2_option_words(random)
-    # What is allocated in full has to have room.
+    # Full allocation needs space on the file system.
     if size > 16 * MIB and "-o" in words:
         del words[words.index("-o"):]
     words += random.choice([[], [], ["-p"], ["-q"], ["-W"], ["-m", "4"], ["-S", "0" if size <= 16 * MIB else "1M"], ["-S", "64k"], ["-U"], ["-n"],
@@ -175,7 +176,7 @@ def _converting(random, name, format, size, snapshots):
 
 
 def usage_commands(seed, folders):
-    """Wrong command lines, and right ones that need no image."""
+    """Invalid command lines, and valid ones that need no image."""
     for place in folders.values():
         for words in [["-f", "raw", "a.raw", "1M"], ["-f", "qcow2", "a.qcow2", "1M"]]:
             subprocess.run(["qemu-img", "create", "-q", *words], cwd=place, check=True)
@@ -254,7 +255,7 @@ def usage_commands(seed, folders):
 
 
 def _small_images(place):
-    """Commands before may have changed them."""
+    """Restores the small images, which earlier commands may have changed."""
     for name in ["a.raw", "a.qcow2"]:
         path = os.path.join(place, name)
         with open(path, "rb") as file:

@@ -1,14 +1,14 @@
-"""Where swimg is known to differ from qemu-img: a name, which is a row of docs/differences.md, and what it explains."""
+"""Known differences from qemu-img: rows of docs/differences.md, each with a test for it."""
 
 import re
 
-# What callers look for in messages: where qemu-img says it, swimg has to.
+# Message parts that callers search for: swimg must print them where qemu-img does.
 PARSED = ["Unsupported preallocation mode", "No such file or directory", "No space left", "Failed to get",
           "Use the --shrink option"]
 
 
 def refuses(pattern):
-    """swimg ends with an error whose text fits, whatever qemu-img does."""
+    """swimg ends with an error that matches, whatever qemu-img does."""
     return lambda pair: pair.own.status not in [0, "timeout"] and re.search(pattern, pair.own.stderr) is not None
 
 
@@ -24,7 +24,7 @@ def wording(pair):
 
 
 def layout(verb):
-    """Only where things lie in what was written differs."""
+    """The results differ only in where data is stored."""
     return lambda pair: pair.verb == verb and pair.layout and len(pair.difference()) == len(pair.layout)
 
 
@@ -58,7 +58,7 @@ def abbreviation(pair):
 
 
 def uncovered(pair):
-    """The only difference: what the last cluster held behind the old end of the disk."""
+    """The only difference is the data that the last cluster held after the old end of the disk."""
     places = [re.fullmatch(r"compare of the results: Content mismatch at offset (\d+)!", line)
               for line in pair.judgement]
     return (pair.verb == "resize" and len(places) == 1 and places[0] is not None
@@ -66,7 +66,8 @@ def uncovered(pair):
 
 
 def strict_offset(pair):
-    """Both find a difference; swimg one of block status at the start of an image that looks preallocated."""
+    """Both find a difference, but swimg reports a block status at the start of an image that looks
+    preallocated."""
     return (pair.verb == "compare" and "-s" in pair.words and pair.own.status == pair.theirs.status == 1
             and re.search(r"^Strict mode: Offset \d+ block status mismatch!\n$", pair.own.stdout)
             and "mismatch" in pair.theirs.stdout)
@@ -92,7 +93,7 @@ def damaged_bitmaps(pair):
 
 
 def damage(pair):
-    """What swimg does not read, it names; qemu-img goes on, or fails later."""
+    """swimg refuses damage by name, while qemu-img continues or fails later."""
     return (pair.is_damaged and pair.own.status not in [0, "timeout"] and pair.own.status > 0
             and pair.own.stderr.count("\n") == 1 and pair.verb != "check")
 
@@ -106,7 +107,7 @@ def ragged(pair):
 
 
 def behind_the_end(pair):
-    """What qemu-img leaves damaged is in order with swimg; nothing else differs."""
+    """qemu-img's result has damage and swimg's has none; nothing else differs."""
     lines = [line for line in pair.judgement if line.startswith("check of the result: exit code ")]
     return (pair.verb == "resize" and pair.is_damaged and pair.own.status == pair.theirs.status == 0
             and [line.split()[6:8] for line in lines] == [["2", "0"]])

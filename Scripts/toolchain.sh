@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a program of Swift's toolchain (swift, docc). Other programs are named swift, too, and may come first in PATH:
-# the client of OpenStack's object storage, which other packages bring along.
+# Runs a program of Swift's toolchain (swift, docc). Another program named swift, such as the client
+# of OpenStack's object storage that other packages install, may come first in PATH.
 # Usage: toolchain.sh program [argument...]
 set -euo pipefail
 

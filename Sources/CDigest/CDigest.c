@@ -3,8 +3,8 @@
 #include <dlfcn.h>
 #include <string.h>
 
-// As openssl/evp.h declares them, in 1.1 and 3 alike (man EVP_DigestInit). Declared here, so that building needs no
-// headers of a library that is looked for at run time only.
+// Declared as in openssl/evp.h of 1.1 and 3 (man EVP_DigestInit), so that building needs no headers
+// of a library that is looked for only at run time.
 static struct {
     void *(*create)(void);
     void (*destroy)(void *);

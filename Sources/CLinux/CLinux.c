@@ -39,8 +39,8 @@ int clinux_openat(int folder, const char *name, int flags, unsigned int mode) {
 static int argument_count;
 static char **arguments;
 
-// The C library hands constructors what `main` gets. Swift's own way goes through /proc or searches the
-// memory around the environment, and finds nothing where the one is missing or the other was moved.
+// The C library hands constructors the arguments of `main`. Swift's own way reads /proc or searches
+// the memory around the environment, and finds nothing if one is missing or the other was moved.
 __attribute__((constructor)) static void keep_arguments(int count, char **values) {
     argument_count = count;
     arguments = values;
@@ -52,8 +52,8 @@ const char *clinux_argument(int index) { return arguments[index]; }
 int clinux_open_standard_descriptors(void) {
     for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; descriptor++) {
         if (fcntl(descriptor, F_GETFD) >= 0) continue;
-        // The lowest free number is this one. Where there is no /dev the root folder takes the place: what is
-        // written to it is an error, and no image.
+        // The lowest free number is this one. Without /dev the root folder takes the place: writing
+        // to it is an error, and harms no image.
         int opened = open("/dev/null", O_RDWR);
         if (opened < 0) opened = open("/", O_RDONLY | O_DIRECTORY);
         if (opened < 0) return -1;
@@ -61,8 +61,9 @@ int clinux_open_standard_descriptors(void) {
     return 0;
 }
 
-// Flags that say how a file is to be kept. Immutable and append-only ones would keep us from writing it, and no
-// file that has them can be replaced; the others tell what the file system has done.
+// Flags that say how a file is to be kept. Immutable and append-only are not copied: we could not
+// write the file, and one that has them cannot be replaced. The others tell what the file system
+// has done.
 static const unsigned int kept_flags = FS_SECRM_FL | FS_UNRM_FL | FS_COMPR_FL | FS_SYNC_FL | FS_NODUMP_FL |
                                        FS_NOATIME_FL | FS_NOCOMP_FL | FS_JOURNAL_DATA_FL | FS_NOTAIL_FL |
                                        FS_NOCOW_FL | FS_DAX_FL | FS_PROJINHERIT_FL;
@@ -208,7 +209,7 @@ int64_t clinux_file_system(int fd) {
 int clinux_open_queue(unsigned long *queue) {
     *queue = 0;
     if (syscall(SYS_io_setup, clinux_queue_depth, queue) != 0) return -1;
-    // Once writes are under way nothing can be done without this call: what refuses it has to do so now.
+    // This call has to work once writes are under way, so a refusal has to come now.
     if (syscall(SYS_io_getevents, *queue, 0, 0, NULL, NULL) == 0) return 0;
     clinux_close_queue(*queue);
     return -1;
@@ -228,11 +229,11 @@ void clinux_write_together(unsigned long queue, int fd, struct clinux_write *wri
         list[index] = &blocks[index];
         write->result = -EAGAIN;
     }
-    // It stops at the first that it refuses at once.
+    // io_submit stops at the first write that it refuses at once.
     long begun = syscall(SYS_io_submit, queue, count, list);
     for (long ended = 0; ended < begun;) {
         long news = syscall(SYS_io_getevents, queue, begun - ended, begun - ended, events, NULL);
-        // Interrupted. The memory is the kernel's until all have ended.
+        // Interrupted: goes on, because the kernel uses the memory until all writes have ended.
         if (news < 0) continue;
         for (long index = 0; index < news; index++) writes[events[index].data].result = events[index].res;
         ended += news;

@@ -31,7 +31,7 @@ static void (*extents)(void *, uint64_t, const uint32_t *, size_t);
 static void (*released)(void *);
 
 static const char *load(void) {
-    // libnbd.so.0 is the only version there has been; within it, functions are only ever added.
+    // libnbd.so.0 is the only version so far; within it, functions are only ever added.
     void *library = dlopen("libnbd.so.0", RTLD_NOW | RTLD_LOCAL);
     if (!library) return strdup(dlerror());
 #define FIND(name) \
@@ -51,7 +51,7 @@ const char *cnbd_load(
 
 static int on_completed(void *context, int *error) {
     completed(context, *error);
-    return 1;  // Forget the request: nobody will ask for its result.
+    return 1;  // Retires the request: no call will ask for its result.
 }
 
 static int on_extents(

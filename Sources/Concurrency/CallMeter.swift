@@ -1,13 +1,13 @@
 import CLinux
 import Synchronization
 
-/// The time of calls to a storage.
+/// Sums over calls to a storage.
 public struct CallTimes: Sendable, Equatable {
-    /// From begin to end, in nanoseconds; as much as `work` for a call that did not sleep.
+    /// Elapsed time in nanoseconds; equals `work` for a call that did not sleep.
     public var wall: Double
-    /// On the processor, in nanoseconds.
+    /// Processor time in nanoseconds.
     public var work: Double
-    /// The number of calls, and of those that slept.
+    /// Number of calls; `sleeps` is the number of those that slept.
     public var calls: Double
     public var sleeps: Double
 
@@ -18,24 +18,24 @@ public struct CallTimes: Sendable, Equatable {
         self.sleeps = sleeps
     }
 
-    /// One call.
+    /// The times of a single call.
     public static func call(wall: Double, work: Double, slept: Bool = true) -> CallTimes {
         CallTimes(wall: slept ? max(wall, work) : work, work: work, calls: 1, sleeps: slept ? 1 : 0)
     }
 
-    /// Waiting is what takes the time: more of these calls at once would take no more of it.
+    /// Whether the time goes to waiting: more of these calls at once would take no longer.
     ///
-    /// A single call that slept can be a hiccup: a file system that begins a transaction, another
-    /// process that has the processor.
+    /// A single call that slept is not enough. It can be a hiccup: a file system that begins a
+    /// transaction, or another process that has the processor.
     public var isWaiting: Bool {
         wall > Self.manyTimes * work && wall - work > Self.noticeable && sleeps >= Self.fewCalls
             && 2 * sleeps >= calls
     }
 
     private static let manyTimes = 4.0
-    /// Half a millisecond.
+    /// Half a millisecond, in nanoseconds.
     private static let noticeable = 500_000.0
-    /// Two, of which the first one counts a little less by now.
+    /// Two calls, the first of which `faded` has already reduced to 7/8.
     private static let fewCalls = 1.8
 
     public static func + (left: CallTimes, right: CallTimes) -> CallTimes {
@@ -50,8 +50,8 @@ public struct CallTimes: Sendable, Equatable {
             calls: left.calls - right.calls, sleeps: left.sleeps - right.sleeps)
     }
 
-    /// Makes a system call in this thread, and nothing beside it. Measuring leaves no trace in
-    /// errno.
+    /// Measures a closure that makes one system call in this thread and does nothing else. `errno`
+    /// stays as the call left it.
     package static func measure<Result>(_ call: () -> Result) -> (result: Result, times: CallTimes)
     {
         let start = ContinuousClock.now
@@ -65,14 +65,14 @@ public struct CallTimes: Sendable, Equatable {
         return (result, times)
     }
 
-    /// The times with less weight, so that later calls count more than earlier ones.
+    /// These sums with 7/8 of their weight, so that later calls count more than earlier ones.
     public var faded: CallTimes {
         CallTimes(
             wall: wall * 7 / 8, work: work * 7 / 8, calls: calls * 7 / 8, sleeps: sleeps * 7 / 8)
     }
 }
 
-/// Measures the calls that move data to or from a storage: whether they wait or work.
+/// Adds up the calls that move data to or from a storage, and tells whether they wait or work.
 public final class CallMeter: Sendable {
     private let sums = Mutex<(all: CallTimes, recent: CallTimes)>((CallTimes(), CallTimes()))
 
@@ -81,7 +81,7 @@ public final class CallMeter: Sendable {
     /// The times of all calls so far.
     public var total: CallTimes { sums.withLock { $0.all } }
 
-    /// Whether the last calls waited.
+    /// Whether the most recent calls waited.
     public var isWaiting: Bool { sums.withLock { $0.recent.isWaiting } }
 
     public func note(_ times: CallTimes) {

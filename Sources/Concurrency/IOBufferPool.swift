@@ -1,9 +1,11 @@
 import DiskImage
 import Synchronization
 
-/// Buffers that nobody needs at the moment. Those used last are taken first: the others may never get pages.
+/// Buffers that no task uses at the moment. The one used last is taken first, so that buffers used
+/// less may never need pages.
 public final class IOBufferPool: Sendable {
-    /// Arrays hold nothing that cannot be copied. Touched by whoever made it, and from then on under the mutex.
+    /// A class, because arrays cannot hold noncopyable buffers. Its creator is the first to use it;
+    /// from then on it is used under the mutex only.
     private final class Slot: @unchecked Sendable {
         var buffer: IOBuffer?
         init(_ buffer: consuming IOBuffer) { self.buffer = consume buffer }
@@ -13,7 +15,7 @@ public final class IOBufferPool: Sendable {
 
     public init() {}
 
-    /// - Parameter byteCount: how much it holds at least, in bytes. What it holds is anything.
+    /// - Parameter byteCount: smallest length of the buffer in bytes. Its content is undefined.
     public func take(byteCount: Int) throws(ImageError) -> IOBuffer {
         let last = free.withLock { $0.popLast()?.buffer.take() }
         if let last, last.byteCount >= byteCount { return last }

@@ -6,15 +6,15 @@ import Glibc
 ///
 /// Swift's default pool has one thread per core, and a `pread` that waits for a disk would hold one
 /// of them. Work under `IOExecutor.run` runs here instead: child tasks and actors inherit the
-/// preference. `ThreadRoster` decides how many threads there are. They live as long as the process,
-/// because the runtime keeps unowned references to an executor for as long as it likes.
+/// preference. `ThreadRoster` decides how many threads there are. The threads live as long as the
+/// process, because the runtime may use its unowned references to an executor at any time.
 public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     public static let shared = IOExecutor()
 
-    /// How many cores this process may use.
+    /// Number of cores that this process may use.
     public static let coreCount = max(1, Int(clinux_core_count()))
 
-    /// More blocked jobs than the largest `-m` has workers mean a bug, not a need.
+    /// Largest number of threads. The largest `-m` has 64 workers, so more blocked jobs are a bug.
     private static let threadLimit = 80
 
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
@@ -22,7 +22,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     // Guarded by `mutex`:
     private var jobs = JobQueue()
     private var roster = ThreadRoster(cores: coreCount, limit: threadLimit)
-    /// How many of the threads that sleep have been called.
+    /// Number of sleeping threads that have been called.
     private var calls = 0
 
     private init() {
@@ -30,9 +30,9 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         pthread_cond_init(wakeUp, nil)
     }
 
-    /// Runs a body, and the tasks that it makes, on the threads of the executor.
+    /// Runs a body and its child tasks on the threads of the executor.
     ///
-    /// - Throws: `ImageError` if not one thread can be had; what the body throws.
+    /// - Throws: `ImageError` if the system grants no thread at all; any error of the body.
     public static func run<Value>(
         isolation: isolated (any Actor)? = #isolation, _ body: () async throws -> Value
     ) async throws -> Value {
@@ -40,8 +40,8 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         return try await withTaskExecutorPreference(shared, operation: body)
     }
 
-    /// Makes sure of the first thread. A job cannot fail for want of one, so this has to come
-    /// before the first job; where the system grants no others, the one does all the work.
+    /// Starts the first thread, which has to exist before the first job, because a job cannot fail
+    /// for lack of a thread. If the system grants no others, this one does all the work.
     public static func start() throws(ImageError) {
         let status = shared.startFirstThread()
         guard status != 0 else { return }
@@ -53,7 +53,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
         guard roster.threads == 0 else { return 0 }
-        // It counts as called for a job, and waits for the mutex.
+        // The new thread counts as called for a job, and waits for the mutex.
         _ = roster.call(for: 1)
         let status = startThread { self.runJobs() }
         if status != 0 { roster.fail() }
@@ -67,21 +67,21 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         unlockAndCall()
     }
 
-    /// Makes a system call that may sleep. Its core can work for others meanwhile.
+    /// Makes a system call that may sleep, and lets another thread use the core meanwhile.
     package static func mayBlock<T>(_ call: () -> T) -> T {
         guard clinux_is_executor_thread() else { return call() }
         pthread_mutex_lock(shared.mutex)
         shared.roster.leaveCore()
         shared.unlockAndCall()
         let result = call()
-        // Taking a lock leaves no trace in errno.
+        // Locking the mutex does not change errno.
         pthread_mutex_lock(shared.mutex)
         shared.roster.comeBack()
         pthread_mutex_unlock(shared.mutex)
         return result
     }
 
-    /// Releases the mutex, and calls a thread for the jobs that wait if there is a core for it.
+    /// Releases the mutex, and calls a thread for the waiting jobs if there is a core for it.
     private func unlockAndCall() {
         let call = roster.call(for: jobs.count)
         if call == .idleThread { calls += 1 }
@@ -98,10 +98,10 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
         guard status != 0 else { return }
         pthread_mutex_lock(mutex)
         roster.fail()
-        // With one thread or more the job will get its turn, and `start` made sure of the first.
+        // One thread is enough for the job to get its turn, and `start` made sure of the first.
         precondition(
             roster.threads > 0, "cannot start a thread: \(String(cString: strerror(status)))")
-        // Another thread may have gone to sleep because that one was coming.
+        // Another thread may have gone to sleep because this one was expected.
         guard roster.idle > 0 else {
             _ = pthread_mutex_unlock(mutex)
             return
@@ -116,7 +116,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
             roster.arrive()
             while !jobs.isEmpty, roster.mayGoOn {
                 let job = jobs.removeFirst()
-                // A thread that was called for one job may have found several.
+                // A thread that was called for one job may find several.
                 unlockAndCall()
                 job.runSynchronously(on: asUnownedTaskExecutor())
                 pthread_mutex_lock(mutex)
@@ -128,7 +128,7 @@ public final class IOExecutor: TaskExecutor, @unchecked Sendable {
     }
 }
 
-/// A first-in-first-out queue whose ends are both cheap.
+/// A first-in-first-out queue that is cheap at both ends.
 private struct JobQueue {
     private var incoming: [UnownedJob] = []
     private var outgoing: [UnownedJob] = []

@@ -1,10 +1,10 @@
-/// Does work on items beside each other, and hands over what came of it in their order.
+/// Works on items concurrently, and hands over the results in the order of the items.
 ///
 /// - Parameters:
-///   - width: how many are worked on at once, or wait to be handed over; asked again and again.
+///   - width: largest number of items in work or waiting to be handed over; evaluated repeatedly.
 ///   - work: runs in child tasks.
-///   - use: runs in the caller's task, never beside itself.
-/// - Throws: the first error of either; the other tasks are cancelled then.
+///   - use: runs in the caller's task, for one result at a time.
+/// - Throws: the first error of `work` or `use`; the other tasks are then cancelled.
 package func inOrder<Item: Sendable, Product: Sendable>(
     _ items: some Sequence<Item>, width: @autoclosure () -> Int,
     work: @escaping @Sendable (Item) async throws -> Product,

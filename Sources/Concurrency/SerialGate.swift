@@ -1,13 +1,13 @@
 import Synchronization
 
-/// Lets callers through one at a time in the order in which they come. An actor would let the next
+/// Lets callers through one at a time, in the order in which they come. An actor would let the next
 /// caller in while the first one waits for something.
 package final class SerialGate: Sendable {
     private let line = Mutex(WaitingLine<CheckedContinuation<Void, Never>>())
 
     package init() {}
 
-    /// Each caller that enters has to leave. A cancelled task gets its turn, too, to find that out.
+    /// Waits for a turn, also in a cancelled task. Each caller that enters has to leave.
     package func enter() async {
         if line.withLock({ $0.enter() }) { return }
         await withCheckedContinuation { continuation in
@@ -19,8 +19,8 @@ package final class SerialGate: Sendable {
     package func leave() { line.withLock { $0.leave() }?.resume() }
 }
 
-/// Who is inside and who waits: the state of a `SerialGate`, which resumes the waiters it is
-/// handed.
+/// The state of a `SerialGate`: whether a caller is inside, and the callers that wait. The gate
+/// resumes the waiters that it gets from here.
 struct WaitingLine<Waiter> {
     private var isTaken = false
     private var waiters: [Waiter] = []
@@ -30,14 +30,14 @@ struct WaitingLine<Waiter> {
         return !isTaken
     }
 
-    /// Enters, or waits to be let in. Returns whether it is inside.
+    /// Enters, or makes the waiter wait. Returns whether the caller is inside.
     mutating func arrive(_ waiter: Waiter) -> Bool {
         if enter() { return true }
         waiters.append(waiter)
         return false
     }
 
-    /// - Returns: who is inside now, if somebody has waited.
+    /// - Returns: the waiter that is inside now; nil if none has waited.
     mutating func leave() -> Waiter? {
         isTaken = !waiters.isEmpty
         return isTaken ? waiters.removeFirst() : nil

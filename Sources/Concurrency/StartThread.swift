@@ -1,8 +1,8 @@
 import Glibc
 
-/// Runs a body on a new thread with no ties to whoever starts it: one that may block.
+/// Runs a body on a new, detached thread, which may block.
 ///
-/// - Returns: 0, or the errno of why that was not possible.
+/// - Returns: 0, or the errno that says why the thread could not be started.
 package func startThread(_ body: @escaping @Sendable () -> Void) -> Int32 {
     final class Box: Sendable {
         let body: @Sendable () -> Void

@@ -1,9 +1,9 @@
-/// Which threads of an executor work, and when another one is needed. Pure.
+/// The numbers of an executor's threads, which tell when another thread is needed. Pure.
 ///
-/// No more threads compute than there are cores: more would take turns on them, each with a buffer
-/// of its own in the cache. Only for a thread that may sleep in a system call another one comes.
+/// At most as many threads compute as there are cores: more would take turns, each with a buffer of
+/// its own in the cache. Only a thread that may sleep in a system call is replaced by another one.
 struct ThreadRoster {
-    /// The thread that the executor has to call for a job that waits.
+    /// The thread that the executor has to call for a waiting job.
     enum Call: Equatable {
         case nobody
         case idleThread
@@ -11,14 +11,14 @@ struct ThreadRoster {
     }
 
     private let cores: Int
-    /// The largest number of threads.
+    /// Largest number of threads.
     private let limit: Int
     private(set) var threads = 0
-    /// The number of threads that sleep for want of a job, and have not been called.
+    /// Number of threads that sleep for lack of a job and have not been called.
     private(set) var idle = 0
-    /// The number of threads that have a core: they compute, or have been called.
+    /// Number of threads that have a core: they compute, or have been called.
     private(set) var busy = 0
-    /// The number of threads that have been called and are not there yet.
+    /// Number of threads that have been called and have not arrived yet.
     private(set) var coming = 0
 
     init(cores: Int, limit: Int) {
@@ -26,9 +26,9 @@ struct ThreadRoster {
         self.limit = limit
     }
 
-    /// To be asked whenever a job or a core has become free.
+    /// Decides which thread to call. Call this whenever a job arrives or a core becomes free.
     ///
-    /// - Parameter jobs: how many wait.
+    /// - Parameter jobs: number of waiting jobs.
     mutating func call(for jobs: Int) -> Call {
         guard jobs > coming, busy < cores, idle > 0 || threads < limit else { return .nobody }
         busy += 1
@@ -41,29 +41,29 @@ struct ThreadRoster {
         return .newThread
     }
 
-    /// A thread that was called is there.
+    /// Notes that a called thread has arrived.
     mutating func arrive() { coming -= 1 }
 
-    /// The new thread that was called could not be had.
+    /// Notes that the called new thread could not be started.
     mutating func fail() {
         threads -= 1
         busy -= 1
         coming -= 1
     }
 
-    /// Whether a thread that is done with a job may take the next one: not if others have come back
-    /// to all cores.
+    /// Whether a thread that has finished a job may take the next one. It may not if threads that
+    /// came back from system calls use all cores.
     var mayGoOn: Bool { busy <= cores }
 
-    /// A thread has nothing to do, or no core to do it on, and goes to sleep.
+    /// Notes that a thread goes to sleep, because there is no job or no core for it.
     mutating func rest() {
         busy -= 1
         idle += 1
     }
 
-    /// A thread begins a system call in which it may sleep.
+    /// Notes that a thread begins a system call in which it may sleep.
     mutating func leaveCore() { busy -= 1 }
 
-    /// The system call has returned, whether there is a core for the thread or not.
+    /// Notes that the system call has returned, whether or not there is a core for the thread.
     mutating func comeBack() { busy += 1 }
 }

@@ -1,13 +1,13 @@
 import Synchronization
 
-/// Lets callers through one at a time in the order of their numbers. Each enters once, or skips its
-/// turn.
+/// Lets callers through one at a time, in the order of their numbers. Each number enters once, or
+/// skips its turn.
 package final class TurnGate: Sendable {
     private let order = Mutex(TurnOrder<CheckedContinuation<Void, any Error>>())
 
     package init() {}
 
-    /// Waits until every smaller number has left.
+    /// Waits until every smaller number has left or skipped its turn.
     package func enter(_ number: Int) async throws {
         if order.withLock({ $0.enter(number) }) { return try Task.checkCancellation() }
         try await withTaskCancellationHandler {
@@ -38,16 +38,16 @@ package final class TurnGate: Sendable {
     }
 }
 
-/// Who may enter and who waits: the state of a `TurnGate`, which resumes the waiters it is handed.
+/// The state of a `TurnGate`, which resumes the waiters that it gets from here.
 struct TurnOrder<Waiter> {
     enum Arrival { case enter, wait, giveUp }
 
     private var turn = 0
     private var waiters: [Int: Waiter] = [:]
-    /// Cancelled before they arrived.
+    /// Numbers that were cancelled before they arrived.
     private var cancelled: Set<Int> = []
-    /// Larger than `turn`. While one waits for its disk there can be as many as the others find
-    /// with nothing to write.
+    /// Skipped numbers larger than `turn`. While one caller waits for its disk, there can be as
+    /// many as the other callers find with nothing to write.
     private var skipped: Set<Int> = []
 
     func enter(_ number: Int) -> Bool { number == turn }
@@ -59,20 +59,20 @@ struct TurnOrder<Waiter> {
         return .wait
     }
 
-    /// - Returns: who has to be told; nil if that number is not waiting (yet or any more).
+    /// - Returns: the waiter to resume; nil if the number does not wait (yet, or any more).
     mutating func cancel(_ number: Int) -> Waiter? {
         if let waiter = waiters.removeValue(forKey: number) { return waiter }
         cancelled.insert(number)
         return nil
     }
 
-    /// - Returns: whose turn it is now, if it waits already.
+    /// - Returns: the waiter whose turn it is now; nil if it has not arrived.
     mutating func advance() -> Waiter? {
         repeat { turn += 1 } while skipped.remove(turn) != nil
         return waiters.removeValue(forKey: turn)
     }
 
-    /// - Returns: as `advance`.
+    /// - Returns: as for `advance`.
     mutating func skip(_ number: Int) -> Waiter? {
         if number == turn { return advance() }
         skipped.insert(number)

@@ -1,28 +1,28 @@
 import DiskImage
 
-/// The number of chunks on their way, and their length.
+/// The number of chunks in flight, and their length.
 ///
-/// Where copying is the work, a few keep the cores busy. Where the storage waits (a network, a slow
-/// server, a disk), each chunk waits for itself, so there have to be as many as the cores could
-/// copy meanwhile. What the calls of the last chunks took beside what they worked tells which it
-/// is. The window grows at once, and then looks whether more came through. If not, the storage is
-/// busy and not far away: the window goes back, and waits longer before it tries again.
+/// If copying is the work, a few chunks keep the cores busy. If the storage waits (a network, a
+/// slow server, a disk), each chunk waits for itself, so as many have to be in flight as the cores
+/// could copy meanwhile. The elapsed and processor times of recent calls tell which it is. The
+/// window grows at once, and then checks whether the throughput rose. If not, the storage is busy
+/// and not far away: the window goes back, and waits longer before it tries again.
 ///
-/// Pure: `WindowGate` tells it what the chunks took.
+/// Pure: `WindowGate` reports the chunks and the times of the calls.
 package struct Window {
     package struct Bounds {
-        /// The number of chunks that is enough where copying is the work.
+        /// Number of chunks that is enough if copying is the work.
         package var base: Int
-        /// The largest number of chunks, at least `base`.
+        /// Largest number of chunks, at least `base`.
         package var most: Int
-        /// Lengths of chunks are multiples of this, in bytes.
+        /// Unit of chunk lengths in bytes: each length is a multiple.
         package var unit: Int64
-        /// The length of a chunk where copying is the work, in bytes.
+        /// Length of a chunk in bytes if copying is the work.
         package var shortChunk: Int64
-        /// The length where waiting is what takes the time, in bytes: a request costs the same,
-        /// however long.
+        /// Length of a chunk in bytes if waiting takes the time: any length of a request then costs
+        /// about as much.
         package var longChunk: Int64
-        /// The length where waiting takes the time and no more chunks are allowed, in bytes.
+        /// Length of a chunk in bytes if waiting takes the time and no more chunks are allowed.
         package var longestChunk: Int64
         package var cores: Int
 
@@ -40,33 +40,33 @@ package struct Window {
         }
     }
 
-    /// Where waiting is what takes the time, a request costs the same, however long, in bytes.
+    /// Length of a chunk in bytes if waiting takes the time, whatever the length of a request.
     fileprivate static let longChunk: Int64 = 2 << 20
-    /// The longest chunk where few chunks are allowed, in bytes.
+    /// Length of the longest chunk in bytes, for a window of few chunks.
     fileprivate static let longestChunk: Int64 = 8 << 20
-    /// More wait for nothing but each other.
+    /// Largest number of chunks: more would only wait for each other.
     fileprivate static let mostChunks = 64
 
     private(set) var size: Int
-    /// The length of a chunk, in bytes.
+    /// Length of a chunk in bytes.
     private(set) var chunkSize: Int64
 
     private let bounds: Bounds
     private var base: Int
     private var recent = Recent()
     private var trial: Trial?
-    /// Since when bytes are counted at this size, in nanoseconds, and what has come since then.
+    /// Time in nanoseconds from which `chunks` and `bytes` are counted at this size.
     private var start: Int64
     private var chunks = 0
     private var bytes: Int64 = 0
     private var isFirstRound = true
-    /// The number of chunks that have to pass before the window may grow again.
+    /// Number of chunks that have to pass before the window may grow again.
     private var rest = 0
     private var patience = Self.patience.lowerBound
-    /// The number of chunks in a row for which half the window would have been enough.
+    /// Number of chunks in a row for which half the window would have been enough.
     private var calm = 0
 
-    /// Sums over the last chunks, the very last one counting most.
+    /// Sums over the recent chunks, in which the last one counts most.
     private struct Recent {
         var times = CallTimes()
         var bytes = 0.0
@@ -74,29 +74,28 @@ package struct Window {
     }
 
     private struct Trial {
-        /// The window to go back to.
+        /// Size of the window to go back to.
         var size: Int
         var chunkSize: Int64
-        /// The throughput of that window, in bytes per nanosecond.
+        /// Throughput of that window in bytes per nanosecond.
         var rate: Double
-        /// The number of chunks that were begun before and are not counted.
+        /// Number of chunks that were begun before the trial and do not count.
         var skipped: Int
     }
 
-    /// The window holds this many times the bytes that the cores could copy: the times of a few
-    /// calls allow no more than a guess.
+    /// Ratio of the window to the bytes that the cores could copy: the times of a few calls allow
+    /// no more than a guess.
     private static let margin = 2.0
-    /// The time of copying that is assumed until it has been measured, in nanoseconds a byte.
+    /// Time of copying in nanoseconds per byte, assumed until it has been measured.
     private static let copying = 0.5
-    /// The throughput of a window that has grown has to be this many times the one before.
+    /// Ratio by which the throughput has to rise for the window to stay grown.
     private static let gain = 1.2
-    /// The number of windows of chunks before another attempt; twice as many after each one in
-    /// vain.
+    /// Number of windows of chunks before another attempt; doubled after each failed attempt.
     private static let patience = 32...1024
-    /// After how many chunks the window shrinks.
+    /// Number of calm chunks after which the window shrinks.
     private static let calmness = 32
 
-    /// - Parameter now: in nanoseconds, of any clock that does not go back.
+    /// - Parameter now: time in nanoseconds, from any clock that does not go back.
     init(_ bounds: Bounds, now: Int64) {
         precondition(bounds.base > 0 && bounds.base <= bounds.most)
         self.bounds = bounds
@@ -106,33 +105,33 @@ package struct Window {
         start = now
     }
 
-    /// More are enough from now on: chunks have to be decompressed.
+    /// Raises the number of chunks that is enough, because chunks have to be decompressed.
     mutating func raiseBase(to count: Int) {
         base = min(max(base, count), bounds.most)
         size = max(size, base)
     }
 
-    /// A chunk has been read, and is still to be written. Before the first chunk is done this is
-    /// all that is known, and the sooner the window grows the better.
+    /// Notes that a chunk has been read and is still to be written. Nothing else is known before
+    /// the first chunk is done, and the sooner the window grows the better.
     ///
     /// - Parameters:
-    ///   - count: how long the chunk is, in bytes.
-    ///   - times: of all calls since the last time.
+    ///   - count: length of the chunk in bytes.
+    ///   - times: sums over all calls since the last report.
     mutating func noteRead(bytes count: Int64, times: CallTimes, now: Int64) {
         recent.times = recent.times.faded + times
         recent.bytes = recent.bytes * 7 / 8 + Double(count)
         recent.chunks = recent.chunks * 7 / 8 + 1
         let wanted = wanted
         guard isFirstRound, chunks == 0, wanted.bytes > inFlight + inFlight / 2 else { return }
-        // Writing will take about as long again.
+        // Writing will take about as long as reading.
         grow(to: wanted, coming: inFlight / 2, now)
     }
 
-    /// A chunk is done.
+    /// Notes that a chunk is done.
     ///
     /// - Parameters:
-    ///   - count: how long it was, in bytes.
-    ///   - times: of all calls since the last time.
+    ///   - count: length of the chunk in bytes.
+    ///   - times: sums over all calls since the last report.
     mutating func noteChunk(bytes count: Int64, times: CallTimes, now: Int64) {
         recent.times = recent.times + times
         if let trial, trial.skipped > 0 {
@@ -153,26 +152,26 @@ package struct Window {
         }
     }
 
-    /// Chunks come in bursts: their number over time says something only after as many as are in
-    /// flight. From the very first one on there is an upper bound, if the others come at any
-    /// moment.
+    /// Whether the throughput is known. Chunks come in bursts, so their number says something only
+    /// after as many as are in flight. In the first round the first chunk already gives an upper
+    /// bound, as if the others came at any moment.
     private var isRateKnown: Bool { chunks >= size || isFirstRound }
 
-    /// The bytes on their way when all chunks are as long as they may be.
+    /// Number of bytes in flight when all chunks have their full length.
     private var inFlight: Int64 { Int64(size) * chunkSize }
 
-    /// In long chunks there is more work beside the same waiting: what made the window grow does
-    /// not have to be so striking for it to stay.
+    /// Whether the window has long chunks. They bring more work with no more waiting, so less
+    /// waiting is enough for the window to stay than to grow.
     private var isWide: Bool { chunkSize > bounds.shortChunk }
 
-    /// By what the last chunks waited for: as many bytes as could have been copied meanwhile.
+    /// The window for as many bytes as could have been copied while the last chunks waited.
     private var wanted: (bytes: Int64, size: Int, chunkSize: Int64) {
         let least = (
             bytes: Int64(base) * bounds.shortChunk, size: base, chunkSize: bounds.shortChunk
         )
         guard recent.bytes > 0, isWide || recent.times.isWaiting else { return least }
         let wait = (recent.times.wall - recent.times.work) / recent.chunks
-        // The first chunk can be a short one, which says little about copying.
+        // The first chunk can be short, which says little about copying.
         let work = isFirstRound ? Self.copying : max(1e-3, recent.times.work / recent.bytes)
         let most = Double(bounds.most) * Double(bounds.longestChunk)
         let bytes = Int64(min(most, Self.margin * wait / work * Double(bounds.cores)))
@@ -184,7 +183,7 @@ package struct Window {
         return (Int64(size) * chunkSize, size, chunkSize)
     }
 
-    /// - Parameter coming: the bytes that this window is about to have moved since `start`.
+    /// - Parameter coming: number of bytes that this window is about to have moved since `start`.
     private mutating func grow(
         to wanted: (bytes: Int64, size: Int, chunkSize: Int64), coming: Int64, _ now: Int64
     ) {
@@ -228,14 +227,14 @@ package struct Window {
 }
 
 extension Window.Bounds {
-    /// As much at once as fits into the memory for it.
+    /// Allows as much at once as fits into the given memory.
     ///
     /// - Parameters:
-    ///   - base: the number of chunks that is enough where copying is the work.
-    ///   - limit: the largest number of chunks; nil for no other limit than the memory.
-    ///   - memory: for all chunks together, in bytes.
-    ///   - unit: lengths of chunks are multiples of this, in bytes.
-    ///   - shortChunk: the length of a chunk where copying is the work, in bytes.
+    ///   - base: number of chunks that is enough if copying is the work.
+    ///   - limit: largest number of chunks; nil if only the memory limits it.
+    ///   - memory: number of bytes for all chunks together.
+    ///   - unit: unit of chunk lengths in bytes.
+    ///   - shortChunk: length of a chunk in bytes if copying is the work.
     package init(base: Int, limit: Int?, memory: Int64, unit: Int64, shortChunk: Int64) {
         let limit = min(limit ?? .max, Window.mostChunks)
         self.base = max(1, min(base, limit, Int(memory / shortChunk)))

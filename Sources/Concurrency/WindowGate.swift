@@ -1,20 +1,20 @@
 import Synchronization
 
-/// Lets as many chunks be on their way as the window says: that bounds the buffers.
+/// Lets as many chunks be in flight as the window allows, which bounds the buffers.
 package final class WindowGate: Sendable {
     private let queue: Mutex<WindowQueue<CheckedContinuation<Void, Never>>>
     private let meters: [CallMeter]
     private let begin = ContinuousClock.now
 
-    /// - Parameter meters: of the storages that the chunks come from and go to.
+    /// - Parameter meters: the meters of the storages that chunks are read from and written to.
     package init(_ bounds: Window.Bounds, meters: [CallMeter]) {
         let begin = meters.reduce(CallTimes()) { $0 + $1.total }
         queue = Mutex(WindowQueue(Window(bounds, now: 0), total: begin))
         self.meters = meters
     }
 
-    /// Waits until there is room for a chunk. To be entered before the chunk is known: those inside
-    /// never wait for one that is not.
+    /// Waits until there is room for a chunk. Enter before the chunk is chosen, so that chunks
+    /// inside never wait for one that is not.
     package func enter() async -> WindowPass {
         if let size = queue.withLock({ $0.enter() }) { return WindowPass(self, chunkSize: size) }
         await withCheckedContinuation { continuation in
@@ -46,9 +46,9 @@ package final class WindowGate: Sendable {
     private var now: Int64 { Int64(begin.nanoseconds(to: .now)) }
 }
 
-/// The right to have one chunk on its way.
+/// The right to have one chunk in flight.
 package struct WindowPass: ~Copyable {
-    /// The length that the chunk should have, in bytes.
+    /// Length in bytes that the chunk should have.
     package let chunkSize: Int64
     private var bytes: Int64 = 0
     private let gate: WindowGate
@@ -58,14 +58,14 @@ package struct WindowPass: ~Copyable {
         self.chunkSize = chunkSize
     }
 
-    /// The chunk, or a part of it, has to be decompressed. That takes so long that it has to go on
-    /// while the writer is slow, to have enough ready when it is fast again.
+    /// Notes that the chunk has to be decompressed. That takes so long that it has to go on while
+    /// the writer is slow, to have enough ready when the writer is fast again.
     package func noteCompressed() { gate.raiseBase(to: 3 * IOExecutor.coreCount + 1) }
 
-    /// The chunk is about to be written.
+    /// Notes that the chunk is about to be written.
     ///
-    /// - Parameter bytes: its length, which counts as no more than it should have been: zeros are
-    ///   longer, and cost no more.
+    /// - Parameter bytes: length of the chunk in bytes. It counts as at most `chunkSize`, because
+    ///   only zeros are longer, and cost no more.
     package mutating func noteRead(bytes: Int64) {
         self.bytes = min(bytes, chunkSize)
         gate.noteRead(bytes: self.bytes)
@@ -74,53 +74,53 @@ package struct WindowPass: ~Copyable {
     deinit { gate.leave(bytes: bytes) }
 }
 
-/// Who is inside and who waits: the state of a `WindowGate`, which resumes the waiters it is
-/// handed.
+/// The state of a `WindowGate`: the window, and the callers that wait. The gate resumes the waiters
+/// that it gets from here.
 struct WindowQueue<Waiter> {
     private(set) var window: Window
     private(set) var inside = 0
     private(set) var waiters: [Waiter] = []
     private var total: CallTimes
 
-    /// - Parameter total: of all calls that there have been.
+    /// - Parameter total: sums over all calls so far.
     init(_ window: Window, total: CallTimes = CallTimes()) {
         self.window = window
         self.total = total
     }
 
-    /// - Returns: how long the chunk should be, in bytes; nil if there is no room.
+    /// - Returns: length in bytes that the chunk should have; nil if there is no room.
     mutating func enter() -> Int64? {
         guard inside < window.size else { return nil }
         inside += 1
         return window.chunkSize
     }
 
-    /// Enters, or waits to be let in. Returns whether it is inside.
+    /// Enters, or makes the waiter wait. Returns whether the caller is inside.
     mutating func arrive(_ waiter: Waiter) -> Bool {
         if enter() != nil { return true }
         waiters.append(waiter)
         return false
     }
 
-    /// - Returns: who is inside now, too, those first who waited longest.
+    /// - Returns: the waiters that are inside now, too, in the order in which they came.
     mutating func raiseBase(to count: Int) -> [Waiter] {
         window.raiseBase(to: count)
         return fill()
     }
 
-    /// - Parameter total: of all calls that there have been.
-    /// - Returns: who is inside now, too.
+    /// - Parameter total: sums over all calls so far.
+    /// - Returns: the waiters that are inside now, too.
     mutating func noteRead(bytes: Int64, total: CallTimes, now: Int64) -> [Waiter] {
         window.noteRead(bytes: bytes, times: total - self.total, now: now)
         self.total = total
         return fill()
     }
 
-    /// - Parameter total: of all calls that there have been.
-    /// - Returns: who is inside now, too.
+    /// - Parameter total: sums over all calls so far.
+    /// - Returns: the waiters that are inside now, too.
     mutating func leave(bytes: Int64, total: CallTimes, now: Int64) -> [Waiter] {
         inside -= 1
-        // A worker that found nothing left to do had no chunk.
+        // A worker that found no work left had no chunk.
         if bytes > 0 {
             window.noteChunk(bytes: bytes, times: total - self.total, now: now)
             self.total = total

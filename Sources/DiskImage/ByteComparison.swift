@@ -1,13 +1,13 @@
-/// Finds where bytes differ, in sectors: the unit in which qemu-img tells of differences.
+/// Finds where bytes differ, in sectors: the unit in which qemu-img reports differences.
 public enum ByteComparison {
     /// Eight words, which the compiler keeps in vector registers.
     private typealias Lane = SIMD8<UInt64>
     private static let laneSize = MemoryLayout<Lane>.size
     private static let sectorSize = Int(guestSectorSize)
 
-    /// The first sector in which two equally long spans differ.
+    /// Finds the first sector in which two equally long spans differ.
     ///
-    /// - Returns: where it begins, in bytes from the start of the spans; nil if they are the same.
+    /// - Returns: start of the sector in bytes from the start of the spans; nil if they are equal.
     public static func firstDifference(_ one: RawSpan, _ other: RawSpan) -> Int? {
         precondition(one.byteCount == other.byteCount)
         let end = one.byteCount
@@ -30,7 +30,7 @@ public enum ByteComparison {
         return nil
     }
 
-    /// The first sector that is not all zeros; nil if every byte is zero.
+    /// The start in bytes of the first sector that is not all zeros; nil if every byte is zero.
     public static func firstNonzero(_ bytes: RawSpan) -> Int? {
         if ZeroScan.isZero(bytes) { return nil }
         return stride(from: 0, to: bytes.byteCount, by: sectorSize).first {

@@ -10,7 +10,7 @@ extension FixedWidthInteger {
         return rest == 0 ? self : self + (alignment - rest)
     }
 
-    /// How many pieces of `size` cover this number.
+    /// The number of pieces of `size` that cover this number.
     @inlinable
     public func dividedUp(by size: Self) -> Self { self / size + (self % size == 0 ? 0 : 1) }
 
@@ -18,24 +18,24 @@ extension FixedWidthInteger {
     public var isPowerOfTwo: Bool { self > 0 && self & (self - 1) == 0 }
 }
 
-/// The unit in which qemu counts guest disks: a disk's size is a multiple of it, in bytes.
+/// The unit in bytes in which qemu counts guest disks: a disk's size is a multiple.
 public let guestSectorSize: Int64 = 512
 
 /// The largest guest disk, and the largest file or export that holds one, in bytes: qemu's limit,
-/// 2^63 - 2^30. Up to there, an offset that is rounded up to a whole unit of ours, or up to 1 GiB
-/// ahead of one, is still a number.
+/// 2^63 - 2^30. An offset in such a disk can be rounded up to a unit used here, or increased by up
+/// to 1 GiB, without overflow.
 public let largestDiskSize: Int64 = .max - (1 << 30) + 1
 
-/// What a text says about a size.
+/// The result of reading a text as a size.
 public enum ByteSizeText: Sendable, Equatable {
     case bytes(Int64)
-    /// A number, but negative or of more than 63 bits.
+    /// A number that is negative or has more than 63 bits.
     case outOfRange
     case malformed
 
-    /// Reads a size as qemu-img writes them: digits with one optional suffix (b, k, M, G, T, P, E;
-    /// powers of 1024, either case) and an optional decimal fraction (`1.5G`), or hexadecimal digits
-    /// behind `0x`.
+    /// Reads a size as qemu-img writes it: digits with one optional suffix (b, k, M, G, T, P, E;
+    /// powers of 1024, either case) and an optional decimal fraction (`1.5G`), or hexadecimal
+    /// digits after `0x`.
     public init(_ text: some StringProtocol) {
         let number = text.drop { $0 == " " || $0 == "\t" || $0 == "\n" }
         if number.hasPrefix("-") {
@@ -67,7 +67,7 @@ public enum ByteSizeText: Sendable, Equatable {
         else { return .malformed }
         var fraction = 0.0
         if parts.count == 2 {
-            // A fraction of a byte means nothing.
+            // A fraction of a byte is meaningless.
             guard shift > 0, !parts[1].isEmpty, let value = Double("0.\(parts[1])") else {
                 return .malformed
             }
@@ -88,7 +88,7 @@ public enum ByteSizeText: Sendable, Equatable {
     }
 }
 
-/// A size in bytes; nil if the text is no size or does not fit.
+/// Reads a size in bytes; nil if the text is not a size or the size does not fit.
 public func parseByteSize(_ text: some StringProtocol) -> Int64? {
     guard case .bytes(let bytes) = ByteSizeText(text) else { return nil }
     return bytes

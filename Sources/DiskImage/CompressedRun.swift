@@ -1,22 +1,23 @@
-/// Compressed clusters one behind the other, as they will lie in the file: one long write instead of many short ones,
-/// and mostly one of whole pages.
+/// Compressed clusters one after the other, as they will lie in the file: one long write, mostly of
+/// whole pages, instead of many short ones.
 ///
-/// Filled by whoever places them, written once it is full or what follows lies elsewhere, and filled anew.
+/// The placing task fills a run. It is written when it is full or the next cluster lies elsewhere,
+/// and is then filled anew.
 public final class CompressedRun: @unchecked Sendable {
-    /// Where it goes, in bytes from the start of the storage.
+    /// Offset of the run in bytes from the start of the storage.
     public private(set) var hostOffset: Int64 = 0
     public private(set) var count = 0
     private var limit = 0
-    // Only one task at a time has a run: the placing one until it is handed out, the writing one from then on.
+    // One task at a time has a run: the placing one until the hand-over, then the writing one.
     private var memory: IOBuffer
 
-    /// - Parameter capacity: in bytes.
+    /// - Parameter capacity: length of the buffer in bytes.
     public init(capacity: Int) throws(ImageError) { memory = try IOBuffer(byteCount: capacity) }
 
-    /// In bytes.
+    /// Length of the buffer in bytes.
     public var capacity: Int { memory.byteCount }
 
-    /// Where the bytes that come next belong.
+    /// Offset in bytes of the bytes that come next.
     public var end: Int64 { hostOffset + Int64(count) }
 
     public var isFull: Bool { count == limit }
@@ -29,15 +30,15 @@ public final class CompressedRun: @unchecked Sendable {
         }
     }
 
-    /// Empties it, for what lies from `hostOffset` on. It is full at a multiple of its capacity, so that the one that
-    /// follows it begins at one.
+    /// Empties the run, for bytes from `hostOffset` on. It is full at a multiple of its capacity,
+    /// so that the next run begins at such a multiple.
     public func begin(at hostOffset: Int64) {
         self.hostOffset = hostOffset
         count = 0
         limit = capacity - Int(hostOffset % Int64(capacity))
     }
 
-    /// - Returns: how many of the bytes it took, from the first on.
+    /// - Returns: number of bytes taken, from the first on.
     public func append(_ bytes: RawSpan) -> Int {
         let taken = min(bytes.byteCount, limit - count)
         var room = memory.mutableBytes
@@ -49,7 +50,7 @@ public final class CompressedRun: @unchecked Sendable {
         return taken
     }
 
-    /// Adds zeros up to a multiple of `unit`, as far as there is room for them.
+    /// Adds zeros up to a multiple of `unit` bytes, as far as there is room.
     public func pad(to unit: Int) {
         let padded = min(Int(end.roundedUp(to: Int64(unit)) - hostOffset), limit)
         var room = memory.mutableBytes
@@ -57,7 +58,7 @@ public final class CompressedRun: @unchecked Sendable {
         count = padded
     }
 
-    /// The same bytes in memory that is no longer than they are.
+    /// A copy of the run in memory that is no longer than its bytes.
     public func trimmed() throws(ImageError) -> CompressedRun {
         let copy = try CompressedRun(capacity: count)
         copy.hostOffset = hostOffset

@@ -1,16 +1,16 @@
-/// What one range of a guest disk holds, as far as metadata can tell.
+/// The content of one range of a guest disk, as far as metadata can tell.
 ///
-/// An extent is a hint that may be wrong in the harmless direction only: what is called `.data`
-/// may turn out to be zeros when read, what is called `.zero` reads as zeros.
+/// An extent is a hint that errs only in the harmless direction: `.data` may turn out to be zeros
+/// when it is read, but `.zero` always reads as zeros.
 public struct Extent: Sendable, Equatable {
     public enum Content: Sendable, Equatable {
         /// Bytes that have to be read to be known.
         case data
-        /// The same, in compressed clusters: reading takes longer than moving the bytes.
+        /// Data in compressed clusters: reading takes longer than moving the bytes.
         case compressed
         /// Reads as zeros.
         case zero
-        /// Not allocated in this layer: the backing file below decides (zeros where there is none).
+        /// Not allocated in this layer: the backing file below decides (zeros if there is none).
         case backing
     }
 

@@ -1,10 +1,10 @@
-/// A place that holds bytes in blocks, some of which it may share with another: a file.
+/// An object that holds bytes in blocks, some of which other objects may share, such as a file.
 public protocol BlockHolder: AnyObject, Sendable {}
 
-/// Where a part of a guest disk lies as it is, byte for byte.
+/// The place where a part of a guest disk is stored unchanged, byte for byte.
 public struct HostLocation: Sendable {
     public var holder: any BlockHolder
-    /// In bytes from the holder's start; never empty.
+    /// Bytes from the holder's start; never empty.
     public var range: Range<Int64>
 
     public init(holder: any BlockHolder, range: Range<Int64>) {
@@ -13,11 +13,11 @@ public struct HostLocation: Sendable {
     }
 }
 
-/// Where the bytes of a buffer were read from, so that a target can share the blocks they lie in
+/// The place that the bytes of a buffer were read from, so that a target can share their blocks
 /// instead of writing them once more.
 public struct BufferOrigin: Sendable {
     private let source: any ImageSource
-    /// What the first byte of the buffer is on the guest disk.
+    /// Guest offset of the buffer's first byte, in bytes.
     private let start: Int64
 
     public init(source: any ImageSource, start: Int64) {
@@ -25,8 +25,8 @@ public struct BufferOrigin: Sendable {
         self.start = start
     }
 
-    /// Where the bytes at these positions of the buffer lie, as far as they do in one piece; nil if the
-    /// first of them lies nowhere as it is.
+    /// The place of the bytes at these positions of the buffer, as far as it is in one piece; nil
+    /// if the first byte is not stored unchanged.
     public func location(of positions: Range<Int>) async throws -> HostLocation? {
         let end = min(start + Int64(positions.upperBound), source.virtualSize)
         let offset = start + Int64(positions.lowerBound)

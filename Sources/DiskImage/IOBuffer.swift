@@ -4,23 +4,23 @@ import Glibc
 ///
 /// Pages that are never touched cost no memory, so a buffer may be allocated for the worst case.
 public struct IOBuffer: ~Copyable, @unchecked Sendable {
-    /// Enough for O_DIRECT on every device with sectors of up to 4 KiB.
+    /// Alignment in bytes, enough for O_DIRECT on every device with sectors of up to 4 KiB.
     public static let alignment = 4096
 
-    /// The first touch of a huge page takes a tenth of the time that those of so many small ones
-    /// take.
+    /// Size of a huge page in bytes. The first touch of one takes a tenth of the time of the first
+    /// touches of the small pages it replaces.
     private static let hugePage = 2 << 20
 
     private let memory: UnsafeMutableRawBufferPointer
 
-    /// - Parameter byteCount: in bytes, 0 allowed.
-    /// - Throws: `ImageError` if there is not as much memory to be had.
+    /// - Parameter byteCount: length in bytes; 0 is allowed.
+    /// - Throws: `ImageError` if there is not enough memory.
     public init(byteCount: Int) throws(ImageError) {
         var start: UnsafeMutableRawPointer?
         let isLong = byteCount >= Self.hugePage
         let status = posix_memalign(&start, isLong ? Self.hugePage : Self.alignment, byteCount)
         guard status == 0 else { throw .outOfMemory(byteCount) }
-        // Advice: where there are no huge pages it takes small ones.
+        // madvise only advises: without huge pages, the buffer gets small ones.
         if isLong { _ = madvise(start, byteCount.roundedDown(to: Self.hugePage), MADV_HUGEPAGE) }
         memory = UnsafeMutableRawBufferPointer(start: start, count: byteCount)
     }
@@ -29,7 +29,7 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
 
     public var byteCount: Int { memory.count }
 
-    /// All of it, to read.
+    /// The whole buffer, for reading.
     public var bytes: RawSpan {
         @_lifetime(borrow self)
         borrowing get {
@@ -38,7 +38,7 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
         }
     }
 
-    /// All of it, to write.
+    /// The whole buffer, for writing.
     public var mutableBytes: MutableRawSpan {
         @_lifetime(&self)
         mutating get {
@@ -58,7 +58,7 @@ extension IOBuffer {
 }
 
 extension ImageError {
-    /// - Parameter byteCount: how much was asked for; nil where a library does not say.
+    /// - Parameter byteCount: number of bytes requested; nil if a library does not report it.
     public static func outOfMemory(_ byteCount: Int? = nil) -> ImageError {
         ImageError(
             .system(errno: ENOMEM),

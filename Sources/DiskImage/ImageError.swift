@@ -1,4 +1,4 @@
-/// Everything that can go wrong with an image, in words a person can act on.
+/// An error about an image, in words that a person can act on.
 ///
 /// `description` is one line: file, operation, place and reason.
 public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
@@ -14,9 +14,9 @@ public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
     }
 
     public let kind: Kind
-    /// The file the error is about; nil where no file is to blame.
+    /// The file that the error is about; nil if no file is to blame.
     public let path: String?
-    /// What happened, without the file name.
+    /// The description without the file name.
     public let message: String
 
     public init(_ kind: Kind, path: String? = nil, _ message: String) {
@@ -43,10 +43,10 @@ public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
 }
 
 extension String {
-    /// Image files carry names and feature strings chosen by strangers, and text goes to a
-    /// terminal: control characters (and with them escape sequences and line breaks) become `?`.
+    /// The string with `?` for control characters, and so escape sequences and line breaks.
+    /// Strangers choose names and feature strings in image files, and text goes to a terminal.
     public var withoutControlCharacters: String {
-        // In UTF-8 the second sort of them, U+0080 to U+009F, begins with 0xc2.
+        // In UTF-8 the other control characters, U+0080 to U+009F, begin with 0xc2.
         guard utf8.contains(where: { $0 < 0x20 || $0 == 0x7f || $0 == 0xc2 }) else { return self }
         return String(
             String.UnicodeScalarView(

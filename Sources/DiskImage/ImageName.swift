@@ -1,7 +1,7 @@
 /// The name of an image: bytes, as a person typed them or as a header has them.
 ///
 /// A name is a path, or begins with a protocol and a colon (`nbd://host`, `json:{…}`). It need not
-/// be text: the kernel forbids paths nothing but NUL, and a name that was decoded and encoded again
+/// be text: the kernel forbids only NUL in paths, and a name that was decoded and encoded again
 /// could lead to another file.
 public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomStringConvertible {
     public let bytes: [UInt8]
@@ -12,19 +12,19 @@ public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomS
 
     public init(stringLiteral text: String) { self.init(text) }
 
-    /// The name for messages: bytes that are no UTF-8 become U+FFFD.
+    /// The name for messages: bytes that are not UTF-8 become U+FFFD.
     public var description: String { String(decoding: bytes, as: UTF8.self) }
 
     private static let filePrefix = Array("file:".utf8)
 
-    /// A byte that no keyboard types: in the names that only a command line can make.
+    /// A byte that no keyboard types, for names that only a command line can make.
     public static let mark: UInt8 = 0x1f
 
     public var isMarked: Bool { bytes.contains(Self.mark) }
 
     /// The protocol that the name begins with; nil for a path.
     ///
-    /// qemu takes all that stands before a colon for a protocol, unless a slash comes first.
+    /// qemu takes everything before a colon as a protocol, unless a slash comes first.
     public var protocolName: String? {
         guard
             let end = bytes.firstIndex(where: { $0 == UInt8(ascii: ":") || $0 == HostPath.slash }),
@@ -33,10 +33,10 @@ public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomS
         return String(decoding: bytes[..<end], as: UTF8.self)
     }
 
-    /// The path of the file or device that the name means. `file:` says that what follows is a path
+    /// The path of the file or device that the name means. After `file:`, everything is a path,
     /// whatever it looks like.
     ///
-    /// - Throws: `ImageError` for a name of another protocol: a file of that name is not meant.
+    /// - Throws: `ImageError` for a zero byte, or for another protocol, which does not mean a file.
     public func path() throws(ImageError) -> HostPath {
         guard !bytes.contains(0) else {
             throw .invalid("'\(description)' is not the name of a file: it holds a zero byte")
@@ -48,7 +48,7 @@ public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomS
             "the protocol '\(protocolName)' is not supported (./ before it makes it a file's name)")
     }
 
-    /// The name without `file:`, in a form that cannot be taken for a protocol's.
+    /// The name without `file:`, in a form that cannot be mistaken for a protocol.
     public var withoutFilePrefix: ImageName {
         bytes.dropping(prefix: Self.filePrefix).map { HostPath(bytes: $0).name } ?? self
     }
@@ -66,7 +66,7 @@ public struct HostPath: Sendable, Hashable, ExpressibleByStringLiteral, CustomSt
 
     public init(stringLiteral text: String) { self.init(text) }
 
-    /// The path for messages: bytes that are no UTF-8 become U+FFFD.
+    /// The path for messages: bytes that are not UTF-8 become U+FFFD.
     public var description: String { String(decoding: bytes, as: UTF8.self) }
 
     public var isAbsolute: Bool { bytes.first == Self.slash }
@@ -76,19 +76,19 @@ public struct HostPath: Sendable, Hashable, ExpressibleByStringLiteral, CustomSt
         Array(bytes[(bytes.lastIndex(of: Self.slash).map { $0 + 1 } ?? 0)...])
     }
 
-    /// The folder that the file is in.
+    /// The folder that contains the file.
     public var folder: HostPath {
         guard let end = bytes.lastIndex(of: Self.slash) else { return "." }
         return end == 0 ? "/" : HostPath(bytes: bytes[..<end])
     }
 
-    /// Resolves a path that is written in this file: a relative one counts from this file's folder.
+    /// Resolves a path that is written in this file; a relative one starts at the file's folder.
     public func resolving(_ other: HostPath) -> HostPath {
         guard !other.isAbsolute, let end = bytes.lastIndex(of: Self.slash) else { return other }
         return HostPath(bytes: bytes[...end] + other.bytes)
     }
 
-    /// The path as the name of an image, in a form that cannot be taken for a protocol's.
+    /// The path as the name of an image, in a form that cannot be mistaken for a protocol.
     public var name: ImageName {
         let name = ImageName(bytes: bytes)
         return name.protocolName == nil ? name : ImageName(bytes: Array("./".utf8) + bytes)
@@ -105,12 +105,12 @@ extension Collection where Element == UInt8 {
         text.withUTF8Buffer { starts(with: $0) }
     }
 
-    /// The bytes behind a prefix; nil if the bytes begin otherwise.
+    /// The bytes after a prefix; nil if the bytes begin differently.
     public func dropping(prefix: some Collection<UInt8>) -> SubSequence? {
         starts(with: prefix) ? dropFirst(prefix.count) : nil
     }
 
-    /// The bytes as text, for messages and for words that are ASCII in any case.
+    /// The bytes as text, for messages and for words that are always ASCII.
     public var text: String { String(decoding: self, as: UTF8.self) }
 
     /// Calls `body` with the bytes as a C string.

@@ -1,15 +1,15 @@
-/// What a conversion has to know about a target before it writes to it.
+/// The properties of a target that a conversion has to know before it writes.
 public struct TargetTraits: Sendable, Equatable {
     /// The unit of allocation in bytes, a power of two: chunks are cut at its multiples.
     public var granularity: Int64
-    /// Guest bytes at or behind this offset read as zeros if nobody writes them; `Int64.max` if none
-    /// do (a device, an existing image), 0 for a fresh file, the size of the backing file for an overlay.
+    /// Guest offset in bytes from which on unwritten bytes read as zeros; `Int64.max` if none do (a
+    /// device, an existing image), 0 for a fresh file, the size of the backing file for an overlay.
     public var readsAsZeroFrom: Int64
-    /// Unwritten parts show a backing file.
+    /// Whether unwritten parts show a backing file.
     public var hasBacking: Bool
-    /// Zeros can be recorded without storing them.
+    /// Whether zeros can be recorded without storing them.
     public var canWriteZeroes: Bool
-    /// Host offsets are handed out in guest order. False where a guest offset is a host offset.
+    /// Whether host offsets are handed out in guest order; false if they equal guest offsets.
     public var placesInOrder: Bool
 
     public init(
@@ -27,9 +27,9 @@ public struct TargetTraits: Sendable, Equatable {
 /// A piece of guest disk in the form in which it will be stored.
 public struct EncodedPiece: Sendable, Equatable {
     public enum Form: Sendable, Equatable {
-        /// Zeros, not stored.
+        /// Zeros, which are not stored.
         case zero
-        /// Bytes as they are, at these positions of the chunk's data buffer.
+        /// Unchanged bytes, at these positions of the chunk's data buffer.
         case plain(Range<Int>)
         /// One compressed cluster, at these positions of the chunk's encoded buffer.
         case compressed(Range<Int>)
@@ -45,21 +45,21 @@ public struct EncodedPiece: Sendable, Equatable {
     }
 }
 
-/// What has to be written, and where: the answer of `ImageTarget.place`.
+/// The writes that `ImageTarget.place` decides on.
 public struct Placement: Sendable {
     public enum Bytes: Sendable, Equatable {
-        /// At these positions of the chunk's data buffer.
+        /// Bytes at these positions of the chunk's data buffer.
         case plain(Range<Int>)
-        /// Of this chunk and of others before it.
+        /// Compressed clusters of this chunk and of earlier ones.
         case compressed(CompressedRun)
-        /// Tables that are complete.
+        /// Complete tables.
         case metadata([UInt8])
         /// This many bytes of zeros.
         case zeros(Int64)
     }
 
     public struct Write: Sendable, Equatable {
-        /// In bytes from the start of the target's storage.
+        /// Bytes from the start of the target's storage.
         public var hostOffset: Int64
         public var bytes: Bytes
 
@@ -73,12 +73,12 @@ public struct Placement: Sendable {
 
     public init() {}
 
-    /// Whether the chunk's data buffer is needed to carry it out.
+    /// Whether the writes need the chunk's data buffer.
     public var usesData: Bool {
         writes.contains { if case .plain = $0.bytes { true } else { false } }
     }
 
-    /// Adds a write, joined to the last one where both are neighbours in the buffer and in the host.
+    /// Adds a write, joined to the last one if they are neighbours in the buffer and in the host.
     public mutating func append(_ bytes: Bytes, at hostOffset: Int64) {
         if let last = writes.last, let joined = Self.join(last, bytes, at: hostOffset) {
             writes[writes.count - 1] = joined
@@ -99,21 +99,22 @@ public struct Placement: Sendable {
     }
 }
 
-/// A guest disk being written, once, front to back.
+/// A guest disk that is written once, front to back.
 ///
-/// For each chunk `encode` runs on any worker, `place` in guest order (in any order where
-/// `traits.placesInOrder` is false), `write` on any worker again, and `finish` once after them all.
+/// For each chunk `encode` runs on any worker, `place` in guest order (in any order if
+/// `traits.placesInOrder` is false), `write` on any worker. `finish` runs once at the end.
 public protocol ImageTarget: Sendable {
     var traits: TargetTraits { get }
 
-    /// Turns guest bytes into the form they are stored in: finds zeros, compresses. Pure CPU work.
+    /// Encodes guest bytes for storage: finds zeros, compresses. Pure CPU work.
     ///
     /// - Parameters:
     ///   - data: the chunk's data buffer.
-    ///   - positions: where in `data` the bytes of this call lie.
-    ///   - guestOffset: what the first of them is on the guest disk, a multiple of the granularity.
-    ///   - encoded: a buffer for compressed clusters, as long as `data`; what lies before `used` is taken.
-    ///   - used: how much of `encoded` is taken; moved on.
+    ///   - positions: byte positions in `data` that this call encodes.
+    ///   - guestOffset: guest offset in bytes of the first position, a multiple of the granularity.
+    ///   - encoded: a buffer for compressed clusters, as long as `data`; bytes before `used` are
+    ///     taken.
+    ///   - used: number of bytes taken in `encoded`; increased by this call.
     func encode(
         _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
         into encoded: inout MutableRawSpan, used: inout Int
@@ -122,28 +123,28 @@ public protocol ImageTarget: Sendable {
     /// Whether `encode` needs its `encoded` buffer.
     var compresses: Bool { get }
 
-    /// Decides where the pieces go, and takes compressed clusters along: many make one write. Bookkeeping
-    /// in memory: no I/O, no waiting.
+    /// Decides where the pieces go, and collects compressed clusters so that many make one write.
+    /// Bookkeeping in memory: no I/O, no waiting.
     ///
     /// - Parameter encoded: the buffer that `encode` filled.
     func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement
 
-    /// Writes what `place` decided, plain clusters out of the chunk's data buffer. Each placement once: it can hold
-    /// bytes of chunks before this one.
+    /// Writes what `place` decided, with plain clusters from the chunk's data buffer. Each
+    /// placement has to be written once, because it can hold bytes of earlier chunks.
     ///
-    /// - Parameter origin: of that buffer.
+    /// - Parameter origin: the origin of `data`.
     func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws
 
-    /// Whether data may be taken over by `share` without looking for zeros in it. It may become false on
-    /// the way, when the storage turns out not to share.
+    /// Whether `share` may take data over before zeros are looked for in it. This can become false
+    /// during a conversion, when the storage turns out not to share.
     var sharesUnread: Bool { get }
 
-    /// Takes over the blocks in which a source holds what belongs at `guestOffset`.
+    /// Shares the blocks in which a source holds the data for `guestOffset`.
     ///
-    /// - Returns: how many of its bytes, from the first on; the others have to be copied.
+    /// - Returns: number of bytes shared, from the first on; the others have to be copied.
     func share(_ location: HostLocation, at guestOffset: Int64) -> Int64
 
-    /// Writes what makes the image whole: tables, refcounts, the header last.
+    /// Writes what completes the image: tables, refcounts, the header last.
     func finish() async throws
 }
 

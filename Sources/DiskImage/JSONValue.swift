@@ -1,7 +1,7 @@
-/// A JSON document to be printed, with its keys in the order given, laid out as qemu-img does.
+/// A JSON document to be printed as qemu-img does, with its keys in the order given.
 ///
-/// Our own, because programs read our output beside qemu-img's and people compare them line by line:
-/// no encoder lets one choose order, indentation and spaces like that.
+/// Our own, because programs read our output beside qemu-img's and people compare the two line by
+/// line: no encoder lets us choose order, indentation and spaces like that.
 public enum JSONValue: Sendable, Equatable {
     case string(String)
     case integer(Int64)
@@ -26,7 +26,7 @@ public enum JSONValue: Sendable, Equatable {
         return String(decoding: bytes, as: UTF8.self)
     }
 
-    /// Into one buffer: a document can have as many parts as a stranger's image likes.
+    /// Appends to one buffer: a stranger's image can make a document of any number of parts.
     private func append(to bytes: inout [UInt8], level: Int) {
         switch self {
         case .string(let string): Self.appendQuoted(string, to: &bytes)
@@ -63,7 +63,7 @@ public enum JSONValue: Sendable, Equatable {
         bytes += close.utf8
     }
 
-    /// A JSON string literal (RFC 8259, section 7), ASCII only as qemu's are.
+    /// A JSON string literal (RFC 8259, section 7), ASCII only like qemu's.
     public static func quoted(_ string: String) -> String {
         var bytes: [UInt8] = []
         appendQuoted(string, to: &bytes)

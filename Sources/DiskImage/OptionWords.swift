@@ -1,8 +1,8 @@
-/// qemu's lists of options: `key=value,key=value`. Values can be names of files, so all is bytes.
+/// qemu's lists of options: `key=value,key=value`. Values can be file names, so they are bytes.
 public enum OptionWords {
     private static let comma = UInt8(ascii: ",")
 
-    /// The words between the commas, also empty ones. A doubled comma stands for a comma in a
+    /// Splits a list at its commas, and keeps empty words. A doubled comma stands for a comma in a
     /// value.
     public static func split(_ text: some Collection<UInt8>) -> [[UInt8]] {
         var words: [[UInt8]] = [[]]

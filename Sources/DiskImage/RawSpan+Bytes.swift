@@ -1,7 +1,7 @@
 // Slices and big-endian numbers in spans of bytes. Every access is bounds-checked.
 
 extension MutableRawSpan {
-    /// The bytes `range` of this span, as a span to write through.
+    /// The bytes in `range` of this span, as a span to write through.
     @_lifetime(&self)
     @inlinable
     public mutating func slice(_ range: Range<Int>) -> MutableRawSpan {
@@ -21,7 +21,7 @@ extension MutableRawSpan {
 }
 
 extension RawSpan {
-    /// A big-endian number at a byte offset: qcow2 stores all its numbers so.
+    /// A big-endian number at a byte offset, the form of all numbers in qcow2.
     @inlinable
     public func bigEndian<T: FixedWidthInteger & BitwiseCopyable>(
         at offset: Int, as type: T.Type

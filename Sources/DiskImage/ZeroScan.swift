@@ -1,9 +1,9 @@
-/// Finds zeros in bytes. The only loop of a plain conversion that looks at every byte.
+/// Finds zeros in bytes, with the only loop of a plain conversion that looks at every byte.
 public enum ZeroScan {
-    /// How much is looked at between two decisions, in bytes.
+    /// Number of bytes that are looked at between two decisions.
     private static let step = 256
 
-    /// Whether all bytes are zero; true for none at all.
+    /// Whether all bytes are zero; true for an empty span.
     public static func isZero(_ bytes: RawSpan) -> Bool {
         isZero(bytes, 0..<bytes.byteCount)
     }
@@ -12,14 +12,14 @@ public enum ZeroScan {
         precondition(range.lowerBound >= 0 && range.upperBound <= bytes.byteCount)
         var position = range.lowerBound
         let end = range.upperBound
-        // Data mostly differs from zero within its first bytes: one look before the wide loop.
+        // Data mostly differs from zero in its first bytes: one look can save the wide loop.
         if end - position >= 8 {
             guard bytes.unsafeLoadUnaligned(fromUncheckedByteOffset: position, as: UInt64.self) == 0
             else { return false }
         }
         while end - position >= step {
-            // Single words in a loop of fixed length: the compiler makes a wide loop without branches of it, and of
-            // SIMD types, compared with zero, one with a branch for each register.
+            // The compiler turns single words in a loop of fixed length into a wide loop without
+            // branches, but SIMD types that are compared with zero into a branch for each register.
             var any: UInt64 = 0
             for word in 0..<step / 8 {
                 any |= bytes.unsafeLoadUnaligned(
@@ -44,10 +44,10 @@ public enum ZeroScan {
     /// Calls `body` for each run of zeros or data in `range`, front to back, without gaps.
     ///
     /// - Parameters:
-    ///   - unit: in bytes; a unit counts as zero if all of it is. Units are counted from the start of
-    ///     `range`, whose last one may be shorter.
-    ///   - minimum: shorter runs of zeros count as data, in bytes. A run that reaches over the whole
-    ///     range is zero whatever its length, as qemu-img has it.
+    ///   - unit: length of a unit in bytes; a unit is zero if all its bytes are. Units are counted
+    ///     from the start of `range`, and the last one may be shorter.
+    ///   - minimum: length in bytes below which a run of zeros counts as data. A run that covers
+    ///     the whole range is zero whatever its length, as in qemu-img.
     public static func forEachRun(
         in bytes: RawSpan, _ range: Range<Int>, unit: Int, minimum: Int,
         _ body: (_ run: Range<Int>, _ isZero: Bool) -> Void
@@ -62,7 +62,7 @@ public enum ZeroScan {
                 body(zeroStart..<position, true)
                 dataStart = position
             }
-            // What stopped the zeros is data.
+            // The unit that ended the zeros is data.
             position = min(position + unit, range.upperBound)
         }
         if dataStart < range.upperBound { body(dataStart..<range.upperBound, false) }

@@ -1,8 +1,8 @@
 import DiskImage
 
-/// The options of a described image (`json:{…}`, `--image-opts`) by their dotted keys. Who
-/// understands an option takes it; what is left in the end is refused, because it may change what
-/// the image holds.
+/// The options of a described image (`json:{…}`, `--image-opts`) by their dotted keys. A driver
+/// takes the options that it understands; any option left in the end is refused, because it may
+/// change what the image holds.
 public struct DescribedOptions: Sendable {
     /// The description, for messages.
     public let name: String
@@ -19,7 +19,7 @@ public struct DescribedOptions: Sendable {
 
     public mutating func take(_ key: String) -> OptionValue? { values.removeValue(forKey: key) }
 
-    /// - Throws: `ImageError` for a value that is no string and no number.
+    /// - Throws: `ImageError` for a value that is neither a string nor a number.
     public mutating func bytes(_ key: String) throws(ImageError) -> [UInt8]? {
         switch take(key) {
         case nil: return nil
@@ -33,7 +33,7 @@ public struct DescribedOptions: Sendable {
         try bytes(key)?.text
     }
 
-    /// A size in bytes.
+    /// Takes a size in bytes.
     public mutating func size(_ key: String) throws(ImageError) -> Int64? {
         guard let text = try text(key) else { return nil }
         guard let bytes = parseByteSize(text) else { throw invalid("'\(key)' must be a size") }
@@ -44,7 +44,7 @@ public struct DescribedOptions: Sendable {
         ImageError(.invalid, path: name, reason)
     }
 
-    /// What changes nothing about the bytes that are read.
+    /// Options that do not change the bytes that are read.
     private static let tuning: Set<String> = [
         "aio", "auto-read-only", "cache-clean-interval", "cache-size", "cache.direct",
         "cache.no-flush", "cache.writeback", "detect-zeroes", "discard", "drop-cache",
@@ -91,7 +91,7 @@ public enum OptionValue: Sendable, Decodable, Equatable {
         }
     }
 
-    /// The values by dotted keys, which say the same as nested objects.
+    /// The values by dotted keys, which are equivalent to nested objects.
     public var flattened: [String: OptionValue] {
         var options: [String: OptionValue] = [:]
         flatten(into: &options, key: "")

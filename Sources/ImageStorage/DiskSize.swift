@@ -2,15 +2,15 @@ import DiskImage
 import Glibc
 
 extension ImageError {
-    /// The refusal of a size beyond `largestDiskSize`, in the system's words.
+    /// The error for a size beyond `largestDiskSize`, with the system's text.
     public static func tooLarge(_ what: String, path: String? = nil) -> ImageError {
         ImageError(
             .system(errno: EFBIG), path: path, "\(what): \(String(cString: strerror(EFBIG)))")
     }
 }
 
-/// A size in bytes that was asked for, once it is known to be one that a disk can have. Before that
-/// check neither a sum with it nor what it is rounded up to is certain to be a number.
+/// Returns a requested size in bytes if a disk can have it. An unchecked size can overflow when it
+/// is added to or rounded up.
 ///
 /// - Throws: `ImageError` for more than `largestDiskSize`.
 public func checkedDiskSize(_ bytes: Int64) throws(ImageError) -> Int64 {

@@ -1,8 +1,8 @@
 import Concurrency
 import DiskImage
 
-/// A disk of zeros that forgets what is written to it, to see how fast the rest is. qemu's
-/// `null-co`.
+/// A disk of zeros that forgets what is written to it, to measure everything but the storage. qemu
+/// calls it `null-co`.
 public final class NullStorage: WritableStorage {
     public let name: String
     public let size: Int64
@@ -11,7 +11,7 @@ public final class NullStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
 
-    /// - Parameter size: in bytes.
+    /// - Parameter size: size of the disk in bytes.
     public init(name: String, size: Int64) {
         self.name = name
         self.size = size
@@ -53,13 +53,13 @@ public final class NullStorage: WritableStorage {
     }
 }
 
-/// `null-co` and `null-aio` in `json:` and `--image-opts`, with a `size`; `null-co://` as a name.
+/// The driver of `null-co` and `null-aio`, with a `size`, and of names with `null-co://`.
 public struct NullDriver: StorageDriver {
     public let label = "null-co"
     public let names = ["null-co", "null-aio"]
 
     private static let scheme = Array("null-co://".utf8)
-    /// qemu's, in bytes.
+    /// qemu's default size in bytes.
     private static let usualSize: Int64 = 1 << 30
 
     public init() {}
@@ -68,7 +68,7 @@ public struct NullDriver: StorageDriver {
         name.bytes.starts(with: Self.scheme)
     }
 
-    /// The size stands behind the scheme: a name has to say all there is.
+    /// Puts the size behind the scheme, because a name is all that `openSource` gets.
     public func name(
         from options: inout DescribedOptions, prefix: String
     ) throws(ImageError) -> ImageName {

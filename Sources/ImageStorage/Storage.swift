@@ -1,24 +1,24 @@
 import Concurrency
 import DiskImage
 
-/// What a conversion has to know about the place where bytes live.
+/// The properties of a storage that a conversion has to know.
 public struct StorageTraits: Sendable, Equatable {
-    /// A device: of fixed size, never new, never truncated.
+    /// Whether the storage is a device: of fixed size, never new, never truncated.
     public var isDevice: Bool
-    /// Behind a server: what it is at is that server's business.
+    /// Whether the storage is behind a server, so that the state of the file there is unknown.
     public var isRemote: Bool
-    /// Bytes that were never written read as zeros.
+    /// Whether bytes that were never written read as zeros.
     public var readsAsZero: Bool
-    /// Some of its ranges take no space, so that `extent` can tell more than "data".
+    /// Whether some ranges take no space, so that `extent` can tell more than "data".
     public var hasHoles: Bool
-    /// Writes wait for each other, however many there are at once.
+    /// Whether writes wait for each other, however many there are at once.
     public var writesOneByOne: Bool
-    /// How many requests it wants at once to be busy: what is far away takes long to answer each. 0
-    /// where there is no need for more than a conversion's workers.
+    /// Number of concurrent requests that keep the storage busy, because each takes long to answer;
+    /// 0 if a conversion's workers are enough.
     public var requestsInFlight: Int
-    /// How long each of those is best, in bytes; 0 where it does not matter.
+    /// Best length of such a request in bytes; 0 if it does not matter.
     public var requestSize: Int64
-    /// What writes should be multiples of, a power of two, in bytes; others work and take longer.
+    /// Best unit of writes in bytes, a power of two; others work and take longer.
     public var blockSize: Int64
 
     public init(
@@ -38,35 +38,36 @@ public struct StorageTraits: Sendable, Equatable {
     }
 }
 
-/// Bytes at offsets to be read: a file, a block device, an export of a server. qemu calls this a protocol.
+/// Bytes at offsets that can be read: a file, a block device, an export of a server. qemu calls
+/// this a protocol.
 ///
-/// Calls may come from many tasks at once. Everything throws `ImageError`.
+/// Calls may come from many tasks at once. All errors are `ImageError`s.
 public protocol Storage: BlockHolder {
-    /// What people call it: a path, a URI. It opens every error message.
+    /// The path or URI by which people know the storage; every error message begins with it.
     var name: String { get }
-    /// In bytes, when it was opened or last truncated.
+    /// Size in bytes when the storage was opened or last truncated.
     var size: Int64 { get }
     var traits: StorageTraits { get }
-    /// The file or device in which the bytes are; nil if that is not on this machine.
+    /// The file or device that holds the bytes; nil if it is not on this machine.
     var file: FileIdentity? { get }
-    /// How much of its file system it takes now, in bytes; nil if nothing tells.
+    /// Number of bytes that the storage takes in its file system now; nil if unknown.
     var allocatedSize: Int64? { get }
 
     /// The meter of the calls that read data.
     var readMeter: CallMeter { get }
 
-    /// Fills the whole buffer. Throws where the range reaches beyond the end.
+    /// Fills the whole buffer. Throws if the range reaches beyond the end.
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
 
-    /// Whether data or a hole (`.zero`) begins at `offset`, and how far it reaches, up to `limit`.
+    /// The data or hole (`.zero`) that begins at `offset`, as far as it reaches, up to `limit`.
     func extent(at offset: Int64, limit: Int64) async throws -> Extent
 
-    /// The most exact answer to the same question, as far as it goes, where no waiting is needed for
-    /// it; nil elsewhere.
+    /// The most exact extent at `offset` and its full length, if that is known without waiting; nil
+    /// otherwise.
     func allocation(at offset: Int64) -> Extent?
 }
 
-/// A storage that can be written, too.
+/// A storage that can also be written.
 public protocol WritableStorage: Storage {
     /// The meter of the calls that write data.
     var writeMeter: CallMeter { get }
@@ -74,60 +75,60 @@ public protocol WritableStorage: Storage {
     /// Writes all the bytes; a file grows as needed, a device does not.
     func write(_ bytes: RawSpan, at offset: Int64) async throws
 
-    /// Writes parts of a buffer to several places, all of them before it returns.
+    /// Writes parts of a buffer to several places, and returns when all are written.
     func write(_ runs: [BufferRun], of bytes: RawSpan) async throws
 
     /// Makes a range within the size read as zeros by the cheapest means there is.
     ///
-    /// - Parameter mayUnmap: the range need not stay allocated.
+    /// - Parameter mayUnmap: whether the range may stop being allocated.
     func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws
 
-    /// Sets the size. On a device: throws if it is smaller than that, and does nothing otherwise.
+    /// Sets the size. On a device, throws if the device is smaller, and does nothing otherwise.
     func truncate(to size: Int64) async throws
 
-    /// Throws at once if `bytes` more certainly cannot be stored here.
+    /// Throws at once if `bytes` more bytes certainly cannot be stored here.
     func requireSpace(_ bytes: Int64) throws
 
     /// Returns when everything written is on stable storage (as far as the cache mode promises).
     func flush() async throws
 
-    /// Takes the blocks of a range within the size, which reads as zeros afterwards where it did before.
+    /// Allocates the blocks of a range within the size; zeros in the range stay zeros.
     ///
-    /// - Throws: `ImageError` in qemu-img's words where there is no such thing, or no space.
+    /// - Throws: `ImageError` in qemu-img's words if that is not supported or there is no space.
     func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError)
 
-    /// Does what can be done of what a file is asked for; none of that changes what it holds.
+    /// Sets the attributes that can be set; none of them changes what the file holds.
     ///
-    /// - Returns: what could not be done, in words; nil mostly.
+    /// - Returns: a message about what could not be set; nil mostly.
     func apply(_ attributes: FileAttributes) -> String?
 
     /// Whether `share` is worth trying: true until it is known not to work here.
     var sharesBlocks: Bool { get }
 
-    /// Makes the bytes from `offset` on the same as those at a location, by sharing the blocks that
-    /// hold them. What is written to either afterwards does not show in the other.
+    /// Makes the bytes from `offset` on equal to those at a location, by sharing the blocks that
+    /// hold them. Later writes to either place do not show in the other.
     ///
-    /// - Returns: for how many of them, from the first on, that was possible.
+    /// - Returns: number of bytes, from the first on, that are shared.
     func share(_ location: HostLocation, at offset: Int64) -> Int64
 
-    /// Stops sharing where it cannot work with any of these sources.
+    /// Stops sharing if it cannot work with any of these sources.
     func stopSharing(unlessWith sources: [any Storage])
 }
 
-/// What a file that is to hold an image is asked for beside its bytes.
+/// Attributes requested for a file that is to hold an image.
 public struct FileAttributes: Sendable, Equatable {
     public var noCopyOnWrite = false
-    /// In bytes; nil or 0 leaves it to the file system.
+    /// Hint in bytes; nil or 0 leaves the size to the file system.
     public var extentSizeHint: Int64?
 
     public init() {}
 }
 
-/// Parts of a buffer that are written one behind the other.
+/// Parts of a buffer that are written one after the other at one offset.
 public struct BufferRun: Sendable, Equatable {
-    /// In bytes from the start of the storage.
+    /// Offset in bytes from the start of the storage.
     public var offset: Int64
-    /// Positions in the buffer.
+    /// Byte positions in the buffer.
     public var parts: [Range<Int>]
 
     public init(offset: Int64, parts: [Range<Int>]) {
@@ -167,7 +168,7 @@ extension WritableStorage {
     public func stopSharing(unlessWith sources: [any Storage]) {}
 }
 
-/// A piece of bytes of an image that lies beyond its end: the image was cut short.
+/// The error for a read beyond the end of a storage: the image was cut short.
 extension ImageError {
     public static func beyondEnd(_ storage: some Storage, _ range: Range<Int64>) -> ImageError {
         .corrupt(

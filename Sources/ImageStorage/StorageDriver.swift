@@ -1,46 +1,46 @@
 import DiskImage
 
-/// A kind of storage: which names mean it, and how it is opened. All of them stand in one list
-/// (`ImageDrivers`).
+/// A kind of storage: the names that mean it, and how it is opened. `ImageDrivers` has the list of
+/// all drivers.
 public protocol StorageDriver: Sendable {
-    /// A word for people: "NBD".
+    /// A word for messages, such as "NBD".
     var label: String { get }
-    /// The names that `json:` and `--image-opts` have for it (`driver=…`), qemu's.
+    /// qemu's names for the storage in `json:` and `--image-opts` (`driver=…`).
     var names: [String] { get }
-    /// Its images can be changed where they are, by `resize` and `check -r`.
+    /// Whether `resize` and `check -r` can change images in place here.
     var changesInPlace: Bool { get }
 
-    /// Whether a name means this kind of storage. The last driver of the list is asked for what no
-    /// other one claims.
+    /// Whether a name means this kind of storage. The last driver of the list gets every name that
+    /// no other driver claims.
     ///
-    /// - Parameter isTyped: by a person, who may have programs started and may say which keys are
-    ///   used. Other names stand in images.
+    /// - Parameter isTyped: whether a person typed the name, and so may start programs and choose
+    ///   keys. Other names stand in images.
     func claims(_ name: ImageName, isTyped: Bool) -> Bool
 
     /// - Throws: `ImageError` for a name that can never be opened.
     func check(_ name: ImageName) throws(ImageError)
 
-    /// The name for what a description says (`json:`, `--image-opts`). Takes the options that it
-    /// understands.
+    /// Makes a name from the options of a description (`json:`, `--image-opts`), and takes those
+    /// that it understands.
     ///
-    /// - Parameter prefix: stands before the keys.
+    /// - Parameter prefix: text that stands before the keys.
     func name(
         from options: inout DescribedOptions, prefix: String
     ) throws(ImageError) -> ImageName
 
-    /// A name as qemu shows it.
+    /// The form in which qemu shows a name.
     func shownName(_ name: ImageName) -> String
 
-    /// The name for a path that stands in an image of this storage; nil where no path can be
+    /// The name for a path that stands in an image of this storage; nil if paths cannot be
     /// resolved.
     func name(of path: HostPath, in image: ImageName) -> ImageName?
 
-    /// Opens what is there for reading.
+    /// Opens an existing storage for reading.
     func openSource(
         _ name: ImageName, _ access: StorageAccess
     ) throws(ImageError) -> any Storage
 
-    /// Opens what is there for reading and writing; for drivers that say `changesInPlace`.
+    /// Opens an existing storage for reading and writing, if `changesInPlace` is true.
     func openInPlace(
         _ name: ImageName, _ access: StorageAccess
     ) throws(ImageError) -> any WritableStorage
@@ -68,10 +68,10 @@ extension StorageDriver {
     }
 }
 
-/// How images are opened: what all verbs have in common.
+/// The options for opening images that all verbs have in common.
 public struct StorageAccess: Sendable {
     public var cacheMode: CacheMode
-    /// Read images that another process writes to (`-U`).
+    /// Whether to read images that another process writes to (`-U`).
     public var shareForced: Bool
     public var options: StorageOptions
 
@@ -85,7 +85,7 @@ public struct StorageAccess: Sendable {
     }
 }
 
-/// The options of single drivers, by their types: those who pass them on need not know them.
+/// Options of single drivers, keyed by type: code that only passes them on need not know them.
 public struct StorageOptions: Sendable {
     private var values: [ObjectIdentifier: any Sendable] = [:]
 
@@ -97,14 +97,14 @@ public struct StorageOptions: Sendable {
     }
 }
 
-/// How a target is to be written.
+/// A request to begin a target.
 public struct TargetRequest: Sendable {
     public enum Manner: Sendable {
-        /// What is there is replaced when the target is whole.
+        /// Existing content is replaced when the target is complete.
         case create
-        /// The same, and what is there is read meanwhile.
+        /// Existing content is replaced as with `create`, and read until then.
         case createBesideOld
-        /// What is there is written as it stands (`-n`).
+        /// Existing content is overwritten in place (`-n`).
         case writeInto
     }
 
@@ -112,9 +112,9 @@ public struct TargetRequest: Sendable {
     public var manner: Manner
     /// Files that are read, and so must not be written.
     public var sourceFiles: Set<FileIdentity>
-    /// The names of the sources, for storages that have no identity.
+    /// Names of the sources, for storages that have no identity.
     public var sourceNames: [ImageName]
-    /// A source may be the target as well: each range is read before it is written.
+    /// Whether a source may be the target as well: each range is read before it is written.
     public var isCopyInPlace: Bool
 
     public init(
@@ -129,20 +129,20 @@ public struct TargetRequest: Sendable {
     }
 }
 
-/// A storage that is being written, and is committed once or abandoned.
+/// A storage that is being written, and then committed once or abandoned.
 public protocol StorageTarget: Sendable {
     associatedtype Written: WritableStorage
 
     var storage: Written { get }
 
-    /// Makes what was written count. Flushes first where the cache mode asks for it.
+    /// Makes the written data count. Flushes first if the cache mode asks for it.
     func commit() async throws
 
-    /// Takes back what can be taken back.
+    /// Undoes what can be undone.
     func abandon()
 }
 
-/// A target that is written where it is: nothing can be taken back.
+/// A target that is written in place: nothing can be undone.
 public struct TargetInPlace<Written: WritableStorage>: StorageTarget {
     public let storage: Written
 

@@ -1,16 +1,16 @@
 import Concurrency
 import DiskImage
 
-/// A part of another storage, to be read as if it were one of its own: a disk in an archive.
+/// A part of another storage that reads like a storage of its own, such as a disk in an archive.
 public final class StorageWindow: Storage {
     private let base: any Storage
     private let start: Int64
     public let size: Int64
 
     /// - Parameters:
-    ///   - offset: where the part begins, in bytes.
-    ///   - size: of the part in bytes; nil reaches to the end.
-    /// - Throws: `ImageError` for a part that is not all there.
+    ///   - offset: start of the part in bytes.
+    ///   - size: length of the part in bytes; nil reaches to the end.
+    /// - Throws: `ImageError` if `base` does not hold all of the part.
     public init(of base: any Storage, offset: Int64, size: Int64?) throws(ImageError) {
         guard offset >= 0, offset <= base.size else {
             throw .corrupt(

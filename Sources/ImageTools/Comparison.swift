@@ -4,28 +4,30 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// One `swimg compare`: whether two images hold the same guest disk.
+/// One `swimg compare`: finds the first difference between two guest disks.
 ///
-/// Cells of the disk are compared by several workers at once, each cell front to back, and no cell is begun behind a
-/// difference that is known: so the first difference is the one with the lowest offset, however the workers run.
+/// Several workers compare cells of the disk in parallel, each cell front to back. No worker starts
+/// a cell after a known difference, so the difference with the lowest offset is reported however
+/// the workers run.
 public struct Comparison: Sendable {
-    /// Paths, or names that a driver of `Storages` claims.
+    /// A path, or a name that a driver of `Storages` claims; `second` likewise.
     public var first: ImageName
     public var second: ImageName
-    /// nil finds it out from the first bytes.
+    /// nil detects the format from the first bytes; `secondFormat` likewise.
     public var firstFormat: ImageFormat?
     public var secondFormat: ImageFormat?
-    /// Sizes and block status have to be the same, too (`-s`).
+    /// Also compares sizes and block status (`-s`).
     public var isStrict = false
     public var access = StorageAccess()
-    /// Told how far the comparison is, in bytes of the larger guest disk, from any task.
+    /// Called from any task with the number of compared bytes and the size of the larger guest
+    /// disk.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
     private static let workers = 8
-    /// A worker compares so much at once where copying is the work, in bytes: both pieces stay in
-    /// the cache of its core.
+    /// The smallest piece that a worker compares at once, in bytes, chosen so that the pieces of
+    /// both images stay in the core's cache.
     private static let pieceSize: Int64 = 128 << 10
-    /// The limit for all buffers, in bytes.
+    /// The limit for all buffers together, in bytes.
     private static let memory: Int64 = 64 << 20
 
     public init(_ first: ImageName, _ second: ImageName) {
@@ -34,23 +36,26 @@ public struct Comparison: Sendable {
     }
 
     public enum Difference: Sendable, Equatable {
-        /// Of the guest disks' sizes; counts in strict mode only.
+        /// The sizes of the guest disks differ; strict mode only.
         case size
-        /// Guest offset in bytes; strict mode only.
+        /// The block status differs at this guest offset in bytes; strict mode only.
         case blockStatus(at: Int64)
-        /// Guest offset in bytes of the first sector that differs, from the start of what was compared.
+        /// The content differs at this guest offset in bytes, the start of a 512-byte unit counted
+        /// from the start of the compared range.
         case content(at: Int64)
     }
 
     public struct Result: Sendable, Equatable {
-        /// nil: the images are the same.
+        /// nil if the images are equal.
         public var difference: Difference?
-        /// Of the guest disks, in bytes, as whole sectors. Zeros are compared with what only one disk has.
+        /// Size of the first guest disk in bytes, rounded up to whole sectors; `secondSize`
+        /// likewise. The part that only one disk has is compared with zeros.
         public var firstSize: Int64
         public var secondSize: Int64
     }
 
-    /// What could not be done, where callers tell the cases apart.
+    /// A failed comparison, with the step that failed, for which callers have separate exit
+    /// statuses.
     public struct Failure: Error {
         public enum Step: Sendable { case opening, blockStatus, reading }
 

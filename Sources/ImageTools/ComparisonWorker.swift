@@ -3,7 +3,7 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// Which part of the disk is to be compared next, and what has been found: shared by all workers.
+/// The position of the next cell to compare and the first finding, shared by all workers.
 final class ComparisonCursor: Sendable {
     typealias Finding = Result<Comparison.Difference, Comparison.Failure>
 
@@ -16,26 +16,26 @@ final class ComparisonCursor: Sendable {
 
     let end: Int64
     private let state = Mutex(State())
-    /// Looked at before each piece, so without the lock.
+    /// Atomic because it is read before each piece, where the lock would cost too much.
     private let foundOffset = Atomic<Int64>(.max)
     private let report: @Sendable (Int64) -> Void
 
     /// - Parameters:
-    ///   - end: of the disk, in bytes.
-    ///   - report: told how much is done, in bytes, never less than before.
+    ///   - end: the end of the disk, in bytes.
+    ///   - report: called with the number of bytes done, which never decreases.
     init(end: Int64, report: @escaping @Sendable (Int64) -> Void) {
         self.end = end
         self.report = report
     }
 
-    /// The first thing found on the disk.
+    /// The finding with the lowest offset so far.
     var finding: Finding? { state.withLock { $0.found?.finding } }
 
-    /// Where there is no need to look any more.
+    /// The guest offset in bytes at which comparing can stop.
     var limit: Int64 { min(end, foundOffset.load(ordering: .relaxed)) }
 
-    /// - Parameter size: cells end at its multiples, in bytes.
-    /// - Returns: nil at the end of what has to be compared.
+    /// - Parameter size: the size of a cell in bytes; cells end at its multiples.
+    /// - Returns: nil if nothing is left to compare.
     func takeCell(_ size: Int64) -> Range<Int64>? {
         state.withLock {
             let start = $0.position
@@ -49,12 +49,12 @@ final class ComparisonCursor: Sendable {
         state.withLock {
             guard cell.upperBound > $0.done else { return }
             $0.done = cell.upperBound
-            // Under the lock: a report must not overtake a later one.
+            // Called under the lock so that reports arrive in order.
             report($0.done)
         }
     }
 
-    /// One worker at a time looks for zeros far ahead; the others would find the same.
+    /// Lets one worker at a time look ahead for zeros; a second one would find the same zeros.
     func beginSkipping() -> Bool {
         state.withLock {
             let isFree = !$0.isSkipping
@@ -63,7 +63,7 @@ final class ComparisonCursor: Sendable {
         }
     }
 
-    /// All up to an offset needs no comparing.
+    /// Moves the position to `offset`: everything before it is known to be equal.
     func skip(to offset: Int64) {
         state.withLock { $0.position = max($0.position, offset) }
     }
@@ -79,7 +79,7 @@ final class ComparisonCursor: Sendable {
     }
 }
 
-/// Compares one cell after the other, as long as the window says.
+/// Compares one cell after another in chunks of the size that the window chooses.
 struct ComparisonWorker: Sendable {
     let pair: ImagePair
     let cursor: ComparisonCursor
@@ -103,7 +103,7 @@ struct ComparisonWorker: Sendable {
         }
     }
 
-    /// - Returns: whether metadata knows all of the cell to be zero on both sides.
+    /// - Returns: whether metadata shows that the whole cell is zero in both images.
     private func compare(
         _ cell: Range<Int64>, _ first: inout IOBuffer, _ second: inout IOBuffer
     ) async throws -> Bool {
@@ -139,7 +139,7 @@ struct ComparisonWorker: Sendable {
         }
     }
 
-    /// - Returns: false if that is the end for this cell.
+    /// - Returns: false if this cell needs no further comparing.
     private func compare(
         _ range: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
         _ second: inout IOBuffer
@@ -178,8 +178,8 @@ struct ComparisonWorker: Sendable {
         try await source.read(into: &part, at: range.lowerBound)
     }
 
-    /// Lets the cursor pass over zeros that follow, looking twice as far each time: a terabyte of nothing is done
-    /// in a moment, and little is looked at in vain where zeros and data alternate.
+    /// Moves the cursor past the zeros that follow, doubling the distance with each step: a
+    /// terabyte of zeros takes a moment, and little work is wasted if zeros and data alternate.
     private func skipZeros(from start: Int64, step: Int64) async throws {
         guard cursor.beginSkipping() else { return }
         defer { cursor.endSkipping() }
@@ -187,7 +187,7 @@ struct ComparisonWorker: Sendable {
         var reach = step
         while position < cursor.limit {
             let limit = cursor.end - position > reach ? position + reach : cursor.end
-            // A failure belongs to whoever compares that cell.
+            // The worker that compares this cell will meet the error and report it.
             guard let (end, step) = try? await pair.step(at: position, limit: limit),
                 step == .nothing
             else { return }

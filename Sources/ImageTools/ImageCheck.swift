@@ -4,22 +4,22 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// One `check`: opens an image, checks it, and once more if something was repaired.
+/// One `swimg check`: checks an image, and checks it again if something was repaired.
 public struct ImageCheck: Sendable {
     public var name: ImageName
-    /// nil looks at the first bytes.
+    /// nil detects the format from the first bytes.
     public var format: ImageFormat?
     public var repair: CheckRepair?
     public var opener = ImageOpener()
-    /// Told of each finding, one line each.
+    /// Called for each finding, with one line.
     public var onMessage: @Sendable (String) -> Void = { _ in }
-    /// Told what has been repaired, before the image is checked again.
+    /// Called after a repair, before the image is checked again.
     public var onRepaired: @Sendable (CheckResult) -> Void = { _ in }
 
     public init(_ name: ImageName) { self.name = name }
 
-    /// - Returns: nil if images of this format cannot be checked.
-    /// - Throws: `ImageError` if the image cannot be opened, or so damaged that the check cannot go on.
+    /// - Returns: nil if this format has no checker.
+    /// - Throws: `ImageError` if the image cannot be opened or is too damaged to be checked.
     public func run() async throws -> CheckReport? {
         guard let repair else {
             let storage = try opener.openStorage(name)
@@ -71,7 +71,7 @@ extension CheckResult {
     }
 }
 
-/// The outcome of a check as qemu-img shows it.
+/// The result of a check in the forms that qemu-img prints.
 public struct CheckReport: Sendable, Equatable {
     public let path: String
     public let format: ImageFormat
@@ -83,14 +83,14 @@ public struct CheckReport: Sendable, Equatable {
         self.result = result
     }
 
-    /// qemu-img's exit status; nil where the check itself has failed.
+    /// qemu-img's exit status; nil if the check itself failed.
     public var status: Int32? {
         if result.checkErrors > 0 { return nil }
         if result.corruptions > 0 { return 2 }
         return result.leaks > 0 ? 3 : 0
     }
 
-    /// With qemu-img's keys in its order; those whose number is 0 are left out, except `check-errors`.
+    /// qemu-img's keys in its order; keys with the value 0 are omitted, except `check-errors`.
     public var json: JSONValue {
         var members: [JSONValue.Member] = []
         func add(_ key: String, _ number: Int64) {
@@ -111,7 +111,7 @@ public struct CheckReport: Sendable, Equatable {
         return .object(members)
     }
 
-    /// What people read, with a line break at the end.
+    /// The report for people, ending with a line break.
     public var text: String {
         var text = damage
         if result.totalClusters > 0, result.allocatedClusters > 0 {
@@ -150,7 +150,7 @@ public struct CheckReport: Sendable, Equatable {
         return text
     }
 
-    /// What is said between a repair and the check after it.
+    /// The message between a repair and the check after it.
     public static func repairedText(_ result: CheckResult) -> String {
         """
         The following inconsistencies were found and repaired:
@@ -163,7 +163,7 @@ public struct CheckReport: Sendable, Equatable {
         """
     }
 
-    /// As C's printf rounds it.
+    /// Rounds to two decimals as C's printf does.
     private static func twoDigits(_ number: Double) -> String {
         var text = [CChar](repeating: 0, count: 32)
         let length = withVaList([number]) { vsnprintf(&text, text.count, "%.2f", $0) }

@@ -3,20 +3,20 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// One `create`: a new image that holds nothing, or what its backing file holds.
+/// One `swimg create`: makes an empty image or an overlay of a backing file.
 ///
-/// `prepare` finds out what is asked for and whether it can be; `Plan.create` makes the image.
+/// `prepare` validates the request; `Plan.create` makes the image.
 public struct ImageCreation: Sendable {
     /// A path, or a name that a driver of `Storages` claims.
     public var name: ImageName
     public var format: ImageFormat
     public var options = CreationOptions()
-    /// Of the guest disk, in bytes; nil takes it from the options or the backing file.
+    /// Size of the guest disk in bytes; nil takes it from the options or the backing file.
     public var size: Int64?
-    /// What the image will lie on (`-b`), and its format (`-F`).
+    /// The backing file (`-b`); `backingFormat` is its format (`-F`).
     public var backingFile: ImageName?
     public var backingFormat: String?
-    /// Do not look at the backing file (`-u`).
+    /// Does not open the backing file (`-u`).
     public var skipsBackingCheck = false
     public var storageOptions = StorageOptions()
 
@@ -25,9 +25,9 @@ public struct ImageCreation: Sendable {
         self.format = format
     }
 
-    /// What is going to be made.
+    /// A validated request.
     public struct Plan: Sendable {
-        /// What qemu-img prints: all the options, without a line break at the end.
+        /// The line that qemu-img prints, with all options and without a line break.
         public let line: String
         fileprivate let name: ImageName
         fileprivate let access: StorageAccess
@@ -38,9 +38,9 @@ public struct ImageCreation: Sendable {
         fileprivate let protected: Set<FileIdentity>
     }
 
-    /// Reads the options, and the backing file for its size.
+    /// Reads the options and, for its size, the backing file.
     ///
-    /// - Throws: `ImageError`, in qemu-img's words where callers may look for them.
+    /// - Throws: `ImageError`, in qemu-img's words if callers may search for them.
     public func prepare() async throws -> Plan {
         do {
             return try await plan()
@@ -57,7 +57,7 @@ public struct ImageCreation: Sendable {
         if let backingFile { try setBacking("backing_file", backingFile.bytes, &options) }
         if let backingFormat { try setBacking("backing_fmt", Array(backingFormat.utf8), &options) }
         let typed = try TypedOptions(options, for: format)
-        // A name that cannot be created is an error before anything is printed.
+        // A name that cannot be created must fail before anything is printed.
         try Storages.driver(for: name).check(name)
         let backing = try await openBacking(typed)
         guard let bytes = size ?? typed.number("size") ?? backing?.virtualSize else {
@@ -115,7 +115,8 @@ public struct ImageCreation: Sendable {
             }
             known = format
         }
-        // Only its size and its format are looked at: it may be the disk of a running machine.
+        // Shared access suffices to read the size and the format; a running machine may be using
+        // the file.
         let opener = ImageOpener(
             StorageAccess(shareForced: true, options: storageOptions))
         let found = try ImageOpener.backingName(backing, namedBy: name, isTyped: true)
@@ -139,9 +140,9 @@ public struct ImageCreation: Sendable {
 }
 
 extension ImageCreation.Plan {
-    /// Makes the image. A file appears under its name when it is whole, and not at all otherwise.
+    /// Makes the image. If that fails, no file appears under its name.
     ///
-    /// - Returns: what could not be done and harms nobody, in words; nil mostly.
+    /// - Returns: a warning about something harmless that could not be done; usually nil.
     /// - Throws: `ImageError`, or `CancellationError`.
     public func create() async throws -> String? {
         do {

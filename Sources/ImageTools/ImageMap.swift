@@ -2,14 +2,14 @@ import DiskImage
 import ImageDrivers
 import ImageFormats
 
-/// A stretch of a guest disk, where its bytes come from, and where they lie.
+/// A range of a guest disk with the source and the host offset of its bytes.
 public struct MapEntry: Sendable, Equatable {
     /// Guest offsets in bytes.
     public var range: Range<Int64>
-    /// Which image of the chain tells what is here, counted from the image itself down.
+    /// Index of the image in the chain that determines this range; 0 is the image itself.
     public var depth: Int
     public var content: StoredRun.Content
-    /// In the file of that image, in bytes; nil if there is no such place.
+    /// Offset in that image's file, in bytes; nil if the range has none.
     public var hostOffset: Int64?
 
     public var isPresent: Bool { content != .unallocated }
@@ -18,7 +18,7 @@ public struct MapEntry: Sendable, Equatable {
         content == .data || content == .preallocated || content == .compressed
     }
 
-    /// Whether both say the same, and the second begins where the first ends, also in the file.
+    /// Whether both entries have the same properties and are adjacent on the disk and in the file.
     func isContinued(by next: MapEntry) -> Bool {
         guard depth == next.depth, isPresent == next.isPresent, isZero == next.isZero,
             isData == next.isData
@@ -31,29 +31,30 @@ public struct MapEntry: Sendable, Equatable {
     }
 }
 
-/// Walks over a guest disk, through the whole chain of its images, and tells what it finds.
+/// Walks over a guest disk through the whole chain of images and reports each range.
 ///
-/// One entry at a time is in memory, whatever the size of the image.
+/// Memory holds one entry at a time, whatever the size of the image.
 public struct ImageMap: Sendable {
     public let layers: [OpenedLayer]
 
-    /// - Parameter layers: from the image itself down; never empty.
+    /// - Parameter layers: the chain, beginning with the image itself; not empty.
     public init(_ layers: [OpenedLayer]) {
         precondition(!layers.isEmpty)
         self.layers = layers
     }
 
-    /// The file of each image, by depth, as qemu names it.
+    /// File names of the images in qemu's form, by depth.
     public var fileNames: [String] {
         layers.map { Storages.driver(for: $0.name).shownName($0.name) }
     }
 
-    /// Of the guest disk, in bytes.
+    /// Size of the guest disk in bytes.
     public var guestSize: Int64 { layers[0].image.guestSize }
 
-    /// Calls `body` for each stretch of the disk, the longest possible, front to back without gaps.
+    /// Calls `body` for each range of the disk, front to back without gaps, each as long as
+    /// possible.
     ///
-    /// - Parameter range: guest offsets in bytes; cut at the end of the disk.
+    /// - Parameter range: guest offsets in bytes; clipped to the end of the disk.
     /// - Throws: `ImageError` for damaged tables, what `body` throws, `CancellationError`.
     public func forEachEntry(
         in range: Range<Int64>, _ body: (MapEntry) throws -> Void
@@ -65,7 +66,7 @@ public struct ImageMap: Sendable {
         var count = 0
         while position < end {
             count += 1
-            // Asking is not free either, and runs come by the million.
+            // Runs come by the million, and each check for cancellation costs time.
             if count % 4096 == 0 { try Task.checkCancellation() }
             let next: MapEntry
             switch try chain.entry(at: position, limit: end) {
@@ -86,11 +87,11 @@ public struct ImageMap: Sendable {
         if let current { try body(current) }
     }
 
-    /// The images of one walk.
+    /// The images of one walk with their run readers.
     private final class Chain {
         enum Answer {
             case found(MapEntry)
-            /// The image at this depth has to load first.
+            /// The image at this depth has to load metadata first.
             case missing(depth: Int, limit: Int64)
         }
 
@@ -109,7 +110,7 @@ public struct ImageMap: Sendable {
                     return .missing(depth: depth, limit: limit)
                 }
                 let isLast = depth + 1 == images.count
-                // A backing file may be shorter than what lies on it: zeros follow.
+                // A backing file may be shorter than its overlay; zeros follow its end.
                 if run.content != .unallocated || isLast || offset >= images[depth + 1].size {
                     return .found(
                         MapEntry(

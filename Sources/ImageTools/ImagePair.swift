@@ -2,22 +2,22 @@ import DiskImage
 import ImageDrivers
 import ImageFormats
 
-/// Two guest disks side by side; behind the end of the shorter one it reads as zeros.
+/// Two guest disks side by side; the shorter one reads as zeros after its end.
 struct ImagePair: Sendable {
-    /// What there is to do with a range.
+    /// The work that a range needs.
     enum Step: Sendable, Equatable {
-        /// Both are known to be zeros.
+        /// Both disks are known to be zero.
         case nothing
         case readFirst
         case readSecond
         case readBoth
-        /// Strict mode: metadata alone tells a difference.
+        /// Strict mode: metadata alone shows a difference.
         case statusDiffers
     }
 
     let first: any ImageSource
     let second: any ImageSource
-    /// In bytes, as whole sectors.
+    /// Sizes in bytes, rounded up to whole sectors.
     let firstSize: Int64
     let secondSize: Int64
     private let statuses: (BlockStatusReader, BlockStatusReader)?
@@ -48,9 +48,9 @@ struct ImagePair: Sendable {
     var size: Int64 { first.virtualSize }
     var readGranularity: Int64 { max(first.readGranularity, second.readGranularity) }
 
-    /// What to do from `offset` on, and how far, `limit` at most.
+    /// The work to do from `offset` on, and the offset at which that ends: `limit` at most.
     ///
-    /// - Throws: `ImageError` where metadata cannot be read.
+    /// - Throws: `ImageError` if metadata cannot be read.
     func step(at offset: Int64, limit: Int64) async throws -> (end: Int64, step: Step) {
         if let statuses { return try await strictStep(statuses, at: offset, limit: limit) }
         let one = try await first.extent(at: offset, limit: limit)
@@ -82,7 +82,7 @@ struct ImagePair: Sendable {
         return (other.end, step)
     }
 
-    /// The same for disks that end within a sector: the rest of it is like what stands before.
+    /// Block status in whole sectors: the last, partial sector has the status of its first part.
     private static func status(
         _ reader: BlockStatusReader, at offset: Int64, limit: Int64
     ) async throws -> (end: Int64, status: BlockStatus) {

@@ -3,24 +3,24 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// One `resize`: gives an image another size, where it is.
+/// One `swimg resize`: changes the size of an image in place.
 public struct ImageResizing: Sendable {
     public enum Change: Sendable, Equatable {
-        /// To this size, in bytes.
+        /// The new size in bytes.
         case to(Int64)
-        /// By so many bytes; negative ones shrink.
+        /// The difference in bytes; negative values shrink.
         case by(Int64)
     }
 
     public var name: ImageName
-    /// nil looks at the first bytes.
+    /// nil detects the format from the first bytes.
     public var format: ImageFormat?
     public var change: Change
-    /// What lies beyond the new end may be lost (`--shrink`).
+    /// Allows a smaller size; data after the new end is lost (`--shrink`).
     public var shrinks = false
-    /// Of what is new.
+    /// Preallocation of the added part.
     public var preallocation = Preallocation.off
-    /// Told when the format was not given and the image has none that can be recognised.
+    /// Called if no format was given and none was recognised, so that raw is assumed.
     public var onGuessedRaw: (@Sendable () -> Void)?
 
     public init(_ name: ImageName, change: Change) {
@@ -28,11 +28,11 @@ public struct ImageResizing: Sendable {
         self.change = change
     }
 
-    /// The new size is smaller, and nobody said that this is meant.
+    /// The new size is smaller, and `shrinks` is false.
     public struct ShrinkNotAllowed: Error {}
 
-    /// - Throws: `ImageError`, `ShrinkNotAllowed` or `CancellationError`. An image that was being resized
-    ///   is valid in any case, and what it was unless its header has been written.
+    /// - Throws: `ImageError`, `ShrinkNotAllowed` or `CancellationError`. After an error the image
+    ///   is valid, and unchanged unless its header has been written.
     public func run() async throws {
         let driver = Storages.driver(for: name)
         guard driver.changesInPlace else {

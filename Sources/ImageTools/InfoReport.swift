@@ -2,9 +2,9 @@ import DiskImage
 import ImageDrivers
 import ImageFormats
 
-/// What `info` tells of an image, for people and for programs.
+/// The report of `swimg info` in a form for people and one for programs.
 ///
-/// Keys, words and their order are qemu-img's: programs read both forms.
+/// Keys, words and order are qemu-img's, because programs read both forms.
 public struct InfoReport: Sendable {
     private let facts: ImageFacts
 
@@ -70,7 +70,8 @@ public struct InfoReport: Sendable {
 extension InfoReport {
     // MARK: For people
 
-    /// Lines, each with a line break. Names come from strangers: control characters are replaced.
+    /// Lines, each ending with a line break. Names are untrusted, so control characters are
+    /// replaced.
     public var text: String {
         let size = details.virtualSize
         var lines = [
@@ -128,7 +129,8 @@ extension InfoReport {
             + TextLayout.padded(13, clock) + TextLayout.padded(11, count)
     }
 
-    /// Keys with spaces for the hyphens, lists by numbers, each level four spaces further in.
+    /// Prints keys with spaces instead of hyphens, list items by index, and each level indented by
+    /// four more spaces.
     private static func lines(_ members: [JSONValue.Member], indentation: String) -> [String] {
         members.flatMap { member in
             lines(

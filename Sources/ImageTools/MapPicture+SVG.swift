@@ -1,8 +1,8 @@
 import DiskImage
 
-// The picture as a file (https://www.w3.org/TR/SVG11/), which every browser shows.
+// The picture as an SVG file (https://www.w3.org/TR/SVG11/) for browsers.
 extension MapPicture {
-    /// Of a cell and of a line of text, in pixels.
+    /// Side of a cell in pixels, as are the other lengths.
     private static let cell = 8
     private static let rowHeight = 14
     private static let lineHeight = 18
@@ -42,7 +42,7 @@ extension MapPicture {
         return (lines + ["</svg>"]).joined(separator: "\n") + "\n"
     }
 
-    /// Neighbours that look the same are one rectangle.
+    /// Draws neighbouring cells with the same look as one rectangle.
     private func cells(_ row: Int, y: Int) -> [String] {
         let first = row * cellsPerRow
         let end = min(first + cellsPerRow, cellCount)
@@ -67,8 +67,8 @@ extension MapPicture {
             """
     }
 
-    /// A hue for each layer; what is compressed is darker. Chosen to differ also for people who do not
-    /// tell red from green (Okabe and Ito).
+    /// A hue for each layer, darker for compressed data. The palette by Okabe and Ito is also
+    /// distinguishable with red-green colour blindness.
     private func color(_ part: Part) -> String {
         let plain = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9"]
         let dark = ["#003f63", "#8f6300", "#005c43", "#85416a", "#2b7ba8"]

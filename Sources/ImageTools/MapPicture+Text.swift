@@ -1,11 +1,11 @@
 import DiskImage
 
-// The picture in a terminal.
+// The picture as text for a terminal.
 extension MapPicture {
     /// - Parameters:
-    ///   - isColored: with the terminal's colours: one for each image of the chain. Without them what
-    ///     comes from a backing file is shown by its number.
-    ///   - isUnicode: with block elements; otherwise with letters.
+    ///   - isColored: use one terminal colour for each image of the chain. Without colours, a digit
+    ///     marks data from backing files.
+    ///   - isUnicode: use block elements instead of letters.
     public func text(isColored: Bool, isUnicode: Bool) -> String {
         let brush = Brush(isColored: isColored, isUnicode: isUnicode)
         var lines = [title]
@@ -31,12 +31,12 @@ extension MapPicture {
         let isColored: Bool
         let isUnicode: Bool
 
-        /// By layer, as far as a terminal has colours that can be told apart.
+        /// Terminal colours by layer, as many as can be told apart.
         private static let colors = [32, 33, 36, 35, 34, 31, 92, 93, 96, 95]
         private static let gray = 90
         private static let blocks: [Character] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"]
 
-        /// Cells side by side; the colour is changed only where it has to be.
+        /// A row of cells; escape sequences only where the colour changes.
         func row(_ looks: [Look]) -> String {
             var result = ""
             var current: Int?

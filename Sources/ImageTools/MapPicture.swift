@@ -1,11 +1,11 @@
 import DiskImage
 import ImageFormats
 
-/// A guest disk as a field of cells, each a part of it, for people to look at.
+/// A guest disk as a grid of cells, each a part of the disk, for people to look at.
 ///
-/// Memory is for the cells, whatever the number of entries.
+/// Memory depends on the number of cells, not on the number of entries.
 public struct MapPicture: Sendable {
-    /// What a cell can show.
+    /// The kinds of content that a cell can show.
     enum Kind: Int, CaseIterable, Sendable {
         case data, compressed, preallocated, zero, hole
 
@@ -19,7 +19,7 @@ public struct MapPicture: Sendable {
             }
         }
 
-        /// Whether it comes from one of the images, which is worth showing.
+        /// Whether the picture shows which image of the chain holds this kind.
         var hasLayer: Bool { self == .data || self == .compressed }
 
         var name: String {
@@ -33,12 +33,12 @@ public struct MapPicture: Sendable {
         }
     }
 
-    /// A kind and, where it counts, an image of the chain.
+    /// A kind and, if the kind has layers, an image of the chain.
     struct Part: Hashable, Sendable {
         var kind: Kind
         var layer: Int
 
-        /// Deeper chains show all that is below as one.
+        /// Number of layers shown; deeper ones count as the last.
         static let layerCount = 10
         static let count = Kind.allCases.count * layerCount
 
@@ -59,14 +59,15 @@ public struct MapPicture: Sendable {
         var extents = 0
     }
 
-    /// How the data lies in the files.
+    /// The order of the data in the files.
     struct HostOrder: Sendable {
-        /// Runs of data without a gap, on the disk and in the file.
+        /// Number of runs that are contiguous on the disk and in the file.
         var pieces = 0
         var bytes: Int64 = 0
-        /// Pieces that lie before the one they follow on the disk.
+        /// Number of pieces whose host offset is below the end of the previous piece in guest
+        /// order.
         var stepsBack = 0
-        /// Where the last piece of each image ended.
+        /// The end of the last piece in each image's file, in bytes, by depth.
         var ends: [Int: Int64] = [:]
     }
 
@@ -76,21 +77,21 @@ public struct MapPicture: Sendable {
     let range: Range<Int64>
     let layers: [String]
     let cellsPerRow: Int
-    /// In bytes, a power of two.
+    /// Size of a cell in bytes, a power of two.
     let cellSize: Int64
     private(set) var sums = [Sum](repeating: Sum(), count: Part.count)
     private(set) var order = HostOrder()
-    /// Bytes by cell and part.
+    /// Number of bytes for each cell and part.
     private var cells: [Int64]
 
     /// - Parameters:
     ///   - range: the part of the disk to show, guest offsets in bytes.
     ///   - layers: names of the images of the chain, by depth.
-    ///   - columns: how many characters there are in a line.
+    ///   - columns: the width of a line in characters.
     public init(_ range: Range<Int64>, layers: [String], columns: Int) {
         self.range = range
         self.layers = layers
-        // Powers of two make round offsets at the start of each row.
+        // A power of two makes each row start at a round offset.
         var perRow = 8
         while perRow * 2 < min(columns, 512) - Self.labelWidth { perRow *= 2 }
         cellsPerRow = perRow
@@ -128,14 +129,15 @@ public struct MapPicture: Sendable {
         order.ends[entry.depth] = hostOffset + Int64(entry.range.count)
     }
 
-    /// What is shown of a cell.
+    /// The appearance of a cell.
     struct Look: Hashable, Sendable {
         var part: Part
-        /// How much of the cell it fills, in eighths: 1 to 8.
+        /// The share of the cell that stored data fills, in eighths: 1 to 8.
         var level = 8
     }
 
-    /// Data shows wherever there is some; otherwise what there is most of.
+    /// The appearance of a cell: the most frequent stored part if the cell stores any data,
+    /// otherwise the most frequent part.
     func look(_ cell: Int) -> Look {
         func bytes(_ part: Part) -> Int64 { cells[cell * Part.count + part.index] }
         let stored = Part.all.filter { $0.kind.hasLayer }
@@ -147,14 +149,14 @@ public struct MapPicture: Sendable {
         return Look(part: part, level: Int(max(1, storedBytes / max(1, size.dividedUp(by: 8)))))
     }
 
-    // MARK: Words that both forms use
+    // MARK: Text in both forms
 
     var title: String {
         "\(layers[0]): \(TextLayout.size(UInt64(range.count))), "
             + "a cell is \(TextLayout.size(UInt64(cellSize)))"
     }
 
-    /// The parts that there are, with their names and sums.
+    /// The parts that occur, with their names and sums.
     var legend: [(part: Part, text: String)] {
         Part.all.filter { sums[$0.index].extents > 0 }.map { part in
             let sum = sums[part.index]
@@ -180,7 +182,7 @@ public struct MapPicture: Sendable {
         return "  \(layers[part.layer])" + (isSeveral ? " and below" : "")
     }
 
-    /// One line on how the data lies in the files.
+    /// One line about the fragmentation of the files.
     var orderText: String {
         guard order.pieces > 0 else { return "No data lies in the files as it is." }
         let average = TextLayout.size(UInt64(order.bytes / Int64(order.pieces)))

@@ -1,14 +1,14 @@
 import DiskImage
 import ImageFormats
 
-/// Writes the entries of a map as text, as qemu-img lays it out.
+/// Writes the entries of a map as text in qemu-img's layout.
 ///
-/// Text is gathered into large pieces: a map can have millions of lines.
+/// Text is collected in large pieces, because a map can have millions of lines.
 public struct MapPrinter {
     public enum Form: Sendable {
-        /// A table of what lies in files, for people.
+        /// A table for people, of the ranges that lie in files.
         case table
-        /// One object a line, in an array.
+        /// A JSON array with one object per line.
         case json
     }
 
@@ -21,8 +21,8 @@ public struct MapPrinter {
     private var isFirst = true
 
     /// - Parameters:
-    ///   - fileNames: of the images of the chain, by depth.
-    ///   - write: takes text in UTF-8.
+    ///   - fileNames: names of the images of the chain, by depth.
+    ///   - write: called with UTF-8 text.
     public init(_ form: Form, fileNames: [String], write: @escaping ([UInt8]) -> Void) {
         self.form = form
         self.fileNames = fileNames.map { Array($0.withoutControlCharacters.utf8) }
@@ -34,14 +34,14 @@ public struct MapPrinter {
         }
     }
 
-    /// - Throws: `ImageError` for what the table has no way to show.
+    /// - Throws: `ImageError` for an entry that the table cannot show.
     public mutating func add(_ entry: MapEntry) throws(ImageError) {
         switch form {
         case .json: addObject(entry)
         case .table:
             guard entry.isData, !entry.isZero else { return }
             guard let hostOffset = entry.hostOffset else {
-                // qemu-img's words: callers look for them.
+                // The first words are qemu-img's, because callers search for them.
                 throw .invalid(
                     "File contains external, encrypted or compressed clusters: --output=json shows "
                         + "them")
@@ -55,9 +55,10 @@ public struct MapPrinter {
         if piece.count >= Self.pieceSize { flush() }
     }
 
-    /// Writes what is still to be written.
+    /// Writes the remaining text.
     ///
-    /// - Parameter isWhole: false after an error: then the text ends where it is, as qemu-img's does.
+    /// - Parameter isWhole: false after an error; the text then ends without its closing bracket,
+    ///   as qemu-img's does.
     public mutating func finish(isWhole: Bool = true) {
         if form == .json, isWhole { append("]\n") }
         flush()
@@ -85,7 +86,7 @@ public struct MapPrinter {
         append("}")
     }
 
-    /// An object for a map without entries: qemu-img prints one of length 0.
+    /// Prints an object of length 0 for a map without entries, as qemu-img does.
     public mutating func addNothing(at offset: Int64) {
         guard form == .json else { return }
         append("{ \"start\": ")
@@ -98,7 +99,7 @@ public struct MapPrinter {
         text.withUTF8Buffer { piece.append(contentsOf: $0) }
     }
 
-    /// Digits by hand: formatting is most of the work of a long map.
+    /// Formats digits by hand, because formatting is most of the work for a long map.
     ///
     /// - Parameter number: not negative.
     private mutating func append(_ number: Int64) {
@@ -115,7 +116,7 @@ public struct MapPrinter {
         }
     }
 
-    /// Hexadecimal, in 16 columns: zero has no prefix there.
+    /// Appends a hexadecimal number padded to 16 columns; zero has no 0x prefix, as in qemu-img.
     private mutating func appendColumn(_ number: Int64) {
         let text = (number == 0 ? "" : "0x") + String(number, radix: 16)
         piece.append(contentsOf: text.utf8)

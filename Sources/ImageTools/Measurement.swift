@@ -3,15 +3,15 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// One `swimg measure`: how much space an image would take.
+/// One `swimg measure`: calculates how much space an image would take.
 ///
-/// The numbers are qemu-img's: a conversion stores no more than `required`, and often less, for it leaves out the zeros
-/// that only reading the data finds, and tables of what it does not store.
+/// The numbers are qemu-img's. A conversion stores at most `required` bytes, and often fewer: it
+/// omits zeros that only reading the data finds, and the tables for them.
 public struct Measurement: Sendable {
     public enum Disk: Sendable {
-        /// A disk of this size in bytes, with nothing in it.
+        /// An empty disk of this size in bytes.
         case empty(Int64)
-        /// An image; a nil format is found out.
+        /// An image; a nil format is detected.
         case image(ImageName, ImageFormat?)
     }
 
@@ -19,7 +19,7 @@ public struct Measurement: Sendable {
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
     public var access = StorageAccess()
-    /// The image as it was when this internal snapshot was taken (`-l`).
+    /// Measures the disk as this internal snapshot recorded it (`-l`).
     public var snapshot: SnapshotName?
 
     public init(_ disk: Disk) { self.disk = disk }
@@ -46,7 +46,7 @@ public struct Measurement: Sendable {
         }
     }
 
-    /// How much of a disk is data, in whole clusters of the target, in bytes.
+    /// The data of a disk in bytes, rounded to whole clusters of the target.
     private static func allocatedData(
         _ image: OpenedImage, _ clusterSize: Int64
     ) async throws -> Int64 {

@@ -1,13 +1,11 @@
 import Glibc
 
-/// Text as C's printf lays it out: callers parse it, so every digit has to be where it always was.
+/// Text in the layout of C's printf, digit for digit, because callers parse it.
 enum TextLayout {
-    /// Three significant digits and a unit: `1.46 GiB`.
-    ///
-    /// - Parameter bytes: taken as without a sign.
+    /// A size with three significant digits and a unit: `1.46 GiB`.
     static func size(_ bytes: UInt64) -> String {
         let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]
-        // From 1000 on the next unit is used, so that there never are four digits.
+        // Values of 1000 and more use the next unit, so a size never has four digits.
         var exponent: Int32 = 0
         _ = Glibc.frexp(Double(bytes) / (1000.0 / 1024.0), &exponent)
         let index = max(0, Int(exponent) - 1) / 10
@@ -17,7 +15,7 @@ enum TextLayout {
 
     static func format(_ format: String, _ values: any CVarArg...) -> String {
         withVaList(values) { list in
-            // Enough for every number; what people chose is put in by `padded`.
+            // Enough for any number; text of arbitrary length goes through `padded`.
             withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { buffer in
                 let length = Int(vsnprintf(buffer.baseAddress, buffer.count, format, list))
                 return String(
@@ -27,17 +25,17 @@ enum TextLayout {
         }
     }
 
-    /// Filled up with spaces behind it, in bytes as printf counts.
+    /// Text padded with spaces at its end; the width is in bytes, as in printf.
     static func padded(_ text: String, to width: Int) -> String {
         text + String(repeating: " ", count: max(0, width - text.utf8.count))
     }
 
-    /// Filled up with spaces before it.
+    /// Text padded with spaces at its start.
     static func padded(_ width: Int, _ text: String) -> String {
         String(repeating: " ", count: max(0, width - text.utf8.count)) + text
     }
 
-    /// A point in time where the caller lives: `2026-11-22 00:10:38`.
+    /// A time in the local time zone: `2026-11-22 00:10:38`.
     static func localTime(_ seconds: UInt32) -> String {
         var time = time_t(seconds)
         var parts = tm()

@@ -1,8 +1,8 @@
 import DiskImage
 
 extension NBDAddress {
-    /// How qemu writes the name of an export, whatever form it was given in: without %XX, and a unix
-    /// socket without what else the URI says. Other names stay as they are.
+    /// qemu's form of the name of an export, whatever form it was given in: without %XX, and for a
+    /// unix socket with no other parameter. Other names stay as they are.
     public static func qemuName(_ name: ImageName) -> String {
         guard let address = try? NBDAddress(name) else { return name.description }
         let uri = address.uri
@@ -29,7 +29,7 @@ extension NBDAddress {
             + unescaped(socket).text
     }
 
-    /// %XX back to what it stands for (RFC 3986, section 2.1).
+    /// Decodes %XX (RFC 3986, section 2.1).
     static func unescaped(_ text: Substring) -> [UInt8] {
         var bytes: [UInt8] = []
         var rest = text.utf8

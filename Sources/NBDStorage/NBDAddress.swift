@@ -1,26 +1,26 @@
 import DiskImage
 
-/// The name of an export: an NBD URI, or one of qemu's older forms of it.
+/// The name of an export: an NBD URI, or one of qemu's older forms.
 ///
 /// - `nbd://host[:port]/export` (to qemu also `nbd+tcp://…`), `nbds://…`,
 ///   `nbd+unix:///export?socket=path`, `nbds+unix://…`
 ///   (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md)
 /// - `nbd:host:port[:exportname=export]`, `nbd:unix:path[:exportname=export]`
 public struct NBDAddress: Sendable, Equatable {
-    /// In the URI form, which is ASCII.
+    /// The name in the URI form, which is ASCII.
     public let uri: String
-    /// As it was given, for messages.
+    /// The name as it was given, for messages.
     public let name: String
 
     private static let schemes = ["nbd", tcpScheme, "nbd+unix"] + secureSchemes
     private static let secureSchemes = ["nbds", "nbds+unix"]
-    /// qemu's other word for `nbd`, which the library does not know.
+    /// qemu's other scheme for `nbd`, which libnbd does not know.
     private static let tcpScheme = "nbd+tcp"
     private static let olderPrefix = Array("nbd:".utf8)
 
-    /// nil if the name is no NBD name at all.
+    /// Parses a name; nil if it is not an NBD name.
     ///
-    /// - Throws: for one that begins like an NBD name and cannot be understood.
+    /// - Throws: `ImageError` for a name that begins like an NBD name and cannot be parsed.
     public init?(_ name: ImageName) throws(ImageError) {
         guard Self.isNBD(name) else { return nil }
         self.name = name.description
@@ -37,8 +37,8 @@ public struct NBDAddress: Sendable, Equatable {
     /// Whether the connection is encrypted.
     var isSecure: Bool { Self.secureSchemes.contains { uri.hasPrefix("\($0):") } }
 
-    /// The value of a parameter of the URI (`?name=value&…`), the last one as in the library; nil
-    /// if there is none.
+    /// The value of a parameter in the URI (`?name=value&…`), the last one as in libnbd; nil if
+    /// there is none.
     func parameter(_ name: String) -> [UInt8]? {
         guard let mark = uri.firstIndex(of: "?") else { return nil }
         let query = uri[mark...].dropFirst().prefix { $0 != "#" }
@@ -52,12 +52,12 @@ public struct NBDAddress: Sendable, Equatable {
         self.name = name
     }
 
-    /// Whether a name means an export, well-formed or not.
+    /// Whether a name means an NBD export, well-formed or not.
     public static func isNBD(_ name: ImageName) -> Bool {
         name.bytes.starts(with: olderPrefix) || isURI(name)
     }
 
-    /// Whether a name means an export without encryption.
+    /// Whether a name means an NBD export without encryption.
     public static func isPlain(_ name: ImageName) -> Bool {
         isNBD(name) && name.protocolName.map(secureSchemes.contains) != true
     }
@@ -91,7 +91,7 @@ public struct NBDAddress: Sendable, Equatable {
         "nbd+unix:///\(escaped(export))?socket=\(escaped(socket))"
     }
 
-    /// The bytes with everything but unreserved characters written as %XX (RFC 3986, section 2).
+    /// The bytes with %XX for all but unreserved characters and slashes (RFC 3986, section 2).
     public static func escaped(_ bytes: some Collection<UInt8>) -> String {
         escaped(bytes) { byte in
             switch byte {
@@ -104,7 +104,7 @@ public struct NBDAddress: Sendable, Equatable {
         }
     }
 
-    /// A URI as it was typed, with %XX for what no URI holds.
+    /// A URI as it was typed, with %XX for bytes that are not ASCII.
     private static func escapedURI(_ bytes: some Collection<UInt8>) -> String {
         escaped(bytes) { $0 < 0x80 }
     }

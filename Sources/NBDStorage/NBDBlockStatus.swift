@@ -1,15 +1,15 @@
 import DiskImage
 
-/// What a server said about a range, without gaps.
+/// The answer of a server about a range, without gaps.
 struct NBDBlockStatus: Sendable {
     private let extents: [Extent]
 
-    /// - Parameter extents: each begins where the one before it ends.
+    /// - Parameter extents: each begins where the previous one ends.
     init(_ extents: [Extent] = []) { self.extents = extents }
 
-    /// What it says from an offset on, with neighbours of a kind joined; nil if that is nothing.
+    /// The extent at an offset, joined with equal neighbours; nil if the answer has none there.
     func extent(at offset: Int64, limit: Int64) -> Extent? {
-        // Sorted: the first that ends behind the offset.
+        // The extents are sorted: finds the first that ends behind the offset.
         var low = 0
         var high = extents.count
         while low < high {
@@ -32,13 +32,14 @@ struct NBDBlockStatus: Sendable {
     }
 }
 
-/// The last answer about block status, as long as it holds: the pipeline asks for neighbours.
+/// The last answer about block status while it is valid, because a pipeline asks for neighbours.
 struct NBDKnownStatus: Sendable {
     private(set) var known = NBDBlockStatus()
-    /// How often the export has been changed.
+    /// Number of changes to the export.
     private(set) var changes = 0
 
-    /// - Parameter changes: before the server was asked. Its answer may be older than a change since then.
+    /// - Parameter changes: number before the server was asked. A later change makes the answer
+    ///   invalid.
     mutating func note(_ answer: NBDBlockStatus, asOf changes: Int) {
         guard changes == self.changes else { return }
         known = answer

@@ -4,54 +4,53 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// One connection to a server, with many requests in flight and no thread that waits in a system
-/// call for them but that of the loop that it belongs to.
+/// One connection to a server, with many requests in flight. Only the thread of its loop waits for
+/// them in a system call.
 ///
-/// A request is sent by the thread that has it, and the task that waited for an answer goes on in
-/// the thread that received it: between two servers on this machine waking threads would take
-/// longer than all else.
+/// The thread that has a request sends it, and the waiting task goes on in the thread that received
+/// the answer: between two servers on this machine, waking threads would take longer than all else.
 ///
-/// `NBDConnectionState` says what happens to the connection; this is the shell around it. A lost
-/// connection is an error unless the user allowed to make it anew (`NBDOptions.reconnectTime`).
-/// Then the requests that were in flight are sent once more. A write says what a range is to hold
-/// and no two of them overlap, so it can be repeated; a trim does not say that, so it fails. What
-/// was acknowledged before is the concern of `NBDStorage.change`.
+/// `NBDConnectionState` decides what happens to the connection; this class carries it out. A lost
+/// connection is an error unless the user allowed reconnecting (`NBDOptions.reconnectTime`). Then
+/// the requests in flight are sent once more. A write can be repeated, because it says what a range
+/// is to hold and no two writes overlap; a trim does not say that, so it fails. Writes that were
+/// acknowledged before the loss are repeated by `NBDStorage.change`.
 final class NBDConnection: @unchecked Sendable {
     private let loop: NBDLoop
     let facts: NBDHandle.Facts
-    /// The server is on this machine.
+    /// Whether the server is on this machine.
     let isServerLocal: Bool
-    /// How many requests may be in flight.
+    /// Largest number of requests in flight.
     let limit: Int
-    /// The number of requests in flight that is enough before another connection is made.
+    /// Number of requests in flight up to which no other connection is made.
     let comfort: Int
-    /// How many have been submitted and not been answered.
+    /// Number of requests that have been submitted and not answered.
     let load = Atomic<Int>(0)
-    /// The connection is there, or was asked for.
+    /// Whether the connection exists, or was asked for.
     private let isUsed: Atomic<Bool>
-    /// The number of times that the connection was made anew.
+    /// Number of times that the connection was made anew.
     let renewals = Atomic<Int>(0)
     private let address: NBDAddress
     private let timeout: Int?
     private let mailbox = NBDMailbox()
-    /// The loop is to look at this connection.
+    /// Whether the loop has to look at this connection.
     private let isCalled = Atomic<Bool>(false)
-    /// Held by whoever uses the connection, mostly the loop.
+    /// Held by the thread that uses the connection, mostly the loop's.
     private let access = Mutex(())
     // Guarded by `access`:
     private var state: NBDConnectionState
     private let inbox = NBDInbox()
-    /// nil unless the connection stands.
+    /// nil unless the connection is open.
     private var handle: NBDHandle?
     private var waiting: [NBDRequest] = []
     private var flying: [NBDRequest] = []
     private var answers: [NBDAnswer] = []
     private var lastAnswer = ContinuousClock.now
 
-    /// Of the loop's thread: nothing more will come.
+    /// Whether nothing more will come. Only the loop's thread uses it.
     private(set) var hasEnded = false
 
-    /// Connects. The connection has to be closed when it is not needed any more.
+    /// Connects. The connection has to be closed when it is no longer needed.
     convenience init(_ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop) throws(ImageError)
     {
         let handle = try NBDHandle(
@@ -61,9 +60,9 @@ final class NBDConnection: @unchecked Sendable {
             isServerLocal: handle.isServerLocal, handle: handle)
     }
 
-    /// Another connection to an export, which is made when the first request needs it.
+    /// Prepares another connection to an export, which is made when the first request needs it.
     ///
-    /// - Parameter first: one that stands, and says what the export is.
+    /// - Parameter first: an open connection, which has the facts about the export.
     convenience init(
         _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, besides first: NBDConnection
     ) {
@@ -90,8 +89,8 @@ final class NBDConnection: @unchecked Sendable {
         loop.add(self)
     }
 
-    /// Hands a request over, to be answered through its transfer. It is sent at once if nobody else is busy with
-    /// the connection; who is looks for it afterwards.
+    /// Hands a request over, to be answered through its transfer. The request is sent at once
+    /// unless another thread uses the connection; that thread finds the request afterwards.
     func submit(_ request: NBDRequest) {
         load.add(1, ordering: .relaxed)
         if !isOpened { isUsed.store(true, ordering: .relaxed) }
@@ -109,7 +108,7 @@ final class NBDConnection: @unchecked Sendable {
                 waiting += mailbox.take().requests
                 beginWaiting()
                 deliver()
-                // What did not fit into the socket is for the thread that waits for it.
+                // The loop's thread sends what did not fit into the socket.
                 let isUndone = !waiting.isEmpty && flying.count < limit
                 if handle.isOver || handle.wantsToWrite || isUndone { call() }
                 return takeAnswers()
@@ -119,14 +118,14 @@ final class NBDConnection: @unchecked Sendable {
         }
     }
 
-    /// Gives up everything that is in flight; the connection is of no use afterwards.
+    /// Gives up all that is in flight; the connection is of no use afterwards.
     func abort() {
         mailbox.abort()
         call()
     }
 
-    /// Says goodbye as soon as nothing is in flight: at once, if no other thread is busy with the
-    /// connection: a server that is waited for next wants to hear it.
+    /// Says goodbye as soon as nothing is in flight. That is at once if no other thread uses the
+    /// connection, because a server that is waited for next has to get the goodbye.
     func close() {
         mailbox.close()
         access.withLockIfAvailable { _ in closeIfIdle() }
@@ -145,20 +144,20 @@ final class NBDConnection: @unchecked Sendable {
 
     func takeCall() -> Bool { isCalled.exchange(false, ordering: .sequentiallyConsistent) }
 
-    /// Nobody has left a request since the connection was last advanced.
+    /// Whether no request was left since the connection was last advanced.
     var isIdle: Bool { mailbox.isEmpty }
 
-    /// It has to be advanced now and then, to find that the server is silent.
+    /// Whether the connection has to be advanced now and then, to notice a silent server.
     var isTimed: Bool { timeout != nil }
 
-    /// Does what there is to do without waiting for the server.
+    /// Does all that can be done without waiting for the server.
     ///
-    /// - Parameter events: what `poll` found.
-    /// - Returns: what to wait for, and whom to tell.
+    /// - Parameter events: events that `poll` found.
+    /// - Returns: the events to wait for, and the answers to give.
     func advance(after events: Int16) -> (wish: pollfd, answers: [NBDAnswer]) {
         access.withLock { _ in
             if events != 0 {
-                // A long answer comes in parts: each is a sign of life.
+                // A long answer comes in parts, each of which shows that the server is alive.
                 lastAnswer = .now
                 handle?.notify(events)
             }
@@ -171,7 +170,7 @@ final class NBDConnection: @unchecked Sendable {
             if !waiting.isEmpty { perform(state.needed(at: .now)) }
             if mail.isClosed { closeIfIdle() }
             hasEnded = state.phase == .ended
-            // It ended while requests were sent: nothing would wake the loop for it.
+            // The connection ended while requests were sent; nothing else would wake the loop.
             if let handle, handle.isOver { call() }
             return (handle?.wish ?? NBDHandle.noWish, takeAnswers())
         }
@@ -211,7 +210,8 @@ final class NBDConnection: @unchecked Sendable {
             request.result = nil
             request.extents = []
             guard let handle, handle.begin(request) else {
-                // A connection that is over tells here first; anything else is the request's fault.
+                // A connection that has ended keeps the request; other refusals are the request's
+                // fault.
                 guard let handle, !handle.isOver else { break }
                 answer(request, handle.refusal(of: request))
                 begun += 1
@@ -224,12 +224,12 @@ final class NBDConnection: @unchecked Sendable {
         waiting.removeFirst(begun)
     }
 
-    /// Notes what has been answered.
+    /// Takes the answers that have come.
     private func deliver() {
         guard !inbox.finished.isEmpty else { return }
         let finished = inbox.finished
         inbox.finished = []
-        // What a dying connection leaves behind is asked for again.
+        // Requests that failed because the connection ended are sent again.
         let isOver = handle?.isOver ?? true
         for request in finished {
             guard let result = request.result else { continue }
@@ -252,8 +252,7 @@ final class NBDConnection: @unchecked Sendable {
         answers.append(NBDAnswer(transfer: request.transfer, error: error))
     }
 
-    /// Finds out whether the connection has broken: what was in flight has to be sent again, or
-    /// fails.
+    /// Handles a broken connection: the requests in flight have to be sent again, or fail.
     private func noteLoss() {
         guard let loss = handle?.loss else { return }
         handle = nil
@@ -271,7 +270,7 @@ final class NBDConnection: @unchecked Sendable {
         flying = []
         waiting = []
         inbox.finished = []
-        // Before anybody takes back the memory that requests read into.
+        // Closes the connection before tasks take back the memory that requests read into.
         handle = nil
         load.subtract(lost.count, ordering: .relaxed)
         answers += lost.map { NBDAnswer(transfer: $0.transfer, error: error) }
@@ -289,7 +288,7 @@ final class NBDConnection: @unchecked Sendable {
 
     // MARK: Connecting anew
 
-    /// Connects on a thread of its own: the loop's other connections go on meanwhile.
+    /// Connects on a separate thread, so that the loop's other connections go on meanwhile.
     private func beginConnecting(after pause: Int) {
         let status = startThread { [self] in
             for _ in 0..<pause / 50 where !mailbox.isAborted { usleep(50_000) }
@@ -309,7 +308,7 @@ final class NBDConnection: @unchecked Sendable {
     private func finishConnecting(_ result: Result<NBDHandle, ImageError>) {
         switch result {
         case .success(let new) where new.facts == facts:
-            // Aborted meanwhile, the new connection ends here.
+            // If the state was aborted meanwhile, the new connection ends here.
             guard state.phase == .connecting else { return }
             handle = new
             if state.wasOpen { renewals.add(1, ordering: .sequentiallyConsistent) }
@@ -327,7 +326,7 @@ final class NBDConnection: @unchecked Sendable {
     }
 }
 
-/// How a request ended, to be told once nothing is locked.
+/// The end of a request, which is told once nothing is locked.
 struct NBDAnswer {
     let transfer: NBDTransfer?
     let error: (any Error)?

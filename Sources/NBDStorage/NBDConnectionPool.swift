@@ -2,17 +2,17 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// The connections to one export: one at once, others as requests need them.
+/// The connections to one export: one is made at once, others when requests need them.
 final class NBDConnectionPool: Sendable {
     let facts: NBDHandle.Facts
-    /// The server is on this machine.
+    /// Whether the server is on this machine.
     let isServerLocal: Bool
     private let connections: [NBDConnection]
     private let turn = Atomic<Int>(0)
 
-    /// Connects, and has as many more connections as the options say and the server allows.
+    /// Makes one connection, and prepares as many more as the options say and the server allows.
     ///
-    /// - Throws: `ImageError` if that fails, or the export is to be written and may only be read.
+    /// - Throws: `ImageError` if that fails, or if the export is to be written and is read-only.
     init(_ address: NBDAddress, _ options: NBDOptions, forWriting: Bool) throws(ImageError) {
         let first = try NBDConnection(address, options, loop: try NBDLoop.numbered(0))
         var all = [first]
@@ -39,8 +39,8 @@ final class NBDConnectionPool: Sendable {
 
     var count: Int { connections.count }
 
-    /// Hands a request to a connection that has room for it; to one that has to be made first only
-    /// if the others are full.
+    /// Hands a request to a connection that has room for it; one that has to be made first is used
+    /// only if the others are full.
     func submit(_ request: NBDRequest) {
         let start = turn.wrappingAdd(1, ordering: .relaxed).oldValue
         var best = connections[start % count]
@@ -58,7 +58,7 @@ final class NBDConnectionPool: Sendable {
         best.submit(request)
     }
 
-    /// The number of times that connections were made anew, all together.
+    /// Number of times that lost connections were made anew, over all connections.
     var renewals: Int {
         connections.reduce(0) { $0 + $1.renewals.load(ordering: .sequentiallyConsistent) }
     }
@@ -66,6 +66,6 @@ final class NBDConnectionPool: Sendable {
     /// The connections that a request has needed so far.
     var opened: [NBDConnection] { connections.filter(\.isOpened) }
 
-    /// Gives up everything that is in flight.
+    /// Gives up all requests in flight.
     func abort() { for connection in connections { connection.abort() } }
 }

@@ -1,6 +1,6 @@
 import DiskImage
 
-/// The life of a connection to a server.
+/// The state of a connection to a server.
 ///
 ///     unopened ── needed ──▶ connecting ── connected ──▶ open ── close ──▶ draining
 ///                              │    ▲                     │                  │ idle
@@ -10,21 +10,21 @@ import DiskImage
 ///                              ▲        needed, may not   │                  ▼
 ///                              └──────────────────────────┘                ended
 ///
-/// Pure: it is told what happened and answers with what has to be done. A connection whose goodbye
-/// is being said is never made anew, whatever is heard of it then.
+/// Pure: it is told what happened, and answers with what has to be done. A connection whose goodbye
+/// is being sent is never made anew, whatever happens then.
 struct NBDConnectionState {
     enum Phase: Equatable {
-        /// No request has needed the connection so far.
+        /// No request has needed the connection yet.
         case unopened
         /// Requests are sent and answered.
         case open
-        /// No more requests will come, and the last ones have not been answered.
+        /// No more requests will come; the last ones are not answered yet.
         case draining
-        /// The goodbye is being said.
+        /// The goodbye (NBD_CMD_DISC) is being sent.
         case closing
-        /// The server is gone, for this reason, and no request needs it so far.
+        /// The server is gone, for this reason, and no request has needed it since.
         case lost(ImageError)
-        /// The connection is being made, or made anew, for the requests that wait.
+        /// The connection is being made, or made anew, for the waiting requests.
         case connecting
         /// Every request ends with this error.
         case failed(ImageError)
@@ -32,10 +32,10 @@ struct NBDConnectionState {
         case ended
     }
 
-    /// An answer: the work for the holder of the connection.
+    /// The work that an event causes for the holder of the connection.
     enum Action: Equatable {
         case nothing
-        /// Send the requests that wait.
+        /// Send the waiting requests.
         case send
         /// Connect after a pause in milliseconds, and report `connected` or `refused`.
         case connect(after: Int)
@@ -48,18 +48,18 @@ struct NBDConnectionState {
     }
 
     private(set) var phase: Phase
-    /// The connection has stood at some time.
+    /// Whether the connection has been open at some time.
     private(set) var wasOpen: Bool
-    /// No more requests will come.
+    /// Whether no more requests will come.
     private(set) var isClosed = false
-    /// The time that a lost connection may stay away, in seconds; nil makes none anew.
+    /// Time in seconds that a lost connection may stay away; nil never makes it anew.
     private let reconnectTime: Int?
-    /// When the connection was lost for the first time since the last answer.
+    /// Time of the first loss since the last answer.
     private var lostSince: ContinuousClock.Instant?
-    /// The number of attempts since then.
+    /// Number of attempts since `lostSince`.
     private var vainAttempts = 0
 
-    /// The longest pause between two attempts, in milliseconds.
+    /// Longest pause between two attempts, in milliseconds.
     private static let longestPause = 1000
 
     init(isOpen: Bool, reconnectTime: Int?) {
@@ -68,7 +68,7 @@ struct NBDConnectionState {
         self.reconnectTime = reconnectTime
     }
 
-    /// Requests wait to be sent.
+    /// Notes that requests wait to be sent.
     mutating func needed(at now: ContinuousClock.Instant) -> Action {
         switch phase {
         case .open, .draining: return .send
@@ -82,11 +82,11 @@ struct NBDConnectionState {
         }
     }
 
-    /// The server is gone.
+    /// Notes that the server is gone.
     ///
     /// - Parameters:
-    ///   - isBusy: requests have not been answered.
-    ///   - isFinal: to connect again would be of no use: the server breaks the protocol.
+    ///   - isBusy: whether requests have not been answered.
+    ///   - isFinal: whether connecting again is useless, because the server breaks the protocol.
     mutating func broken(
         _ cause: ImageError, isBusy: Bool, isFinal: Bool = false, at now: ContinuousClock.Instant
     ) -> Action {
@@ -103,13 +103,13 @@ struct NBDConnectionState {
         }
     }
 
-    /// A request was answered: what comes next is a loss of its own.
+    /// Notes that a request was answered, so that the next loss is a new one.
     mutating func answered() {
         lostSince = nil
         vainAttempts = 0
     }
 
-    /// The connection stands.
+    /// Notes that the connection is open.
     mutating func connected() -> Action {
         guard phase == .connecting else { return .nothing }
         phase = isClosed ? .draining : .open
@@ -117,9 +117,9 @@ struct NBDConnectionState {
         return .send
     }
 
-    /// An attempt to connect failed.
+    /// Notes that an attempt to connect failed.
     ///
-    /// - Parameter isFinal: another one would be of no use: the export is not the same any more.
+    /// - Parameter isFinal: whether another attempt is useless, because the export has changed.
     mutating func refused(
         _ cause: ImageError, isFinal: Bool = false, at now: ContinuousClock.Instant
     ) -> Action {
@@ -127,7 +127,7 @@ struct NBDConnectionState {
         return isFinal ? fail(cause) : reconnect(cause, at: now)
     }
 
-    /// No more requests will come.
+    /// Notes that no more requests will come.
     mutating func close(isIdle: Bool) -> Action {
         isClosed = true
         switch phase {
@@ -141,16 +141,16 @@ struct NBDConnectionState {
         return .nothing
     }
 
-    /// The goodbye has been said.
+    /// Notes that the goodbye has been sent.
     mutating func gone() { if phase == .closing { phase = .ended } }
 
-    /// The caller gives up all that is in flight.
+    /// Ends the connection, because the caller gives up all that is in flight.
     mutating func abort() -> Action {
         phase = .ended
         return .cancel
     }
 
-    /// The server did not answer in time.
+    /// Notes that the server did not answer in time.
     mutating func timedOut(_ error: ImageError) -> Action {
         switch phase {
         case .open, .draining: return fail(error)

@@ -1,15 +1,15 @@
 import DiskImage
 import ImageStorage
 
-/// Exports of NBD servers, and servers that are started for a conversion.
+/// The driver of NBD exports, and of servers that are started for a conversion.
 public struct NBDDriver: StorageDriver {
     public let label = "NBD"
     public let names = ["nbd"]
 
     public init() {}
 
-    /// What stands in an image can be a plain export: to start a program, and to say which keys and
-    /// certificates are used, is for a person.
+    /// Only plain exports may stand in images. To start programs, and to choose keys and
+    /// certificates, a person has to type the name.
     public func claims(_ name: ImageName, isTyped: Bool) -> Bool {
         isTyped ? NBDStorage.isName(name) : NBDAddress.isPlain(name)
     }
@@ -67,7 +67,7 @@ public struct NBDDriver: StorageDriver {
 }
 
 extension StorageOptions {
-    /// How NBD servers are used.
+    /// The options for NBD servers.
     public var nbd: NBDOptions {
         get { self[NBDOptions.self] ?? NBDOptions() }
         set { self[NBDOptions.self] = newValue }

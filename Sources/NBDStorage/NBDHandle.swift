@@ -2,44 +2,44 @@ import CNBD
 import DiskImage
 import Glibc
 
-/// A connection as the library sees it: used by one thread at a time.
+/// A connection through libnbd, used by one thread at a time.
 final class NBDHandle {
-    /// What the server said when the connection began.
+    /// The properties of an export that the server announced when the connection began.
     struct Facts: Sendable, Equatable {
         var size: Int64
         var isReadOnly: Bool
         var canFlush: Bool
         var canZero: Bool
-        /// It can be asked to zero only if that is quicker than writing zeros.
+        /// Whether a request can ask for zeros only if that is faster than writing them.
         var canFastZero: Bool
         var canTrim: Bool
-        /// A write can say that it is done only when it is on stable storage.
+        /// Whether a write can ask to be answered only when it is on stable storage (FUA).
         var canWriteThrough: Bool
         var canMultiConn: Bool
         var canBlockStatus: Bool
-        /// In bytes: what offsets and lengths have to be multiples of.
+        /// Unit in bytes of which offsets and lengths have to be multiples.
         var minimumBlock: Int64
-        /// In bytes: what the server is fastest with multiples of; 1 where it says nothing.
+        /// Unit in bytes at which the server is fastest; 1 if the server does not say.
         var preferredBlock: Int64
-        /// In bytes: the most that one request may carry.
+        /// Largest amount of data that one request may carry, in bytes.
         var maximumPayload: Int64
     }
 
     let facts: Facts
-    /// The server is on this machine: behind a unix socket, or an address that is our own.
+    /// Whether the server is on this machine: behind a unix socket, or at an address of our own.
     let isServerLocal: Bool
     private let handle: OpaquePointer
-    /// The export's, for messages.
+    /// Name of the export, for messages.
     private let name: String
 
-    /// How long a server may take to answer a new connection if nothing else was asked for, in seconds.
+    /// Time in seconds for a server to answer a new connection, unless the user gave another.
     private static let connectTimeout = 30
 
     /// Connects, and waits until the server has agreed on an export.
     ///
     /// - Parameters:
-    ///   - timeout: in seconds.
-    ///   - isGivenUp: asked now and then whether anybody still wants the connection.
+    ///   - timeout: in seconds; nil stands for `connectTimeout`.
+    ///   - isGivenUp: asked now and then whether the connection is no longer wanted.
     init(
         _ address: NBDAddress, timeout: Int?, isGivenUp: () -> Bool
     ) throws(ImageError) {
@@ -65,7 +65,7 @@ final class NBDHandle {
             canBlockStatus: cnbd_can_block_status(handle),
             minimumBlock: max(1, cnbd_minimum_block(handle)),
             preferredBlock: max(1, cnbd_preferred_block(handle)),
-            // What every server takes (NBD protocol, "Block size constraints").
+            // The amount that every server accepts (NBD protocol, "Block size constraints").
             maximumPayload: cnbd_maximum_payload(handle) > 0
                 ? cnbd_maximum_payload(handle) : 32 << 20)
         guard facts.size >= 0 else { throw Self.lastError(address, "cannot get the size") }
@@ -102,7 +102,7 @@ final class NBDHandle {
         }
     }
 
-    /// Why the library could not be loaded, once for the process; nil if it was.
+    /// The reason why libnbd could not be loaded, once per process; nil if it was loaded.
     private static let loadFailure: String? = {
         let failure = cnbd_load(
             { context, error in
@@ -116,7 +116,7 @@ final class NBDHandle {
                 let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
                 var start = Int64(offset)
                 for index in 0..<count / 2 {
-                    // The last one may reach beyond what was asked about, and beyond the export.
+                    // The last extent may reach beyond the requested range, and beyond the export.
                     let length = min(Int64(pairs[2 * index]), .max - start)
                     guard length > 0 else { continue }
                     // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
@@ -138,9 +138,9 @@ final class NBDHandle {
         ImageError(.system(errno: cnbd_errno()), path: address.name, "\(what): \(lastReason)")
     }
 
-    /// The library's words for the last call that failed in this thread.
+    /// libnbd's message for the last call that failed in this thread.
     private static var lastReason: String {
-        // The library's text begins with the name of its function.
+        // The message begins with the name of libnbd's function.
         let reason = cnbd_error().map { String(cString: $0) } ?? "unknown error"
         guard reason.hasPrefix("nbd_"), let colon = reason.firstRange(of: ": ") else {
             return reason
@@ -151,23 +151,23 @@ final class NBDHandle {
     /// Whether the connection has ended.
     var isOver: Bool { cnbd_is_over(handle) }
 
-    /// Why a connection has ended.
+    /// The reason why a connection has ended.
     struct Loss {
         var error: ImageError
-        /// The server breaks the protocol. To connect again would bring the same.
+        /// Whether the server breaks the protocol, and would do so on a new connection.
         var isServersFault: Bool
     }
 
-    /// Why the connection has ended; nil while it stands.
+    /// The reason why the connection has ended; nil while it is open.
     private(set) var loss: Loss?
 
-    /// Keeps the library's word for why a connection ended: it has one only until the thread calls
-    /// it again.
+    /// Keeps libnbd's message for the end of the connection, which is lost with the thread's next
+    /// call.
     private func noteEnd() {
         guard loss == nil, isOver else { return }
         let reason = Self.lastReason
-        // The library gives the errno of a socket that failed, and none for what a server sent or
-        // left out.
+        // libnbd sets the errno of a socket that failed, and none for a server that sent something
+        // wrong or left something out.
         let isClosed = cnbd_is_closed(handle) || reason.contains("disconnect")
         let isServersFault = !isClosed && cnbd_errno() == 0
         let message =
@@ -181,7 +181,7 @@ final class NBDHandle {
             isServersFault: isServersFault)
     }
 
-    /// Why the library did not take a request.
+    /// The error for a request that libnbd did not take.
     func refusal(of request: NBDRequest) -> ImageError {
         let number = cnbd_errno()
         return ImageError(
@@ -191,7 +191,7 @@ final class NBDHandle {
 
     /// Begins a request.
     ///
-    /// - Returns: whether it is in flight now. Its result comes with a later call, or with this one.
+    /// - Returns: whether the request is in flight. Its result comes with this call or a later one.
     func begin(_ request: NBDRequest) -> Bool {
         let context = Unmanaged.passRetained(request).toOpaque()
         let durability = request.writesThrough ? cnbd_flag_fua : 0
@@ -215,25 +215,25 @@ final class NBDHandle {
         return cookie >= 0
     }
 
-    /// Part of a request did not fit into the socket.
+    /// Whether part of a request did not fit into the socket.
     var wantsToWrite: Bool { cnbd_direction(handle) & cnbd_direction_write != 0 }
 
-    /// What the library waits for: events of `poll`.
+    /// The events of `poll` that libnbd waits for.
     private static func wantedEvents(_ handle: OpaquePointer) -> Int16 {
         let direction = cnbd_direction(handle)
         return (direction & cnbd_direction_read != 0 ? Int16(POLLIN) : 0)
             | (direction & cnbd_direction_write != 0 ? Int16(POLLOUT) : 0)
     }
 
-    /// What to poll for.
+    /// The descriptor and events to poll for.
     var wish: pollfd {
         pollfd(fd: cnbd_descriptor(handle), events: Self.wantedEvents(handle), revents: 0)
     }
 
-    /// Nothing to poll for.
+    /// The value of `wish` if there is nothing to poll for.
     static let noWish = pollfd(fd: -1, events: 0, revents: 0)
 
-    /// Deals with what `poll` found: as far as it is still what the library waits for.
+    /// Handles the events that `poll` found, as far as libnbd still waits for them.
     func notify(_ happened: Int16) {
         _ = Self.notify(handle, happened)
         noteEnd()
@@ -257,7 +257,7 @@ final class NBDHandle {
         return notify(handle, polled.revents)
     }
 
-    /// Says goodbye, and waits a moment for it to be sent.
+    /// Says goodbye, and waits up to a second for that to be sent.
     func disconnect() {
         guard !isOver, cnbd_disconnect(handle) >= 0 else { return }
         for _ in 0..<10 where !isOver { _ = Self.wait(handle, milliseconds: 100) }

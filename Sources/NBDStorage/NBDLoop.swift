@@ -5,29 +5,29 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// A thread that waits for the answers of several connections, of a source's and of a target's
-/// alike.
+/// A thread that waits for the answers of several connections, of sources and targets alike.
 ///
 /// Loops are few and live as long as the process.
 final class NBDLoop: @unchecked Sendable {
-    /// One for each core, so that all of them can decrypt and copy; more than these no server keeps busy.
+    /// Number of loops: one for each core, so that all cores can decrypt and copy, and at most 8,
+    /// which are enough for any server.
     static let count = min(8, IOExecutor.coreCount)
     private static let started = Mutex<[Int: NBDLoop]>([:])
 
     let number: Int
-    /// Written to wake the thread.
+    /// Event descriptor that wakes the thread.
     private let descriptor: Int32
     private let isAsleep = Atomic<Bool>(false)
-    /// A connection has been called, or has come.
+    /// Whether a member has been called, or a connection added.
     private let isCalled = Atomic<Bool>(false)
     private let newcomers = Mutex<[NBDConnection]>([])
 
-    // Of the thread:
+    // Used by the thread only:
     private var members: [NBDConnection] = []
-    /// What to wait for: first the own descriptor, then one for each member.
+    /// The descriptors to wait for: first the loop's own, then one for each member.
     private var polled: [pollfd] = []
 
-    /// The loop with a number below `count`, started if nobody has used it yet.
+    /// The loop with a number below `count`, started at its first use.
     static func numbered(_ number: Int) throws(ImageError) -> NBDLoop {
         try started.withLock { started throws(ImageError) in
             if let loop = started[number] { return loop }
@@ -55,13 +55,13 @@ final class NBDLoop: @unchecked Sendable {
             "cannot start a thread for NBD: " + String(cString: strerror(status)))
     }
 
-    /// Takes a connection in, until that says that it has ended.
+    /// Takes a connection in, until the connection says that it has ended.
     func add(_ connection: NBDConnection) {
         newcomers.withLock { $0.append(connection) }
         call()
     }
 
-    /// Something has changed for a member, which knows what. Wakes the thread if it sleeps.
+    /// Notes that something has changed for a member, which knows what, and wakes the thread.
     func call() {
         isCalled.store(true, ordering: .sequentiallyConsistent)
         guard isAsleep.exchange(false, ordering: .sequentiallyConsistent) else { return }
@@ -106,14 +106,14 @@ final class NBDLoop: @unchecked Sendable {
         }
     }
 
-    /// Lets a member do what there is to do, and those who waited for it go on.
+    /// Lets a member do its work, and lets the tasks that waited for answers go on.
     private func advance(_ index: Int, after events: Int16) {
         var events = events
         repeat {
             let (wish, answers) = members[index].advance(after: events)
             polled[index + 1] = wish
             for answer in answers { answer.tell() }
-            // Who posted meanwhile has left the sending to this thread.
+            // A thread that posted a request meanwhile has left the sending to this thread.
             events = 0
         } while !members[index].isIdle
     }
@@ -125,7 +125,8 @@ final class NBDLoop: @unchecked Sendable {
         }
     }
 
-    /// In milliseconds. Requests are begun while this thread sleeps, so it has to look for overdue ones by itself.
+    /// Timeout in milliseconds. Requests begin while this thread sleeps, so it has to look for
+    /// overdue ones now and then.
     private var pollTime: Int32 { members.contains { $0.isTimed } ? 200 : -1 }
 
     private func silence() {

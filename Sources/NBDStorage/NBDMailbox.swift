@@ -1,21 +1,21 @@
 import ImageStorage
 import Synchronization
 
-/// What other threads leave for a connection while its loop, or somebody else, is busy with it.
+/// The messages that other threads leave for a connection while one thread uses it.
 final class NBDMailbox: Sendable {
     struct Content {
         var requests: [NBDRequest] = []
-        /// No more will come.
+        /// Whether no more requests will come.
         var isClosed = false
-        /// What is in flight is to be given up.
+        /// Whether the requests in flight are to be given up.
         var isAborted = false
     }
 
     private let content = Mutex(Content())
     private let hasRequests = Atomic<Bool>(false)
 
-    /// To be followed by an attempt to deal with it: whoever fails to get the connection leaves it to the one
-    /// who has it, and who asks `isEmpty` afterwards.
+    /// Leaves a request. The caller then tries to get the connection. If another thread has the
+    /// connection, that thread does the work: it asks `isEmpty` after releasing the connection.
     ///
     /// - Returns: false if nothing is accepted any more.
     func post(_ request: NBDRequest) -> Bool {
@@ -25,7 +25,7 @@ final class NBDMailbox: Sendable {
             hasRequests.store(true, ordering: .relaxed)
             return true
         }
-        // Posted, then tried; released, then looked: one of the two sees the other.
+        // This thread posts, then tries to lock; another unlocks, then looks: one sees the other.
         atomicMemoryFence(ordering: .sequentiallyConsistent)
         return isAccepted
     }
@@ -34,7 +34,7 @@ final class NBDMailbox: Sendable {
 
     func abort() { content.withLock { $0.isAborted = true } }
 
-    /// To be asked after the connection has been released.
+    /// Whether no request is left. Check it after the connection has been released.
     var isEmpty: Bool {
         atomicMemoryFence(ordering: .sequentiallyConsistent)
         return !hasRequests.load(ordering: .relaxed)

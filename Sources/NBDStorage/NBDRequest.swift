@@ -1,10 +1,10 @@
 import DiskImage
 import Synchronization
 
-/// What is asked of a server in one message.
+/// A request that goes to a server in one message.
 ///
-/// It belongs to the caller until it is submitted and to the thread of one connection from then on. The
-/// memory it names is kept alive, and left alone, by the caller who waits for its transfer.
+/// It belongs to the caller until it is submitted, and then to the thread of one connection. Until
+/// the transfer ends, the caller keeps the request's memory alive and untouched.
 final class NBDRequest: @unchecked Sendable {
     enum Operation {
         case read(UnsafeMutableRawBufferPointer)
@@ -15,11 +15,11 @@ final class NBDRequest: @unchecked Sendable {
         case blockStatus(count: Int64)
     }
 
-    /// How a server is to make a range zero (NBD protocol, `NBD_CMD_WRITE_ZEROES`).
+    /// The manner in which a server makes a range zero (NBD protocol, `NBD_CMD_WRITE_ZEROES`).
     enum ZeroManner {
         /// As a hole or with space.
         case asServerLikes
-        /// In the same way, or not at all if it would have to write zeros.
+        /// As a hole or with space, but not at all if the server would have to write zeros.
         case onlyFast
         /// With space.
         case allocated
@@ -27,15 +27,15 @@ final class NBDRequest: @unchecked Sendable {
 
     let operation: Operation
     let offset: Int64
-    /// It is answered when it is on stable storage (FUA); for what changes the export.
+    /// Whether a change is answered only when it is on stable storage (FUA).
     var writesThrough = false
-    /// Who waits for it; set when it is sent.
+    /// The transfer that waits for the request; set when it is sent.
     var transfer: NBDTransfer?
-    /// Where it reports that it is done: of the connection that it was submitted to.
+    /// The inbox of its connection, where it is put when it has ended.
     var inbox: NBDInbox?
-    /// An errno, or 0; nil while it is in flight.
+    /// errno of the answer, or 0; nil while the request is in flight.
     var result: Int32?
-    /// The answer to `blockStatus`: from `offset` on without a gap.
+    /// The answer to `blockStatus`: extents from `offset` on, without gaps.
     var extents: [Extent] = []
 
     init(_ operation: Operation, at offset: Int64) {
@@ -45,7 +45,7 @@ final class NBDRequest: @unchecked Sendable {
 
     var isRead: Bool { if case .read = operation { true } else { false } }
 
-    /// It reads or changes the disk.
+    /// Whether it reads or changes the disk.
     var movesData: Bool {
         switch operation {
         case .read, .write, .zero, .trim: true
@@ -53,7 +53,7 @@ final class NBDRequest: @unchecked Sendable {
         }
     }
 
-    /// The data that goes with it, in bytes.
+    /// Length of the data that goes with it, in bytes.
     var payload: Int64 {
         switch operation {
         case .read(let memory): Int64(memory.count)
@@ -64,7 +64,7 @@ final class NBDRequest: @unchecked Sendable {
 
     var isTrim: Bool { if case .trim = operation { true } else { false } }
 
-    /// What it does, for messages.
+    /// The beginning of an error message about it.
     var summary: String {
         switch operation {
         case .read(let memory): "cannot read \(memory.count) bytes at offset \(offset)"
@@ -77,12 +77,12 @@ final class NBDRequest: @unchecked Sendable {
     }
 }
 
-/// Requests that the library has called back for: used by the connection's thread alone.
+/// Requests for which libnbd has called back. Guarded by the `access` of their connection.
 final class NBDInbox {
     var finished: [NBDRequest] = []
 }
 
-/// Several requests that are one read, write or flush to whoever waits for them.
+/// Several requests that are one read, write or flush for the task that waits for them.
 final class NBDTransfer: Sendable {
     private struct State {
         var remaining: Int
@@ -92,12 +92,12 @@ final class NBDTransfer: Sendable {
 
     private let state: Mutex<State>
 
-    /// - Parameter count: how many requests it has.
+    /// - Parameter count: number of requests.
     init(count: Int, _ continuation: CheckedContinuation<Void, any Error>) {
         state = Mutex(State(remaining: count, continuation: continuation))
     }
 
-    /// To be called once for each request. The last one resumes the waiter, with the first error.
+    /// Notes the end of a request. The last one resumes the waiting task with the first error.
     func finish(_ error: (any Error)? = nil) {
         let ended = state.withLock { state -> State? in
             state.remaining -= 1

@@ -3,21 +3,21 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// A server to be started for one conversion: a command line in brackets.
+/// A command line in brackets, which starts a server for one conversion.
 ///
-/// It gets its socket the way systemd hands sockets over (sd_listen_fds(3)), which nbdkit, qemu-nbd and
-/// other servers understand.
+/// The server gets its socket as systemd hands sockets over (sd_listen_fds(3)), which nbdkit,
+/// qemu-nbd and other servers understand.
 public struct NBDServerCommand: Sendable, Equatable {
     /// The program and its arguments.
     public let words: [[UInt8]]
 
-    /// Stands between the words of a name.
+    /// The byte between the words of a name.
     private static let separator = ImageName.mark
     private static let start = [UInt8(ascii: "["), separator]
 
     public init(_ words: [[UInt8]]) { self.words = words }
 
-    /// The command behind such a name; nil if the name is another.
+    /// Parses a name; nil if it is not a command in brackets.
     public init?(name: ImageName) {
         guard let line = name.bytes.dropping(prefix: Self.start) else { return nil }
         words = line.split(separator: Self.separator, omittingEmptySubsequences: false)
@@ -29,18 +29,18 @@ public struct NBDServerCommand: Sendable, Equatable {
         ImageName(bytes: Self.start + words.joined(separator: [Self.separator]))
     }
 
-    /// The command line for people.
+    /// The command line for messages.
     var text: String { "[ \(words.map(\.text).joined(separator: " ")) ]" }
 }
 
-/// A server that runs for us, and ends with us.
+/// A running server that was started for us, and ends with us.
 final class NBDServer: Sendable {
     let address: NBDAddress
     /// The folder that holds the socket.
     private let folder: HostPath
     private let pid: pid_t
     private let text: String
-    /// The status it ended with, once it has been fetched.
+    /// Status with which the server ended, once that has been fetched.
     private let status = Mutex<Int32?>(nil)
 
     init(_ command: NBDServerCommand) throws(ImageError) {
@@ -64,7 +64,7 @@ final class NBDServer: Sendable {
         if ended(within: 0) == nil {
             kill(pid, SIGTERM)
             var result: Int32 = 0
-            // It may have much to put away, or not listen at all.
+            // The server may have much to store, or ignore the signal.
             for _ in 0..<100 where waitpid(pid, &result, WNOHANG) == 0 { usleep(50_000) }
             kill(pid, SIGKILL)
             waitpid(pid, &result, WNOHANG)
@@ -72,9 +72,9 @@ final class NBDServer: Sendable {
         Self.remove(folder)
     }
 
-    /// How the server ended; nil while it runs.
+    /// Tells how the server ended; nil while it runs.
     ///
-    /// - Parameter milliseconds: how long to wait for it.
+    /// - Parameter milliseconds: longest time to wait for the end.
     func ended(within milliseconds: Int) -> String? {
         status.withLock { known in
             if known == nil {
@@ -94,8 +94,8 @@ final class NBDServer: Sendable {
         }
     }
 
-    /// Makes a folder for the socket where TMPDIR says, or in /tmp where that is not possible: the
-    /// path of a socket has 107 bytes at most.
+    /// Makes a folder for the socket in TMPDIR, or else in /tmp: the path of a socket has at most
+    /// 107 bytes.
     private static func makeFolder() throws(ImageError) -> HostPath {
         if let chosen = getenv("TMPDIR"), chosen.pointee != 0 {
             let parent = HostPath(
@@ -131,7 +131,7 @@ final class NBDServer: Sendable {
         _ = folder.withCString { rmdir($0) }
     }
 
-    /// The limit that the path of a socket has to stay below, in bytes.
+    /// Limit in bytes below which the path of a socket has to stay.
     private static let longestSocket = MemoryLayout.size(ofValue: sockaddr_un().sun_path)
 
     private static func listen(_ socketPath: HostPath) throws(ImageError) -> Int32 {
@@ -160,8 +160,8 @@ final class NBDServer: Sendable {
     private static func start(
         _ words: [[UInt8]], _ socket: Int32, _ text: String
     ) throws(ImageError) -> pid_t {
-        // The server looks whether LISTEN_PID is its own number; a shell knows it and becomes the server.
-        // Where there is setpriv (util-linux), the server ends also when we are killed.
+        // LISTEN_PID has to be the server's process id: the shell sets its own and becomes the
+        // server. With setpriv (util-linux), the server also ends when this process is killed.
         let script = """
             export LISTEN_PID=$$ LISTEN_FDS=1
             command -v setpriv > /dev/null && exec setpriv --pdeathsig TERM -- "$@"
@@ -172,14 +172,14 @@ final class NBDServer: Sendable {
         var actions = posix_spawn_file_actions_t()
         posix_spawn_file_actions_init(&actions)
         defer { posix_spawn_file_actions_destroy(&actions) }
-        // With the same number on both sides dup2 would leave the descriptor to be closed by exec.
+        // dup2 with equal numbers would keep close-on-exec, and exec would close the socket.
         let other = fcntl(socket, F_DUPFD_CLOEXEC, 10)
         guard other >= 0 else { throw failure(text, "cannot start the server") }
         defer { _ = Glibc.close(other) }
         posix_spawn_file_actions_adddup2(&actions, other, 3)
-        // What we write is ours: it stays clean of what the server says.
+        // The server's output goes to stderr, so that our output stays clean.
         posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
-        // We block and ignore signals that the server has to hear.
+        // We block and ignore signals that the server has to get.
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
         defer { posix_spawnattr_destroy(&attributes) }

@@ -2,23 +2,23 @@ import CNBD
 import DiskImage
 import Glibc
 
-/// The proof of a server behind TLS (`nbds://…`) that it is the one that was meant.
+/// The proof of identity that a server behind TLS (`nbds://…`) has to give.
 ///
-/// The library verifies certificates, but before CVE-2024-7383 was mended (1.18.5, 1.20.2) not
-/// where it falls back to the authorities of the system, which it also does if the folder that was
-/// named does not exist, and not on unix sockets. So it is looked at here what the library will do,
-/// and what would end in no proof at all is refused.
+/// libnbd verifies certificates. Before the fix of CVE-2024-7383 (1.18.5, 1.20.2) it did not on
+/// unix sockets, nor with the system's authorities, to which it also falls back if the chosen
+/// folder does not exist. So this type predicts what libnbd will do, and refuses what would end in
+/// no proof.
 struct NBDServerProof {
-    /// Any server will do: a person said so.
+    /// Whether any server will do, because a person said so.
     private(set) var isWaived = false
-    /// Where the library is to find the authorities' certificates; nil leaves that to the library.
+    /// The folder with the authorities' certificates; nil leaves the choice to libnbd.
     private(set) var folder: HostPath?
 
     private static let authorities = Array("/ca-cert.pem".utf8)
     private static let wayOut = "(tls-verify-peer=false accepts any server)"
 
-    /// - Throws: `ImageError` if the server would be taken without proof, or keys or certificates
-    ///   cannot be read.
+    /// - Throws: `ImageError` if the server would be accepted without proof, or if keys or
+    ///   certificates cannot be read.
     init(_ address: NBDAddress, library: NBDLibraryVersion) throws(ImageError) {
         guard address.isSecure else { return }
         if let keys = address.parameter("tls-psk-file").map({ HostPath(bytes: $0) }) {
@@ -52,7 +52,7 @@ struct NBDServerProof {
         }
     }
 
-    /// Where the library looks by itself (nbd_set_tls_certificates(3)).
+    /// The folders in which libnbd looks by itself (nbd_set_tls_certificates(3)).
     private static var usualFolders: [HostPath] {
         guard geteuid() != 0 else { return ["/etc/pki/libnbd"] }
         guard let home = getenv("HOME") else { return [] }
@@ -62,7 +62,7 @@ struct NBDServerProof {
         }
     }
 
-    /// As the library reads it.
+    /// The value of a word as libnbd reads it.
     private static func truth(_ word: String) -> Bool? {
         switch word.lowercased() {
         case "1", "y", "yes", "t", "true", "on": true
@@ -90,13 +90,13 @@ struct NBDServerProof {
     }
 }
 
-/// Which libnbd was loaded.
+/// The version of the libnbd that was loaded.
 struct NBDLibraryVersion {
-    /// As it says itself: three numbers with dots between.
+    /// The version as libnbd reports it: three numbers with dots between them.
     let text: String
 
-    /// It has the changes for CVE-2024-7383: certificates are verified by the system's authorities
-    /// and on unix sockets too.
+    /// Whether the fix of CVE-2024-7383 is in: certificates are verified by the system's
+    /// authorities and on unix sockets, too.
     var verifiesBySystem: Bool {
         let numbers = text.split(separator: ".").map { Int($0) ?? 0 }
         guard numbers.count >= 3 else { return false }

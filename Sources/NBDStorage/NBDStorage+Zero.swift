@@ -3,14 +3,14 @@ import Glibc
 import ImageStorage
 import Synchronization
 
-/// Making ranges zero: by the cheapest means that the server has.
+/// Zeroes ranges by the cheapest means that the server has.
 extension NBDStorage {
-    /// How much one request zeroes, in bytes: a server may take long over it.
+    /// Longest range for one request, in bytes: a server may take long to zero it.
     private static let zeroReach: Int64 = 1 << 30
-    /// What is shorter is zeroed plainly: it is done sooner than it is known to be worth more, in bytes.
+    /// Shortest range in bytes for fast zeros or a trim: shorter ones are not worth the attempt.
     private static let shortestTrim: Int64 = 64 << 10
-    /// After how many refusals in a row something is not asked for any more. One says little: what is shorter than the
-    /// server's blocks, or lies across their borders, is refused or stays.
+    /// Number of refusals in a row that end the attempts. One says little: a range that is shorter
+    /// than the server's blocks, or crosses their borders, is refused or stays allocated.
     private static let mostRefusals = 8
 
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
@@ -31,8 +31,9 @@ extension NBDStorage {
         try await writeZeros(end..<range.upperBound)
     }
 
-    /// Where zeros would have to be written, by the server or by us, a range that may become a hole is trimmed
-    /// instead. What was trimmed may hold anything, so the server has to say that it is zero.
+    /// Zeroes whole blocks. If the server or we would have to write zeros, a range that may become
+    /// a hole is trimmed instead. A trimmed range may hold anything, so the server has to say that
+    /// it is zero.
     private func zeroBlocks(_ range: Range<Int64>, mayUnmap: Bool) async throws {
         guard mayUnmap else { return try await zeroPlainly(range, .allocated) }
         guard range.count >= Self.shortestTrim, !facts.canZero || facts.canFastZero else {
@@ -53,14 +54,14 @@ extension NBDStorage {
         } catch let error as ImageError
             where error.kind == .system(errno: ENOTSUP) && manner != .onlyFast
         {
-            // A server that announces what the storage behind it cannot do. qemu-img writes zeros
-            // then, too.
+            // The server announces zeroing, but the storage behind it cannot do that. qemu-img
+            // writes zeros then, too.
             refusesZero.store(true, ordering: .relaxed)
             try await writeZeros(range)
         }
     }
 
-    /// - Returns: whether the server did it.
+    /// - Returns: whether the server has zeroed the range.
     private func zeroFast(_ range: Range<Int64>) async throws -> Bool {
         guard fastZeroRefusals.load(ordering: .relaxed) < Self.mostRefusals else { return false }
         do {
@@ -73,12 +74,12 @@ extension NBDStorage {
         }
     }
 
-    /// - Returns: the parts that are not zero now, as far as the server says.
+    /// - Returns: the parts that the server does not report as zero now.
     private func trim(_ range: Range<Int64>) async throws -> [Range<Int64>] {
-        // One connection need not know at once what was done on another, unless the server promises it.
+        // Unless the server promises it, one connection may not see at once what another one did.
         let isConfirmable = facts.canBlockStatus && (facts.canMultiConn || connections.count == 1)
-        // Without FUA a trim that was acknowledged can be undone by the restart of a server, and it
-        // is not repeated.
+        // Without FUA the restart of a server can undo a trim that was acknowledged, and trims are
+        // not repeated.
         let isKept = !mayReconnect || facts.canWriteThrough
         guard facts.canTrim, isConfirmable, isKept, !refusesTrim.load(ordering: .relaxed),
             keptTrims.load(ordering: .relaxed) < Self.mostRefusals
@@ -90,11 +91,11 @@ extension NBDStorage {
             ])
             rest = try await notZero(range)
         } catch is ImageError {
-            // Nothing is lost by that: what stands in its way stands in that of a write, too, or is of no concern.
+            // Nothing is lost: what makes this fail makes a write fail, too, or does not matter.
             refusesTrim.store(true, ordering: .relaxed)
             return [range]
         }
-        // Not part of what may fail: this flush speaks for other changes, too.
+        // Not in the `do` block: this flush is for other changes, too, so its errors count.
         try await makeStable()
         if rest == [range] {
             keptTrims.add(1, ordering: .relaxed)
@@ -104,9 +105,9 @@ extension NBDStorage {
         return rest
     }
 
-    /// Asks anew, whatever was known of the range before.
+    /// Asks the server again, whatever was known about the range.
     ///
-    /// - Returns: the parts of which the server does not say that they are zero.
+    /// - Returns: the parts that the server does not report as zero.
     private func notZero(_ range: Range<Int64>) async throws -> [Range<Int64>] {
         var parts: [Range<Int64>] = []
         func add(_ part: Range<Int64>) {
@@ -125,7 +126,7 @@ extension NBDStorage {
                 answer = try await blockStatus(start..<range.upperBound)
                 extent = answer.extent(at: position, limit: range.upperBound)
             }
-            // A server that says nothing more.
+            // The server says nothing more, so the rest counts as data.
             let part = extent ?? Extent(range: position..<range.upperBound, content: .data)
             if part.content != .zero { add(part.range) }
             position = part.range.upperBound

@@ -6,12 +6,12 @@ import Synchronization
 
 /// An export of an NBD server, over one connection or several.
 public final class NBDStorage: WritableStorage {
-    /// How far one question about the block status reaches, in bytes: far enough for few questions,
-    /// and a server that answers in detail answers for less.
+    /// Shortest question about the block status, in bytes: long enough for few questions, and a
+    /// server that answers in detail answers for less.
     private static let statusReach: Int64 = 1 << 30
-    /// The most that one question can be about: lengths have 32 bits.
+    /// Longest question about the block status, in bytes: lengths have 32 bits.
     private static let longestStatus: Int64 = 2 << 30
-    /// How much a reader or a writer best asks for at a time, at most, in bytes: each needs a buffer for it.
+    /// Longest read or write in bytes that callers are advised to make: each needs a buffer.
     private static let longestCall: Int64 = 1 << 20
 
     public let name: String
@@ -21,31 +21,31 @@ public final class NBDStorage: WritableStorage {
     public let writeMeter = CallMeter()
     let connections: NBDConnectionPool
     let facts: NBDHandle.Facts
-    /// In bytes, a multiple of the smallest block.
+    /// Length of a request in bytes, a multiple of the smallest block.
     let pieceSize: Int64
-    /// See `isPrimed`.
+    /// Whether a long request has been sent, see `isPrimed`.
     private let hasSentLong: Atomic<Bool>
-    /// A change counts as done when it is on stable storage.
+    /// Whether a change counts as done only when it is on stable storage.
     private let writesThrough: Bool
-    /// Lost connections are made anew.
+    /// Whether lost connections are made anew.
     let mayReconnect: Bool
     private let status = Mutex(NBDKnownStatus())
-    /// How often in a row the server would have had to write zeros.
+    /// Number of refusals in a row to zero fast: the server would have had to write zeros.
     let fastZeroRefusals = Atomic<Int>(0)
-    /// How often in a row the server kept all that it was told to trim.
+    /// Number of trims in a row after which the server had kept everything.
     let keptTrims = Atomic<Int>(0)
-    /// Zeroing ended in the error that says that it is not possible at all.
+    /// Whether zeroing ended in the error for an operation that is not supported.
     let refusesZero = Atomic<Bool>(false)
-    /// Trimming ended in an error.
+    /// Whether trimming ended in an error.
     let refusesTrim = Atomic<Bool>(false)
     /// Held while blocks are read, changed in part and written back.
     private let blockLock = AsyncLock()
-    /// Runs as long as this is in use.
+    /// The server that was started for this export; it runs as long as this object exists.
     private let server: NBDServer?
 
     /// Connects to an export.
     ///
-    /// - Throws: `ImageError` if that fails, or it is to be written and may only be read.
+    /// - Throws: `ImageError` if that fails, or if the export is to be written and is read-only.
     public convenience init(
         _ address: NBDAddress, options: NBDOptions = NBDOptions(), forWriting: Bool = false
     ) throws(ImageError) {
@@ -61,8 +61,8 @@ public final class NBDStorage: WritableStorage {
             try self.init(
                 server.address, options: options, forWriting: forWriting, server: server)
         } catch {
-            // One that could not begin is gone in a moment. What it said stands on stderr already;
-            // this says which one it was.
+            // A server that could not start ends within a moment. Its own message is on stderr
+            // already; this error says which server it was.
             guard error.kind != .system(errno: EFBIG), let end = server.ended(within: 1000) else {
                 throw error
             }
@@ -70,9 +70,9 @@ public final class NBDStorage: WritableStorage {
         }
     }
 
-    /// Opens what a name stands for: an export, or a server to be started for it.
+    /// Opens the export that a name means, or starts the server.
     ///
-    /// - Throws: `ImageError` if the name is neither, or that fails.
+    /// - Throws: `ImageError` if the name means neither, or if that fails.
     static func open(
         _ name: ImageName, _ options: NBDOptions, forWriting: Bool = false
     ) throws(ImageError) -> NBDStorage {
@@ -85,7 +85,7 @@ public final class NBDStorage: WritableStorage {
         return try NBDStorage(address, options: options, forWriting: forWriting)
     }
 
-    /// Whether a name is for `open`.
+    /// Whether `open` accepts a name.
     static func isName(_ name: ImageName) -> Bool {
         NBDAddress.isNBD(name) || NBDServerCommand(name: name) != nil
     }
@@ -101,13 +101,13 @@ public final class NBDStorage: WritableStorage {
         guard size <= largestDiskSize else { throw .tooLarge("cannot open", path: name) }
         let block = facts.minimumBlock
         let isLocal = connections.isServerLocal
-        // As the server likes it: a multiple of what it prefers, as near to ours as that allows.
+        // A multiple of what the server prefers, as near to our own length as possible.
         let preferred = max(block, facts.preferredBlock)
         let wanted = min(
             max(options.requestSize(isServerLocal: isLocal).roundedDown(to: preferred), preferred),
             facts.maximumPayload)
         pieceSize = max(block, wanted.roundedDown(to: wanted < preferred ? block : preferred))
-        // Whoever names a size has a reason.
+        // A length that the user chose is never exceeded.
         hasSentLong = Atomic(options.requestSize != nil)
         writesThrough = options.writesThrough || forWriting && options.reconnectTime != nil
         mayReconnect = options.reconnectTime != nil
@@ -116,9 +116,9 @@ public final class NBDStorage: WritableStorage {
                 .unsupported, path: address.name,
                 "cannot be written with --reconnect: the server knows neither FUA nor flush")
         }
-        // On this machine more than one for each core only take turns on them, with the server.
+        // On this machine, more than one for each core would only take turns with the server.
         let beginning = isLocal ? min(connections.count, NBDLoop.count) : connections.count
-        // Several at once: fewer turns for those who wait, and one that is long comes first (`isPrimed`).
+        // Several at once: tasks wait fewer times, and the first can be a long one (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
             isDevice: true, isRemote: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
@@ -132,7 +132,7 @@ public final class NBDStorage: WritableStorage {
         let range = offset..<offset + Int64(buffer.byteCount)
         guard !range.isEmpty else { return }
         guard range.upperBound <= size else { throw ImageError.beyondEnd(self, range) }
-        // The span is borrowed until this call returns, and with it the memory lives.
+        // The span is borrowed until this call returns, so the memory stays alive.
         let memory = buffer.withUnsafeMutableBytes { $0 }
         if isAligned(range) {
             try await read(into: memory, at: offset)
@@ -159,8 +159,8 @@ public final class NBDStorage: WritableStorage {
         guard range.upperBound <= size else { throw beyondExport(range) }
         let memory = bytes.withUnsafeBytes { $0 }
         if isAligned(range) { return try await write(memory, at: offset) }
-        // What stands around it in the blocks at both ends has to stay. Neighbours that end and begin
-        // in the same block (clusters smaller than it) must not both put back what they read before.
+        // The rest of the first and last block has to stay. Two neighbours that meet within a block
+        // (clusters smaller than blocks) must not both put back what they read before.
         try await blockLock.run {
             let blocks = try await wholeBlocks(range)
             blocks.wanted.copyMemory(from: memory)
@@ -178,13 +178,14 @@ public final class NBDStorage: WritableStorage {
             })
     }
 
-    /// Sends what changes the export. Where that has to be stable at once, each says so itself, or a flush follows.
+    /// Sends requests that change the export. If they have to be stable at once, each request says
+    /// so itself (FUA), or a flush follows.
     ///
-    /// A server that is killed forgets what it acknowledged and had not yet put away, and the one
-    /// that is started in its place knows nothing of it. So a connection may be made anew under a
-    /// write only where the write is stable when it is acknowledged (FUA), or where the write and
-    /// the flush behind it passed without that; otherwise both are repeated. Every connection takes
-    /// part in a flush, so one that had been lost unnoticed is noticed there.
+    /// A server that is killed forgets what it acknowledged and had not yet stored, and the server
+    /// that is started in its place knows nothing about it. So a connection may be made anew during
+    /// a write only if the write is stable when it is acknowledged (FUA); otherwise write and flush
+    /// are repeated until they pass without a new connection. Every connection takes part in a
+    /// flush, which notices earlier losses.
     func change(_ requests: [NBDRequest]) async throws {
         var renewals: Int
         repeat {
@@ -201,7 +202,7 @@ public final class NBDStorage: WritableStorage {
         try await send(requests)
     }
 
-    /// For those that could not say so themselves.
+    /// Flushes changes that could not ask for FUA.
     func makeStable() async throws {
         if writesThrough, !facts.canWriteThrough { try await flush() }
     }
@@ -210,7 +211,7 @@ public final class NBDStorage: WritableStorage {
         range.lowerBound % facts.minimumBlock == 0 && range.upperBound % facts.minimumBlock == 0
     }
 
-    /// Reads the blocks that a range lies in.
+    /// Reads the blocks that contain a range.
     private func wholeBlocks(_ range: Range<Int64>) async throws -> WholeBlocks {
         let start = range.lowerBound.roundedDown(to: facts.minimumBlock)
         let end = min(size, range.upperBound.roundedUp(to: facts.minimumBlock))
@@ -230,14 +231,14 @@ public final class NBDStorage: WritableStorage {
         let end = start + min(size - start, wanted - start, Self.longestStatus)
         let answer = try await blockStatus(start..<end)
         status.withLock { $0.note(answer, asOf: changes) }
-        // A server that says nothing about a range has to be read.
+        // If the server says nothing about a range, it has to be read.
         return answer.extent(at: offset, limit: limit)
             ?? Extent(range: offset..<limit, content: .data)
     }
 
-    /// Asks the server, which may say less than was asked for, or more.
+    /// Asks the server for block status. The answer can be shorter or longer than the range.
     ///
-    /// - Parameter range: whole blocks, at most `longestStatus` of bytes.
+    /// - Parameter range: whole blocks, at most `longestStatus` bytes.
     func blockStatus(_ range: Range<Int64>) async throws -> NBDBlockStatus {
         let question = NBDRequest(.blockStatus(count: Int64(range.count)), at: range.lowerBound)
         try await send([question])
@@ -254,7 +255,7 @@ public final class NBDStorage: WritableStorage {
 
     public func requireSpace(_ bytes: Int64) {}
 
-    /// Every connection flushes: without multi-conn one would not speak for the others. Whoever calls this
+    /// Flushes every connection, because without multi-conn none speaks for the others. The caller
     /// has awaited all writes.
     public func flush() async throws {
         guard facts.canFlush else { return try await makeSureOfServer() }
@@ -262,8 +263,8 @@ public final class NBDStorage: WritableStorage {
         try await send(opened.map { _ in NBDRequest(.flush, at: 0) }, each: opened)
     }
 
-    /// Asks something on every connection where there is no flush: an answer says that it is still
-    /// the server that acknowledged the writes before.
+    /// Reads from every connection if the server cannot flush: an answer shows that the server is
+    /// still the one that acknowledged the writes before.
     private func makeSureOfServer() async throws {
         let range = 0..<min(size, max(facts.minimumBlock, guestSectorSize))
         guard !range.isEmpty else { return }
@@ -280,23 +281,24 @@ public final class NBDStorage: WritableStorage {
                 + String(cString: strerror(ENOSPC)))
     }
 
-    /// Cuts a read or a write into requests.
+    /// Cuts a read or a write into ranges for requests.
     private func pieces(_ count: Int) -> [Range<Int>] {
         let size = isPrimed(by: count) ? Int(pieceSize) : count
         return stride(from: 0, to: count, by: size).map { $0..<min($0 + size, count) }
     }
 
-    /// The first one of full length goes as one request. Where the server takes memory for each request from glibc, as
-    /// qemu-nbd does, that has the kernel map it anew each time, as long as it is longer than all that have been
-    /// given back. After one that is longer, the others get what is there already, and copying between two
-    /// of them takes half the time.
+    /// Whether a call is to be cut; false for the first one that is long enough, which goes as one
+    /// request. A server that takes memory for each request from glibc, as qemu-nbd does, has the
+    /// kernel map it anew each time, unless a longer block has been freed before. After one long
+    /// request the others find memory that is mapped, and copying between two such servers takes
+    /// half the time.
     private func isPrimed(by count: Int) -> Bool {
         count <= pieceSize || count > facts.maximumPayload
             || hasSentLong.exchange(true, ordering: .relaxed)
     }
 
-    /// The time that a server on this machine takes for a request, and for each byte of it, in
-    /// nanoseconds: it counts as work, although the server does it.
+    /// Time in nanoseconds that a server on this machine takes for a request, and for each byte. It
+    /// counts as work, although the server does it.
     private static let workPerRequest = 100_000.0
     private static let workPerByte = 0.5
 
@@ -309,9 +311,9 @@ public final class NBDStorage: WritableStorage {
             .call(wall: start.nanoseconds(to: .now), work: work))
     }
 
-    /// Sends requests, and returns when all of them are answered.
+    /// Sends requests, and returns when all are answered.
     ///
-    /// - Parameter each: the connections that get one request each; nil for any connections.
+    /// - Parameter each: the connections that get one request each; nil lets the pool choose.
     private func send(
         _ requests: [NBDRequest], each given: [NBDConnection]? = nil
     ) async throws {
@@ -328,7 +330,7 @@ public final class NBDStorage: WritableStorage {
                 }
             }
         } onCancel: {
-            // A server that does not answer must not keep us: the memory is safe once the connection is gone.
+            // A silent server must not block us. The memory is safe when the connection is gone.
             connections.abort()
         }
     }
@@ -343,7 +345,7 @@ private final class AsyncLock: Sendable {
 
     private let state = Mutex(State())
 
-    /// Who waits is not woken by cancellation, but soon: what the others do ends with it.
+    /// Runs the body in its turn. A cancelled task waits, too, until the others have ended.
     func run(_ body: () async throws -> Void) async throws {
         await enter()
         defer { leave() }
@@ -373,12 +375,12 @@ private final class AsyncLock: Sendable {
     }
 }
 
-/// A copy of the blocks around a range that is not made of whole ones.
+/// A copy of the blocks around a range that does not consist of whole blocks.
 private final class WholeBlocks {
     let memory: UnsafeMutableRawBufferPointer
-    /// Of the first of them, in bytes.
+    /// Offset of the first block in bytes.
     let offset: Int64
-    /// Where the range itself is in them.
+    /// The range itself in `memory`.
     let wanted: UnsafeMutableRawBufferPointer
 
     init(_ blocks: Range<Int64>, around range: Range<Int64>) throws(ImageError) {

@@ -3,16 +3,17 @@ import CLinux
 import DiskImage
 import Glibc
 
-/// The words of the command line between the bytes that the process got and the text that the
-/// argument parser reads.
+/// Conversion of command-line words between the bytes that the process receives and the text that
+/// the argument parser reads.
 ///
-/// A byte beyond ASCII becomes one private character: so words that are no UTF-8 pass the parser
-/// unharmed, and a combining mark at the start of a value melts into no `=` before it.
+/// Each byte above 0x7f becomes one private-use character. Words that are not valid UTF-8 thus
+/// survive the parser, and a combining mark at the start of a value cannot merge with the `=`
+/// before it.
 enum ArgumentBytes {
-    /// Where the private characters for bytes begin, in Unicode's last plane (private use).
+    /// Offset of the private-use characters for bytes, in Unicode's last plane.
     private static let base: UInt32 = 0x10ff00
 
-    /// The command line with the program's name first.
+    /// The words of the command line; the first is the program's name.
     static func commandLine() -> [[UInt8]] {
         (0..<clinux_argument_count()).compactMap { index in
             clinux_argument(index).map {
@@ -26,13 +27,13 @@ enum ArgumentBytes {
         var text = String.UnicodeScalarView()
         for byte in word {
             let number = byte < 0x80 ? UInt32(byte) : base + UInt32(byte)
-            // All of these are scalars.
+            // Never nil: no value here is a surrogate or above U+10FFFF.
             text.append(Unicode.Scalar(number) ?? "?")
         }
         return String(text)
     }
 
-    /// The bytes of a word that the parser handed on.
+    /// The original bytes of a word that the parser returns.
     static func bytes(_ word: String) -> [UInt8] {
         word.unicodeScalars.flatMap { scalar in
             scalar.value > base
@@ -40,7 +41,7 @@ enum ArgumentBytes {
         }
     }
 
-    /// Text in which words of the command line are quoted, for people.
+    /// Text for people from a message that quotes escaped words of the command line.
     static func readable(_ text: String) -> String { bytes(text).text }
 }
 
@@ -48,7 +49,7 @@ extension ImageName: ExpressibleByArgument {
     public init?(argument: String) { self.init(bytes: ArgumentBytes.bytes(argument)) }
 }
 
-/// A list of options, or another value in which names can stand.
+/// A list of options, or another value that can contain image names.
 struct OptionText: ExpressibleByArgument {
     let bytes: [UInt8]
 

@@ -1,16 +1,16 @@
 import DiskImage
 import NBDStorage
 
-/// Brings qemu-img's command lines into the form that the argument parser reads.
+/// Converts qemu-img's command lines into the form that the argument parser reads.
 ///
-/// qemu-img uses getopt: `-pn`, `-m8`, `-pOqcow2` and options behind the paths are all allowed
-/// there. The parser knows none of the joined forms together, so they are taken apart first. And a
-/// server's command line in brackets, as nbdcopy has it, becomes one word. Words are in the form of
-/// `ArgumentBytes`, so that each character of theirs is one byte.
+/// qemu-img uses getopt, which accepts `-pn`, `-m8`, `-pOqcow2` and options after the paths. The
+/// parser does not understand every joined form, so joined options are split first. A server's
+/// command line in brackets, in nbdcopy's syntax, becomes one word. All words are in the form of
+/// `ArgumentBytes`, so each character is one byte.
 struct CommandLineWords {
     private let letters: OptionLetters
 
-    /// The words behind the program's name, as the parser wants them.
+    /// The words after the program's name, in the parser's form.
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
         guard let verb = words.first, let command = Swimg.command(named: verb) else {
             return words
@@ -41,7 +41,7 @@ struct CommandLineWords {
         return result
     }
 
-    /// Stands before a word that begins with a minus sign and is no option.
+    /// Marks a word that begins with a minus sign but is a size, not an option.
     static let signedSizeMark: Character = "="
 
     private func isNegativeSize(_ word: String) -> Bool {
@@ -60,7 +60,7 @@ struct CommandLineWords {
         return result
     }
 
-    /// What stands behind an opening bracket, up to the closing one.
+    /// Takes the words after an opening bracket, up to the closing one, as one word.
     private func server(_ rest: inout ArraySlice<String>) throws(ImageError) -> String {
         guard let end = rest.firstIndex(of: "]") else {
             throw .invalid("a server's command line has no closing ']'")
@@ -79,7 +79,7 @@ struct CommandLineWords {
             if letters.missing.contains(String(letter)) { throw missing("-\(letter)") }
             result.append("-\(letter)")
             if letters.flags.contains(letter) || letter == "h" { continue }
-            // An unknown letter is the parser's to refuse.
+            // The parser reports unknown letters.
             guard letters.valued.contains(letter) else { continue }
             if !word.isEmpty {
                 result.append(String(word))
@@ -100,13 +100,13 @@ struct CommandLineWords {
     }
 }
 
-/// The options of one letter that a verb has, as getopt is told them.
+/// The one-letter options of a verb, in the two groups that getopt distinguishes.
 struct OptionLetters {
     var flags: String
     var valued: String
-    /// What qemu-img's verb has and ours has not yet, letters and long names.
+    /// Options of qemu-img's verb that this one does not support yet: letters and long names.
     var missing: [String]
-    /// A size may be given as a difference: `-10G` is no option then.
+    /// A size may be given as a difference, so `-10G` is a size and not an option.
     var hasSignedSize: Bool
 
     init(

@@ -17,7 +17,7 @@ struct CompareCommand: ImageCommand {
             """)
 
     static let letters = OptionLetters(flags: "pqsU", valued: "fFT")
-    // 1 would say that the images differ.
+    // Not 1, which means that the images differ.
     static let failureStatus: Int32 = 2
 
     @Option(
@@ -79,7 +79,7 @@ struct CompareCommand: ImageCommand {
         }
     }
 
-    /// Word for word what qemu-img says: programs look for it.
+    /// The verdict in qemu-img's exact words, because programs look for them.
     private static func text(_ result: Comparison.Result) -> String {
         let warning =
             result.firstSize == result.secondSize ? "" : "Warning: Image size mismatch!\n"

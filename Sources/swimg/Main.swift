@@ -5,20 +5,22 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// The program: reads the command line, runs the command, turns errors into one line and a number.
+/// Entry point: parses the command line, runs the command, turns an error into one line and an exit
+/// status.
 @main
 enum Main {
     static func main() {
-        // Before anything is opened.
+        // Must come before anything is opened, or a file could get descriptor 0, 1 or 2.
         guard clinux_open_standard_descriptors() == 0 else { leave(1) }
         clinux_limit_malloc_arenas()
         raiseDescriptorLimit()
-        // Both come back as errors of the write that met them.
+        // With both signals ignored, the write that caused them reports an error instead.
         PipeSignal.ignore()
         signal(SIGXFSZ, SIG_IGN)
         do {
             let words = ArgumentBytes.commandLine().dropFirst().map(ArgumentBytes.escaped)
-            // Programs ask for it again and again, and the parser takes longer than the rest of us.
+            // Programs ask for the version often, and the parser takes longer than everything else
+            // here.
             if words == ["--version"] || words == ["-V"] {
                 Output.print(ProgramName.versionLine + "\n")
                 leave(0)
@@ -32,8 +34,8 @@ enum Main {
         }
     }
 
-    /// A verb by itself is parsed in less time than the program with all its verbs. What is wrong, and help, the
-    /// parser puts better when it knows the whole.
+    /// Parses the words. Parsing a single verb takes less time than parsing the program with all
+    /// its verbs; only the whole program words errors and help well, so it is the fallback.
     private static func parsed(_ arguments: [String]) throws -> any ParsableCommand {
         if let type = Swimg.command(named: arguments.first),
             let command = try? type.parse(Array(arguments.dropFirst()))
@@ -43,7 +45,8 @@ enum Main {
         return try Swimg.parseAsRoot(arguments)
     }
 
-    /// On threads that may block; the pool of an asynchronous `main` would only be one more.
+    /// Runs a verb on the I/O threads, which may block; an asynchronous `main` would only add a
+    /// second pool.
     private static func run(_ command: any ImageCommand) -> Never {
         let signals = Signals()
         let failure = type(of: command).failureStatus
@@ -74,16 +77,17 @@ enum Main {
         }
     }
 
-    /// The parser's answer to a question of the command line: help, a version, a script for shells.
+    /// Converts the parser's successful answer (help, version, shell completion script) to the text
+    /// to print.
     private static func success(_ message: String) -> String {
         let isHelp = message.hasPrefix("OVERVIEW: ")
         guard ProgramName.isQemuImg, isHelp else { return message + "\n" }
-        // `help VERB` is the parser's other form of `VERB --help`.
+        // The parser accepts `help VERB` as well as `VERB --help`.
         let verb = ArgumentBytes.commandLine().dropFirst().map(\.text).first { $0 != "help" }
         return QemuImgHelp.text(verb: verb)
     }
 
-    /// A backing chain needs a descriptor for each of its files.
+    /// Raises the limit because a backing chain needs a descriptor for each file.
     private static func raiseDescriptorLimit() {
         var limit = rlimit()
         guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
@@ -91,17 +95,17 @@ enum Main {
         setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
     }
 
-    /// Nearly every refusal and failure exits 1, as qemu-img's do; argument parsers like other numbers.
+    /// Exits with 1 by default, as qemu-img does; the argument parser would use other numbers.
     private static func fail(_ message: String, status: Int32 = 1) -> Never {
         Output.printError("\(ProgramName.called): \(ArgumentBytes.readable(message))\n")
         _exit(status)
     }
 
-    /// At once: `exit` would take libraries apart that other threads are still in. One that says goodbye to an NBD
-    /// server then finds libnbd without its errors, and libnbd aborts. `Output` has nothing left to write.
+    /// Exits with `_exit`: `exit` would tear down libraries that other threads still use. A thread
+    /// that disconnects from an NBD server would then find libnbd's error state gone, and libnbd
+    /// would abort. `Output` does not buffer, so nothing is lost.
     ///
-    /// - Parameter failure: the status if standard output did not take what was printed, whatever
-    ///   was found out.
+    /// - Parameter failure: the status, instead of `status`, if a write to standard output failed.
     private static func leave(_ status: Int32, failure: Int32 = 1) -> Never {
         guard let code = Output.failure else { _exit(status) }
         if code == EPIPE { PipeSignal.end() }
@@ -114,17 +118,17 @@ enum Main {
     }
 }
 
-/// A signal that ended a command.
+/// The signal that ended a command.
 struct Interruption: Error {
     let signal: Int32
 }
 
-/// What a command found out, where the exit status tells it: images differ, an image has leaks.
+/// A result that the exit status reports: images differ, an image has leaks.
 struct Verdict: Error {
     let status: Int32
 }
 
-/// A failure of a command whose callers know other numbers than 1.
+/// A failure with an exit status other than 1 that callers know.
 struct FailureWithStatus: Error {
     let status: Int32
     let cause: ImageError
@@ -133,10 +137,10 @@ struct FailureWithStatus: Error {
 /// A verb of qemu-img.
 protocol ImageCommand: ParsableCommand, Sendable {
     static var letters: OptionLetters { get }
-    /// The exit status where nothing was found out.
+    /// The exit status if the command fails before it has a result.
     static var failureStatus: Int32 { get }
 
-    /// Does the work, ends cleanly when a signal comes; what it throws is the end of the program.
+    /// Does the work and cleans up when a signal arrives. Any error it throws ends the program.
     func run(_ signals: Signals) async throws
 }
 
@@ -166,8 +170,8 @@ struct Swimg: ParsableCommand {
     func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
 }
 
-/// What the program was called as. Through a link named qemu-img it answers as one: callers look for
-/// that name in messages, and for a version that they know in `--version`.
+/// The name under which the program runs. If called through a link named qemu-img, it answers as
+/// qemu-img: callers look for that name in messages and for a known version in `--version`.
 enum ProgramName {
     static let called: String = isQemuImg ? "qemu-img" : "swimg"
 

@@ -99,7 +99,7 @@ struct MapCommand: ImageCommand {
         printer.finish()
     }
 
-    /// Cells do not get smaller with the window there.
+    /// Columns of a picture in a file, which does not depend on the width of the terminal.
     private static let columnsInFile = 144
 
     private func draw(_ map: ImageMap, _ range: Range<Int64>) async throws {
@@ -117,7 +117,7 @@ struct MapCommand: ImageCommand {
     }
 }
 
-/// What the standard output can show.
+/// The capabilities of the terminal at standard output.
 private struct TerminalScreen {
     let columns: Int
     let isColored: Bool
@@ -129,7 +129,7 @@ private struct TerminalScreen {
         let isKnown =
             isTerminal && ioctl(STDOUT_FILENO, UInt(TIOCGWINSZ), &size) == 0 && size.ws_col > 0
         columns = isKnown ? Int(size.ws_col) : 80
-        // https://no-color.org: set and not empty.
+        // Colour is off if NO_COLOR is set and not empty (https://no-color.org).
         isColored = isTerminal && (Self.setting("NO_COLOR") ?? "").isEmpty
         let locale = ["LC_ALL", "LC_CTYPE", "LANG"].compactMap(Self.setting).first { !$0.isEmpty }
         let encoding = (locale ?? "").uppercased().filter { $0 != "-" }

@@ -2,15 +2,15 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// Text to a person or a program, past stdio: at once, and whole.
+/// Unbuffered output to standard output and standard error, without stdio.
 ///
-/// A command is asked for the text that it prints to standard output. A write that fails there is
-/// remembered instead of thrown, so that the work still gets done, and fails the program at its end
-/// (`Main.leave`).
+/// `print` writes the text that the user asked for. If such a write fails, `Output` remembers the
+/// error instead of throwing, so that the work still completes; `Main.leave` then makes the program
+/// fail.
 enum Output {
     private static let firstError = Atomic<Int32>(0)
 
-    /// The errno of the first write to standard output that failed; nil if none did.
+    /// The errno of the first failed write to standard output; nil if all succeeded.
     static var failure: Int32? {
         let error = firstError.load(ordering: .relaxed)
         return error == 0 ? nil : error
@@ -21,28 +21,29 @@ enum Output {
         text.withUTF8 { printBytes($0) }
     }
 
-    /// - Parameter text: in UTF-8.
+    /// - Parameter text: UTF-8.
     static func print(_ text: [UInt8]) { text.withUnsafeBufferPointer { printBytes($0) } }
 
-    /// Shows progress on standard output. No command fails for want of it.
+    /// Shows progress on standard output. A failed write is ignored: the command can succeed
+    /// without it.
     static func show(_ text: String) { write(text, to: STDOUT_FILENO) }
 
     static func printError(_ text: String) { write(text, to: STDERR_FILENO) }
 
-    /// Ends a long listing that is not read any more.
+    /// Stops a long listing early when its output can no longer be written.
     ///
-    /// - Throws: `OutputFailure` after a write that failed.
+    /// - Throws: `OutputFailure` after a failed write.
     static func checkReader() throws {
         if failure != nil { throw OutputFailure() }
     }
 
     private static func printBytes(_ bytes: UnsafeBufferPointer<UInt8>) {
-        // Text behind a part that is missing would only mislead.
+        // Text after a missing part would mislead, so nothing follows a failed write.
         guard failure == nil, !write(bytes, to: STDOUT_FILENO) else { return }
         firstError.store(errno, ordering: .relaxed)
     }
 
-    /// Makes a file of a text, or replaces what it held.
+    /// Creates a file with this text, or replaces the content of an existing file.
     static func write(_ text: String, toFile path: HostPath) throws(ImageError) {
         let descriptor = path.withCString { creat($0, 0o666) }
         var text = text
@@ -61,14 +62,14 @@ enum Output {
         _ = text.withUTF8 { write($0, to: descriptor) }
     }
 
-    /// - Returns: whether it took everything; `errno` says why not.
+    /// - Returns: whether all bytes were written; if not, `errno` tells the reason.
     private static func write(_ bytes: UnsafeBufferPointer<UInt8>, to descriptor: Int32) -> Bool {
         var done = 0
         while done < bytes.count {
             let count = Glibc.write(
                 descriptor, bytes.baseAddress.map { $0 + done }, bytes.count - done)
             if count < 0, errno == EAGAIN {
-                // A descriptor that another process made non-blocking.
+                // Another process has made the descriptor non-blocking.
                 var polled = pollfd(fd: descriptor, events: Int16(POLLOUT), revents: 0)
                 poll(&polled, 1, -1)
             } else if count < 0, errno != EINTR {
@@ -80,5 +81,5 @@ enum Output {
     }
 }
 
-/// The reader of standard output went away, or cannot be written to: `Output.failure` says why.
+/// A failed write to standard output; `Output.failure` has its errno.
 struct OutputFailure: Error {}

@@ -1,7 +1,7 @@
 import Glibc
 import Synchronization
 
-/// Shows how far a command is: to a program in qemu-img's form, to a person as a bar.
+/// Shows a command's progress: as a bar on a terminal, in qemu-img's form otherwise.
 final class ProgressPrinter: Sendable {
     private struct State {
         var done: Int64 = 0
@@ -15,7 +15,7 @@ final class ProgressPrinter: Sendable {
     private let start = ContinuousClock().now
     private let state = Mutex(State())
 
-    /// - Parameter isShown: false only answers `printStatus`.
+    /// - Parameter isShown: if false, only `printStatus` prints.
     init(isShown: Bool) { self.isShown = isShown }
 
     func update(done: Int64, total: Int64) {
@@ -32,7 +32,7 @@ final class ProgressPrinter: Sendable {
             } else if $0.printedHundredths < 0 || hundredths - $0.printedHundredths >= 100
                 || done == total && hundredths != $0.printedHundredths
             {
-                // Steps of one percent, as qemu-img has it.
+                // qemu-img prints in steps of one percent.
                 if $0.printedHundredths < 0, hundredths > 0 { Output.show(Self.qemuForm(0)) }
                 Output.show(Self.qemuForm(hundredths))
                 $0.printedHundredths = hundredths
@@ -40,7 +40,7 @@ final class ProgressPrinter: Sendable {
         }
     }
 
-    /// The end of a command that succeeded.
+    /// Completes the display after a command that succeeded.
     func finish() {
         guard isShown else { return }
         state.withLock {
@@ -53,8 +53,8 @@ final class ProgressPrinter: Sendable {
         }
     }
 
-    /// The end of a comparison: to a program, the verdict stands behind the last progress, and an empty
-    /// line behind the verdict, as qemu-img has it.
+    /// Completes the display after a comparison. Without a terminal, the verdict follows the last
+    /// progress and an empty line follows the verdict, as in qemu-img.
     func finish(isWhole: Bool, with verdict: String) {
         guard isShown, !isTerminal else {
             if isWhole { finish() } else { giveUp() }
@@ -67,13 +67,13 @@ final class ProgressPrinter: Sendable {
         Output.print(verdict + "\n")
     }
 
-    /// The end of a command that failed: what is said next must not stand behind the bar.
+    /// Ends the line of the bar after a failure, so that the error message starts on a new line.
     func giveUp() {
         let isBarShown = state.withLock { $0.printedAt != nil }
         if isBarShown { Output.show("\n") }
     }
 
-    /// One line to stderr, for SIGUSR1; who sees the progress anyway gets no second one.
+    /// Prints one line to standard error, for SIGUSR1, unless progress is shown anyway.
     func printStatus() {
         guard !isShown else { return }
         let (done, total) = state.withLock { ($0.done, $0.total) }
@@ -84,7 +84,7 @@ final class ProgressPrinter: Sendable {
         "    (\(percent(hundredths))/100%)\r"
     }
 
-    /// Hundredths of a percent; an empty disk is done.
+    /// Progress in hundredths of a percent; an empty disk is complete.
     private static func hundredths(_ done: Int64, _ total: Int64) -> Int {
         total > 0 ? Int(Double(done) / Double(total) * 100_00) : 100_00
     }
@@ -101,15 +101,15 @@ final class ProgressPrinter: Sendable {
         let seconds =
             Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
         let rate = seconds > 0 ? Double(done) / seconds : 0
-        // The first byte of a large disk says little of the rest, and may say more than a number
-        // holds.
+        // The rate after the first bytes of a large disk is unreliable, and the estimate may exceed
+        // the range of Int.
         let left = rate > 0 ? Int(min(Double(total - done) / rate, 1e15)) : 0
         let line =
             "[" + String(repeating: "#", count: filled)
             + String(repeating: " ", count: width - filled)
             + "] \(Self.percent(hundredths)) %  \(Self.readable(rate))/s  "
             + (done < total ? "\(Self.clock(left)) left" : "in \(Self.clock(Int(seconds)))")
-        // Spaces wipe what a longer line before left over.
+        // Trailing spaces erase the rest of a longer previous line.
         return line + String(repeating: " ", count: max(0, 78 - line.count))
     }
 

@@ -1,13 +1,13 @@
 import ImageDrivers
 import ImageFormats
 
-/// The help of a program that is called as qemu-img.
+/// The help text of a program that is called as qemu-img.
 ///
-/// Programs search qemu-img's help for options before they use them: libguestfs takes `info -U`
-/// only where `\binfo\b.*-U\b` matches. So each verb has one line, in qemu's form, with all that
-/// its parser takes and nothing else; a test compares the two.
+/// Programs search qemu-img's help for options before they use them: libguestfs passes `info -U`
+/// only if `\binfo\b.*-U\b` matches. So each verb has one line in qemu's form that lists exactly
+/// the options of its parser; a test compares the two.
 enum QemuImgHelp {
-    /// - Parameter verb: the verb that help is wanted for; nil stands for all of them.
+    /// - Parameter verb: the verb to describe; nil or an unknown one describes all verbs.
     static func text(verb: String?) -> String {
         let names = Swimg.commands.compactMap { $0.configuration.commandName }
         let shown = names.filter { $0 == verb || !names.contains(verb ?? "") }

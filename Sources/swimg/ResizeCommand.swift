@@ -91,7 +91,7 @@ struct ResizeCommand: ImageCommand {
     }
 
     private func sizeValue(_ text: String) throws(ImageError) -> Int64 {
-        // One sign is enough.
+        // A second sign is an error.
         guard text.first != "+", text.first != "-" else {
             return try ImageFormats.sizeValue("", of: "size")
         }

@@ -6,7 +6,7 @@ import ImageFormats
 import ImageStorage
 import NBDStorage
 
-/// How NBD servers are used: the same for every verb.
+/// Options for connections to NBD servers, which all verbs share.
 struct NBDServerOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
@@ -95,7 +95,7 @@ struct NBDServerOptions: ParsableArguments {
     }
 }
 
-/// How images are named, by a path, an NBD name or options.
+/// Options for naming images: by path, NBD name or image options.
 struct ImageNameOptions: ParsableArguments {
     @Flag(
         name: .customLong("image-opts"),
@@ -107,13 +107,14 @@ struct ImageNameOptions: ParsableArguments {
         help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
     var objects: [String] = []
 
-    /// - Parameter format: what was given beside it; options name the format themselves.
+    /// - Parameter format: the `-f` value, if any; invalid with image options, which name the
+    ///   format themselves.
     func name(_ name: ImageName, format: String?) throws(ImageError) -> ImageName {
         try imageName(name, isOptions: areOptions, format: format)
     }
 }
 
-/// How the images that a verb reads are named and opened.
+/// Options for naming and opening the images that a verb reads.
 struct SourceOptions: ParsableArguments {
     @Flag(
         name: [.customShort("U"), .customLong("force-share")],
@@ -134,11 +135,12 @@ struct SourceOptions: ParsableArguments {
     }
 }
 
-/// What stands for an image on the command line as a name that `ImageOpener` knows.
+/// Converts an image argument of the command line to a name that `ImageOpener` knows.
 ///
 /// - Parameters:
-///   - isOptions: it is not a name but a list of options (`--image-opts`).
-///   - format: what was given beside it; options name the format themselves.
+///   - isOptions: `name` holds a list of options (`--image-opts`).
+///   - format: the `-f` value, if any; invalid with image options, which name the format
+///     themselves.
 func imageName(
     _ name: ImageName, isOptions: Bool, format: String? = nil
 ) throws(ImageError) -> ImageName {
@@ -163,14 +165,14 @@ func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
     return mode
 }
 
-/// Which digest is computed.
+/// The option that selects a digest algorithm.
 struct DigestOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "How the digest is computed: blkhash (the default) or sha256.", valueName: "name"))
     var algorithm: String?
 
-    /// nil if none was named.
+    /// The selected algorithm; nil if the option is absent.
     func named() throws(ImageError) -> DigestAlgorithm? {
         guard let algorithm else { return nil }
         guard let known = DigestAlgorithm(rawValue: algorithm) else {

@@ -1,15 +1,15 @@
 import Glibc
 
-/// The signals that a long command answers to, as a stream of numbers.
+/// Delivery of the signals that a long-running command handles, as a stream of signal numbers.
 ///
-/// They are blocked in all threads, and the main thread does nothing but wait for them.
+/// All threads block these signals; the main thread only waits for them.
 struct Signals: Sendable {
     private let awaited: sigset_t
     private let numbers: AsyncStream<Int32>
     private let continuation: AsyncStream<Int32>.Continuation
 
-    /// To be made on the main thread, before there is any other: threads begin with what their maker
-    /// has blocked.
+    /// Must run on the main thread before any other thread exists, because threads inherit the
+    /// signal mask of the thread that creates them.
     init() {
         var awaited = sigset_t()
         sigemptyset(&awaited)
@@ -21,7 +21,8 @@ struct Signals: Sendable {
         (numbers, continuation) = AsyncStream.makeStream(of: Int32.self)
     }
 
-    /// Whoever started us with a signal ignored (nohup) wants it so.
+    /// Whether the parent process started this one with the signal ignored (nohup does): then it
+    /// stays ignored.
     fileprivate static func isIgnored(_ number: Int32) -> Bool {
         var action = sigaction()
         sigaction(number, nil, &action)
@@ -29,7 +30,7 @@ struct Signals: Sendable {
             == unsafeBitCast(SIG_IGN, to: Int.self)
     }
 
-    /// Waits for signals, and puts them into the stream, until the process ends.
+    /// Waits for signals and puts them into the stream until the process ends.
     func deliver() -> Never {
         while true {
             var number: Int32 = 0
@@ -41,7 +42,7 @@ struct Signals: Sendable {
         }
     }
 
-    /// The same for a body that finds something out.
+    /// Runs a body that returns a value; otherwise like `interrupting`.
     func result<Value: Sendable>(
         of body: @escaping @Sendable () async throws -> Value,
         onStatus: @escaping @Sendable () -> Void
@@ -56,10 +57,11 @@ struct Signals: Sendable {
         throw CancellationError()
     }
 
-    /// Runs a body, and cancels it when a signal asks for an end.
+    /// Runs a body and cancels it when a signal asks the command to end.
     ///
-    /// - Parameter onStatus: called at SIGUSR1.
-    /// - Throws: `Interruption` after such a signal, once the body has cleaned up; what the body throws.
+    /// - Parameter onStatus: called on SIGUSR1.
+    /// - Throws: `Interruption` after such a signal, once the body has cleaned up; otherwise what
+    ///   the body throws.
     func interrupting(
         _ body: @escaping @Sendable () async throws -> Void,
         onStatus: @escaping @Sendable () -> Void
@@ -79,7 +81,7 @@ struct Signals: Sendable {
             let first = try await group.next() ?? nil
             group.cancelAll()
             guard let signal = first else { return }
-            // The body may still have finished its work before it saw the cancellation.
+            // The body may have finished its work before it noticed the cancellation.
             while let result = await group.nextResult() {
                 if case .success = result { return }
             }
@@ -88,7 +90,7 @@ struct Signals: Sendable {
     }
 }
 
-/// SIGPIPE, which comes back as an error of the write that met it.
+/// SIGPIPE handling: the signal is ignored, so that the failed write reports EPIPE instead.
 enum PipeSignal {
     private static let wasIgnored = Signals.isIgnored(SIGPIPE)
 
@@ -97,8 +99,8 @@ enum PipeSignal {
         signal(SIGPIPE, SIG_IGN)
     }
 
-    /// Ends the process as the signal would have ended it. Returns if the signal was ignored or
-    /// blocked from the start.
+    /// Ends the process as SIGPIPE would have ended it. Returns if the signal was ignored or
+    /// blocked when the process started.
     static func end() {
         guard !wasIgnored else { return }
         signal(SIGPIPE, SIG_DFL)

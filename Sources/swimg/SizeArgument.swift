@@ -1,8 +1,8 @@
 import DiskImage
 
-/// Reads a number as qemu-img does where it has no option letter, refused in qemu-img's words.
+/// Reads a number that qemu-img takes without an option letter; errors use qemu-img's words.
 ///
-/// - Parameter name: what it is called in messages.
+/// - Parameter name: the number's name in messages.
 func sizeArgument(
     _ text: String, name: String, in range: ClosedRange<Int64> = 0...Int64.max
 ) throws(ImageError) -> Int64 {
@@ -10,7 +10,7 @@ func sizeArgument(
         guard range.contains(number) else { throw outOfRange(name, range) }
         return number
     }
-    // Digits with a suffix that make no number make one that is too large.
+    // A well-formed number that `parseByteSize` refuses is too large.
     let digits = text.prefix { $0.isASCII && $0.isNumber }
     if !digits.isEmpty,
         parseByteSize("1" + text.dropFirst(digits.count)) != nil

@@ -5,7 +5,7 @@ import Testing
 @testable import Concurrency
 
 @Suite struct IOExecutorTests {
-    /// How many are at it, and how many were at most.
+    /// Counts the tasks at work, and the most at one time.
     private final class Counter: Sendable {
         private let counts = Mutex((now: 0, most: 0))
         var most: Int { counts.withLock { $0.most } }
@@ -17,8 +17,7 @@ import Testing
         }
     }
 
-    /// Threads that sleep in system calls are as many as there are jobs, and cores are not left
-    /// idle for them.
+    /// All jobs can sleep in system calls at once, and no core stays idle because of them.
     @Test func systemCallsOverlap() async {
         let calling = Counter()
         let jobs = 4 * IOExecutor.coreCount
@@ -39,7 +38,7 @@ import Testing
         #expect(calling.most == jobs)
     }
 
-    /// Jobs that only compute are as many at once as there are cores.
+    /// No more jobs compute at once than there are cores.
     @Test func noMoreJobsThanThereAreCores() async {
         let computing = Counter()
         await withTaskExecutorPreference(IOExecutor.shared) {

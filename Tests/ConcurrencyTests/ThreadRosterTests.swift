@@ -3,12 +3,12 @@ import Testing
 @testable import Concurrency
 
 @Suite struct ThreadRosterTests {
-    /// An executor's threads and jobs as numbers: what `IOExecutor` does, without threads.
+    /// The threads and jobs of an `IOExecutor` as numbers, without threads.
     private struct Model: Hashable {
-        /// Threads that compute on a job, and those that are in a system call of one.
+        /// Threads that compute for a job, and threads in a system call of a job.
         var computing = 0
         var calling = 0
-        /// Threads that have been called, and those that sleep.
+        /// Threads that have been called, and threads that sleep.
         var coming = 0
         var asleep = 0
         var jobs = 0
@@ -44,7 +44,7 @@ import Testing
             }
         }
 
-        /// - Returns: false if that cannot happen now.
+        /// - Returns: false if the event cannot happen now.
         mutating func take(_ event: Event) -> Bool {
             switch event {
             case .newJob:
@@ -71,7 +71,7 @@ import Testing
                 model.computing += 1
                 roster.comeBack()
             case .failure:
-                // Of the first thread `start` makes sure.
+                // `start` has made sure of the first thread, which therefore cannot fail.
                 guard model.coming > 0, roster.threads > 1,
                     roster.threads > model.computing + model.calling + model.asleep
                 else { return false }
@@ -83,8 +83,8 @@ import Testing
         }
     }
 
-    /// Every order of up to twelve events on two cores, with up to four threads and three jobs that
-    /// wait.
+    /// Every order of up to twelve events on two cores, with up to four threads and three waiting
+    /// jobs.
     @Test func everyOrderOfEvents() {
         let cores = 2
         let limit = 4
@@ -101,12 +101,11 @@ import Testing
                     #expect(roster.coming == model.coming && roster.idle == model.asleep)
                     #expect(roster.busy == model.computing + model.coming)
                     #expect(roster.threads <= limit)
-                    // Only those that came back from system calls are more than there are cores.
+                    // Only threads that come back from system calls can exceed the number of cores.
                     if event != .systemCallDone {
                         #expect(roster.busy <= max(cores, state.roster.busy))
                     }
-                    // A job that waits has a thread: one that comes for it, or looks for it when
-                    // done.
+                    // A waiting job has a thread, which comes for it or looks for it when done.
                     #expect(model.jobs == 0 || roster.busy + model.calling > 0, "\(model)")
                     if seen.insert(model).inserted { next.append(new) }
                 }
@@ -120,7 +119,7 @@ import Testing
         var roster = ThreadRoster(cores: 2, limit: 8)
         #expect(roster.call(for: 0) == .nobody)
         #expect(roster.call(for: 1) == .newThread)
-        // That one will take it.
+        // The called thread will take the job.
         #expect(roster.call(for: 1) == .nobody)
         #expect(roster.call(for: 2) == .newThread)
         #expect(roster.call(for: 3) == .nobody, "both cores are taken")

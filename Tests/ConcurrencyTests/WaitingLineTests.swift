@@ -17,7 +17,7 @@ import Testing
         #expect(isInside, "it was left by all")
     }
 
-    /// The one inside may leave between the look and the arrival.
+    /// The caller inside may leave between `enter` and `arrive`.
     @Test func aCallerThatArrivesLateIsInside() {
         var line = WaitingLine<Int>()
         _ = line.enter()

@@ -2,15 +2,15 @@ import Testing
 
 @testable import Concurrency
 
-/// The window on storages of several kinds, in simulated time.
+/// Tests the window on several kinds of storage, in simulated time.
 @Suite struct WindowTests {
-    /// The way of a chunk: cores that copy, and a storage that takes its time.
+    /// A simulated machine: cores that copy, and a storage that takes its time.
     struct Storage {
-        /// For each chunk, in nanoseconds.
+        /// Latency of a chunk in nanoseconds.
         var latency: Double = 0
-        /// The bandwidth that all chunks share, in bytes per nanosecond.
+        /// Bandwidth that all chunks share, in bytes per nanosecond.
         var bandwidth: Double = .infinity
-        /// Copying, in nanoseconds a byte.
+        /// Time of copying in nanoseconds per byte.
         var work = 0.5
         static let cores = 2
 
@@ -22,9 +22,9 @@ import Testing
         base: 4, most: 32, unit: 65536, shortChunk: 448 << 10, longChunk: 2 << 20,
         longestChunk: 2 << 20, cores: Storage.cores)
 
-    /// Carries chunks, as many at once as the window lets.
+    /// Moves chunks, as many at once as the window allows.
     final class Run {
-        /// A chunk is read, and then written.
+        /// The read or the write of a chunk.
         private struct Call {
             var isRead: Bool
             var bytes: Int64
@@ -92,8 +92,8 @@ import Testing
         #expect(run.window.chunkSize == Self.bounds.shortChunk)
     }
 
-    /// Within a moment, and then it stays: what comes through is what the cores can copy, or what
-    /// the budget allows.
+    /// The window grows within a moment and then stays: the throughput is what the cores can copy,
+    /// or what the budget allows.
     @Test(arguments: [1.0, 5, 20, 100])
     func growsWhereTheStorageWaits(_ milliseconds: Double) {
         let storage = Storage(latency: milliseconds * Storage.milliseconds)
@@ -109,7 +109,7 @@ import Testing
         #expect(changes <= 4, "it swings: \(changes)")
     }
 
-    /// A request costs the same, however long it is.
+    /// A request costs the same at any length.
     @Test func chunksGrowWhereFewAreAllowed() {
         var bounds = Self.bounds
         bounds.most = 8
@@ -120,7 +120,7 @@ import Testing
         #expect(run.window.chunkSize > bounds.longChunk)
     }
 
-    /// More on their way bring no more: as few as before do, but for a look now and then.
+    /// More chunks in flight bring no more throughput, so the window stays small except for trials.
     @Test(arguments: [0.1, 1])
     func goesBackWhereBandwidthIsTheLimit(_ bandwidth: Double) {
         let storage = Storage(latency: 0.2 * Storage.milliseconds, bandwidth: bandwidth)
@@ -144,7 +144,7 @@ import Testing
         #expect(run.window.size > 4 * Self.bounds.base)
     }
 
-    /// Another process had the processor for once.
+    /// Another process had the processor once.
     @Test func aHiccupChangesNothing() {
         let run = Run()
         run.carry(100, on: .pageCache)
@@ -203,7 +203,7 @@ import Testing
         #expect(queue.window.size > 8 && queue.inside == 8)
     }
 
-    /// The gate is told sums, the window what has come since.
+    /// The gate gets sums over all calls, and the window the change since the last report.
     @Test func callsCountOnce() {
         var queue = WindowQueue<Int>(Window(WindowTests.bounds, now: 0))
         let total = CallTimes(wall: 50_000_000, work: 100_000, calls: 2, sleeps: 2)

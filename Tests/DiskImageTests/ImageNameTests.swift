@@ -36,7 +36,7 @@ import Testing
     }
 
     @Test func pathsAreCutAtSlashesOnly() {
-        // A combining mark behind a slash makes one character of both.
+        // A combining mark after a slash makes one character of both.
         let path: HostPath = "m/\u{301}x/\u{301}y.raw"
         #expect(path.folder == "m/\u{301}x" && path.fileName == Array("\u{301}y.raw".utf8))
         #expect(path.resolving("\u{301}z") == "m/\u{301}x/\u{301}z")
@@ -52,7 +52,7 @@ import Testing
             bytes.indices.map { UInt8(bitPattern: start[$0]) }
         }
         #expect(copy == bytes && path.name.bytes == bytes)
-        // Equal as text, two names for the kernel.
+        // Equal as text, but two names for the kernel.
         #expect(ImageName("\u{e9}") != ImageName("e\u{301}"))
     }
 }

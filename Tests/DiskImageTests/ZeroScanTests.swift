@@ -6,7 +6,7 @@ import Testing
         ZeroScan.isZero(bytes.span.bytes, range)
     }
 
-    /// Every length around the widths of the loops, every position of the one byte that differs.
+    /// Tries every length around the widths of the loops, and every position of a nonzero byte.
     @Test(arguments: [0, 1, 7, 8, 9, 63, 64, 65, 255, 256, 257, 512, 600])
     func findsOneByteAnywhere(length: Int) {
         var bytes = [UInt8](repeating: 0, count: length)

@@ -4,7 +4,7 @@ import Testing
 
 @testable import ImageStorage
 
-/// A folder that goes away with the test.
+/// A folder that is removed with the test.
 final class Folder {
     let path: String
 
@@ -50,7 +50,7 @@ func contents(_ path: String) throws -> [UInt8] {
         return buffer.bytes.withUnsafeBytes { Array($0) }
     }
 
-    /// Aligned or not, through the page cache or past it, the same bytes arrive.
+    /// Written bytes are read back, aligned or not, through the page cache or directly.
     @Test(arguments: CacheMode.allCases)
     func readsAndWritesAtAnyOffset(mode: CacheMode) async throws {
         let path = try folder.file("disk", [])
@@ -120,7 +120,7 @@ func contents(_ path: String) throws -> [UInt8] {
         #expect(throws: ImageError.self) { try FileStorage.openSource(HostPath(pipe)) }
     }
 
-    /// A child that another thread has just forked holds a copy for a moment.
+    /// A child that another thread has just forked holds a copy of the descriptor for a moment.
     @Test func locksEndWithTheStorage() throws {
         let path = try folder.file("disk", [1])
         var target: FileStorage? = try FileStorage.openExistingTarget(

@@ -92,7 +92,7 @@ import Testing
         do {
             let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
             #expect(!target.isStaged)
-            // Nobody else may open it meanwhile, by either name.
+            // Nothing else may open it meanwhile, by either name.
             #expect(throws: ImageError.self) {
                 try FileStorage.openExistingTarget(HostPath(other), cacheMode: .unsafe)
             }
@@ -100,7 +100,7 @@ import Testing
             try await target.commit()
         }
         #expect(try contents(other) == Array("new".utf8))
-        // Given up half-way it is empty: nothing that looks finished.
+        // An abandoned target is empty, so that it does not look finished.
         let second = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
         try await write("half", to: second)
         second.abandon()
@@ -141,7 +141,7 @@ import Testing
     }
 
     @Test func someoneElsesFileIsReplacedWhole() async throws {
-        // Made by another process while ours was being written.
+        // Another process makes the file while ours is being written.
         let path = try folder.file("disk")
         let target = try TargetFile.create(HostPath(path), cacheMode: .unsafe)
         try await write("ours", to: target)

@@ -7,7 +7,7 @@ import Testing
 @testable import ImageStorage
 
 @Suite struct WriteJoinerTests {
-    /// Several places at once by each of 8 tasks, on either way: the call returns when all are written.
+    /// Each of 8 tasks writes to several places in one call, which returns when all are written.
     @Test(arguments: [false, true])
     func oneCallWritesToManyPlaces(isDirect: Bool) async throws {
         let blockSize = 64 << 10
@@ -38,7 +38,8 @@ import Testing
                                     pieces: [UnsafeRawBufferPointer(part)])
                             }
                             try await joiner.write(writes)
-                            // Whoever is told too early has overwritten what the writer still reads.
+                            // A task that is resumed too early overwrites bytes that the writer
+                            // still reads.
                             memory.initializeMemory(as: UInt8.self, repeating: 0)
                         }
                     }
@@ -59,7 +60,7 @@ import Testing
         #expect(wrong == nil)
     }
 
-    /// An error is that of its write, and the others are none of its business. Direct ones end later than they begin.
+    /// An error of one write does not reach the others. Direct writes end later than they begin.
     @Test(arguments: [0, clinux_O_DIRECT])
     func togetherEachWriteHasItsOwnResult(flags: Int32) throws {
         let file = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
@@ -77,7 +78,7 @@ import Testing
         let halves = [memory[..<(1 << 19)], memory[(1 << 19)...]].map {
             UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[$0.indices])
         }
-        // Beyond what ext4 and XFS can address. The single write is the judge of it.
+        // Beyond what ext4 and XFS can address. A single write shows the expected result.
         let far: Int64 = 1 << 62
         let single = Result { () throws(ImageError) in
             try Syscall.write(descriptor, "some", halves, at: far)
@@ -90,7 +91,7 @@ import Testing
         #expect(results[1] == single)
         if PageCacheBypass.isPossible(file) { #expect((try? single.get()) == nil) }
         #expect(results[2] == .success(true))
-        // Not possible in this way: whoever writes it by itself will see what the matter is.
+        // Impossible in this way: the caller repeats it alone and gets the error.
         #expect(results[3] == .success(false))
         var found = [UInt8](repeating: 1, count: 10 << 20)
         let count = try found.withUnsafeMutableBytes {
@@ -100,7 +101,7 @@ import Testing
         for (block, byte) in [0, 7, 0, 0, 0, 0, 0, 0, 7].enumerated() {
             #expect(found[block << 20..<(block + 1) << 20].allSatisfy { $0 == byte })
         }
-        // Refused as a whole.
+        // The whole call is refused.
         let readOnly = try Syscall.open("/dev/null", flags: O_RDONLY)
         defer { close(readOnly) }
         let none = Syscall.writeTogether(
@@ -109,7 +110,7 @@ import Testing
         #expect(none == [.success(false), .success(false)])
     }
 
-    /// What may go past the page cache and what may not, by one call.
+    /// One call has writes that may bypass the page cache, and writes that may not.
     @Test func fitAndUnfitWritesTogether() async throws {
         let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
         defer { close(descriptor) }
@@ -119,7 +120,7 @@ import Testing
         var bytes = buffer.mutableBytes
         let memory = bytes.withUnsafeMutableBytes { $0 }
         for place in memory.indices { memory[place] = UInt8(place / 4096 % 251 + 1) }
-        // By turns short and long, each with bytes of its own, far from the next.
+        // Short and long ranges by turns, each with its own bytes, far from the next.
         let ranges = (0..<10).map { number in
             let start = number * 100_000 / 4096 * 4096
             return start..<start + (number % 2 == 0 ? 5000 + number : 65536)
@@ -143,7 +144,7 @@ import Testing
         }
     }
 
-    /// One place that cannot be written is an error for all, whether it comes first or last; the other is written.
+    /// One place that cannot be written is an error for all, first or last; the other is written.
     @Test(arguments: [-4096, 1 << 62] as [Int64], [false, true])
     func oneFailureIsEnough(offset: Int64, isDirect: Bool) async throws {
         let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
@@ -168,7 +169,7 @@ import Testing
         #expect(found[4096..<count].allSatisfy { $0 == 3 })
     }
 
-    /// Storage that waits: the first write tells, and the others are made beside each other.
+    /// If storage waits, the first writes show it, and the others are made concurrently.
     @Test func writesBesideEachOtherWhereWritesWait() async throws {
         let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
         defer { close(descriptor) }
@@ -204,7 +205,7 @@ import Testing
         #expect(found == blocks.flatMap { $0 })
     }
 
-    /// 64 tasks, each writing every 64th block: nothing is lost, mixed up or written twice.
+    /// 64 tasks write every 64th block each: nothing is lost, mixed up or written twice.
     @Test func joinsManyWriters() async throws {
         let blockSize = 5000
         let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
@@ -241,7 +242,7 @@ import Testing
         #expect(wrong == nil)
     }
 
-    /// Everybody whose bytes were not written is told.
+    /// Every task whose bytes were not written gets an error.
     @Test func errorReachesAll() async throws {
         let descriptor = try Syscall.open("/dev/full", flags: O_WRONLY)
         defer { close(descriptor) }
@@ -253,7 +254,7 @@ import Testing
                     defer { bytes.deallocate() }
                     bytes.initializeMemory(as: UInt8.self, repeating: 1)
                     do {
-                        // A second place, far away, fails, too.
+                        // A second, distant place fails, too.
                         try await joiner.write(
                             [0, 1 << 20].map {
                                 PendingWrite(
@@ -271,12 +272,12 @@ import Testing
         #expect(failures == 32)
     }
 
-    /// What goes past the page cache and what does not are one file in the end.
+    /// Direct writes and writes through the page cache make one file.
     @Test func bothWaysWriteOneFile() async throws {
         let descriptor = try Syscall.open("/tmp", flags: O_RDWR | clinux_O_TMPFILE, mode: 0o600)
         defer { close(descriptor) }
         var bypass = PageCacheBypass(descriptor, chooser: WritePathChooser(isDirect: true))
-        // Not on every file system; what follows has to come out right in any case.
+        // Not every file system has direct writes; the file has to come out right in any case.
         if PageCacheBypass.isPossible(descriptor) {
             let direct = bypass.descriptor
             #expect(fcntl(try #require(direct), F_GETFL) & clinux_O_DIRECT != 0)
@@ -285,7 +286,8 @@ import Testing
         let joiner = WriteJoiner(descriptor: descriptor, name: "both", bypass: bypass)
         var expected: [UInt8] = []
         for number in 1..<130 {
-            // Whole pages mostly, now and then an end in the middle of one, and behind it whole pages at odd places.
+            // Mostly whole pages, at times an end within a page, followed by whole pages at odd
+            // offsets.
             let count = number % 20 == 0 ? 100_000 + number : 1 << 19
             if number % 40 == 39 {
                 expected += [UInt8](repeating: 0, count: -expected.count & 4095)
@@ -294,7 +296,7 @@ import Testing
             var bytes = buffer.mutableBytes
             let memory = bytes.withUnsafeMutableBytes { $0 }
             for place in stride(from: 0, to: count, by: 1000) { memory[place] = UInt8(number) }
-            // In two pieces, as clusters that are neighbours in the image and not in memory.
+            // Two pieces, like clusters that are neighbours in the image but not in memory.
             let half = count / 2 & ~4095
             let pieces = [memory[..<half], memory[half...]].map {
                 UnsafeRawBufferPointer(rebasing: UnsafeRawBufferPointer(memory)[$0.indices])
@@ -310,7 +312,7 @@ import Testing
         #expect(found.dropLast() == expected[...])
     }
 
-    /// Pieces that a direct write would refuse, or that are not worth it.
+    /// A direct write would refuse some pieces, and is not worth it for others.
     @Test func onlyWholePagesAreFit() {
         func fit(_ offset: Int64, _ pieces: [(address: Int, count: Int)]) -> Bool {
             let memory = pieces.map {

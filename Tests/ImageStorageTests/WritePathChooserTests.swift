@@ -2,7 +2,7 @@ import Testing
 
 @testable import ImageStorage
 
-/// A machine with given rates, in bytes per nanosecond, that change while it writes.
+/// A machine with given rates in bytes per nanosecond, which change while it writes.
 @Suite struct WritePathChooserTests {
     private struct Machine {
         var chooser = WritePathChooser()
@@ -11,7 +11,7 @@ import Testing
         var time: Double = 0
         var directBytes = 0
 
-        /// Writes so many pieces of 512 KiB.
+        /// Writes `count` pieces of 512 KiB.
         mutating func write(_ count: Int) {
             for _ in 0..<count {
                 let rate = chooser.isDirect ? direct : cached
@@ -39,7 +39,7 @@ import Testing
         #expect(machine.time < best * 1.15, "\(machine.time / best)")
     }
 
-    /// A slow disk, or one that is no better, costs next to nothing.
+    /// Trials cost next to nothing on a slow disk, or on one that is no better.
     @Test(arguments: [(1.9, 0.1), (1.0, 0.05), (0.5, 0.55), (1.5, 1.5)])
     func isNotSlowedDownByTrials(_ cached: Double, _ direct: Double) {
         var machine = Machine(cached: cached, direct: direct)
@@ -53,15 +53,15 @@ import Testing
         var machine = Machine(cached: 4, direct: 1.2)
         machine.write(512)
         #expect(machine.directBytes == 0)
-        // The kernel runs out of pages,
+        // The kernel runs out of free pages.
         machine.cached = 0.4
         machine.write(128)
         #expect(machine.chooser.isDirect)
-        // and gets new ones.
+        // The kernel has free pages again.
         machine.cached = 4
         machine.write(1024)
         #expect(!machine.chooser.isDirect)
-        // A direct write that suddenly takes long is not waited out.
+        // Direct writes suddenly take long, and are given up at once.
         machine.cached = 0.4
         machine.write(128)
         #expect(machine.chooser.isDirect)
@@ -70,7 +70,7 @@ import Testing
         #expect(!machine.chooser.isDirect)
     }
 
-    /// Never by half at once.
+    /// The rate never drops by half at once.
     @Test func noticesThatTheCacheGetsSlowerBitByBit() {
         var machine = Machine(cached: 1.9, direct: 1.2)
         machine.write(16384)

@@ -49,14 +49,14 @@ import Testing
         for number in 0..<3 {
             #expect(queue.wait(Self.piece(number * size..<(number + 1) * size), number) == false)
         }
-        // Each is larger than a batch may be, and still has to be written.
+        // Each write is larger than a batch may be, and still has to be written.
         #expect(Self.waiters(&queue) == [0])
         #expect(Self.waiters(&queue) == [1])
         #expect(Self.waiters(&queue) == [2])
         #expect(Self.waiters(&queue) == nil)
     }
 
-    /// The kernel takes 1024 pieces in a call.
+    /// The kernel takes at most 1024 pieces in a call.
     @Test func batchesHaveNoMorePiecesThanTheKernelTakes() {
         var queue = WriteQueue<Int>()
         #expect(Self.starts(&queue))
@@ -88,7 +88,7 @@ import Testing
         #expect(Self.starts(&queue))
     }
 
-    /// Who waits for one of several places waits for all of them.
+    /// A task that waits for one of several places waits for all of them.
     @Test func whatIsWrittenTogetherIsBounded() {
         var queue = WriteQueue<Int>()
         #expect(Self.starts(&queue))
@@ -101,7 +101,7 @@ import Testing
         #expect(queue.next(16)?.flatMap(\.waiters) == [4])
     }
 
-    /// Each waiter is told to write for itself, once for each write, and there is no writer.
+    /// Each waiter has to write for itself, once for each write, and there is no writer.
     @Test func theQueueCanBeLeft() {
         var queue = WriteQueue<String>()
         let isWriter = queue.start()

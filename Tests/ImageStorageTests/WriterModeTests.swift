@@ -13,7 +13,7 @@ import Testing
         #expect(!mode.isParallel)
     }
 
-    /// The first one alone may have had to wait for the file system.
+    /// The first slow write alone proves nothing: it may have waited for the file system.
     @Test func besideEachOtherWhereTheStorageWaits() {
         var mode = WriterMode()
         mode.noteLone(Self.waiting)
@@ -29,7 +29,7 @@ import Testing
         #expect(!mode.isParallel)
     }
 
-    /// Beside each other writes wait for the file's lock: only a lone one can tell.
+    /// Concurrent writes wait for the file's lock, so only a lone write can tell.
     @Test func aLoneWriteIsTriedNowAndThen() {
         var mode = WriterMode()
         for _ in 0..<2 { mode.noteLone(Self.waiting) }
@@ -44,7 +44,7 @@ import Testing
         while mode.isParallel { mode.noteParallel() }
         for _ in 0..<200 { mode.noteLone(Self.copying) }
         #expect(!mode.isParallel)
-        // Earlier trials in vain count no more.
+        // Earlier failed trials no longer count.
         for _ in 0..<20 where !mode.isParallel { mode.noteLone(Self.waiting) }
         var count = 0
         while mode.isParallel {

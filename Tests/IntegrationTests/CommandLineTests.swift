@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// The command line is qemu-img's: same letters, same order rules, same exit codes.
+/// Compatibility with qemu-img's command line: letters, order rules and exit codes.
 @Suite struct CommandLineTests {
     let folder: TempFolder
     let sketch = DiskSketch("A-1b0+-", cluster: 65536)
@@ -12,7 +12,7 @@ import Testing
         try sketch.writeRaw(folder.path("source"))
     }
 
-    /// What stands in the folder of the target `target` after a conversion.
+    /// The header of `target` in the test folder.
     private func headerOfTarget() throws -> Qcow2Fields {
         try Qcow2Fields(folder.path("target"))
     }
@@ -130,7 +130,7 @@ import Testing
         #expect(folder.names == before, "left behind by \(outcome)")
     }
 
-    /// An option that swimg does not have yet is named, never ignored: a script must notice.
+    /// Unsupported options are reported by name and never ignored, so that scripts notice.
     @Test(arguments: [
         ("--bitmaps source target", "--bitmaps"),
         ("--object secret,id=s,data=x source target", "--object"),
@@ -156,7 +156,7 @@ import Testing
         #expect(outcome.outputText.contains(isVersion ? " version " : "convert"), "\(outcome)")
     }
 
-    /// Nova and Glance read `qemu-img version ([0-9.]*)`.
+    /// Nova and Glance search the output for `qemu-img version ([0-9.]*)`.
     @Test func answersToTheNameItIsCalledBy() throws {
         let link = folder.path("qemu-img")
         try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: Swimg.path)
@@ -183,7 +183,7 @@ import Testing
         #expect(try mismatch(contents(folder.path("target")), sketch.bytes) == nil)
     }
 
-    /// Names that begin with a dash or hold odd characters are files like any other.
+    /// File names with dashes, spaces and special characters work.
     @Test(arguments: ["with space", "comma,file", "ünïcode", "percent%s", "quote'\"", "new\nline"])
     func takesOddNames(_ name: String) throws {
         try sketch.writeRaw(folder.path(name))

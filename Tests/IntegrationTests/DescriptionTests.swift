@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Images described by options: `json:{…}` and `--image-opts`, as oVirt and Proxmox give them.
+/// Images described by options: `json:{…}` and `--image-opts`, as oVirt and Proxmox pass them.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DescriptionTests {
     let folder: TempFolder
 
@@ -14,7 +14,7 @@ import Testing
             "create", "-q", "-f", "qcow2", "-b", "a.raw", "-F", "raw", "over.qcow2",
             in: folder.path)
         try Qemu.io("qcow2", folder.path("over.qcow2"), ["write -P 9 64k 64k"])
-        // A disk in an archive begins somewhere, as in an OVA.
+        // A disk inside an archive starts at an offset, as in an OVA.
         let image = try Data(contentsOf: URL(fileURLWithPath: folder.path("a.qcow2")))
         let archive = Data(repeating: 0x55, count: 1536) + image + Data(repeating: 0x66, count: 700)
         try archive.write(to: URL(fileURLWithPath: folder.path("archive")))
@@ -80,7 +80,7 @@ import Testing
         }
     }
 
-    /// The archive that holds the source is not overwritten by its content.
+    /// An archive that contains the source must not be overwritten as the target.
     @Test func aSourceInAnArchiveIsProtected() throws {
         let outcome = try Swimg.convert(
             "-O", "raw", "json:{\"driver\":\"raw\",\"offset\":512,\"file.filename\":\"archive\"}",

@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// A process that was started oddly: closed descriptors, no /proc, an environment that has moved.
+/// Unusual process environments: closed descriptors, no /proc, relocated environment variables.
 @Suite struct EnvironmentTests {
     let folder: TempFolder
     let sketch = DiskSketch("A1-b0+-C")
@@ -19,7 +19,7 @@ import Testing
 
     private static let closings: [[Int32]] = [[0], [1], [2], [0, 1], [1, 2], [0, 2], [0, 1, 2]]
 
-    /// An image that got the number of a standard stream would have messages written into it.
+    /// An image with the descriptor number of a standard stream would receive the messages.
     @Test(arguments: closings)
     func messagesGoIntoNoImage(_ closed: [Int32]) throws {
         let bytes = sketch.bytes
@@ -30,7 +30,7 @@ import Testing
             "convert", "-n", "-p", "-O", "raw", "source", "target", closing: closed)
         #expect(again.status == 0, "\(again)")
         #expect(try mismatch(contents(folder.path("target")), bytes) == nil, "\(closed)")
-        // The format is guessed, which brings a warning.
+        // resize guesses the format, which prints a warning.
         let resized = try start("resize", "target", "+1M", closing: closed)
         #expect(resized.status == 0, "\(resized)")
         let grown = try contents(folder.path("target"))
@@ -38,13 +38,13 @@ import Testing
         #expect(try mismatch(contents(folder.path("source")), bytes) == nil, "\(closed)")
     }
 
-    /// A repair prints while the image is open.
+    /// A repair prints messages while the image is open.
     @Test(arguments: closings)
     func repairsGoOn(_ closed: [Int32]) throws {
         expectSuccess(try Swimg.convert("-O", "qcow2", "source", "image", in: folder.path))
         let sound = try contents(folder.path("image"))
-        // A cluster at the end that is counted and that nothing uses: the first refcount block is
-        // cluster 1.
+        // Leaks a cluster at the end of the file: it is counted but not used. The first refcount
+        // block is cluster 1.
         let image = FileHandle(forUpdatingAtPath: folder.path("image"))
         try image?.truncate(atOffset: UInt64(sound.count.roundedUp(to: 65536) + 65536))
         try image?.seek(toOffset: UInt64(65536 + 2 * sound.count.roundedUp(to: 65536) / 65536))
@@ -90,7 +90,7 @@ import Testing
             #include <stdlib.h>
             __attribute__((constructor)) static void begin(void) { \(body) }
             """)
-        // Not by way of another program, whose environment would be changed as well.
+        // swimg must run directly: the library would also change the environment of a shell.
         let names = (folder.path("source"), folder.path("target"), folder.path("target2"))
         let outcome = try run(
             Swimg.path, ["convert", "-O", "raw", names.0, names.1],

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A refusal is exit 1, nothing on standard output, and one line that a terminal can show.
+/// Expects a refusal: exit 1, no standard output, and one error line without control characters.
 func expectRefusal(
     _ outcome: Outcome, status: Int32 = 1, says: String = "",
     at location: SourceLocation = #_sourceLocation

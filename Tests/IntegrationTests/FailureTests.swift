@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Disks that fill up and sources that fail to read.
+/// Full file systems, read errors and process limits.
 @Suite struct FailureTests {
     let folder: TempFolder
 
@@ -36,7 +36,7 @@ import Testing
         #expect(try mismatch(contents(mount.path("target")), old) == nil, "\(outcome)")
     }
 
-    /// Much virtual size and little data fits: the size alone is no reason to refuse.
+    /// A large virtual size with little data fits: the size alone must not cause a refusal.
     @Test(
         .enabled(if: MountedFolder.isUsable, "mounting a small tmpfs needs root"),
         arguments: ["-O raw", "-O qcow2"])
@@ -52,7 +52,7 @@ import Testing
         #expect(try run("cmp", [back, source]).isSuccess)
     }
 
-    /// A loop device whose file was cut under it answers reads with EIO.
+    /// A loop device whose backing file was truncated answers reads with EIO.
     @Test(
         .enabled(if: LoopDevice.isUsable, "loop devices need root"),
         arguments: ["-O raw", "-O qcow2", "-W -O raw", "-c -W -O qcow2", "-m 1 -O raw"])
@@ -69,7 +69,7 @@ import Testing
         #expect(TempFolder.names(in: targets) == [], "\(outcome)")
     }
 
-    /// A target that cannot grow to the disk's size (a file size limit) is a failed conversion.
+    /// A file size limit below the disk's size makes the conversion fail.
     @Test(arguments: ["-O raw", "-O qcow2"])
     func fileSizeLimitLeavesNothing(_ options: String) throws {
         let targets = try folder.makeFolder("targets")
@@ -81,7 +81,8 @@ import Testing
         #expect(TempFolder.names(in: targets) == [], "\(outcome)")
     }
 
-    /// Three streams and a chain of four leave one descriptor: an error, no half target.
+    /// Three standard streams and a chain of four images leave one descriptor: an error, no partial
+    /// target.
     @Test func descriptorLimitIsAnError() throws {
         let targets = try folder.makeFolder("targets")
         let script = "ulimit -n 8; exec \"$0\" convert -f qcow2 -O raw \"$1\" \"$2\""

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Every image in `Fixtures/`, read without any help from qemu.
+/// Reads every image in `Fixtures/` without any qemu program.
 @Suite struct FixtureTests {
     @Test(arguments: Fixture.good)
     func converts(_ fixture: Fixture) throws {

@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Free space is looked at before the work, and a file system that has room is never refused.
+/// The check of free space before the work, which must not refuse a file system with enough space.
 @Suite(.enabled(if: MountedFolder.isUsable && LoopDevice.isUsable, "mounts need root"))
 struct FreeSpaceTests {
     static let lines = ["raw", "qcow2"].flatMap { format in
@@ -45,7 +45,7 @@ struct FreeSpaceTests {
         try succeeds(line, on: mount)
     }
 
-    /// The check still is there: root is told as early as others that a disk is too small.
+    /// The check still works: a disk that is too small is refused early, also for root.
     @Test(arguments: [
         "create -q -f raw -o preallocation=falloc target 1G",
         "create -q -f qcow2 -o preallocation=falloc target 1G",

@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Targets that a caller holds open: what it reads from its own descriptor is the result.
+/// Targets that the caller holds open and reads through its own descriptor afterwards.
 @Suite struct HeldTargetTests {
     let folder: TempFolder
     let sketch = DiskSketch("A1-b0+-C")
@@ -13,7 +13,7 @@ import Testing
         try sketch.writeRaw(folder.path("source"))
     }
 
-    /// Files without a name, and how a shell makes descriptor 7 of them.
+    /// Shell commands that open descriptor 7 on an unnamed or named file.
     private static let nameless = [
         "unlinked": "exec 7<>held && rm held",
         "unlinked, not empty": "head -c 9000000 /dev/urandom > held; exec 7<>held && rm held",
@@ -24,7 +24,8 @@ import Testing
         "convert -t none source NAME", "convert -c -O qcow2 source NAME",
     ]
 
-    /// - Returns: what the caller reads from its descriptor afterwards, in the file `result`.
+    /// Runs swimg while the shell holds descriptor 7; then copies that descriptor's content to
+    /// `result`.
     private func runHolding(_ setUp: String, _ command: String, _ name: String) throws -> Outcome {
         let line = command.replacingOccurrences(of: "NAME", with: name)
         return try run(
@@ -34,7 +35,7 @@ import Testing
 
     @Test(arguments: nameless.keys.sorted(), commands)
     func descriptorsAreWrittenInPlace(_ kind: String, _ command: String) throws {
-        // The kernel takes no O_DIRECT for what was opened again on some file systems.
+        // Some file systems refuse O_DIRECT when a descriptor is reopened through /proc.
         let setUp = try #require(Self.nameless[kind])
         for name in ["/dev/fd/7", "/proc/self/fd/7", "link"] {
             let link = "rm -f link; ln -s /dev/fd/7 link; \(setUp)"
@@ -75,8 +76,8 @@ import Testing
         #expect(folder.names == ["source"])
     }
 
-    /// mkosi and many others make a temporary file, run the converter and read their own
-    /// descriptor.
+    /// mkosi and many other programs make a temporary file, run the converter and read through
+    /// their own descriptor.
     @Test(arguments: ["-O raw", "-O qcow2", "-c -W -O qcow2", "-t none", "-t writeback"])
     func emptyFilesKeepTheirPlace(_ options: String) throws {
         let target = try folder.write("target", [])
@@ -89,8 +90,8 @@ import Testing
         #expect(FileStatus(target)?.inode == inode && folder.names == ["source", "target"])
         expectSuccess(try Swimg.convert("target", "back", in: folder.path))
         #expect(try mismatch(contents(folder.path("back")), sketch.bytes) == nil)
-        // With something in it the file is replaced: its content is unharmed until the new one is
-        // whole.
+        // A file that is not empty is replaced; its content stays intact until the new file is
+        // complete.
         expectSuccess(try Swimg.convert(options.words + ["source", "target"], in: folder.path))
         #expect(FileStatus(target)?.inode != inode)
     }

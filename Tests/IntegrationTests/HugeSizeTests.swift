@@ -3,11 +3,11 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Sizes near 2^63, where sums are no numbers any more: one line, and never a signal.
+/// Sizes near 2^63, where sums overflow: they must give one error line and never a crash.
 @Suite(
     .enabled(if: MountedFolder.isUsable, "files of such sizes need a tmpfs, and that needs root"))
 struct HugeSizeTests {
-    /// qemu's limit, and the program's.
+    /// The limit of qemu and of swimg, in bytes.
     static let largest: Int64 = .max - (1 << 30) + 1
     static let tooLarge: [Int64] = [.max, .max - 1, .max - 511, .max - 512, largest + 1]
     static let edges =
@@ -42,7 +42,7 @@ struct HugeSizeTests {
         expectOneErrorLine(outcome, says: "File too large")
     }
 
-    /// Whatever the number is, it is taken or refused.
+    /// Expects success or a refusal with one error line, but no signal.
     private func expectAnAnswer(_ outcome: Outcome) {
         #expect(outcome.status < 128, "\(outcome)")
         if outcome.status == 1 || !outcome.errors.isEmpty { expectOneErrorLine(outcome) }
@@ -76,7 +76,7 @@ struct HugeSizeTests {
             "convert -n -f raw -O raw small EXPORT", "create -f raw EXPORT 1M",
         ])
     func anExport(_ line: String) throws {
-        // Not in the mounted folder, which a server that ends a moment later would keep in use.
+        // Not the mounted folder: a server that ends later would keep it busy.
         let folder = try TempFolder()
         try newFile(folder.path("small")).truncate(atOffset: 1 << 20)
         for size in [.max, Self.largest + 1] {
@@ -86,7 +86,7 @@ struct HugeSizeTests {
             #expect(outcome.errorText.contains("cannot open: File too large"), "\(outcome)")
             #expect(outcome.status == (line.hasPrefix("compare") ? 2 : 1), "\(outcome)")
         }
-        // The end of one that is as large as can be.
+        // The end of an export of the largest size.
         let last = "[ nbdkit null \(Self.largest) ]"
         let map = try run(
             Swimg.path, "map --output=json -s \(Self.largest - 1024) \(last)".words,
@@ -105,7 +105,7 @@ struct HugeSizeTests {
             let outcome = try swimg(line)
             #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
         }
-        // Where tmpfs would make a file that cannot be opened again.
+        // tmpfs would let the file grow to a size at which it cannot be opened again.
         try make("x", Self.largest)
         for change in ["+1", "+1G", "+8E", "\(Int64.max)"] {
             let line = "resize -f raw x \(change)"
@@ -143,7 +143,7 @@ struct HugeSizeTests {
     ])
     func aNumberOfTheCommandLine(_ line: String) throws {
         for size in Self.edges {
-            // A disk that is much longer than its source takes its time.
+            // Skipped: a disk that is much longer than its source takes too long.
             if line.contains(",size=N") || line.contains(" size=N small"), size >= 1 << 61,
                 size <= Self.largest
             {
@@ -173,7 +173,7 @@ struct HugeSizeTests {
         }
     }
 
-    /// A refcount table can count more clusters than a file has bytes.
+    /// A refcount table can count more clusters than a file can have bytes.
     @Test func aRefcountTable() throws {
         let image = try Qcow2Patcher(mount.path("large"))
         let block = try image.word(image.refcountTable)

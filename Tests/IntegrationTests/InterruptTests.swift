@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// A conversion that is stopped leaves no target, and does not touch the one that was there.
+/// An interrupted conversion leaves no target, or leaves the existing target unchanged.
 @Suite struct InterruptTests {
     let folder: TempFolder
     let targets: String
@@ -36,7 +36,7 @@ import Testing
         if stopped.oldTarget { try Data(old).write(to: URL(fileURLWithPath: target)) }
         let running = try Swimg.start(
             ["-p", "-f", "raw"] + stopped.options.words + [LargeDisk.path(), target])
-        // In the middle: after the first percent was done.
+        // After the first percent, the conversion is in progress.
         let past = /\(([1-9]|[1-9][0-9])\.[0-9]{2}\//
         #expect(
             running.wait(until: {
@@ -52,7 +52,7 @@ import Testing
         if stopped.oldTarget { #expect(try mismatch(contents(target), old) == nil, "\(outcome)") }
     }
 
-    /// Kill -9 at random moments: what stands under the target's name is whole or absent.
+    /// After SIGKILL at random moments, the target is complete or absent.
     @Test(arguments: ["-O raw", "-O qcow2", "-W -O raw", "-W -O qcow2"])
     func isWholeOrAbsentAfterAKill(_ options: String) throws {
         let target = targets + "/target"
@@ -63,8 +63,8 @@ import Testing
         expectSuccess(try Swimg.convert(line))
         let whole = try sha256(target)
         var random = SplitMix64(seed: 0x9)
-        // Microseconds. How fast the machine is, and how busy, shows only as we go: what was killed
-        // before it began asks for later kills, what was done by then for earlier ones.
+        // In microseconds, adjusted to the speed and load of the machine: a kill before the
+        // conversion started raises the limit, a kill after its end lowers it.
         var limit = 50_000
         var inTheMiddle = 0
         for round in 0..<400 where inTheMiddle < 8 {
@@ -101,7 +101,7 @@ import Testing
             try Data(old).write(to: URL(fileURLWithPath: target))
             let running = try Swimg.start(["-f", "raw", "-O", "raw", source, target])
             usleep(UInt32(random.below(60_000)))
-            // The last one is left alone, to see that it is the kills that keep the old target.
+            // The last round is not killed, to show that the kills are what keeps the old target.
             if round < 11 { running.kill() }
             let outcome = try running.wait()
             let isOld = try contents(target) == Data(old)

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Limits of the system: one line and exit 1, or the work done with less.
+/// System limits: swimg reports one line and exits with 1, or does the work with less.
 @Suite struct LimitTests {
     let folder: TempFolder
 
@@ -17,7 +17,7 @@ import Testing
         for name in folder.names { #expect(chmod(folder.path(name), 0o666) == 0) }
     }
 
-    /// A line for each verb; each does its work where it may.
+    /// One command line for each verb; all succeed without limits.
     static let verbs = [
         "convert -O raw image.qcow2 new", "convert -O qcow2 -c disk.raw new",
         "convert -O raw --digest disk.raw new", "create -f qcow2 new 1M", "info image.qcow2",
@@ -26,15 +26,15 @@ import Testing
         "resize -f raw image.raw +1M",
     ]
 
-    /// 1 is an answer of `compare`.
+    /// `compare` exits with 2, because 1 means that the images differ.
     private static func failure(of line: String) -> Int32 { line.hasPrefix("compare") ? 2 : 1 }
 
-    /// Root is exempt from the limit of processes, which counts those of one user: a user who runs
-    /// nothing else runs the program.
+    /// The process limit counts the processes of one user and does not apply to root, so a user
+    /// without other processes runs the program.
     private func limited(_ processes: Int, user: Int32, _ line: String) throws -> Outcome {
         let script = "ulimit -u \(processes); exec \"$0\" \"$@\""
-        // Its own folder may be closed to others. And it is `cp` that has the copy open for
-        // writing, so that no other test's child inherits that.
+        // A copy, because the build folder may be inaccessible to that user. `cp` makes it, so that
+        // no child of another test inherits a descriptor that is open for writing (ETXTBSY).
         let program = folder.path("swimg")
         if FileStatus(program) == nil { try require("cp", [Swimg.path, program]) }
         let id = "\(user)"
@@ -54,7 +54,7 @@ import Testing
             none.errorText == "swimg: cannot start a thread: Resource temporarily unavailable\n",
             "\(none)")
         #expect(FileStatus(folder.path("new")) == nil)
-        // One is enough.
+        // One thread besides the main thread is enough.
         let one = try limited(2, user: 100_000 + getpid(), line)
         #expect(one.isSuccess && one.errors.isEmpty, "\(one)")
     }
@@ -77,7 +77,7 @@ import Testing
         }
     }
 
-    /// Memory that runs out anywhere: never a signal, never a wrong result.
+    /// Running out of memory anywhere must not cause a signal or a wrong result.
     @Test(arguments: [
         "convert -c -O qcow2 -o cluster_size=2M -m 64 -W disk.raw new",
         "convert -c -O qcow2 -o compression_type=zstd,compression_level=19 -m 16 -W disk.raw new",
@@ -94,8 +94,7 @@ import Testing
         }
     }
 
-    /// The memory that the program takes to begin with is not ours to give: the loader, and Swift's
-    /// runtime. In KiB.
+    /// Memory in KiB that the loader and Swift's runtime need before swimg's code runs.
     private static let leastMemory = 36_000
 
     private func limited(kilobytes: Int, _ line: String) throws -> Outcome {
@@ -105,7 +104,7 @@ import Testing
             in: folder.path)
     }
 
-    /// Memory that runs out over large tables: one line, and the image is what it was.
+    /// Running out of memory over large tables gives one error line and leaves the image unchanged.
     @Test(
         .enabled(if: Qemu.isInstalled, "qemu-img makes the image"),
         arguments: [

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Manual/ is made from the argument parser (`make manual`): it must not be older than the options.
+/// Checks that Manual/, generated from the argument parser (`make manual`), matches the options.
 @Suite struct ManualTests {
     private struct Help: Decodable {
         struct Name: Decodable {

@@ -2,16 +2,16 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Buffers are the larger part of what a conversion takes.
+/// Limits on memory, most of which conversions use for buffers.
 @Suite(.enabled(if: hasProgram("time"))) struct MemoryTests {
-    /// As many cores take as many buffers.
+    /// More cores use more buffers.
     static let isSmallMachine = ProcessInfo.processInfo.activeProcessorCount <= 8
 
-    /// The memory of the program beside its buffers, in MiB. The build for tests takes more.
+    /// Memory of the program without its buffers, in MiB. Debug builds need more than release
+    /// builds.
     static let program = 18
 
-    /// However many may work, and whatever they wait for. 64 buffers of 448 KiB alone would be 28
-    /// MiB.
+    /// The limit must hold for any number of workers: 64 buffers of 448 KiB would take 28 MiB.
     @Test(.enabled(if: isSmallMachine))
     func manyWorkersTakeNoMoreMemoryThanIsAllowed() throws {
         let folder = try TempFolder()
@@ -21,7 +21,7 @@ import Testing
         #expect(peak < (8 + Self.program) << 10, "KiB")
     }
 
-    /// Storage that waits gets all that may be taken, and no more.
+    /// On slow storage a conversion uses most of the permitted memory, but no more.
     @Test(.enabled(if: isSmallMachine && SlowCalls.isUsable), arguments: [16, 64])
     func waitingTakesNoMoreMemoryThanIsAllowed(mebibytes: Int) throws {
         let folder = try TempFolder()
@@ -39,7 +39,7 @@ import Testing
         let outcome = try run(
             "time", ["-f", "%M", Swimg.path] + line.words, in: folder, environment: environment)
         #expect(outcome.isSuccess, "\(outcome)")
-        // Behind all else.
+        // `time` prints its number last.
         let peak = outcome.errorText.split(separator: "\n").last.flatMap { Int($0) }
         return try #require(peak, "\(outcome)")
     }

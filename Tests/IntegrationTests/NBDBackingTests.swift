@@ -2,8 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Images that lie on an export, or on what they describe (`json:{…}`): read as qemu-img does, and
-/// nothing is started because an image says so.
+/// Images with a backing file on an NBD export or in a `json:{…}` name. swimg reads them as
+/// qemu-img does and never starts a program because an image names one.
 @Suite(.enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
 struct NBDBackingTests {
     private let folder: TempFolder
@@ -14,7 +14,7 @@ struct NBDBackingTests {
         try Qemu.img("convert", "-O", "qcow2", "base.raw", "base.qcow2", in: folder.path)
     }
 
-    /// An overlay of 4 MiB with a cluster of its own in the base and one behind it.
+    /// Makes a 4 MiB overlay with one cluster over the base's data and one after the base's end.
     private func makeOverlay(_ backing: String, _ format: String, name: String = "over") throws {
         try Qemu.img(
             "create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", format, name, "4M",
@@ -51,7 +51,7 @@ struct NBDBackingTests {
         }
     }
 
-    /// The image on the server has its own backing file behind the same server's socket.
+    /// The image on the server has a backing file on another server.
     @Test func aChainThatGoesOnBehindAnExport() throws {
         let base = try NBDTestServer.qemu("-r", "-f", "raw", folder.path("base.raw"))
         try makeOverlay(base.uri, "raw", name: "middle")
@@ -72,8 +72,8 @@ struct NBDBackingTests {
         let server = try NBDTestServer.nbdkit("-r", "file", folder.path("base.qcow2"))
         let name = description.replacing("SOCKET", with: server.socket)
         try makeOverlay(name, "qcow2")
-        // For a file qemu shows the name that is inside; so do we. What it makes of an export's
-        // socket is another form of the same name.
+        // swimg must print names as qemu-img does: for a file, the name in the description; for an
+        // export's socket, another form of that name.
         expectSuccess(try Swimg.convert("-O", "raw", "over", "own", in: folder.path))
         try Qemu.img("compare", "-f", "qcow2", "-F", "raw", "over", "own", in: folder.path)
         try expectAsQemu()
@@ -90,7 +90,7 @@ struct NBDBackingTests {
         #expect(small < 1 << 20, "it holds what the base has: \(small)")
     }
 
-    /// A name that a person may type, and an image may not give.
+    /// Names that are valid on the command line but not in an image.
     @Test(arguments: [
         "[\u{1f}touch\u{1f}started", "nbd:[\u{1f}touch\u{1f}started",
         "image-opts:\u{1f}file.filename=base.raw",
@@ -116,7 +116,7 @@ struct NBDBackingTests {
         }
     }
 
-    /// Also where nothing says that it is the same image.
+    /// Detects the loop even though the export hides that it is the same image.
     @Test func aChainThatBitesItsTail() throws {
         let image = folder.path("over")
         try makeOverlay("base.raw", "raw")

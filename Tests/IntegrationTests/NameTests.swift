@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Names are bytes, and those of protocols are no files.
+/// Names are bytes, and names with a protocol prefix are not files.
 @Suite struct NameTests {
     let folder: TempFolder
     let sketch = DiskSketch("A1-b0+-C")
@@ -12,7 +12,7 @@ import Testing
         try sketch.writeRaw(folder.path("source"))
     }
 
-    /// The names in the folder, as the kernel has them.
+    /// The names in the folder as bytes, as the kernel reports them.
     private func names() throws -> Set<[UInt8]> {
         let listing = try run("find", [".", "-mindepth", "1", "-printf", "%P\\0"], in: folder.path)
         return Set(listing.output.split(separator: 0).map { Array($0) })
@@ -27,7 +27,7 @@ import Testing
         Array("e\u{301}".utf8), Array("\u{e9}".utf8), [0xf4, 0x8f, 0xbe, 0x80], [0xed, 0xa0, 0x80],
     ]
 
-    /// Two names that look the same as text are two files.
+    /// Two names that look equal as text are two files.
     @Test func eachNameIsAFileOfItsOwn() throws {
         for name in Self.odd {
             expectSuccess(try swimg("convert".b, "-O".b, "raw".b, "source".b, name))
@@ -42,7 +42,7 @@ import Testing
         #expect(try names().count == 2 * Self.odd.count + 1)
     }
 
-    /// A name may be an escape sequence: a terminal gets none of it, however the name came.
+    /// Escape sequences in names never reach a terminal, whatever the source of the name.
     @Test func controlCharactersAreShownOnly() throws {
         let name = Array("a\u{1B}[31mb\nc\u{9B}".utf8)
         let lines: [[[UInt8]]] = [
@@ -58,7 +58,7 @@ import Testing
         }
     }
 
-    /// Who reads of a file that is bad has to know which image names it.
+    /// An error about a bad backing file also names the image that refers to it.
     @Test func resizeSaysWhoseBackingFileIsBad() throws {
         for (name, format) in [("nosuch", "raw"), ("source", "qcow2")] {
             let made = try run(
@@ -76,7 +76,7 @@ import Testing
         try #require(run("mkdir", bytes: [name], in: folder.path).isSuccess)
         let target = name + "/".b + name
         expectSuccess(try swimg("convert".b, "-O".b, "qcow2".b, "source".b, target))
-        // And over what is there: the folder and the name are taken apart again.
+        // Repeats the conversion over the existing target, which splits the path again.
         expectSuccess(try swimg("convert".b, "-O".b, "raw".b, "source".b, target))
         #expect(try names() == ["source".b, name, target])
     }
@@ -116,7 +116,7 @@ import Testing
         #expect(try names() == ["source".b, "link".b, [0x6f, 0xe8]])
     }
 
-    /// A hidden name repeats a part of the target's, cut by bytes.
+    /// A temporary name contains a part of the target's name, truncated by bytes.
     @Test func longNamesCanBeReplaced() throws {
         // Five characters of 51 bytes each.
         let one = "e" + String(repeating: "\u{301}", count: 25)
@@ -186,6 +186,6 @@ import Testing
 }
 
 extension String {
-    /// The bytes of a word.
+    /// The UTF-8 bytes of a word.
     fileprivate var b: [UInt8] { Array(utf8) }
 }

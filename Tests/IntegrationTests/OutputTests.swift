@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Output that cannot be written is a failure; the result of the work stays.
+/// A failed write to standard output is a failure, but the result of the work stays.
 @Suite struct OutputTests {
     let folder: TempFolder
 
@@ -16,8 +16,7 @@ import Testing
         }
     }
 
-    /// Runs the program by a shell: `$0` is the program, and standard output is what the script
-    /// says.
+    /// Runs a script in which `$0` is swimg and which chooses its standard output.
     private func shell(_ script: String) throws -> Outcome {
         try run("bash", ["-c", script, Swimg.path], in: folder.path)
     }
@@ -46,7 +45,7 @@ import Testing
         )
     }
 
-    /// As SIGPIPE ends other programs: without a word.
+    /// A closed pipe ends swimg silently, as SIGPIPE ends other programs.
     @Test(arguments: lines)
     func aClosedPipeEndsQuietly(_ line: String, _ status: Int32) throws {
         let outcome = try shell("(sleep 0.2; exec \"$0\" \(line)) | true; exit ${PIPESTATUS[0]}")
@@ -73,7 +72,7 @@ import Testing
         #expect(FileStatus(folder.path("out")) != nil)
     }
 
-    /// Commands that have nothing to say, and progress, which is no answer.
+    /// Failed writes do not matter to commands without output or with progress only.
     @Test(arguments: [
         "convert disk out", "convert -p disk out", "convert -p -n -O raw a.qcow2 disk",
         "create -q -f raw out 1M", "resize -q -f raw disk 2M", "dd if=disk of=out bs=512 count=1",
@@ -87,14 +86,14 @@ import Testing
         }
     }
 
-    /// A message of an error is enough.
+    /// A failed command prints only its own error, not one about the output as well.
     @Test func anErrorIsSaidAlone() throws {
         let outcome = try shell("exec \"$0\" convert --digest missing out > /dev/full")
         #expect(outcome.status == 1, "\(outcome)")
         expectOneErrorLine(outcome, says: "missing")
     }
 
-    /// A verdict that cannot be written is none.
+    /// A verdict that cannot be written is reported as a failure.
     @Test func aVerdictThatIsLostIsAFailure() throws {
         try Qcow2Patcher(folder.path("a.qcow2")).setRefcount(1, 2)
         #expect(try run(Swimg.path, ["check", folder.path("a.qcow2")]).status == 3)
@@ -106,7 +105,7 @@ import Testing
         #expect(unread.status == 2, "\(unread)")
     }
 
-    /// A list of a million entries ends when its reader has had enough.
+    /// A listing of a million entries stops after its reader closes the pipe.
     @Test(.enabled(if: canTraceSystemCalls, "strace counts the calls"))
     func aLongListStopsEarly() throws {
         let disk = folder.path("long")
@@ -125,7 +124,7 @@ import Testing
         #expect(calls.filter { $0 == "\n" }.count < 100_000)
     }
 
-    /// A descriptor that another process has made non-blocking takes all of it, too.
+    /// A non-blocking descriptor also receives the whole output.
     @Test(.enabled(if: hasProgram("python3")))
     func aSlowReaderGetsEverything() throws {
         let script = #"""

@@ -3,16 +3,16 @@ import Glibc
 import TestSupport
 import Testing
 
-/// CDI, vdsm and Proxmox read progress from a pipe; Incus by SIGUSR1.
+/// CDI, vdsm and Proxmox read progress from a pipe; Incus requests it with SIGUSR1.
 @Suite struct ProgressTests {
     let folder: TempFolder
 
     init() throws { folder = try TempFolder() }
 
-    /// `    (12.34/100%)\r`, and at the end one line break, as qemu-img 7.2 prints it.
+    /// The values of `    (12.34/100%)\r` with one final line break, the form of qemu-img 7.2.
     private func percentages(_ outcome: Outcome) -> [Double] {
         let text = outcome.outputText
-        // Unicode scalars: to Swift "\r\n" is one character.
+        // Unicode scalars, because Swift treats "\r\n" as one character.
         let form = /(?: {4}\([0-9]{1,3}\.[0-9]{2}\/100%\)\r)+\n/.matchingSemantics(.unicodeScalar)
         #expect(text.wholeMatch(of: form) != nil, "\(outcome)")
         return text.matches(of: /\(([0-9.]+)\/100%\)/).compactMap { Double($0.output.1) }
@@ -58,7 +58,7 @@ import Testing
         }
     }
 
-    /// A reader that goes away must not become a target that is half written but looks whole.
+    /// A reader that closes the pipe must not leave a partial target that looks complete.
     @Test func survivesOrFailsCleanlyWhenTheReaderLeaves() throws {
         try DiskSketch(String(repeating: "A1-b", count: 32)).writeRaw(folder.path("source"))
         let pipe =
@@ -80,7 +80,7 @@ import Testing
         let source = try LargeDisk.path()
         let running = try Swimg.start(
             ["-c", "-m", "1", "-f", "raw"] + options + [source, targets + "/target"])
-        // By the time the source is open, the handler must be there.
+        // The signal handler must exist before the source is opened.
         #expect(running.wait(until: { running.hasOpen(source) }))
         for _ in 0..<5 {
             running.send(SIGUSR1)
@@ -92,7 +92,7 @@ import Testing
         let outcome = try running.wait()
         #expect(seen, "\(outcome)")
         if options.contains("-p") {
-            // The bar is already there; qemu-img adds nothing to standard error.
+            // The progress is already visible, so qemu-img adds nothing on standard error.
             #expect(outcome.errors.isEmpty && !outcome.output.isEmpty, "\(outcome)")
         } else {
             let form = /(?: {4}\([0-9]{1,3}\.[0-9]{2}\/100%\)\n)+/

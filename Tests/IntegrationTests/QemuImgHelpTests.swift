@@ -30,7 +30,7 @@ import Testing
         #expect(verbs == (try Verb.all().map(\.name)))
     }
 
-    /// The searches of libguestfs and others.
+    /// The patterns that libguestfs and other programs search for.
     @Test(arguments: [
         (#"\binfo\b.*-U\b"#, true), (#"^  info .*\[-f fmt\] \[--output=ofmt\]"#, true),
         (#"^  convert .*\[--target-is-zero\]"#, true), (#"\bcreate\b.*--object"#, true),
@@ -55,7 +55,7 @@ import Testing
         }
     }
 
-    /// The usage line of a verb has the options that its parser declares, and the parser takes
+    /// Each verb's usage line lists the options that its parser declares, and the parser accepts
     /// them.
     @Test func namesTheOptionsThatAreTaken() throws {
         let lines = try help(["--help"]).components(separatedBy: "\n")
@@ -78,7 +78,7 @@ import Testing
         }
     }
 
-    /// Called by its own name, the program answers as ever.
+    /// Under its own name, the program prints its own help.
     @Test func leavesTheOwnHelpAlone() throws {
         for arguments in [["--help"], ["info", "--help"], ["help", "info"]] {
             let outcome = try run(Swimg.path, arguments)
@@ -98,12 +98,12 @@ import Testing
     }
 }
 
-/// A verb, as the argument parser describes it.
+/// A verb as the argument parser describes it.
 private struct Verb {
     let name: String
     /// The names of each option.
     let declared: [[String]]
-    /// By name: whether a value follows.
+    /// Whether a value follows, by option name.
     let options: [String: Bool]
 
     static func all() throws -> [Verb] {

@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Where a target comes to be, and what is left where that is refused.
+/// The place where a target is created, and the leftovers if that fails.
 @Suite struct StagingTests {
     let folder: TempFolder
     let sketch = DiskSketch("A1-b0+-C")
@@ -21,9 +21,9 @@ import Testing
             sourceLocation: location)
     }
 
-    // MARK: Links that others left
+    // MARK: Links of other users
 
-    /// The kernel's own protection can be switched on here.
+    /// Whether the tests can switch on the kernel's protection of links.
     private static let canProtectLinks =
         isRoot && hasProgram("setpriv")
         && access("/proc/sys/fs/protected_symlinks", W_OK) == 0
@@ -60,7 +60,7 @@ import Testing
         #expect(TempFolder.names(in: folder.path("shared")) == ["new", "old"])
     }
 
-    // MARK: Folders that keep what they have
+    // MARK: Append-only folders
 
     @Test(.enabled(if: isRoot && hasProgram("chattr"), "chattr needs root"))
     func appendOnlyFolderKeepsNothingHidden() throws {
@@ -73,7 +73,7 @@ import Testing
             try expectContent(name)
             #expect(!TempFolder.names(in: inner).contains { $0.hasPrefix(".") })
         }
-        // Without /proc a new file gets a hidden name first, which could not be taken away again.
+        // Without /proc a new file needs a temporary name, which an append-only folder would keep.
         let hidden = try run(
             "unshare",
             [
@@ -86,7 +86,8 @@ import Testing
         #expect(TempFolder.names(in: inner) == ["new", "old", "other"])
     }
 
-    /// Without /proc a target is written under a hidden name, as on file systems without O_TMPFILE.
+    /// Without /proc a target is written under a temporary name, as on file systems without
+    /// O_TMPFILE.
     @Test(.enabled(if: isRoot && hasProgram("unshare"), "mounting over /proc needs root"))
     func killedConversionsAreClearedAway() throws {
         try writeNoise(folder.path("large"), count: 200 << 20)
@@ -105,7 +106,7 @@ import Testing
             """
         let outcome = try run(
             "unshare", ["-m", "sh", "-c", script, Swimg.path], in: folder.path, timeout: 120)
-        // One leftover; the living one's file stays while the others are made.
+        // One leftover; the running conversion's file stays while other conversions finish.
         #expect(outcome.outputText == "1\n1\nother\ntarget\n", "\(outcome)")
         #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
         try expectContent("inner/target")
@@ -113,7 +114,7 @@ import Testing
 
     // MARK: Profiles
 
-    /// A stand-in for AppArmor around a program that may write its target and nothing beside it.
+    /// Imitates an AppArmor profile that lets a program write its target and no other file.
     private static let profile = """
         #define _GNU_SOURCE
         #include <dlfcn.h>
@@ -158,7 +159,7 @@ import Testing
         expectSuccess(try swimg("convert t3 t4"))
         try expectContent("t4")
         expectSuccess(try swimg("create -q -f qcow2 t5 1M"))
-        // A failure leaves nothing new behind, and nothing that looks finished.
+        // A failure leaves no new file and no target that looks complete.
         let digest = "--expect-digest " + String(repeating: "0", count: 64)
         let before = folder.names
         expectRefusal(try swimg("convert \(digest) source fresh"))
@@ -168,7 +169,7 @@ import Testing
 
     // MARK: Inode flags
 
-    /// Which of the flags that the tests set a file has.
+    /// The inode flags of a file, limited to those that the tests set.
     private static func flags(_ path: String) throws -> String {
         String(try require("lsattr", [path]).prefix { $0 != " " }).filter { "SAdC".contains($0) }
     }
@@ -200,7 +201,7 @@ import Testing
         let mount = try MountedFolder(make: ["mkfs.btrfs", "-q"], size: 128 << 20, sectorSize: 512)
         try require("touch", [mount.path("target")])
         try require("chattr", ["+C", mount.path("target")])
-        // Empty at first, and then with something in it.
+        // The target is empty in the first round and has content in the second.
         for _ in 0..<2 {
             try write(command, to: mount.path("target"))
             #expect(try Self.flags(mount.path("target")) == "C")

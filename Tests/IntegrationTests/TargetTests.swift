@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// What happens around the target's name.
+/// The handling of the target's name.
 @Suite struct TargetTests {
     let folder: TempFolder
     let sketch = DiskSketch("A1-b0+-C")
@@ -163,7 +163,7 @@ import Testing
         }
     }
 
-    /// `-B` names a file that the new image will read from: it can't be the image itself.
+    /// `-B` names a file that the new image will read from, so it cannot be the target itself.
     @Test func refusesTheNewBackingFileAsTarget() throws {
         try sketch.writeRaw(folder.path("base"))
         let outcome = try Swimg.convert(
@@ -207,7 +207,7 @@ import Testing
         expectRefusal(try Swimg.convert("source", "closed/target", in: folder.path), says: "closed")
     }
 
-    /// A folder we may not write to, but a file in it we may: then it is written in place.
+    /// A writable file in a folder without write permission is written in place.
     @Test(.enabled(if: !isRoot, "root may write to every folder"))
     func writesInPlaceWhereItMayNotCreate() throws {
         _ = try folder.makeFolder("closed")

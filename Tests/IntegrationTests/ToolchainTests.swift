@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// The Makefile's way to the compiler, on machines where other programs have its name.
+/// The Makefile's search for the compiler on machines with other programs named swift.
 @Suite(.enabled(if: hasProgram("swift"), "the compiler is in PATH as a rule")) struct ToolchainTests
 {
     private static let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
@@ -10,7 +10,7 @@ import Testing
 
     private let folder: TempFolder
 
-    /// OpenStack's client is first in PATH.
+    /// OpenStack's swift client is first in PATH.
     init() throws {
         folder = try TempFolder()
         let client =
@@ -30,7 +30,7 @@ import Testing
     }
 
     @Test func saysInALineWhatItFound() throws {
-        // Nothing but what the script itself calls.
+        // PATH contains only the programs that the script itself calls.
         let tools = try folder.makeFolder("tools")
         for name in ["bash", "env", "sh", "dirname", "realpath"] {
             let place = try require("which", [name]).trimmingCharacters(in: .whitespacesAndNewlines)

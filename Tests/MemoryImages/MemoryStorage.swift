@@ -3,7 +3,7 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// Storage in memory that remembers what was asked of it and can be told to fail.
+/// A storage in memory that records its operations and can be told to fail.
 public final class MemoryStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
@@ -38,7 +38,7 @@ public final class MemoryStorage: WritableStorage {
     public var operations: [Operation] { state.withLock { $0.operations } }
     public var size: Int64 { state.withLock { Int64($0.bytes.count) } }
 
-    /// The operation with this number (0 is the next one) fails with ENOSPC.
+    /// Makes the operation with this number (0 is the next one) fail with ENOSPC.
     public func fail(at number: Int) {
         state.withLock { $0.failsAt = $0.operations.count + number }
     }

@@ -3,21 +3,21 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// A guest disk drawn as text, one character a block: `A`…`Z` data, `a`…`n` compressed data, `0` zeros,
-/// `-` left to the backing file, `o` data that is all zeros.
+/// A guest disk drawn as text, one character per block: `A`…`Z` data, `a`…`n` compressed data, `0`
+/// zeros, `-` left to the backing file, `o` data that is all zeros.
 public final class SketchSource: ImageSource {
     public let readGranularity: Int64 = 1
     private let sketch: [Character]
     private let blockSize: Int64
-    /// Asked for extents or bytes beyond this offset, it fails.
+    /// Offset in bytes beyond which requests for extents or bytes fail.
     private let failsFrom: Int64
-    /// Asked for bytes beyond this offset, it waits until its task is cancelled.
+    /// Offset in bytes beyond which a read waits until its task is cancelled.
     private let stallsFrom: Int64
     private let readers = Mutex((now: 0, most: 0))
     private let pause: Bool
-    /// The number of times that a paused read lets others go first.
+    /// Number of times that a paused read lets others go first.
     private let readPause: ClosedRange<Int>
-    /// Says of each read that is paused that it waited for five milliseconds.
+    /// Reports five milliseconds of waiting for each paused read.
     public let meter = CallMeter()
 
     public init(
@@ -34,10 +34,10 @@ public final class SketchSource: ImageSource {
 
     public var virtualSize: Int64 { Int64(sketch.count) * blockSize }
 
-    /// How many reads ran at the same time at most.
+    /// Largest number of concurrent reads.
     public var mostReaders: Int { readers.withLock { $0.most } }
 
-    /// What the guest reads, `-` as zeros.
+    /// The bytes that the guest reads; `-` reads as zeros.
     public var bytes: [UInt8] {
         sketch.flatMap { repeatElement(Self.byte($0), count: Int(blockSize)) }
     }
@@ -49,7 +49,7 @@ public final class SketchSource: ImageSource {
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         if pause { await Task.yield() }
         if offset >= failsFrom { throw MemoryStorage.failure }
-        // One block an extent: the reader of extents has to join them.
+        // One block per extent: the caller has to join them.
         let block = offset / blockSize
         let content: Extent.Content =
             switch sketch[Int(block)] {
@@ -88,7 +88,7 @@ public final class SketchSource: ImageSource {
     }
 }
 
-/// All of a guest disk.
+/// Reads a whole guest disk.
 public func readAll(_ source: some ImageSource) async throws -> [UInt8] {
     var buffer = try IOBuffer(byteCount: Int(source.virtualSize))
     var span = buffer.mutableBytes
@@ -97,7 +97,7 @@ public func readAll(_ source: some ImageSource) async throws -> [UInt8] {
 }
 
 extension BufferOrigin {
-    /// Of bytes that a test has made up.
+    /// The origin of bytes that a test has made up.
     public static var nowhere: BufferOrigin {
         BufferOrigin(source: SketchSource("", blockSize: 1), start: 0)
     }

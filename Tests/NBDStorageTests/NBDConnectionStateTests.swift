@@ -3,7 +3,7 @@ import Testing
 
 @testable import NBDStorage
 
-/// Every transition of a connection's life.
+/// Tests every transition of a connection's state.
 @Suite struct NBDConnectionStateTests {
     typealias State = NBDConnectionState
 
@@ -79,7 +79,7 @@ import Testing
         #expect(state.phase == (phase == "open" ? .open : .draining))
     }
 
-    /// A server that breaks the protocol would do it again.
+    /// A server that breaks the protocol would do so again.
     @Test func aServersFaultIsFinal() {
         var state = state("open", reconnectTime: 5)
         #expect(state.broken(cause, isBusy: true, isFinal: true, at: start) == .fail(cause))
@@ -94,7 +94,7 @@ import Testing
         #expect(draining.phase == .ended)
     }
 
-    /// News of a connection after its goodbye does not open it again.
+    /// Events after the goodbye do not open a connection again.
     @Test(arguments: [nil, 5])
     func theEndOfAClosingConnectionIsTheEnd(_ reconnectTime: Int?) {
         var state = state("closing", reconnectTime: reconnectTime)
@@ -117,13 +117,13 @@ import Testing
         for _ in 0..<10 {
             #expect(state.refused(other, at: after(4)) != .fail(other))
         }
-        // Pauses grow, and not beyond a second.
+        // Pauses grow up to a second.
         #expect(state.refused(other, at: after(4.9)) == .connect(after: 1000))
         #expect(state.refused(other, at: after(5)) == .fail(other))
         #expect(state.phase == .failed(other))
     }
 
-    /// Connections that break again and again without one answer count as one loss.
+    /// Connections that break repeatedly without one answer count as one loss.
     @Test func onlyAnAnswerBeginsANewLoss() {
         var state = state("open", reconnectTime: 5)
         for second in 0..<5 {
@@ -142,8 +142,7 @@ import Testing
         #expect(state.refused(other, isFinal: true, at: start) == .fail(other))
     }
 
-    /// The first connection of its kind: the user allowed none to be made anew, but this one is
-    /// not.
+    /// The user allowed no reconnection: a refused first connection is not tried again.
     @Test func aFirstConnectionThatIsRefusedFails() {
         var state = state("connecting")
         #expect(!state.wasOpen)

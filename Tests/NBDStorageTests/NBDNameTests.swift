@@ -18,7 +18,7 @@ import Testing
         #expect(try NBDAddress(ImageName(name))?.name == name)
     }
 
-    /// A name need not be text; a URI is ASCII.
+    /// A name need not be text, but a URI is ASCII.
     @Test func bytesAreEscaped() throws {
         let unix = ImageName(bytes: Array("nbd:unix:/s".utf8) + [0xe8])
         #expect(try NBDAddress(unix)?.uri == "nbd+unix:///?socket=/s%E8")

@@ -4,7 +4,7 @@ import Testing
 @testable import NBDStorage
 
 @Suite struct NBDServerProofTests {
-    /// CVE-2024-7383 names 1.18.5 and 1.20.2; what came before has no release of its own.
+    /// CVE-2024-7383 names 1.18.5 and 1.20.2; earlier branches have no release with the fix.
     @Test(arguments: [
         ("1.14.2", false), ("1.18.4", false), ("1.18.5", true), ("1.19.9", false),
         ("1.20.1", false), ("1.20.2", true), ("1.22.0", true), ("2.0.0", true), ("", false),
@@ -24,7 +24,7 @@ import Testing
         }
     }
 
-    /// The last one counts, whichever the separator, and with %XX read back.
+    /// The last value counts, with either separator, and %XX is decoded.
     @Test func parametersAreReadAsTheLibraryReadsThem() throws {
         #expect(
             try proof("nbds://host/x?tls-verify-peer=1;tls-verify-peer=%6Eo", "1.14.2").isWaived)
@@ -33,7 +33,7 @@ import Testing
         }
     }
 
-    /// They ask the system's authorities, and verify on unix sockets.
+    /// Newer libraries use the system's authorities, and verify on unix sockets.
     @Test func newerLibrariesAreLeftAlone() throws {
         for name: ImageName in ["nbds://host/", "nbds+unix:///?socket=/x"] {
             let proof = try proof(name, "1.20.2")

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `-B`: a target over a backing file keeps unallocated what that file already holds.
+/// `-B`: a target over a backing file keeps unallocated what that file already contains.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct BackedTargetTests {
     let folder: TempFolder
     let base = DiskSketch("AAAA1111bbbbCCCC----++++", cluster: 65536)
@@ -38,7 +38,7 @@ import Testing
         try judge(
             outcome, folder.path("own"), "qcow2", against: folder.path("over.\(format)"), "qcow2")
         #expect(try Qcow2Fields(folder.path("own")).backingFile == "base.\(format)")
-        // No more clusters of its own than qemu-img's target has.
+        // swimg's target may not have more clusters of its own than qemu-img's.
         try require(
             "qemu-img", ["convert"] + line + ["over.\(format)", "theirs"], in: folder.path)
         let own = try ownBytes("own")
@@ -48,7 +48,7 @@ import Testing
         #expect(info.contains("\"backing-filename-format\": \"\(format)\""), "\(info)")
     }
 
-    /// The same by `-o backing_file=,backing_fmt=`.
+    /// The backing file given as `-o backing_file=,backing_fmt=`.
     @Test func backingFileAsAnOption() throws {
         let outcome = try Swimg.convert(
             "-f", "qcow2", "-O", "qcow2", "-o", "backing_file=base.raw,backing_fmt=raw", "over.raw",
@@ -58,7 +58,7 @@ import Testing
         #expect(fields.backingFile == "base.raw")
     }
 
-    /// A raw source has no layer: all of it is written, and zeros hide what the base holds.
+    /// A raw source has no layers: the whole disk is written, and zeros hide the base's data.
     @Test(arguments: ["", "-o compat=0.10", "-c", "-W -o cluster_size=4k"])
     func rawSourceOverABackingFile(_ options: String) throws {
         try DiskSketch("--A0" + String(repeating: "-", count: 20)).writeRaw(folder.path("source"))
@@ -70,8 +70,8 @@ import Testing
 
     static let bases = ["base.raw", "base.qcow2", "short.raw", "long.qcow2"]
 
-    /// A qcow2 source without a backing file has zeros where it allocates nothing, not what the
-    /// base holds.
+    /// A qcow2 source without a backing file reads as zeros where it allocates nothing, so the
+    /// base's data must not show through.
     @Test(
         arguments: [
             "", "-W -m 3", "-o compat=0.10", "-o cluster_size=4k", "-o cluster_size=2M", "-c",
@@ -99,7 +99,7 @@ import Testing
             "backing_file=\(base),backing_fmt=\(format(base))", "source", "own", in: folder.path)
         try judge(byOption, folder.path("own"), "qcow2", against: source, "qcow2")
 
-        // As it was at a snapshot: later writes are not in it.
+        // The state at a snapshot, without later writes.
         try Qemu.img("snapshot", "-c", "then", source)
         try Qemu.io("qcow2", source, ["write -P 5 0 64k", "write -P 6 1M 64k", "discard 300k 64k"])
         try Qemu.img(
@@ -109,7 +109,7 @@ import Testing
             "own", in: folder.path)
         try judge(old, folder.path("own"), "qcow2", against: folder.path("then"))
 
-        // The digest is that of the disk that the target shows.
+        // The digest must match the disk that the target shows.
         let hashed = try Swimg.convert(
             "--digest", "-f", "qcow2", "-O", "qcow2", "-B", base, "-F", format(base), "source",
             "own", in: folder.path)
@@ -120,7 +120,7 @@ import Testing
         #expect(hashed.outputText.hasPrefix(sum), "\(hashed)")
     }
 
-    /// Into an overlay that holds something already, of the source's size and larger.
+    /// The target is an existing overlay with data, of the source's size or larger.
     @Test(arguments: bases, ["-B", ""])
     func sourceWithoutABackingFileIntoAnOverlay(_ base: String, _ mode: String) throws {
         try makeBases()
@@ -146,8 +146,8 @@ import Testing
         }
     }
 
-    /// Behind the end of its backing file a source has zeros, where the target's base may have
-    /// data.
+    /// A source reads as zeros after the end of its backing file; the target's base may have data
+    /// there.
     @Test(arguments: ["", "-o compat=0.10", "-c", "-o cluster_size=4k", "-o extended_l2=on"])
     func sourceOverAShorterBackingFile(_ options: String) throws {
         try makeBases()
@@ -166,8 +166,7 @@ import Testing
 
     private static let sourceSize = 24 * 65536
 
-    /// A base that ends within a cluster, as `base.raw` begins, and one that is longer than the
-    /// source.
+    /// Makes a copy of `base.raw` that is cut within a cluster, and a base longer than the source.
     private func makeBases() throws {
         let short = try contents(folder.path("base.raw")).prefix(500_224)
         _ = try folder.write("short.raw", [UInt8](short))
@@ -188,7 +187,7 @@ import Testing
         )
     }
 
-    /// A disk longer than its new backing file, and one that is shorter.
+    /// Disks longer and shorter than their new backing file.
     @Test(arguments: [10, 24, 40], ["-o compat=0.10", "", "-c"])
     func otherSizesThanTheBackingFile(_ clusters: Int, _ options: String) throws {
         try Qemu.img(
@@ -201,7 +200,7 @@ import Testing
         try judge(outcome, folder.path("own"), "qcow2", against: folder.path("sized"), "qcow2")
     }
 
-    /// vdsm: create the overlay first, then `-n -B`.
+    /// vdsm creates the overlay first and then uses `-n -B`.
     @Test(arguments: ["", "-W"])
     func intoAnExistingOverlay(_ mode: String) throws {
         try Qemu.img(

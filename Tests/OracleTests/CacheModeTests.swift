@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `-t` and `-T`: the modes change how bytes travel, never which.
+/// `-t` and `-T`: cache modes change how bytes are written, never the bytes.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CacheModeTests {
     static let modes = ["none", "directsync", "writethrough", "writeback", "unsafe"]
     static let targets = [
@@ -26,7 +26,7 @@ import Testing
             (["mkfs.btrfs", "-q"], 128, 4096),
         ])
     func onFileSystems(_ make: [String], megabytes: Int, sector: Int) throws {
-        // Not every machine has every mkfs; ext4 there is wherever loop devices are.
+        // Not every machine has every mkfs; mkfs.ext4 exists wherever loop devices do.
         guard hasProgram(make[0]) || make[0] == "mkfs.ext4" else { return }
         let mount = try MountedFolder(make: make, size: megabytes << 20, sectorSize: sector)
         let raw = mount.path("source.raw")
@@ -45,7 +45,7 @@ import Testing
             ])
     }
 
-    /// O_DIRECT moves whole sectors; the disk need not consist of them.
+    /// O_DIRECT transfers whole sectors; a disk's size need not be a multiple.
     @Test(arguments: [1, 511, 513, 4095, 4097, 66049, 1_000_001], ["none", "directsync"])
     func oddSizesWithoutTheCache(_ size: Int, _ mode: String) throws {
         let folder = try TempFolder()
@@ -71,7 +71,7 @@ import Testing
     }
 }
 
-/// What the kernel is asked to do, by strace.
+/// The system calls of each cache mode, recorded by strace.
 @Suite(.enabled(if: canTraceSystemCalls, "needs strace and the right to trace"))
 struct SystemCallTests {
     private func trace(_ options: String) throws -> [Substring] {
@@ -92,7 +92,7 @@ struct SystemCallTests {
             separator: "\n")
     }
 
-    /// An open for writing (the target under whatever temporary name) with the flag, or an fcntl.
+    /// Whether a call sets the flag on the target, by open (under any temporary name) or fcntl.
     private func setsOnTarget(_ flag: String, _ calls: [Substring]) -> Bool {
         calls.contains {
             $0.contains(flag)
@@ -109,11 +109,12 @@ struct SystemCallTests {
         let calls = try trace("-t \(mode.0) \(target)")
         let story = Comment(rawValue: calls.joined(separator: "\n"))
         #expect(setsOnTarget("O_DIRECT", calls) == mode.1, story)
-        // qemu-img flushes after each write; O_DSYNC or O_SYNC does the same in the kernel.
+        // qemu-img flushes after each write; O_DSYNC or O_SYNC has an equal effect in the kernel.
         let flushes = calls.contains { $0.contains("sync(") }
         let synchronous = setsOnTarget("O_DSYNC", calls) || setsOnTarget("O_SYNC", calls)
         #expect(synchronous || !mode.2 || flushes, story)
-        // Every mode but unsafe (the default) means: on stable storage when we say it is done.
+        // Every mode except unsafe, the default, promises stable storage when swimg reports
+        // success.
         #expect((flushes || synchronous) == (mode.0 != "unsafe"), story)
     }
 

@@ -2,11 +2,11 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Images of every kind, damaged in every way: qemu-img and swimg say the same of them, byte for byte.
+/// Images of every kind with every kind of damage: qemu-img and swimg report the same text.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CheckTests {
     typealias Damage = @Sendable (Qcow2Patcher) throws -> Void
 
-    /// How images are damaged; a damage that an image cannot have throws or does nothing.
+    /// Kinds of damage; one that an image cannot have throws or does nothing.
     static let damages: [(name: String, apply: Damage)] = [
         ("none", { _ in }),
         ("leaks", { for cluster in [1, 3, 4] { try $0.setRefcount(cluster, 2) } }),
@@ -45,14 +45,14 @@ import Testing
         ("subclusters of nothing", { if $0.hasExtendedL2 { try $0.setWord($0.l2Entry(0), 0) } }),
     ]
 
-    /// What qemu-img cannot repair, and swimg can.
+    /// Damage that qemu-img cannot repair but swimg can.
     static let worseDamages: [(name: String, apply: Damage)] = [
         ("refcount table reserved bits", { try $0.change($0.refcountTable) { $0 | 1 } }),
         ("refcount block unaligned", { try $0.change($0.refcountTable) { $0 + 512 } }),
         ("refcount block outside", { try $0.setWord($0.refcountTable + 8, 1 << 40) }),
     ]
 
-    /// Options of the image, and what else it has.
+    /// Creation options of the images, followed by their other features.
     static let images = [
         "cluster_size=512,refcount_bits=1", "cluster_size=512", "refcount_bits=2",
         "refcount_bits=4", "refcount_bits=8 snapshots", "cluster_size=4k,refcount_bits=64",
@@ -93,7 +93,7 @@ import Testing
     func saysAndRepairsAsQemu(_ image: String) throws {
         let folder = try TempFolder()
         try Self.make(image, folder.path("whole"))
-        // Each image meets a sixth of the damages: seconds, not minutes.
+        // Each image gets a sixth of the damages, which takes seconds instead of minutes.
         let turn = (Self.images.firstIndex(of: image) ?? 0) % 6
         for (number, damage) in Self.damages.enumerated() where number % 6 == turn {
             let path = try damaged(folder, damage.apply)
@@ -126,13 +126,13 @@ import Testing
         let path = folder.path("damaged")
         try? FileManager.default.removeItem(atPath: path)
         try FileManager.default.copyItem(atPath: folder.path("whole"), toPath: path)
-        // What an image cannot have (a bit beyond its file) leaves it whole, and that is checked, too.
+        // Damage that an image cannot have (beyond its file) leaves it intact; that is checked too.
         try? damage(Qcow2Patcher(path))
         return path
     }
 
-    /// Runs both on copies of the image with the same name, and compares all that can be seen; after a
-    /// repair also the images, by qemu-img.
+    /// Runs both programs on copies of the image with one name and compares status, output and
+    /// errors; after a repair, qemu-img also compares the images.
     private func expectSame(
         _ words: [String], _ path: String, _ folder: TempFolder, _ what: String
     ) throws {
@@ -156,14 +156,14 @@ import Testing
         let difference = try Qemu.difference(
             folder.path("theirs/image"), "qcow2", folder.path("ours/image"), "qcow2")
         guard let difference else { return }
-        // What qemu-img cannot read it cannot compare either.
+        // qemu-img cannot compare an image that it cannot read.
         let itself = try Qemu.difference(
             folder.path("theirs/image"), "qcow2", folder.path("theirs/image"), "qcow2")
         #expect(itself != nil, "\(what): \(difference)\n\(ours)")
     }
 
-    /// The repository's images, except those that qemu-img does not open for what a check does not need:
-    /// a backing or data file, a key.
+    /// The repository's images, except those that qemu-img does not open without a backing file,
+    /// data file or key that a check does not need.
     @Test func saysTheSameOfFixtures() throws {
         let others = ["bad-backing", "data-file", "encrypted-aes", "encrypted-luks"]
         for fixture in Fixture.all where fixture.file.hasSuffix(".qcow2") {
@@ -195,7 +195,7 @@ import Testing
         #expect(ours.errors.isEmpty == theirs.errors.isEmpty, "\(theirs)\n\(ours)")
     }
 
-    /// Who repairs has the image for himself.
+    /// A repair needs exclusive access to the image.
     @Test func repairTakesTheLocks() throws {
         let folder = try TempFolder()
         try Self.make("cluster_size=64k", folder.path("image"))

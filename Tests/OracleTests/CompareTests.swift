@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// qemu-img says what `compare` has to say: text and exit status.
+/// `compare` prints qemu-img's text and exits with its status.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CompareTests {
     private func expectSame(
         _ arguments: [String], in folder: String? = nil,
@@ -11,8 +11,9 @@ import Testing
         let theirs = try run("qemu-img", ["compare"] + arguments, in: folder)
         let own = try run(Swimg.path, ["compare"] + arguments, in: folder)
         #expect(own.status == theirs.status, "\(own)\n\(theirs)", sourceLocation: location)
-        // Strict mode: whether a range ends with the image is a part of qemu's block status, so it stops at
-        // a mismatch that comes of how ranges are cut. The verdict is the same, the place is not.
+        // In strict mode, qemu's block status also depends on where ranges end, so qemu-img may
+        // report a mismatch that only comes from how ranges are cut. The verdict is equal but
+        // the offset differs.
         let isCut = arguments.contains("-s") && theirs.outputText.contains("block status mismatch")
         #expect(
             isCut
@@ -21,7 +22,8 @@ import Testing
         #expect(own.errors.isEmpty == theirs.errors.isEmpty, "\(own)", sourceLocation: location)
     }
 
-    /// Each with the next one and with the raw disk, in all modes. In strict mode nearly all pairs differ.
+    /// Compares each image with the next one and with the raw disk. In strict mode nearly all pairs
+    /// differ.
     @Test(arguments: SourceGallery.names)
     func gallery(_ name: String) throws {
         let names = SourceGallery.names
@@ -37,7 +39,8 @@ import Testing
         try expectSame(["-s", "-f", image.format, "-F", image.format, image.path, image.path])
     }
 
-    /// One byte is changed: the sector that holds it is told, whichever worker comes first.
+    /// After a change of one byte, its sector is reported whichever worker finds a difference
+    /// first.
     @Test(arguments: [0, 511, 512, 70_001, 131_071, 131_072, 5 << 20, (9 << 20) - 1])
     func oneByte(_ offset: Int) throws {
         let folder = try TempFolder()
@@ -45,7 +48,7 @@ import Testing
         let one = try folder.write("one.raw", bytes)
         var changed = bytes
         changed[offset] ^= 1
-        // There is another difference at the end, which must not come first.
+        // A second difference at the end must not be reported.
         changed[changed.count - 1] ^= 2
         let other = try folder.write("other.raw", changed)
         try expectSame(["-f", "raw", "-F", "raw", one, other])
@@ -56,7 +59,7 @@ import Testing
             try expectSame(["-f", "raw", "-F", "qcow2", one, image])
             try expectSame(["-f", "qcow2", "-F", "raw", image, one])
         }
-        // Against zeros, which nobody reads.
+        // Comparisons with zeros, which are not read.
         let hole = folder.path("hole.raw")
         try Qemu.img("create", "-q", hole, "9M")
         var lone = [UInt8](repeating: 0, count: 9 << 20)
@@ -81,7 +84,7 @@ import Testing
         }
     }
 
-    /// What strict mode sees: allocation, whatever the content.
+    /// Strict mode compares allocation independently of the content.
     @Test func strictMode() throws {
         let folder = try TempFolder()
         func image(_ name: String, _ options: String, _ commands: [String] = []) throws {
@@ -117,7 +120,7 @@ import Testing
     func failures(_ line: String) throws {
         let folder = try TempFolder()
         _ = try folder.write("one", noise(6, 65536))
-        // A header that leads nowhere, and a stream that cannot be decompressed.
+        // A truncated header and an image with a stream that cannot be decompressed.
         _ = try folder.write("cut.qcow2", [0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3])
         let bad = try #require(Fixture.bad.first { $0.file == "bad-deflate-truncated.qcow2" })
         try FileManager.default.copyItem(atPath: bad.path(), toPath: folder.path("bad.qcow2"))
@@ -136,7 +139,7 @@ import Testing
         #expect(outcome.outputText.hasSuffix(end) && theirs.hasSuffix(end), "\(outcome) \(theirs)")
     }
 
-    /// A terabyte of nothing but two clusters: neither time nor memory may follow the virtual size.
+    /// Nearly empty 4 TiB disks: neither time nor memory may grow with the virtual size.
     @Test func hugeAndNearlyEmpty() throws {
         let folder = try TempFolder()
         for name in ["one", "other"] {

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// The same command to qemu-img and to swimg: the same text, the same status, the same image.
+/// qemu-img and swimg run the same command: text, status and image must be the same.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CreateTests {
     private let folder: TempFolder
 
@@ -46,7 +46,7 @@ import Testing
         try compareCreation(options.words + ["new", size])
     }
 
-    /// Tables of many terabytes would not fit into memory.
+    /// The tables of many terabytes would not fit into memory.
     @Test(arguments: ["cluster_size=2M", "cluster_size=1M,refcount_bits=1"])
     func largeMetadata(_ options: String) throws {
         try compareCreation(
@@ -101,7 +101,7 @@ import Testing
         #expect(ours.isSuccess && ours.errors.isEmpty, "\(ours)")
     }
 
-    /// What stands under the name is replaced whole, or stays.
+    /// An existing file is replaced completely or left unchanged.
     @Test func existingFiles() throws {
         let path = folder.path("new")
         try writeFilled(path, byte: 1, count: 100_000)
@@ -133,12 +133,12 @@ import Testing
         let (own, their) = try (
             #require(FileStatus(image)).allocated, #require(FileStatus(judged)).allocated
         )
-        // Room for tables laid out otherwise.
+        // The tables may be laid out differently.
         #expect(abs(own - their) <= max(6 << 20, their / 20), "\(ours): \(own), not \(their)")
     }
 }
 
-/// What `qemu-img info` says of an image itself, the file's name and its blocks left out.
+/// `qemu-img info` about an image itself, without the file's name and its allocated size.
 func info(_ path: String, _ format: String) throws -> NSDictionary {
     let text = try Qemu.img("info", "--output=json", "-f", format, path)
     let object = try JSONSerialization.jsonObject(with: Data(text.utf8))
@@ -149,7 +149,8 @@ func info(_ path: String, _ format: String) throws -> NSDictionary {
     return result
 }
 
-/// How many bytes of the guest disk are present, in which layer: what is a hole below depends on blocks.
+/// Guest bytes present in each layer; -1 counts absent ones. Holes are not compared: they depend on
+/// the file's blocks.
 private func coverage(_ path: String, _ format: String) throws -> [Int: Int64] {
     let text = try Qemu.img("map", "--output=json", "-f", format, path)
     var result: [Int: Int64] = [:]
@@ -165,7 +166,7 @@ private struct PresentEntry: Decodable {
     let present: Bool
 }
 
-/// The message behind the program's name.
+/// The message after the program's name.
 func withoutName(_ outcome: Outcome) -> String {
     let text = outcome.errorText
     guard let colon = text.range(of: ": ") else { return text }

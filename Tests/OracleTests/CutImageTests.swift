@@ -3,14 +3,14 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Images that end before their data does, as a broken download leaves them.
+/// Images that end before their data does, like those of an interrupted download.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CutImageTests {
     let folder: TempFolder
     private var image: String { folder.path("image") }
 
     init() throws { folder = try TempFolder() }
 
-    /// Options that the image is made with, and whether its clusters are compressed.
+    /// Creation options, and whether the clusters are compressed.
     static let kinds = [
         ("cluster_size=64k", false), ("cluster_size=512", false), ("cluster_size=2M", false),
         ("extended_l2=on,cluster_size=64k", false), ("compat=0.10", false),
@@ -41,15 +41,15 @@ import Testing
         try writeFilled(folder.path("zeros"), byte: 0, count: 6 << 20)
         for line in ["compare image zeros", "compare zeros image"] {
             let outcome = try run(Swimg.path, line.words, in: folder.path)
-            // Data that is there may differ first.
+            // Existing data may differ before the missing part is reached.
             #expect(outcome.status == 1 || outcome.status == 4, "\(outcome)")
             if outcome.status == 4 { expectNamed(outcome, cut) }
         }
-        // Against an image that is whole only the missing part is left to find.
+        // Compared with an intact image, only the missing part differs.
         let whole = try run(Swimg.path, ["compare", "image", "whole"], in: folder.path)
         #expect(whole.status == 4, "\(whole)")
         expectNamed(whole, cut)
-        // Nor is it the same as another that is cut.
+        // An equally truncated image does not compare as identical either.
         try FileManager.default.copyItem(atPath: image, toPath: folder.path("again"))
         for strict in [[], ["-s"]] {
             let again = try run(
@@ -70,11 +70,11 @@ import Testing
         let theirs = try run("qemu-img", words, in: folder.path)
         #expect(
             own.status == theirs.status && own.outputText == theirs.outputText, "\(own)\n\(theirs)")
-        // A stream's sectors may end behind the file by less than a cluster.
+        // The sectors of a stream may end less than a cluster after the end of the file.
         if !kind.compressed { #expect(own.status == 2, "\(own)") }
     }
 
-    /// One line with guest offset, host offset and file size.
+    /// Expects one line with guest offset, host offset and file size.
     private func expectNamed(
         _ outcome: Outcome, _ size: Int64, at location: SourceLocation = #_sourceLocation
     ) {
@@ -82,7 +82,7 @@ import Testing
         let isNamed =
             text.contains("cluster of guest offset ") && text.contains(" at offset ")
             && text.contains("(\(size) bytes): the image is cut short")
-        // The last stream may be there in part.
+        // A part of the last stream may exist.
         let isStream = text.contains("cannot decompress the cluster of guest offset ")
         #expect(
             (isNamed || isStream) && text.count(where: { $0 == "\n" }) == 1, "\(outcome)",
@@ -101,8 +101,8 @@ import Testing
         try FileManager.default.copyItem(atPath: image, toPath: folder.path("whole"))
     }
 
-    /// With extended L2 entries the cluster counts: of one that has begun, later subclusters are
-    /// zeros.
+    /// With extended L2 entries only whole clusters count: in a cluster that begins before the end
+    /// of the file, the subclusters after the end are zeros.
     @Test func aSubclusterBehindTheEndIsNotACluster() throws {
         try Qemu.img(
             "create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k", image, "1M")
@@ -122,7 +122,7 @@ import Testing
             } + ["preallocation=\(mode),compat=0.10"]
     }
 
-    /// Nothing that qemu makes is taken for cut: neither fresh nor grown nor written to.
+    /// Images made by qemu never count as truncated: fresh, grown or written to.
     @Test(arguments: created)
     func whatQemuMakesIsWhole(_ options: String) throws {
         for size in [3_000_320, 1 << 20] {

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A repair that cannot make an image better leaves it as it was, and memory goes with the tables.
+/// A repair that cannot improve an image leaves it unchanged; memory depends on the tables' size.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DamagedCheckTests {
     private let folder: TempFolder
     private var image: String { folder.path("image") }
@@ -24,7 +24,7 @@ import Testing
         #expect(difference == nil, "\(outcome)")
     }
 
-    /// New refcounts would go where the tables are that the file has lost.
+    /// New refcounts would be written where the tables were that the file has lost.
     @Test(arguments: [8191, 4096, 8192, 4097])
     func tablesBehindTheEnd(_ length: Int) throws {
         try make("cluster_size=4k,compat=0.10")
@@ -32,8 +32,8 @@ import Testing
         try expectUnchangedByRepair()
     }
 
-    /// An L1 table that is said to be longer than the file is not counted, so its clusters look
-    /// free: new refcounts must not go there, nor must its refcount become 0.
+    /// An L1 table longer than the file is not counted, so its clusters look free. New refcounts
+    /// must not be placed there, and its refcount must not become 0.
     @Test(arguments: ["all", "leaks"])
     func anL1TableThatReachesBehindTheEnd(_ what: String) throws {
         for rebuilds in [false, true] {
@@ -47,15 +47,15 @@ import Testing
         }
     }
 
-    /// So does a stream whose last sector would lie behind the end: where it begins nothing else
-    /// goes.
+    /// A stream whose last sector would lie after the end of the file also looks uncounted; nothing
+    /// may overwrite its start.
     @Test func aStreamThatEndsBehindTheEnd() throws {
         try make("cluster_size=512", "64k", ["write -P 1 0 512", "write -c -P 2 512 512"])
         let patcher = try Qcow2Patcher(image)
-        // One cluster is free for a new refcount block; the table would come to where the stream
-        // is.
+        // One cluster is free for a new refcount block; the refcount table would be placed at the
+        // stream.
         try patcher.setWord(patcher.l2Entry(0), 0)
-        // One more sector than the stream has.
+        // One sector more than the stream has.
         try patcher.change(patcher.l2Entry(1)) { $0 | 1 << 61 }
         try patcher.change(patcher.refcountTable) { $0 | 1 }
         let before = try Swimg.convert("-f", "qcow2", "-O", "raw", image, folder.path("before"))
@@ -68,7 +68,7 @@ import Testing
         #expect(difference == nil, "\(outcome)")
     }
 
-    /// The flags of entries would be written into what lies in the same cluster.
+    /// Changing the flags of entries would overwrite other data in that cluster.
     @Test func sharedL1Table() throws {
         try make("cluster_size=64k", "1M", ["write -P 1 0 128k"])
         let patcher = try Qcow2Patcher(image)
@@ -76,7 +76,7 @@ import Testing
         try expectUnchangedByRepair()
     }
 
-    /// A refcount of one bit cannot tell that a block is data, too.
+    /// A refcount of one bit cannot express that a refcount block is also data.
     @Test func sharedRefcountBlock() throws {
         try make("cluster_size=64k,refcount_bits=1", "1M", ["write -P 1 0 128k"])
         let patcher = try Qcow2Patcher(image)
@@ -89,7 +89,8 @@ import Testing
         #expect(difference == nil, "\(outcome)")
     }
 
-    /// The L2 table is a cluster of data, too: the flags of its entries stay, or the data changes.
+    /// The L2 table is also a data cluster: changing the flags of its entries would change the
+    /// data.
     @Test(arguments: ["cluster_size=64k", "cluster_size=64k,refcount_bits=1"])
     func anL2TableThatIsData(_ options: String) throws {
         try make(options, "1M", ["write -P 1 0 128k"])
@@ -103,15 +104,14 @@ import Testing
         #expect(mismatch(after, before) == nil, "\(outcome)")
     }
 
-    /// An entry that could be repaired, in a table that must not be written, goes on naming its
-    /// clusters.
+    /// A repairable entry in a table that must not be written still references its clusters.
     @Test func repairsThatCannotBeWritten() throws {
         try make("cluster_size=4k,preallocation=metadata", "2M")
         let patcher = try Qcow2Patcher(image)
         let entry = try patcher.l2Entry(300)
         let host = try patcher.word(entry) & 0x00ff_ffff_ffff_fe00
         try patcher.setWord(entry, host + 512 | 1)
-        // The table is a cluster of data, too.
+        // The table is also a data cluster.
         try patcher.setWord(patcher.l2Entry(400), patcher.word(patcher.l1))
         let before = try lowRefcounts()
         let outcome = try run(Swimg.path, ["check", "-r", "all", image])
@@ -120,13 +120,13 @@ import Testing
         #expect(before > 0 && after == 0, "\(before) \(after) \(outcome)")
     }
 
-    /// The number of clusters whose refcount is too low, by qemu-img.
+    /// The number of clusters whose refcount is too low according to qemu-img.
     private func lowRefcounts() throws -> Int {
         try run("qemu-img", ["check", image]).errorText.split(separator: "\n")
             .count { $0.hasPrefix("ERROR cluster") }
     }
 
-    /// A file that ends within a sector ends with the sector.
+    /// A file that ends within a sector counts as ending at the end of that sector.
     @Test(arguments: [131_080, 131_081, 131_584, 196_609, 131_072])
     func lengthsWithinASector(_ length: Int) throws {
         try make("cluster_size=64k")
@@ -137,7 +137,8 @@ import Testing
         #expect(ours.outputText == theirs.outputText, "\(ours)\n\(theirs)")
     }
 
-    /// A few entries that name clusters far from each other: memory for them, not for the file.
+    /// A few entries that name distant clusters: memory must depend on the entries, not on the
+    /// file.
     @Test(.enabled(if: hasProgram("time"))) func memoryGoesWithTheTables() throws {
         try make("cluster_size=512", "4M")
         let patcher = try Qcow2Patcher(image)

@@ -2,8 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A resize that refuses or fails leaves the image as it was; one that works leaves a sound image
-/// with the same disk, whatever stood in tables that are of no use.
+/// A resize that fails leaves the image unchanged; one that succeeds leaves a sound image with the
+/// same disk, whatever unused tables contain.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DamagedResizeTests {
     private let folder: TempFolder
     private var image: String { folder.path("image") }
@@ -15,7 +15,7 @@ import Testing
         var options = "cluster_size=64k"
         var size = "1M"
         var writes = ["write -P 1 0 128k"]
-        /// Words of `qemu-img` for an image that is made and written to.
+        /// Arguments of `qemu-img` commands to run after the image has been written to.
         var then: [[String]] = []
         let damage: @Sendable (Qcow2Patcher) throws -> Void
         let ways: [String]
@@ -185,7 +185,7 @@ import Testing
                 let after = try guest()
                 let kept = min(before.count, after.count)
                 let difference = mismatch(after.prefix(kept), before.prefix(kept))
-                // After two sizes the end of the first has gone.
+                // After two sizes, the data between the smaller one and the old end is lost.
                 if size == way.words.first(where: { !$0.hasPrefix("--") }) {
                     #expect(difference == nil, "\(way): \(outcome)")
                 }
@@ -194,7 +194,7 @@ import Testing
         }
     }
 
-    /// The first bytes of the disk.
+    /// The first bytes of the guest disk.
     private func guest() throws -> Data {
         let raw = folder.path("content")
         try Qemu.img("convert", "-f", "qcow2", "-O", "raw", image, raw)
@@ -203,8 +203,7 @@ import Testing
         return Data(try contents(raw, at: 0, count: Int(min(size, 16 << 20))))
     }
 
-    /// Cut short at any of its writes a resize leaves the file's length and the disk, until the
-    /// header is written.
+    /// A resize that fails at any write before the header keeps the file's length and the disk.
     @Test(
         .enabled(if: canTraceSystemCalls, "strace lets a certain write fail"),
         arguments: ["20M", "100G", "--preallocation=metadata 3M", "--preallocation=metadata 3G"])
@@ -225,7 +224,7 @@ import Testing
             let state = try run("qemu-img", ["check", "-f", "qcow2", copy])
             #expect([0, 3].contains(state.status), "\(number): \(outcome)\n\(state)")
             let fields = try Qcow2Fields(copy)
-            // An image whose resize failed behind the switch has the new size.
+            // An image whose resize failed after the header was written has the new size.
             guard fields.virtualSize == 1_000_448 else { continue }
             failures += 1
             let difference = try mismatch(contents(copy), before)

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// What `dd` makes is what qemu-img's makes.
+/// `dd` makes the same target as qemu-img's.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DdTests {
     static let slices = [
         "", "count=0", "count=3", "bs=1 count=3", "bs=100 count=3 skip=1", "bs=1k count=10 skip=4",
@@ -21,7 +21,7 @@ import Testing
             let expected = try run("qemu-img", words + slice.words, in: theirs.path)
             let outcome = try run(Swimg.path, words + slice.words, in: own.path)
             #expect(outcome.status == expected.status && outcome.output == expected.output)
-            // A warning for who skips too far.
+            // Skipping too far causes a warning.
             let warning = expected.errorText.replacingOccurrences(
                 of: "qemu-img: ", with: Swimg.prefix)
             #expect(outcome.errorText == warning, "\(outcome)\n\(expected)")
@@ -59,7 +59,7 @@ import Testing
         #expect(folder.names == ["disk"])
     }
 
-    /// qemu-img empties the source here.
+    /// qemu-img empties the source in this case.
     @Test func sourceIsNotTheTarget() throws {
         let folder = try TempFolder()
         let bytes = noise(2, 65536)

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Block devices that hold 0xAA everywhere, so that a zero which was not written shows.
+/// Block devices filled with 0xAA, so that a missing zero is detected.
 @Suite(.enabled(if: Qemu.isInstalled && LoopDevice.isUsable, "loop devices need root"))
 struct DeviceTests {
     static let deviceSize = 4 << 20
@@ -38,7 +38,7 @@ struct DeviceTests {
         #expect(bytes.dropFirst(size).allSatisfy { $0 == 0xaa }, "the tail changed: \(outcome)")
     }
 
-    /// `--target-is-zero` is believed: what was 0xAA under the source's zeros stays.
+    /// `--target-is-zero` is trusted: 0xAA bytes under the source's zeros stay.
     @Test(arguments: [512, 4096])
     func targetIsZeroIsBelieved(_ sector: Int) throws {
         let loop = try LoopDevice(size: Self.deviceSize, sectorSize: sector, fill: 0xaa)
@@ -107,7 +107,7 @@ struct DeviceTests {
         for (format, path) in [("raw", SourceGallery.reference), ("qcow2", image.path)] {
             let disk = folder.path("disk")
             try FileManager.default.copyItem(atPath: path, toPath: disk)
-            // A device holds whole sectors: the disk in it ends earlier.
+            // A device has whole sectors, so the disk in it ends earlier.
             let whole = Int64((try contents(disk).count + 4095) / 4096 * 4096)
             try FileHandle(forWritingTo: URL(fileURLWithPath: disk))
                 .truncate(atOffset: UInt64(whole))

@@ -2,12 +2,12 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `digest` and `convert --digest` say what blksum and sha256sum say of the disk that qemu-img
-/// makes raw.
+/// `digest` and `convert --digest` agree with blksum and sha256sum of the disk that qemu-img
+/// converts to raw.
 struct DigestTests {
     static let algorithms = ["blkhash", "sha256"]
 
-    /// As swimg names it, by another program.
+    /// The digest in swimg's form, computed by another program.
     private static func digest(_ path: String, _ algorithm: String) throws -> String {
         algorithm == "sha256" ? "sha256:" + (try sha256(path)) : try blkhash(path)
     }
@@ -24,7 +24,7 @@ struct DigestTests {
         #expect(try JSONDecoder().decode([String: String?].self, from: Data(json.utf8)) == expected)
     }
 
-    /// blksum 0.11 printed these numbers. A file that ends within a sector is padded.
+    /// Digests that blksum 0.11 printed. A file that ends within a sector is padded.
     static let sums = [
         (0, "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc"),
         (65_536, "747f14d227d3e627485eb5c8f259dddff16ee248b453a55383d6f0887827c97e"),
@@ -81,8 +81,8 @@ struct DigestTests {
         }
     }
 
-    /// Pieces of data and zeros that cut blocks of 64 KiB anywhere, in clusters smaller and larger
-    /// than these.
+    /// Runs of data and zeros that split the 64 KiB blocks anywhere, in smaller and larger
+    /// clusters.
     @Test(
         .enabled(if: Qemu.isInstalled, "qemu-img makes the images"),
         arguments: ["512", "4k", "64k", "2M"])
@@ -110,7 +110,7 @@ struct DigestTests {
         }
     }
 
-    /// What the target leaves to its backing file belongs to the guest disk.
+    /// Ranges that the target leaves to its backing file belong to the guest disk.
     @Test(.enabled(if: Qemu.isInstalled, "qemu-img makes the images"), arguments: algorithms)
     func backedTargets(_ algorithm: String) throws {
         let folder = try TempFolder()
@@ -162,10 +162,10 @@ struct DigestTests {
         }
     }
 
-    /// blksum's, too.
+    /// Computed by blksum.
     static let emptyTebibyte = "e3918f867fb182a40237a7b7e30ba90dbd78defcf6ac1c502bff489670e79f85"
 
-    /// Blocks of zeros have a hash that is known: this would take a quarter of an hour otherwise.
+    /// Blocks of zeros have a known hash; hashing them would take a quarter of an hour.
     @Test(.enabled(if: Qemu.isInstalled, "qemu-img makes the image"))
     func zerosCostNothing() throws {
         let folder = try TempFolder()
@@ -175,7 +175,7 @@ struct DigestTests {
         #expect(outcome.outputText.hasPrefix("blkhash:\(Self.emptyTebibyte)  "), "\(outcome)")
     }
 
-    /// What it needs for a digest must not burden who asks for none.
+    /// Commands without a digest must not load the library.
     @Test(.enabled(if: canTraceSystemCalls, "strace is needed"))
     func libraryIsLoadedForDigestsOnly() throws {
         let folder = try TempFolder()

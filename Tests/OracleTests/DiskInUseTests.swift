@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Overlays of disks that a running machine writes to: this is how every external snapshot is made.
+/// Overlays of disks that a running machine writes to, as in every external snapshot.
 @Suite(
     .enabled(
         if: Qemu.isInstalled && hasProgram("qemu-nbd"), "a running qemu-nbd holds the locks"))
@@ -20,7 +20,7 @@ struct DiskInUseTests {
         }
     }
 
-    /// The file that is in use, and the backing file that is asked for.
+    /// The file in use and the backing file to use.
     static let cases = [
         ("base.raw", "base.raw"), ("base.qcow2", "base.qcow2"), ("base.raw", "over.raw"),
         ("base.qcow2", "over.qcow2"), ("over.qcow2", "over.qcow2"),
@@ -30,7 +30,7 @@ struct DiskInUseTests {
 
     private func use(_ name: String) throws -> NBDTestServer {
         let server = try NBDTestServer.qemu("-f", format(name), folder.path(name))
-        // Reading is refused: the disk is in use.
+        // Reading is refused because the disk is in use.
         let refused = try run(Swimg.path, ["digest", name], in: folder.path)
         #expect(refused.status == 1 && refused.errorText.contains("lock"), "\(refused)")
         return server

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `-n` into a qcow2 image that is already there: it keeps its options and its tail.
+/// `-n` into an existing qcow2 image, which keeps its options and its tail.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct ExistingQcow2Tests {
     private func convert(_ name: String, _ mode: String, _ rest: String...) throws -> Outcome {
         let source = try SourceGallery.named(name)
@@ -31,7 +31,7 @@ import Testing
         #expect(after.compatibleFeatures == before.compatibleFeatures)
     }
 
-    /// Old data under the source's zeros may not show through.
+    /// Old data must not show through where the source has zeros.
     @Test(arguments: qcow2Options, ["", "-W -m 3"])
     func filledQcow2(_ options: String, _ mode: String) throws {
         let folder = try TempFolder()
@@ -42,7 +42,8 @@ import Testing
         try judge(outcome, target, "qcow2", against: SourceGallery.reference)
     }
 
-    /// What swimg cannot write is refused by name before anything is touched (qemu-img does these).
+    /// Properties that swimg cannot write are refused by name before any change; qemu-img accepts
+    /// them.
     @Test(arguments: [
         ("refcount_bits=1", "refcount"), ("refcount_bits=64", "refcount"),
         ("extended_l2=on", "extended"), ("extended_l2=on,cluster_size=16k", "extended"),
@@ -56,11 +57,12 @@ import Testing
         #expect(folder.names == ["target"])
     }
 
-    /// So are a mark of damage, features and header extensions that only a later version knows.
+    /// Images with the corrupt bit, or features or header extensions of later versions, are refused
+    /// as well.
     @Test(
         arguments: [
             (72, 2, "corrupt"), (80, 1 << 40, "features"),
-            // The type of the first extension.
+            // The type of the first header extension.
             (112, 1 << 33, "features"),
         ] as [(offset: Int, bit: UInt64, says: String)])
     func unknownPartsAreNotLost(_ offset: Int, _ bit: UInt64, _ says: String) throws {

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `-n`: into what is already there, keeping its tail.
+/// `-n` into an existing target, which keeps its tail.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct ExistingTargetTests {
     static let modes = ["", "-W", "-m 1", "-S 0", "-S 64k -m 3", "-t none", "-t writethrough -W"]
     static let sources = ["raw-sparse", "zeros-written", "v2-512", "zstd-4k", "chain-extended"]
@@ -41,8 +41,8 @@ import Testing
             "\(outcome)")
     }
 
-    /// The source's own odd size, and others within its last sector: what is zero there needs no
-    /// place.
+    /// Targets of the source's odd size and others within its last sector: trailing zeros need no
+    /// space in the target.
     @Test(arguments: [1_000_001, 999_937, 1_000_447], ["", "-W", "-S 0", "-t none", "--no-clone"])
     func rawFileThatEndsWithinTheLastSector(_ size: Int, _ mode: String) throws {
         let folder = try TempFolder()
@@ -57,7 +57,7 @@ import Testing
             let difference = try Qemu.difference(target, "raw", folder.path(source), format)
             #expect(difference == nil, "\(outcome)")
             #expect(FileStatus(target)?.size == Int64(size < kept ? 1_000_448 : size), "\(outcome)")
-            // The digest is that of the whole disk.
+            // The digest covers the whole disk.
             try Qemu.img(
                 "convert", "-f", format, "-O", "raw", source, "whole", in: folder.path)
             let sum = try blkhash(folder.path("whole"))
@@ -72,7 +72,7 @@ import Testing
         }
     }
 
-    /// An export cannot grow: a tail of zeros needs no place in it, any other is refused.
+    /// An export cannot grow: trailing zeros need no space in it, other data is refused.
     @Test(
         .enabled(if: NBDTestServer.isInstalled, "needs nbdkit"), arguments: [1_000_001, 999_937])
     func exportThatEndsWithinTheLastSector(_ size: Int) throws {
@@ -105,8 +105,8 @@ import Testing
             try mismatch(contents(backing), Data(repeating: 7, count: size)) == nil, "\(outcome)")
     }
 
-    /// Disks of 1,000,448 bytes once they are padded, with how many bytes of them are not zero at
-    /// the end.
+    /// Disks of 1,000,448 bytes after padding; `kept` is the number of bytes before the trailing
+    /// zeros.
     private func makeOddSources(_ folder: TempFolder) throws -> [(name: String, kept: Int)] {
         try writeNoise(folder.path("odd.raw"), count: 1_000_001)
         for (name, end) in [("full.qcow2", 1_000_448), ("half.qcow2", 512 << 10)] {

@@ -3,9 +3,9 @@ import Glibc
 import TestSupport
 import Testing
 
-/// `info` beside qemu-img's: both forms, byte for byte, and the exit status.
+/// `info` must match qemu-img's byte for byte in both forms, as must the exit status.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct InfoTests {
-    /// Where both differ on purpose.
+    /// Intended differences.
     static let ownAnswer: [String: String] = [
         "bad-encrypted-no-header.qcow2": "qemu-img crashes",
         "a-fifo": "qemu-img waits for ever",
@@ -27,7 +27,7 @@ import Testing
         let theirs = try Qemu.img("info", path)
         #expect(lines.contains { $0.hasPrefix("backing file: ?[31mred?") }, "\(outcome)")
         #expect(!outcome.output.contains(0x1b) && theirs.utf8.contains(0x1b), "\(outcome)")
-        // Programs get the name as it is.
+        // Programs get the unmodified name.
         try compareInfo(["--output=json", path], forms: [[]], at: #_sourceLocation)
     }
 
@@ -54,7 +54,7 @@ import Testing
         let path = folder.path("image.qcow2")
         try Qemu.img("create", "-q", "-f", "raw", folder.path("base.raw"), "3M")
         let all = options.replacingOccurrences(of: "DATA", with: folder.path("data"))
-        // Neither of them can have a backing file.
+        // Neither raw external data nor preallocation allows a backing file.
         let backing =
             options.contains("raw") || options.contains("preallocation")
             ? [] : ["-b", "base.raw", "-F", "raw"]
@@ -62,7 +62,7 @@ import Testing
         let line =
             ["create", "-q", "-f", "qcow2"] + secret + backing
             + (all.isEmpty ? [] : ["-o", all]) + [path, "1610612736"]
-        // For LUKS it measures the processor, which fails now and then within iter-time=100.
+        // For LUKS, qemu-img measures the processor, which sometimes fails within iter-time=100.
         var made = try run("qemu-img", line)
         for _ in 0..<20 where made.errorText.contains("accurate CPU usage") {
             made = try run("qemu-img", line)
@@ -131,7 +131,7 @@ import Testing
             ["nbd+unix:///an%20export?socket=\(bare.socket)"], at: #_sourceLocation)
     }
 
-    /// What services do with images of strangers: a gibibyte of memory, two seconds.
+    /// Services limit memory to one gibibyte and time to two seconds for untrusted images.
     @Test(arguments: HostileHeader.all)
     func hostileHeaderIsAnsweredOrRefused(_ header: HostileHeader) throws {
         let folder = try TempFolder()
@@ -171,7 +171,7 @@ import Testing
     }
 }
 
-/// What the installed oslo.utils reads: newer ones read JSON only.
+/// The forms that the installed oslo.utils reads; newer versions read JSON only.
 let osloForms = ["human", "json"].filter { form in
     let script = "from oslo_utils import imageutils; imageutils.QemuImgInfo('', format='\(form)')"
     let text = form == "json" ? script.replacingOccurrences(of: "''", with: "'{}'") : script
@@ -179,10 +179,11 @@ let osloForms = ["human", "json"].filter { form in
         && ((try? run(debianPython, ["-c", text]).isSuccess) ?? false)
 }
 
-/// The one that Debian's packages are for, whatever comes first in the path.
+/// The interpreter of Debian's packages, whatever comes first in PATH.
 private let debianPython = "/usr/bin/python3"
 
-/// The same exit status, and on success the same output; nothing on stderr where qemu-img has nothing.
+/// Expects qemu-img's exit status and, on success, its output; no errors unless qemu-img prints
+/// some.
 func compareInfo(
     _ words: [String], in folder: String? = nil,
     forms: [[String]] = [[], ["--output=json"]], at location: SourceLocation
@@ -196,14 +197,14 @@ func compareInfo(
     }
 }
 
-/// One number of a header, and what somebody could write there.
+/// One header field with a value that an attacker could write.
 struct HostileHeader: Sendable, CustomStringConvertible {
     let description: String
     let offset: Int
     let bytes: [UInt8]
-    /// In bytes; nil leaves the file as long as it is.
+    /// In bytes; nil keeps the file's length.
     var fileSize: UInt64?
-    /// Nothing is wrong with it, it is only large.
+    /// The value is valid, only large.
     var isFine = false
 
     private init(

@@ -2,9 +2,9 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `map` beside qemu-img's: both forms, byte for byte, and the exit status.
+/// `map` must match qemu-img's byte for byte in both forms, as must the exit status.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct MapTests {
-    /// qemu-img looks at the bitmaps and warns.
+    /// qemu-img reads the bitmaps and warns.
     static let ownAnswer = ["stale-bitmaps.qcow2"]
 
     @Test(arguments: Fixture.good)
@@ -14,7 +14,7 @@ import Testing
         try compareMap(["-s", "700", "-l", "10000", fixture.path(), "-U"])
     }
 
-    /// Damaged images have no map: qemu-img shows holes where tables are missing.
+    /// swimg refuses damaged images, for which qemu-img shows holes instead of missing tables.
     @Test(arguments: Fixture.bad.filter { $0.format == "qcow2" })
     func refusesOrAgrees(_ fixture: Fixture) throws {
         let own = try run(Swimg.path, ["map", "--output=json", fixture.path()], timeout: 10)
@@ -47,7 +47,7 @@ import Testing
         try compareMap([path])
     }
 
-    /// Clusters in an order that has nothing to do with the disk's, in several layers.
+    /// Clusters of several layers in an order unrelated to the disk's.
     @Test(arguments: [1, 2, 3, 4])
     func random(_ seed: UInt64) throws {
         var generator = SplitMix64(seed: seed)
@@ -106,7 +106,7 @@ import Testing
         try compareMap([bare.uri])
     }
 
-    /// Each letter is a cell, and the sums are those of the map.
+    /// Each letter is a cell, and the sums match the map.
     @Test func picture() throws {
         let folder = try TempFolder()
         let path = folder.path("a")
@@ -140,7 +140,7 @@ import Testing
     }
 }
 
-/// The same exit status, and on success the same output in both forms.
+/// Expects qemu-img's exit status and, on success, its output in both forms.
 func compareMap(
     _ words: [String], in folder: String? = nil, at location: SourceLocation = #_sourceLocation
 ) throws {

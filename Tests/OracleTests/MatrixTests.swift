@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// A format to write, with its options.
+/// A target format with its options.
 struct TargetFormat: Sendable, CustomStringConvertible {
     let line: String
 
@@ -30,7 +30,7 @@ struct TargetFormat: Sendable, CustomStringConvertible {
     static let all = plain + compressed
 }
 
-/// qemu-img makes the source, swimg converts, qemu-img judges.
+/// qemu-img makes the source, swimg converts it, qemu-img judges the target.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct MatrixTests {
     static let modes = [
         "", "-m 1", "-m 3", "-m 8 -W", "-W", "-S 0", "-S 512", "-S 64k", "-S 1M", "-m 1 -W -S 0",
@@ -45,7 +45,8 @@ struct TargetFormat: Sendable, CustomStringConvertible {
         var description: String { "\(source) to \(target) \(mode)" }
     }
 
-    /// Every source with every target; the modes go round, so that each meets each.
+    /// Every source with every target; the modes rotate, so that each occurs with every source and
+    /// target.
     static let pairs: [Pair] = SourceGallery.names.enumerated().flatMap { row, source in
         TargetFormat.all.enumerated().map { column, target in
             Pair(source: source, target: target, mode: modes[(row * 7 + column) % modes.count])
@@ -78,7 +79,7 @@ struct TargetFormat: Sendable, CustomStringConvertible {
             words + ["-f", source.format] + pair.target.options + [source.path, target])
         try judge(outcome, target, pair.target.format, against: SourceGallery.reference)
         #expect(folder.names == ["target"], "\(outcome)")
-        // And what swimg wrote, swimg reads.
+        // swimg must be able to read its own target.
         let back = try Swimg.convert(
             "-f", pair.target.format, "-O", "raw", target, folder.path("back"))
         #expect(back.isSuccess, "\(outcome)\n\(back)")
@@ -87,7 +88,7 @@ struct TargetFormat: Sendable, CustomStringConvertible {
             "\(outcome)\n\(back)")
     }
 
-    /// The gallery is only worth something if qemu-img finds all of it to be the same disk.
+    /// Other tests rely on qemu-img finding the same disk in every image of the gallery.
     @Test(arguments: SourceGallery.names)
     func galleryHoldsOneDisk(_ name: String) throws {
         let image = try SourceGallery.named(name)
@@ -123,7 +124,7 @@ struct TargetFormat: Sendable, CustomStringConvertible {
         }
     }
 
-    /// Exactly the bytes of qemu-img's own raw target.
+    /// swimg's raw targets must be identical to qemu-img's.
     @Test(arguments: SourceGallery.names)
     func rawTargetsAreQemusByteForByte(_ name: String) throws {
         let folder = try TempFolder()
@@ -139,7 +140,7 @@ struct TargetFormat: Sendable, CustomStringConvertible {
         }
     }
 
-    /// A terabyte with a few clusters in it: neither time nor memory may follow the virtual size.
+    /// A nearly empty 2 TiB disk: neither time nor memory may grow with the virtual size.
     @Test func hugeAndNearlyEmpty() throws {
         let folder = try TempFolder()
         try Qemu.img("create", "-q", "-f", "qcow2", folder.path("source"), "2T")
@@ -159,7 +160,7 @@ struct TargetFormat: Sendable, CustomStringConvertible {
     }
 }
 
-/// The three questions: did it succeed in silence, is the content the same, is the image sound.
+/// Expects silent success, the same content and a sound image.
 func judge(
     _ outcome: Outcome, _ target: String, _ format: String, against reference: String,
     _ referenceFormat: String = "raw", at location: SourceLocation = #_sourceLocation

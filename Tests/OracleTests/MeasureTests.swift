@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// The numbers of `measure` are qemu-img's, and a conversion keeps to them.
+/// `measure` prints qemu-img's numbers, and conversions do not exceed them.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct MeasureTests {
     static let options = [
         "compat=1.1", "compat=0.10", "cluster_size=512", "cluster_size=4k", "cluster_size=2M",
@@ -55,7 +55,7 @@ import Testing
         }
     }
 
-    /// Bitmaps that are whole count, those that a crash left open do not.
+    /// Complete bitmaps count; bitmaps left in use by a crash do not.
     @Test func bitmaps() throws {
         let folder = try TempFolder()
         let path = folder.path("image.qcow2")
@@ -68,7 +68,7 @@ import Testing
         }
     }
 
-    /// `required` is room enough for what the conversion writes, compressed or not.
+    /// A conversion stores at most `required` bytes, compressed or not.
     @Test(arguments: ["raw-full", "raw-sparse", "v3-64k", "chain-deep", "zstd-4k"])
     func conversionsKeepToIt(_ name: String) throws {
         let image = try SourceGallery.named(name)

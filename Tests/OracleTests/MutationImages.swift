@@ -1,16 +1,15 @@
 import Foundation
 import TestSupport
 
-/// The images that mutations start from: small ones of every kind, as the stock qemu-img makes
-/// them.
+/// The unmodified images for mutations: small ones of every kind, made by the stock qemu-img.
 struct MutationImage: Sendable {
     let name: String
     let bytes: [UInt8]
-    /// The image below, under the name `below`.
+    /// The backing file, named `below`.
     let backing: [UInt8]?
     let snapshots: Int
 
-    /// Options of the image, what is done to it, and the disk's size.
+    /// Creation options, other features, and the disk's size.
     private static let kinds: [(options: String, features: String, size: String)] = [
         ("cluster_size=512", "", "200k"),
         ("cluster_size=512,refcount_bits=64", "snapshots", "150k"),

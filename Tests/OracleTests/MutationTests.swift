@@ -2,15 +2,16 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Images that were changed at places which mean something. Whatever they hold: no signal, no hang,
-/// one line at a failure, no wrong byte, and a verb that writes in place makes nothing worse.
+/// Images with changes to meaningful fields. Whatever they contain, there must be no signal, no
+/// hang, one line for a failure and no wrong byte, and no verb that writes in place may worsen an
+/// image.
 ///
-/// `SWIMG_MUTATIONS` in the environment is how many there are, `SWIMG_SEED` where they begin;
-/// `make fuzz-images COUNT=20000 SEED=1` runs nothing else.
+/// `SWIMG_MUTATIONS` in the environment sets the number of mutations and `SWIMG_SEED` the first
+/// seed; `make fuzz-images COUNT=20000 SEED=1` runs only this test.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct MutationTests {
     static let count = number("SWIMG_MUTATIONS") ?? 200
     static let seed = number("SWIMG_SEED") ?? 20_251_127
-    /// Each case has its part of the images, and runs beside the others.
+    /// Each case mutates its share of the images, in parallel with the others.
     static let cases = Array(0..<min(8, max(1, count)))
 
     private static func number(_ name: String) -> Int? {
@@ -26,7 +27,7 @@ import Testing
             do {
                 try trial.run()
             } catch {
-                // A program that hangs, or a harness that fails.
+                // A program that hangs, or a failure of the harness.
                 trial.complain("\(error)")
             }
             for complaint in trial.complaints {

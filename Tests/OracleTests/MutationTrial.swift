@@ -1,7 +1,7 @@
 import Foundation
 import TestSupport
 
-/// One mutated image, and what the verbs make of it and its copies.
+/// One mutated image and the results of the verbs on copies.
 struct MutationTrial {
     private(set) var complaints: [String] = []
     private let seed: UInt64
@@ -12,7 +12,7 @@ struct MutationTrial {
 
     /// Seconds after which a program counts as hanging.
     private static let patience = 20.0
-    /// The content of larger disks is not looked at.
+    /// The largest disk, in bytes, whose content is compared.
     private static let largestDisk = 64 << 20
 
     init(seed: UInt64, images: [MutationImage]) throws {
@@ -34,7 +34,7 @@ struct MutationTrial {
 
     mutating func complain(_ what: String) { complaints.append(what) }
 
-    /// The disk and the snapshots that could be read before the change.
+    /// The disk and the snapshots that were readable before the change.
     private struct Disk {
         var own: Data?
         var theirs: Data?
@@ -49,7 +49,7 @@ struct MutationTrial {
 
     // MARK: Reading
 
-    /// The disk's size by the header, 0 if there is none.
+    /// The disk's size according to the header; 0 without a header.
     private var size: Int {
         mutator.bytes.count < 32 ? 0 : Int(clamping: mutator.bytes.number(24, 8))
     }
@@ -68,7 +68,7 @@ struct MutationTrial {
         return disk
     }
 
-    /// The disk as swimg reads it; nil if it cannot.
+    /// The disk as swimg reads it; nil if swimg fails.
     private mutating func ownContent(_ name: String, snapshot: Int? = nil) throws -> Data? {
         let outcome = try own(conversion(name, snapshot))
         let exists = FileStatus(folder.path("disk")) != nil
@@ -96,7 +96,7 @@ struct MutationTrial {
         return disk
     }
 
-    /// Runs one more verb that reads.
+    /// Runs one more verb that only reads.
     private mutating func look() throws {
         let verbs = [
             "info", "info --output=json", "map", "map --output=json", "check",
@@ -141,9 +141,9 @@ struct MutationTrial {
     private mutating func judge(
         _ new: Outcome, after old: Outcome?, _ way: Way, _ outcome: Outcome
     ) {
-        // A repair that leaves errors leaves no more than there were, beside flags that were right
-        // while a refcount was wrong: they stay in tables that must not be written ("a table that
-        // is data as well"). (`-r leaks` leaves them in all tables, as qemu-img does.)
+        // A repair must not increase the number of errors, except flags that were right while a
+        // refcount was wrong: they stay in tables that must not be written ("a table that is data
+        // as well"). `-r leaks` leaves such flags in all tables, as qemu-img does.
         if way == .repairAll, let old, let before = Self.errors(old), let after = Self.errors(new),
             after > before
         {
@@ -154,7 +154,7 @@ struct MutationTrial {
             "qemu-img check differs after\n\(outcome)\n\(new)\nbefore\n\(old?.description ?? "")")
     }
 
-    /// The number of errors that a check has found, but for flags; nil if it could not end.
+    /// The number of errors of a check except flag errors; nil if the check failed.
     private static func errors(_ check: Outcome) -> Int? {
         guard check.status != 1 else { return nil }
         return check.errorText.split(separator: "\n").count {
@@ -172,9 +172,9 @@ struct MutationTrial {
         for (number, disk) in before.snapshots.enumerated() {
             guard let disk else { continue }
             let after = try ownContent("copy", snapshot: number + 1)
-            // A snapshot is shown as large as the disk is now, and what it has behind the old end
-            // is its own: the disk may have been larger when it was taken. (An entry there can be
-            // one that qemu-img reads, "reserved bits in L1 and L2 entries".)
+            // A snapshot is shown with the current size of the disk. Its content after the old end
+            // is its own, because the disk may have been larger at the time. An entry there may be
+            // one that only qemu-img reads ("reserved bits in L1 and L2 entries").
             let known = min(size, way.expected(disk, size).count)
             let now =
                 try after == nil && size < way.newSize(size)
@@ -187,31 +187,32 @@ struct MutationTrial {
 
     // MARK: Known differences (docs/differences.md)
 
-    /// Whether `qemu-img check` may end like this after a change that has succeeded.
+    /// Whether `qemu-img check` may exit with this status after a successful change.
     private static func mayEnd(
         _ new: Int32, _ old: Int32?, _ way: Way, _ outcome: Outcome
     ) -> Bool {
-        // "check and the backing file", "damaged bitmaps": what qemu-img could not open before it
-        // need not open afterwards.
+        // "check and the backing file", "damaged bitmaps": an image that qemu-img could not open
+        // before the change need not be readable afterwards.
         if old == 1, new == 1 { return true }
         if way.isRepair { return new == outcome.status }
-        // "resize of an image with errors": leaks are none, and may stay.
+        // "resize of an image with errors": leaks are not errors and may stay.
         return new == 0 || old == 3 && new == 3
     }
 
     private func difference(_ disk: Data?, _ expected: Data) -> String? {
         guard let disk else { return "cannot be read any more" }
-        // "a qcow2 disk whose size is no multiple of 512": qemu-img cuts it off, swimg pads it.
+        // "a qcow2 disk whose size is no multiple of 512": qemu-img cuts the end off, swimg pads
+        // it.
         let isCut = size % 512 != 0 && disk.count == expected.count - 512
         return mismatch(disk, isCut ? expected.dropLast(512) : expected)
     }
 
-    /// "a backing chain that leads back into itself": qemu-img would take all memory.
+    /// "a backing chain that leads back into itself": qemu-img would exhaust the memory.
     private var mayAskQemu: Bool { !mutator.isLoop }
 
     // MARK: Programs
 
-    /// Runs swimg, and judges all that can be judged without knowing what it is to do.
+    /// Runs swimg and checks everything that does not depend on the command.
     private mutating func own(_ words: [String]) throws -> Outcome {
         let outcome = try TestSupport.run(
             Swimg.path, words, in: folder.path, timeout: Self.patience)
@@ -219,11 +220,11 @@ struct MutationTrial {
         let text = outcome.errorText
         let isCheck = words[0] == "check"
         let failed = isCheck ? outcome.status == 1 : outcome.status != 0
-        // Contents that differ are an answer.
+        // Differing contents are a result, not a failure.
         let isAnswer = words[0] == "compare" && outcome.status == 1
         let lines = text.split(separator: "\n", omittingEmptySubsequences: false)
         if failed && !isAnswer {
-            // A check tells its findings on standard error, too.
+            // A check also prints its findings to standard error.
             let said = isCheck ? lines.suffix(2) : lines[...]
             if said.count != 2 || !said[said.startIndex].hasPrefix(Swimg.prefix)
                 || said.last != ""
@@ -245,7 +246,7 @@ struct MutationTrial {
         return outcome
     }
 
-    /// Runs qemu-img; nil where it crashes, does not end, or is better not asked.
+    /// Runs qemu-img; nil if it crashes, hangs or must not be asked.
     private func theirs(_ words: [String]) -> Outcome? {
         guard mayAskQemu else { return nil }
         let outcome = try? TestSupport.run(
@@ -258,7 +259,7 @@ struct MutationTrial {
 enum Way: CaseIterable {
     case repairLeaks, repairAll, grow, growPreallocated, shrink
 
-    /// Two of them: all for each image would take longer than it finds more.
+    /// Two ways: trying all for each image would cost more time than it finds errors.
     static func some(_ random: inout SplitMix64) -> [Way] {
         Array(allCases.shuffled(using: &random).prefix(2))
     }
@@ -281,7 +282,7 @@ enum Way: CaseIterable {
         }
     }
 
-    /// The content that a disk is to have afterwards.
+    /// The expected content of the disk after the change.
     func expected(_ disk: Data, _ size: Int) -> Data {
         guard !isRepair else { return disk }
         let new = newSize(size)

@@ -3,9 +3,9 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Servers that are killed, restarted or wrong: an error, or the right bytes.
+/// Servers that are killed, restarted or faulty must cause an error or give the right bytes.
 ///
-/// `SWIMG_KILLS` in the environment is how many conversions are cut at random moments.
+/// `SWIMG_KILLS` in the environment sets the number of conversions interrupted at random moments.
 @Suite(.enabled(if: NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
 struct NBDLossTests {
     let folder: TempFolder
@@ -17,8 +17,7 @@ struct NBDLossTests {
         try Data(count: Self.size * 2).write(to: URL(fileURLWithPath: folder.path("target")))
     }
 
-    /// A server that keeps writes in its memory until it is flushed, and loses them with its
-    /// process.
+    /// A server that keeps writes in memory until a flush and loses them when its process ends.
     private func forgetful(_ file: String, in place: TempFolder, delay: Int) throws -> NBDTestServer
     {
         try NBDTestServer.nbdkit(
@@ -35,8 +34,8 @@ struct NBDLossTests {
         ).isSuccess
     }
 
-    /// - Returns: how a conversion ended whose server was killed, and perhaps started again, under
-    ///   it.
+    /// Kills a conversion's server, optionally starts it again, and returns the conversion's
+    /// outcome.
     private func convertUnderKill(
         _ options: [String], intoServer: Bool = true, after pause: UInt32 = 500_000,
         restarts: Bool = true, delay: Int = 200, waits: Bool = true
@@ -47,7 +46,7 @@ struct NBDLossTests {
         let names =
             intoServer
             ? [folder.path("disk"), server.uri] : [server.uri, folder.path("target")]
-        // A qcow2 image is made on the export, a raw one fills it.
+        // A qcow2 image is created on the export; a raw one fills it.
         let isMade = options.contains("qcow2")
         let running = try Swimg.start((isMade ? [] : ["-n"]) + ["-f", "raw"] + options + names)
         if waits {
@@ -71,7 +70,7 @@ struct NBDLossTests {
         let outcome = try convertUnderKill(options.words)
         #expect(outcome.status == 1, "\(outcome)")
         #expect(outcome.errorText.contains("socket="), "\(outcome)")
-        // Another connection may have been wanted for the first time just then.
+        // At that moment a further connection may have been opened for the first time.
         #expect(outcome.errorText.contains("connect"), "\(outcome)")
         #expect(outcome.errorText.filter(\.isNewline).count == 1, "\(outcome)")
     }
@@ -81,7 +80,7 @@ struct NBDLossTests {
         #expect(outcome.status == 1 && outcome.errorText.contains("connect"), "\(outcome)")
     }
 
-    /// With and without FUA: nbdkit's filter for it takes it away.
+    /// The server has FUA here; in the next test nbdkit's fua filter removes it.
     @Test(arguments: ["-O raw", "-O raw -W --connections 1", "-O qcow2", "-O raw -t writeback"])
     func aTargetIsMadeAnewWhereThatIsAllowed(_ options: String) throws {
         let outcome = try convertUnderKill(options.words + ["--reconnect", "20"])
@@ -114,7 +113,7 @@ struct NBDLossTests {
         let start = ContinuousClock.now
         let outcome = try convertUnderKill(
             ["-O", "raw", "--reconnect", "1"], restarts: false)
-        // Another connection may have been wanted for the first time just then.
+        // At that moment a further connection may have been opened for the first time.
         #expect(outcome.status == 1 && outcome.errorText.contains("cannot connect"), "\(outcome)")
         #expect(ContinuousClock.now - start < .seconds(20), "\(outcome)")
     }
@@ -122,7 +121,7 @@ struct NBDLossTests {
     static let kills = Array(
         0..<(ProcessInfo.processInfo.environment["SWIMG_KILLS"].flatMap { Int($0) } ?? 12))
 
-    /// At a random moment, in half of the cases with a new server in the old one's place.
+    /// Kills the server at a random moment; in half of the cases a new one replaces it.
     @Test(arguments: kills)
     func anErrorOrTheRightBytes(_ number: Int) throws {
         var random = SplitMix64(seed: UInt64(number) &+ 77)
@@ -137,7 +136,7 @@ struct NBDLossTests {
             #expect(outcome.status == 1 && !outcome.errors.isEmpty, "\(outcome)")
             return
         }
-        // A server that was killed after the last flush took nothing with it.
+        // A server killed after the last flush has lost nothing.
         #expect(try isRight(format), "case \(number): \(outcome)")
     }
 
@@ -160,7 +159,7 @@ struct NBDLossTests {
         }
     }
 
-    /// The thread that receives answers finds out while it sends what has waited meanwhile.
+    /// The thread that receives answers may notice the end while it sends queued requests.
     @Test func anEndThatIsNoticedInSendingIsAnErrorAtOnce() throws {
         let server = try RogueServer(.stopsListening, size: 4 << 20)
         let start = ContinuousClock.now
@@ -171,7 +170,7 @@ struct NBDLossTests {
         #expect(!folder.names.contains("fresh"))
     }
 
-    /// qemu-img writes zeros then; it is asked once and not for each range.
+    /// swimg then writes zeros, as qemu-img does, and asks only once instead of for each range.
     @Test func zerosAreWrittenWhereZeroingIsRefused() throws {
         let server = try RogueServer(.refusesZeroes, size: 1 << 20)
         let sketch = DiskSketch("A-0-1-b--0-A--C", cluster: 65536)
@@ -183,7 +182,7 @@ struct NBDLossTests {
         #expect(server.zeroRequests == 1)
     }
 
-    /// A look at an image needs one connection, and ends it in good order.
+    /// Inspecting an image needs one connection, which ends properly.
     @Test func aLookTakesOneConnection() throws {
         for _ in 0..<25 {
             let server = try NBDTestServer.nbdkit("-v", "-r", "file", folder.path("disk"))
@@ -196,7 +195,8 @@ struct NBDLossTests {
         }
     }
 
-    /// Behind a unix socket, too: a server in brackets is mostly far away.
+    /// Unix sockets count as slow too, because a server command in brackets usually accesses remote
+    /// storage.
     @Test func aSlowServerIsAskedForMoreAtOnce() throws {
         let server = try RogueServer(.takesItsTime, size: 96 << 20)
         let outcome = try Swimg.convert(
@@ -206,7 +206,7 @@ struct NBDLossTests {
         #expect(try contents(folder.path("target")).allSatisfy { $0 == 0xee })
     }
 
-    /// Numbers that a person gives are limits.
+    /// Numbers from the command line are limits.
     @Test(arguments: [
         ("--requests 2", 2), ("--requests 1 --connections 2 --multi-conn", 2), ("-m 1", 16),
     ])

@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// How exports are named and reached: servers started for it, descriptions, TLS.
+/// Ways to name and reach exports: server commands, descriptions, TLS.
 @Suite(.enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
 struct NBDNamingTests {
     private let folder: TempFolder
@@ -42,7 +42,7 @@ struct NBDNamingTests {
                 + [folder.path("target")],
             // A killed program leaves the folder of its socket.
             environment: ["TMPDIR": folder.path])
-        // The file is there before its content is.
+        // The file exists before its content does.
         var text = ""
         #expect(
             process.wait(until: {
@@ -71,7 +71,7 @@ struct NBDNamingTests {
         #expect(outcome.errorText.contains("no closing"), "\(outcome)")
     }
 
-    /// The disk is the name of the export that was asked for.
+    /// The disk's content is the name of the requested export.
     @Test(arguments: [
         ["-f", "raw", "nbd+unix:///EXPORT?socket=SOCKET"],
         ["-f", "raw", "nbd:unix:SOCKET:exportname=EXPORT"],
@@ -105,7 +105,7 @@ struct NBDNamingTests {
         #expect(try bytes == Data(contentsOf: URL(fileURLWithPath: theirs)))
     }
 
-    /// A target by its description, in the options' words and in its own.
+    /// A target described by `--target-image-opts`.
     @Test(arguments: ["raw", "qcow2"])
     func writesToADescribedExport(_ format: String) throws {
         let source = try SourceGallery.named("v3-64k")

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Every kind of server with every other, and filters that make them awkward.
+/// Every kind of server with every other kind, and filters that add limitations.
 @Suite(
     .enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs qemu-nbd and nbdkit"))
 struct NBDPairTests {
@@ -26,7 +26,7 @@ struct NBDPairTests {
         switch kind {
         case "file", "qemu":
             let path = try file("source", filledWith: 0x11)
-            // A hole in a hole's company, and data that begins within a block.
+            // A hole next to other holes, and data that begins within a block.
             try Qemu.io("raw", path, ["write -z -u 5M 9M", "write -P 7 6291000 70000"])
             if kind == "qemu" { return try NBDTestServer.qemu("-f", "raw", path) }
             plugin = ["file", path]
@@ -60,12 +60,12 @@ struct NBDPairTests {
         let outcome = try Swimg.convert(
             "-n", "-f", "raw", "-O", "raw", source.uri, target.uri)
         #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
-        // What is written to null is gone.
+        // Data written to null cannot be read back.
         guard to != "null" || from == "null" else { return }
         #expect(try Qemu.difference(source.uri, "raw", target.uri, "raw") == nil)
     }
 
-    /// What comes back late, in small pieces, without a map, or only at the second attempt.
+    /// Answers that are late, in small pieces, without a map or only successful at a retry.
     @Test(arguments: [
         ["--filter=delay", "rdelay=2ms"],
         ["--filter=noextents"],
@@ -88,7 +88,7 @@ struct NBDPairTests {
         #expect(try Qemu.difference(plain.uri, "raw", target, "raw") == nil)
     }
 
-    /// The filter lets through only what the plugin below would give: each write is verified.
+    /// checkwrite accepts only the data that the plugin would return, so each write is verified.
     @Test(arguments: [
         [], ["--connections", "1"], ["--connections", "8", "--requests", "16"], ["--multi-conn"],
     ])
@@ -98,7 +98,7 @@ struct NBDPairTests {
         let outcome = try Swimg.convert(
             options + ["-n", "-f", "raw", "-O", "raw", source.uri, target.uri])
         #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
-        // The judge can say no.
+        // Shows that checkwrite does refuse wrong data.
         let other = try NBDTestServer.nbdkit(
             "--filter=checkwrite", "sparse-random", "size=\(Self.size)", "seed=4",
             "percent=40", "runlength=98304")
@@ -107,14 +107,14 @@ struct NBDPairTests {
         #expect(refused.status == 1, "\(refused)")
     }
 
-    /// Zeros cost the server as little as it can: without writing them where it is able to, and what it was only
-    /// told to forget it has to call zero.
+    /// Zeroing uses the cheapest request that the server supports; a trimmed range counts as zero
+    /// only if the block status confirms it.
     @Test(arguments: [
-        // Means that the server has, and what it is asked for, in this order.
+        // The server's abilities, and the requests that it should get, in this order.
         (["zeromode=plugin", "fastzeromode=default"], ["fast"]),
         (["zeromode=plugin", "fastzeromode=none"], ["plain"]),
         (["zeromode=plugin", "fastzeromode=slow"], ["fast", "trim", "status"]),
-        // nbdkit refuses the fast zeroing before it reaches the log.
+        // nbdkit refuses fast zeroing before the request reaches the log.
         (["zeromode=emulate", "fastzeromode=slow"], ["trim", "status"]),
         (["zeromode=none"], ["trim", "status"]),
     ])
@@ -131,7 +131,7 @@ struct NBDPairTests {
         var firsts: [String] = []
         for name in asked where !firsts.contains(name) { firsts.append(name) }
         #expect(firsts == expected, "\(asked)")
-        // What is refused some times is not asked for again, but by one that was under way.
+        // A request refused a few times is not repeated, except those already in flight.
         let fast = asked.count { $0 == "fast" }
         #expect(!expected.contains("trim") || fast <= 9, "\(asked)")
         let wanted = try file("wanted", filledWith: 0xaa)
@@ -140,7 +140,7 @@ struct NBDPairTests {
         #expect(try Qemu.difference(wanted, "raw", target.uri, "raw") == nil)
     }
 
-    /// Lengths of requests that no cluster size divides.
+    /// Request lengths that are not multiples of any cluster size.
     @Test(arguments: ["raw", "qcow2"])
     func oddRequestSizes(_ format: String) throws {
         let source = try source("sparse-random")
@@ -156,7 +156,7 @@ struct NBDPairTests {
         #expect(try Qemu.difference(source.uri, "raw", target, format) == nil)
     }
 
-    /// What a server keeps although it was told to trim it, or will not trim, is written.
+    /// Zeros are written to ranges that the server keeps despite a trim or refuses to trim.
     @Test(arguments: [("exit 0", 8), ("echo EPERM >&2; exit 1", 1)])
     func writesZerosOverWhatIsKept(_ trim: String, _ least: Int) throws {
         let export = try file("target", filledWith: 0xaa)
@@ -172,7 +172,7 @@ struct NBDPairTests {
             "-n", "-m", "1", "--connections", "1", "-f", "raw", "-O", "raw", source, target.uri)
         #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
         #expect(try Qemu.difference(source, "raw", export, "raw") == nil)
-        // Tried a few times, by up to two at once, and not for each range.
+        // Tried a few times, by at most two workers at once, and not for each range.
         let trims = try Self.zeroing(log).count { $0 == "trim" }
         #expect((least...least + 1).contains(trims), "\(trims) of 40")
     }
@@ -190,7 +190,7 @@ struct NBDPairTests {
         return path
     }
 
-    /// What a log of nbdkit's filter says of zeroing, in the order in which it began.
+    /// The zeroing requests in a log of nbdkit's filter, in the order of their start.
     private static func zeroing(_ log: String) throws -> [String] {
         try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n").compactMap { line in
             let words = line.split(separator: " ")
@@ -203,8 +203,8 @@ struct NBDPairTests {
         }
     }
 
-    /// With a cache mode that asks for it, each write is stable when it is answered: it says so itself, or
-    /// where the server does not know the flag, a flush follows.
+    /// Cache modes that require it make each write stable before the answer: with FUA, or with a
+    /// flush afterwards if the server does not support FUA.
     @Test(arguments: ["writethrough", "directsync", "writeback"], [true, false])
     func writesThrough(_ mode: String, _ hasFlag: Bool) throws {
         let source = try source("data")
@@ -230,7 +230,7 @@ struct NBDPairTests {
         #expect(flushes.count == (isAsked && !hasFlag ? changes.count + 1 : 1), "\(lines)")
     }
 
-    /// The other verbs take NBD names, too, and answer as qemu-img does.
+    /// The other verbs also take NBD names and answer as qemu-img does.
     @Test(arguments: [
         "info --output=json -f qcow2", "info -f qcow2", "info -f raw", "map --output=json -f qcow2",
         "map -f qcow2", "map --output=json -f raw", "check -f qcow2",
@@ -238,8 +238,8 @@ struct NBDPairTests {
         "measure -f qcow2 -O qcow2 --output=json",
     ])
     func verbsTakeExports(_ line: String) throws {
-        // Space that is reserved and not written turns from a hole into data when anybody reads it (ext4), as
-        // the tests beside this one do: a copy has none of it.
+        // On ext4, reserved unwritten space turns from a hole into data when any process reads it,
+        // as parallel tests do. A copy has no such space.
         let image = folder.path("image")
         try require("cp", ["--sparse=always", SourceGallery.named("v3-64k").path, image])
         let server = try NBDTestServer.qemu("-r", "-f", "raw", image)
@@ -276,7 +276,7 @@ struct NBDPairTests {
         }
         #expect(
             try require("qemu-img", ["map", "-f", "raw", "--output=json", server.uri]) == before)
-        // Onto itself as it is: nothing changes.
+        // A conversion of the export onto itself changes nothing.
         try require(Swimg.path, ["convert", "-f", "raw", "-O", "raw", server.uri, server.uri])
         #expect(try Qemu.difference(image.path, "qcow2", server.uri, "qcow2") == nil)
     }

@@ -2,8 +2,9 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Exports behind TLS: with what a server has to prove who it is, and what is refused without
-/// proof. nbdinfo, as other clients of libnbd before 1.18.5 and 1.20.2, lets most of these pass.
+/// Exports with TLS: the ways in which a server proves its identity, and the refusals without
+/// proof. nbdinfo, like other clients of libnbd before 1.18.5 and 1.20.2, accepts most of these
+/// cases.
 @Suite(.enabled(if: NBDTestServer.isInstalled && hasProgram("certtool"), "needs nbdkit, certtool"))
 struct NBDSecurityTests {
     private let folder: TempFolder
@@ -18,8 +19,7 @@ struct NBDSecurityTests {
         }
     }
 
-    /// An authority in a folder with the certificate of one server; beside it, a folder for
-    /// clients.
+    /// Makes a certificate authority with the certificate of one server, and a folder for clients.
     private func makeAuthority(_ place: String, server host: String) throws {
         let files = try folder.makeFolder(place)
         let clients = try folder.makeFolder("\(place)-clients")
@@ -94,13 +94,13 @@ struct NBDSecurityTests {
         try serve("right") { host in
             try expectRefusal("\(host)?tls-certificates=/nonexistent", says: "/nonexistent")
             try expectRefusal("\(host)?tls-psk-file=/nonexistent", says: "/nonexistent")
-            // Newer libraries ask the system's authorities, who do not know this one.
+            // Newer libraries consult the system's authorities, which do not know this one.
             try expectRefusal(host, says: "certificate")
             try expectRefusal("\(host)?tls-verify-peer=maybe", says: "neither true nor false")
         }
     }
 
-    /// A user's own folder, which the library looks into by itself.
+    /// libnbd searches the user's own folder by default.
     @Test(.enabled(if: geteuid() == 0 && hasProgram("setpriv"), "needs root and setpriv"))
     func theUsualFolderIsUsed() throws {
         for (place, isKnown) in [("right-clients", true), ("unknown-clients", false)] {
@@ -122,7 +122,7 @@ struct NBDSecurityTests {
         }
     }
 
-    /// The explicit way out.
+    /// `tls-verify-peer=false` explicitly disables verification.
     @Test func anyServerWillDoWhereAPersonSaysSo() throws {
         for place in ["right", "elsewhere"] {
             try serve(place) { host in
@@ -134,7 +134,7 @@ struct NBDSecurityTests {
         }
     }
 
-    /// The library verifies nothing there before 1.18.5 and 1.20.2.
+    /// libnbd before 1.18.5 and 1.20.2 verifies nothing for unix sockets.
     @Test func certificatesBehindAUnixSocket() throws {
         let server = try NBDTestServer.nbdkit(
             "-r", "--tls=require", "--tls-certificates=\(folder.path("right"))", "file",

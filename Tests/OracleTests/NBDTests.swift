@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Against live servers: what they were asked, and what they hold afterwards.
+/// Live servers: the requests they get and the data they hold afterwards.
 @Suite(.enabled(if: Qemu.isInstalled && NBDTestServer.isInstalled, "needs nbdkit and qemu-nbd"))
 struct NBDTests {
     private let folder: TempFolder
@@ -29,7 +29,7 @@ struct NBDTests {
         try expectContent(target, outcome)
     }
 
-    /// What a target held before must not show, and what it holds must be on the server at the end.
+    /// Old data of a target must not show, and its new data must be on the server at the end.
     @Test(arguments: [
         [], ["--filter=nozero"], ["--filter=noextents"],
         ["--filter=multi-conn", "multi-conn-mode=emulate"],
@@ -73,11 +73,11 @@ struct NBDTests {
         #expect(try Qemu.damage(server.uri) == nil)
     }
 
-    /// Clusters and runs of compressed ones can end and begin within the server's blocks: what one worker puts back must not
-    /// undo what its neighbour wrote.
+    /// Clusters and runs of compressed ones can begin and end within the server's blocks: when one
+    /// worker writes a block back, it must not undo its neighbour's write.
     @Test(arguments: [4096, 65536])
     func packedClustersShareBlocks(_ block: Int) throws {
-        // Every cluster gets shorter by another length.
+        // Each cluster compresses to a different length.
         var bytes: [UInt8] = []
         for cluster in 0..<256 {
             let count = cluster * 1237 % 60_000
@@ -100,7 +100,7 @@ struct NBDTests {
         }
     }
 
-    /// The plugin gives random data in places, and refuses to be written anything else there.
+    /// The plugin returns random data in places and refuses writes of other data there.
     @Test(arguments: [1, 2, 4, 8])
     func whatIsReadIsWrittenBack(_ connections: Int) throws {
         let server = try NBDTestServer.nbdkit("sparse-random", "size=2G", "seed=7")
@@ -116,7 +116,7 @@ struct NBDTests {
         let connection: String
     }
 
-    /// The requests in a log of nbdkit's filter, in the order in which they began.
+    /// The requests in a log of nbdkit's filter, in the order of their start.
     private func operations(_ log: String) throws -> [Operation] {
         try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n").compactMap { line in
             let words = line.split(separator: " ").map(String.init)
@@ -143,7 +143,7 @@ struct NBDTests {
         let outcome = try Swimg.convert(
             "--connections", "4", "-f", "raw", "-O", "raw", server.uri, target)
         #expect(outcome.isSuccess, "\(outcome)")
-        // Before `compare` reads once more.
+        // Read the log before `compare` reads again.
         let own = try operations(log).filter { $0.name == "Read" }
         #expect(!own.isEmpty)
         #expect(try Qemu.difference(server.uri, "raw", target, "raw") == nil)
@@ -153,11 +153,11 @@ struct NBDTests {
         for (one, next) in zip(sorted, sorted.dropFirst()) {
             #expect(one.upperBound <= next.lowerBound, "\(one) and \(next) were both read")
         }
-        // The plugin stores pages of 32 KiB: three islands, of 19, 1 and 1 of them.
+        // The plugin stores pages of 32 KiB: three islands of 19, 1 and 1 pages.
         #expect(total <= 21 * 32768, "\(total) bytes were read")
     }
 
-    /// Each connection that was needed.
+    /// Each connection that was needed is flushed.
     @Test func flushesEachConnectionOnceAfterTheLastWrite() throws {
         let log = folder.path("log")
         let source = try SourceGallery.named("raw-sparse")
@@ -216,7 +216,7 @@ struct NBDTests {
         }
     }
 
-    /// The server is killed in the middle, and another one comes in its place.
+    /// The server is killed during the conversion, and a new one replaces it.
     @Test(arguments: [true, false])
     func aLostConnectionIsMadeAnew(_ isSource: Bool) throws {
         let disk = folder.path("disk")
@@ -259,7 +259,7 @@ struct NBDTests {
         #expect(access(target, F_OK) != 0)
     }
 
-    /// What comes slowly but steadily is waited for, however long a single answer takes.
+    /// Data that arrives slowly but steadily is no timeout, however long a single answer takes.
     @Test func aSlowAnswerIsNotAStall() throws {
         let server = try NBDTestServer.nbdkit("pattern", "1M")
         // 1 MiB in about 2.5 s.
@@ -274,7 +274,8 @@ struct NBDTests {
         #expect(try Qemu.difference(server.uri, "raw", target, "raw") == nil)
     }
 
-    /// A server's memory allocator keeps what it was asked for once, if that was more than it is asked for later.
+    /// The longest request comes first, because a server's allocator keeps memory that was
+    /// requested once, which smaller later requests can reuse.
     @Test func oneLongRequestComesFirst() throws {
         for (options, longest) in [([], 1 << 20), (["--request-size", "128k"], 128 << 10)] {
             let log = folder.path("log")
@@ -298,7 +299,7 @@ struct NBDTests {
         }
     }
 
-    /// A server is told that a connection ends, and does not find it cut.
+    /// swimg disconnects properly instead of just closing the socket.
     @Test(arguments: ["1", "4"])
     func saysGoodbye(_ connections: String) throws {
         let server = try NBDTestServer.nbdkit("-v", "pattern", "8M")
@@ -334,7 +335,7 @@ extension Int {
     }
 }
 
-/// The target holds what every image of the gallery holds.
+/// Expects success and the content of the gallery's images in the target.
 func expectContent(_ path: String, _ outcome: Outcome) throws {
     #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
     let bytes = try #require(FileManager.default.contents(atPath: path))

@@ -2,9 +2,9 @@ import Foundation
 import TestSupport
 import Testing
 
-/// `null-co`: a disk of zeros that keeps nothing.
+/// `null-co`: a disk of zeros that stores nothing.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct NullStorageTests {
-    /// qemu names the format null-co where no other one is said, so it is said here.
+    /// Names with an explicit raw format: without one, qemu names the format null-co.
     static let names = [
         "null-co://",
         #"json:{"driver":"raw","file":{"driver":"null-co","size":1048576,"read-zeroes":true}}"#,
@@ -39,7 +39,7 @@ import Testing
         #expect(small.status == 1 && small.errorText.contains("is smaller"), "\(small)")
     }
 
-    /// In an image it can stand as a backing file.
+    /// An image can name it as a backing file.
     @Test func canBeBelowAnImage() throws {
         let folder = try TempFolder()
         let overlay = folder.path("overlay.qcow2")

@@ -2,9 +2,9 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Parallels images, made by qemu-img and read by both.
+/// Parallels images made by qemu-img and read by both programs.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct ParallelsTests {
-    /// Disks as letters, and their clusters in KiB.
+    /// Disks in the letters of `DiskSketch`.
     static let disks = ["A-B0--1aZ", "-", "AAAA", "--1-", "-A+-0000-B-"]
 
     private func image(
@@ -20,7 +20,7 @@ import Testing
         return path
     }
 
-    /// Older images have another magic, and entries that count sectors instead of clusters.
+    /// Older images have another magic number, and their entries count sectors instead of clusters.
     private func makeOld(_ path: String) throws {
         var bytes = [UInt8](try contents(path))
         func number(_ offset: Int) -> UInt32 {
@@ -68,7 +68,7 @@ import Testing
         }
     }
 
-    /// Clusters in an order that has nothing to do with the disk's.
+    /// Clusters in an order unrelated to the disk's.
     @Test(arguments: [1, 2, 3])
     func random(_ seed: UInt64) throws {
         var generator = SplitMix64(seed: seed)
@@ -89,7 +89,7 @@ import Testing
         #expect(strict.isSuccess, "\(strict)")
     }
 
-    /// Below a qcow2 image.
+    /// A parallels image as the backing file of a qcow2 image.
     @Test func backing() throws {
         let folder = try TempFolder()
         let path = try image("A-B0", clusterSize: "64k", in: folder)
@@ -101,8 +101,7 @@ import Testing
         #expect(try Qemu.difference(overlay, "qcow2", folder.path("raw"), "raw") == nil)
     }
 
-    /// Numbers in the header and the table that nothing can be made of: offset, bytes, words of the
-    /// message.
+    /// Invalid numbers in the header and the table: offset, bytes and words of the message.
     static let damage: [(Int, [UInt8], String)] = [
         (16, [3], "version 3"), (28, [0, 0, 0, 0], "cluster has 0 sectors"),
         (28, [255, 255, 255, 255], "sectors"), (32, [255, 255, 255, 127], "entries"),

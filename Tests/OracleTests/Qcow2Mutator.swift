@@ -1,17 +1,17 @@
 import Foundation
 import TestSupport
 
-/// Changes a qcow2 image in memory at places that mean something, by the specification alone and
-/// not by the code under test. The same seed makes the same changes to the same image.
+/// Changes a qcow2 image in memory at meaningful fields, based on the specification instead of the
+/// code under test. The seed determines the changes to an image.
 struct Qcow2Mutator {
     private(set) var bytes: [UInt8]
-    /// The changes, a line each.
+    /// The changes, one line each.
     private(set) var story: [String] = []
-    /// qemu-img follows a backing chain that leads back into itself until memory runs out.
+    /// Whether the backing chain leads back into itself: qemu-img follows it until memory runs out.
     private(set) var isLoop = false
     private var random: SplitMix64
     private let places: Qcow2Places
-    /// The name of the image's own file, for a backing file name.
+    /// The name of the image's own file, for use as a backing file name.
     private let ownName: String
 
     init(_ image: [UInt8], ownName: String, seed: UInt64) {
@@ -22,7 +22,7 @@ struct Qcow2Mutator {
     }
 
     mutating func mutate() {
-        // A kind of place first: else nearly all changes would be in L2 tables.
+        // Picks a group first: otherwise nearly all changes would be in L2 tables.
         let groups = places.groups
         let number = random.below(groups.count + 1)
         guard number < groups.count else { return changeLength() }
@@ -32,7 +32,7 @@ struct Qcow2Mutator {
         let old = bytes.number(place.offset, place.width)
         var new = value(for: place, old: old)
         if place.width < 8 { new &= 1 << (8 * UInt64(place.width)) - 1 }
-        // The value that stands there already is no change.
+        // An equal value would not be a change.
         if new == old { new ^= 1 }
         bytes.setNumber(place.offset, place.width, new)
         story.append("\(place.what) at \(place.offset): \(hex(old)) becomes \(hex(new))")
@@ -61,7 +61,7 @@ struct Qcow2Mutator {
         ])
     }
 
-    /// Where something is: nothing, everything else in the image, its end, and between.
+    /// An offset: 0, other structures of the image, its end, or values in between.
     private mutating func offset(_ old: UInt64, of place: Qcow2Places.Place) -> UInt64 {
         let cluster = UInt64(places.clusterSize)
         let end = UInt64(bytes.count)
@@ -81,7 +81,7 @@ struct Qcow2Mutator {
         }
     }
 
-    /// An L1 or L2 entry, or one that is like them.
+    /// An L1 or L2 entry, or a similar one.
     private mutating func entry(_ old: UInt64, of place: Qcow2Places.Place) -> UInt64 {
         switch random.below(4) {
         case 0: return offset(old, of: place)

@@ -1,6 +1,6 @@
 import TestSupport
 
-/// The places of a sound qcow2 image whose values mean something, found by the specification.
+/// The meaningful fields of a sound qcow2 image, located according to the specification.
 struct Qcow2Places {
     enum Kind {
         case number, flags, offset, entry, descriptor, subclusters, name
@@ -15,9 +15,9 @@ struct Qcow2Places {
 
     let clusterBits: Int
     var clusterSize: Int { 1 << clusterBits }
-    /// Places of one sort each; none is empty.
+    /// Groups of places of one sort; none is empty.
     private(set) var groups: [[Place]] = []
-    /// Where in the file something lies: what an offset can be made to name.
+    /// Offsets of structures in the file, as values for offset fields.
     private(set) var structures = [0]
     private let image: [UInt8]
 
@@ -49,7 +49,8 @@ struct Qcow2Places {
             ("snapshot table offset", 64),
         ]
         var places = numbers.map { Place(what: $0, offset: $1, width: $2, kind: .number) }
-        // The disk's size decides most, and has edges of its own.
+        // The disk's size affects the most code and has edge cases of its own, so it is picked more
+        // often.
         places += Array(repeating: places[4], count: 3)
         places += offsets.map { Place(what: $0, offset: $1, width: 8, kind: .offset) }
         if version >= 3 {
@@ -111,7 +112,7 @@ struct Qcow2Places {
         ]
     }
 
-    /// The entries of an L1 table and of the L2 tables that it names.
+    /// Adds the entries of an L1 table and of the L2 tables that it names.
     private mutating func addTables(at l1: Int, count: Int, of owner: String) {
         var entries: [Place] = []
         var data: [Place] = []
@@ -164,7 +165,7 @@ struct Qcow2Places {
             let at = table + 8 * index
             guard at + 8 <= image.count else { break }
             let block = Int(image.number(at, 8))
-            // Empty entries count with the first and the last one.
+            // Includes only the first empty entries and the first cluster's last one.
             guard block > 0 || index < 8 || index == clusterSize / 8 - 1 else { continue }
             entries.append(
                 Place(what: "refcount table entry \(index)", offset: at, width: 8, kind: .offset))

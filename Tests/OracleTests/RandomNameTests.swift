@@ -3,8 +3,8 @@ import Glibc
 import TestSupport
 import Testing
 
-/// Random images under names of random bytes: what is read and written is what the names say, by
-/// the judgement of qemu-img under plain names.
+/// Random images under names of random bytes: qemu-img, using plain names, verifies that the named
+/// files are read and written.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RandomNameTests {
     @Test(arguments: RandomTests.cases.prefix(20))
     func namesAreBytes(_ number: Int) throws {
@@ -43,8 +43,7 @@ import Testing
         }
     }
 
-    /// 1 to 40 bytes, most of them beyond ASCII; no slash, no zero, and nothing that has a meaning
-    /// of its own at the start of a word.
+    /// 1 to 40 bytes, most above 0x7f, without slash, NUL and leading bytes with a special meaning.
     private static func name(_ random: inout SplitMix64) -> [UInt8] {
         var name: [UInt8] = []
         for _ in 0...random.below(40) {

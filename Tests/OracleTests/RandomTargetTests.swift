@@ -2,11 +2,11 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Random images over random backing files, and into targets that are there: qemu-img as the judge.
+/// Random images over random backing files and into existing targets, judged by qemu-img.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RandomTargetTests {
     static let cases = Array(RandomTests.cases.prefix(max(1, RandomTests.cases.count / 2)))
 
-    /// A source without a backing file is the whole disk, whatever the target lies on.
+    /// A source without a backing file is the whole disk, whatever backing file the target has.
     @Test(arguments: cases)
     func hidesTheBackingFile(_ number: Int) throws {
         let seed = UInt64(RandomTests.seed &+ number)
@@ -26,7 +26,7 @@ import Testing
             let target = folder.path("target")
             try? FileManager.default.removeItem(atPath: target)
             if random.once(in: 3), base.size >= maker.size {
-                // An overlay that holds something already.
+                // An overlay that already contains data.
                 try Qemu.img(
                     "create", "-q", "-f", "qcow2", "-b", baseFolder.path(base.top), "-F",
                     base.format, target)

@@ -2,9 +2,9 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Random images, random conversions, qemu-img as the judge.
+/// Random images and random conversions, judged by qemu-img.
 ///
-/// `SWIMG_SEED` and `SWIMG_CASES` in the environment change which and how many.
+/// `SWIMG_SEED` and `SWIMG_CASES` in the environment set the first seed and the number of cases.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RandomTests {
     static let seed = number("SWIMG_SEED") ?? 20_240_607
     static let cases = Array(0..<(number("SWIMG_CASES") ?? 60))
@@ -38,7 +38,7 @@ import Testing
     }
 }
 
-/// Makes one image, or a chain of them, and writes down the commands.
+/// Makes one image or a chain of images and logs the commands.
 struct RandomImage {
     var log: [String] = []
     private(set) var top = ""
@@ -58,11 +58,11 @@ struct RandomImage {
         "SWIMG_SEED=\(seed) SWIMG_CASES=1 makes this case:\n" + log.joined(separator: "\n")
     }
 
-    /// - Parameter depths: how many images there may be one on the other.
+    /// - Parameter depths: the possible numbers of images in the chain.
     mutating func build(depths: [Int] = [1, 1, 1, 2, 2, 3]) throws {
         let depth = random.pick(depths)
         for layer in 0..<depth {
-            // Layers differ in size: longer and shorter than what lies below.
+            // Layers differ in size: they are longer or shorter than the layer below.
             size = (1 + random.below(2048)) * 512
             let name = "layer\(layer)"
             if layer == 0 && random.once(in: 3) {
@@ -80,7 +80,7 @@ struct RandomImage {
             options += version2 ? ",compat=0.10" : ""
             options += extended ? ",extended_l2=on" : ""
             options += zstd ? ",compression_type=zstd" : ""
-            // A width of 1 bit cannot count the streams that share a cluster.
+            // A 1-bit refcount cannot count the streams that share a cluster.
             options += version2 ? "" : ",refcount_bits=\(random.pick([8, 16, 16, 32, 64]))"
             let below = layer == 0 ? [] : ["-b", top, "-F", format]
             try run(
@@ -96,7 +96,7 @@ struct RandomImage {
         }
     }
 
-    /// A few writes of every kind, anywhere.
+    /// Writes of every kind at random places.
     private mutating func scribble(compressed: Bool, cluster: Int) throws {
         var commands: [String] = []
         var used = Set<Int>()
@@ -114,7 +114,7 @@ struct RandomImage {
                 guard compressed else { continue }
                 at = at / cluster * cluster
                 length = min(cluster, size - at)
-                // qemu 7.2 refuses to write a cluster compressed over an allocated one.
+                // qemu 7.2 refuses a compressed write over an allocated cluster.
                 guard at + length <= size, length == cluster, used.insert(at).inserted else {
                     continue
                 }

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// The promise in the README: same guest content, same target options, same bytes.
+/// The README promises the same bytes for the same guest content and target options.
 @Suite(.enabled(if: Qemu.isInstalled, "qemu-img makes the sources"))
 struct ReproducibilityTests {
     static let modes = [
@@ -16,7 +16,7 @@ struct ReproducibilityTests {
         var first: (bytes: Data, outcome: Outcome)?
         for (number, name) in SourceGallery.names.enumerated() {
             let source = try SourceGallery.named(name)
-            // Every mode from four sources, three modes from each other one.
+            // Every mode for every seventh source, three modes for each other one.
             let modes =
                 number % 7 == 0 ? Self.modes : (0..<3).map { Self.modes[(number + $0 * 3) % 8] }
             for mode in modes {
@@ -37,7 +37,7 @@ struct ReproducibilityTests {
         }
     }
 
-    /// Races need room: a larger disk, many times, with more coroutines than cores.
+    /// To provoke races: a larger disk, many runs, more coroutines than cores.
     @Test(arguments: [
         "-O qcow2 -o cluster_size=4k", "-c -O qcow2", "-c -O qcow2 -o cluster_size=4k",
     ])
@@ -59,7 +59,7 @@ struct ReproducibilityTests {
         }
     }
 
-    /// Over an old target, on a file system without holes, at another time: nothing of it shows.
+    /// Neither an old target's content nor the time of the conversion affects the bytes.
     @Test func sameBytesOverAnOldTarget() throws {
         let folder = try TempFolder()
         let line = ["-f", "raw", "-O", "qcow2", SourceGallery.reference]

@@ -29,7 +29,7 @@ import Testing
         case plain, compressed, backed, snapshot
     }
 
-    /// Each meets each of the options and ways; the contents go round.
+    /// Each option occurs with each way to resize; the contents rotate.
     @Test(arguments: options.indices, ways.indices)
     func qcow2(_ row: Int, _ column: Int) throws {
         let options = Self.options[row]
@@ -45,12 +45,12 @@ import Testing
         case .compressed: !options.contains("prealloc")
         // qemu-img cannot hide a backing file in version 2, and no preallocated image has one.
         case .backed: !options.contains("compat=0.10") && !options.contains("prealloc")
-        // A count of one bit cannot be shared, and version 2 does not resize.
+        // A 1-bit refcount cannot be shared, and version 2 images with snapshots cannot be resized.
         case .snapshot: !options.contains("compat=0.10") && !options.contains("refcount_bits=1")
         }
     }
 
-    /// 1,000,000 bytes and some: neither the end of a cluster nor of an L2 table.
+    /// 1,000,448 bytes: neither the end of a cluster nor of an L2 table.
     private func make(_ content: Content, _ options: String) throws -> String {
         let image = folder.path("image")
         let words = options.isEmpty ? [] : ["-o", options]
@@ -73,7 +73,8 @@ import Testing
         return image
     }
 
-    /// Resizes the image by swimg, a copy by qemu-img, and compares; the image goes on as swimg made it.
+    /// Resizes the image with swimg and a copy with qemu-img, and compares; later steps use swimg's
+    /// image.
     private func resizeBoth(_ image: String, _ way: String, _ what: String) throws {
         let copy = folder.path("copy")
         try? FileManager.default.removeItem(atPath: copy)
@@ -90,14 +91,14 @@ import Testing
         #expect(ours.outputText == theirs.outputText && withoutName(ours) == withoutName(theirs))
         #expect(try Qemu.damage(image) == nil, "\(what): \(ours)")
         #expect(try info(image, "qcow2") == info(copy, "qcow2"), "\(what): \(ours)")
-        // What was beyond the end of a smaller disk is not to come back. (With qemu-img it may.)
+        // Data beyond the end of a smaller disk must not reappear (with qemu-img it may).
         let after = try head(of: image)
         let kept = min(before.count, after.count)
         #expect(after.prefix(kept) == before.prefix(kept), "\(what): \(ours)")
         #expect(after.dropFirst(kept).allSatisfy { $0 == 0 }, "\(what): \(ours)")
     }
 
-    /// The first bytes of the guest disk, as far as they are interesting.
+    /// The first 24 MiB of the guest disk.
     private func head(of image: String) throws -> Data {
         let raw = folder.path("content")
         try Qemu.img("convert", "-f", "qcow2", "-O", "raw", image, raw)
@@ -106,8 +107,7 @@ import Testing
         return Data(try contents(raw, at: 0, count: Int(min(size, 24 << 20))))
     }
 
-    /// A name that stands in an image is the path of a file: it starts no server and opens no
-    /// export.
+    /// A name inside an image is the path of a file: it starts no server and opens no export.
     @Test(arguments: ["[\u{1F}touch\u{1F}started", "nbd://localhost/x", "json:{}", "./image"])
     func namesOutOfHeadersAreFiles(_ name: String) throws {
         try Qemu.img(
@@ -157,14 +157,15 @@ import Testing
         let theirs = try run("qemu-img", ["resize"] + line.words, in: folder.path)
         #expect(ours.status == theirs.status, "\(ours)\n\(theirs)")
         #expect(ours.outputText == theirs.outputText, "\(ours)\n\(theirs)")
-        // Two messages have lines that are one with us.
+        // Two messages have several lines in qemu-img but one in swimg.
         let (own, their) = (withoutName(ours), withoutName(theirs))
         #expect(
             own == their || own.contains(their.prefix { $0 != "\n" })
                 || own.contains("File too large"), "\(ours)\n\(theirs)")
     }
 
-    /// Killed at any of its writes it leaves leaked clusters at worst, and the guest's bytes.
+    /// A resize that fails or is killed at any write leaves at worst leaked clusters, and keeps the
+    /// guest's bytes.
     @Test(
         .enabled(if: canTraceSystemCalls, "strace ends it at a certain write"),
         arguments: ["20M", "--preallocation=metadata 3M", "--shrink 300k"])

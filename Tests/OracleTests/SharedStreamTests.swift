@@ -2,19 +2,19 @@ import Foundation
 import TestSupport
 import Testing
 
-/// Neighbouring clusters that name the same compressed stream: tables may say so, and qemu-img
-/// reads them.
+/// Neighbouring clusters whose entries name one compressed stream, which tables may do and qemu-img
+/// reads.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct SharedStreamTests {
     private let folder: TempFolder
 
     init() throws {
         folder = try TempFolder()
-        // Each cluster has a word of its own every 64 bytes, so that places within it differ.
+        // A different word every 64 bytes, so that misplaced parts of a cluster are detected.
         let bytes = (0..<256 << 10).map { UInt8(truncatingIfNeeded: $0 % 64 == 0 ? $0 >> 6 : 7) }
         _ = try folder.write("disk", bytes)
     }
 
-    /// The first `count` L2 entries become the same.
+    /// Makes the first `count` L2 entries equal.
     private func makeImage(_ options: String, sharing count: Int) throws {
         try Qemu.img(
             "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "disk", "image",
@@ -54,7 +54,7 @@ import Testing
         #expect(difference == nil)
     }
 
-    /// An overlay of smaller clusters asks for parts of the base's.
+    /// An overlay with smaller clusters reads parts of the base's clusters.
     @Test func anOverlayReadsPartsOfThem() throws {
         try makeImage("cluster_size=4k", sharing: 2)
         try Qemu.img(

@@ -3,7 +3,7 @@ import Glibc
 import TestSupport
 import Testing
 
-/// On file systems that can, blocks are shared instead of copied, and nobody can tell from the bytes.
+/// On file systems that support it, blocks are shared instead of copied, with identical bytes.
 @Suite(
     .enabled(
         if: Qemu.isInstalled && MountedFolder.isUsable && LoopDevice.isUsable
@@ -13,10 +13,10 @@ struct SharingTests {
         (make: ["mkfs.xfs", "-q"], megabytes: 320), (make: ["mkfs.btrfs", "-q"], megabytes: 256),
     ]
     static let targets = ["-O raw", "-W -O raw", "-O qcow2", "-W -O qcow2 -o cluster_size=4k"]
-    /// Not a whole number of blocks, and not of sectors.
+    /// Neither a whole number of blocks nor of sectors.
     private static let size = 24_000_123
 
-    /// Data, a hole, zeros that take space, data to the odd end.
+    /// Makes sources with data, a hole, zeros that take space, and data up to the odd end.
     private func makeSources(_ folder: String) throws {
         let raw = folder + "/source.raw"
         let file = try newFile(raw)
@@ -37,7 +37,7 @@ struct SharingTests {
         try require("sync", [])
     }
 
-    /// How many bytes of a file lie in blocks that it shares.
+    /// The number of bytes of a file in shared blocks.
     private func shared(_ path: String) throws -> Int {
         try require("sync", [])
         let outcome = try run("filefrag", ["-v", "-b512", path])
@@ -51,8 +51,8 @@ struct SharingTests {
             }.reduce(0, +) * 512
     }
 
-    /// An image cut short within its last cluster: what is missing reads as zeros, as qemu-img has
-    /// it. Where whole clusters are missing, nothing is shared and nothing made up.
+    /// An image cut within its last cluster: the missing part reads as zeros, as with qemu-img. If
+    /// whole clusters are missing, the conversion fails and shares nothing.
     @Test(arguments: fileSystems, [-1 << 20, 0, 1, 4096, 65535])
     func whatLiesBehindTheEndIsZero(
         _ fileSystem: (make: [String], megabytes: Int), kept: Int
@@ -103,7 +103,7 @@ struct SharingTests {
             try judge(outcome, path, format, against: source, name)
             #expect(try shared(path) >= 17 << 20, "\(outcome)")
 
-            // The same bytes as by copying: forced, and where nothing can be shared.
+            // Copying gives the same bytes, whether forced or because the blocks cannot be shared.
             let copied = try Swimg.convert(["--no-clone"] + line + [mount.path("copied")])
             try judge(copied, mount.path("copied"), format, against: source, name)
             #expect(try shared(mount.path("copied")) == 0, "\(copied)")
@@ -113,7 +113,7 @@ struct SharingTests {
             #expect(try sha256(mount.path("copied")) == sum, "\(outcome)")
             #expect(try sha256(elsewhere.path("target")) == sum, "\(other)")
         }
-        // What happens to the sources afterwards does not show.
+        // Later changes to the sources do not affect the targets.
         let before = try sha256(mount.path("target"))
         for name in ["raw", "qcow2"] {
             let source = mount.path("source.\(name)")
@@ -126,7 +126,8 @@ struct SharingTests {
         #expect(try sha256(mount.path("target")) == before)
     }
 
-    /// An explicit -S has every byte looked at: zeros that take space in the source take none here.
+    /// An explicit -S reads every byte: zeros that take space in the source take none in the
+    /// target.
     @Test(arguments: fileSystems)
     func looksForZerosWhenAsked(_ fileSystem: (make: [String], megabytes: Int)) throws {
         guard hasProgram(fileSystem.make[0]) else { return }
@@ -144,16 +145,16 @@ struct SharingTests {
         }
         let shared = try taken("")
         let scanned = try taken("-S 4k")
-        // A file system may keep some blocks in reserve behind the end of a file.
+        // A file system may reserve some blocks after the end of a file.
         #expect(abs(shared - scanned - 1 << 20) <= 128 << 10)
         #expect(try self.shared(mount.path("target")) >= 17 << 20)
-        // And -S 0 has every byte stored anew.
+        // -S 0 stores every byte anew.
         #expect(try taken("-S 0") >= Self.size)
         #expect(try self.shared(mount.path("target")) == 0)
     }
 
-    /// A file without holes was not made by a program that leaves out zeros: it is read, its zeros
-    /// take no space in the target, and the rest is shared.
+    /// A source file without holes may contain stored zeros: swimg reads it, its zeros take no
+    /// space in the target, and the rest is shared.
     @Test(arguments: fileSystems)
     func aSourceWithoutHolesLosesItsZeros(
         _ fileSystem: (make: [String], megabytes: Int)
@@ -179,7 +180,7 @@ struct SharingTests {
                 try judge(outcome, target, "raw", against: raw)
                 try require("sync", [])
                 let taken = try #require(FileStatus(target)).allocated
-                // A file system may keep some blocks in reserve behind the end of a file.
+                // A file system may reserve some blocks after the end of a file.
                 #expect(taken <= 8448 << 10, "\(taken): \(outcome)")
                 #expect(try shared(target) >= 7 << 20, "\(outcome)")
                 let joined = try Swimg.convert(
@@ -192,7 +193,7 @@ struct SharingTests {
         }
     }
 
-    /// Nothing is read that can be shared: for a raw target that is everything.
+    /// Data that can be shared is not read: for a raw target that is everything.
     @Test(.enabled(if: canTraceSystemCalls, "needs strace and the right to trace"))
     func readsNothingForARawTarget() throws {
         let mount = try MountedFolder(make: ["mkfs.xfs", "-q"], size: 320 << 20, sectorSize: 512)
@@ -209,7 +210,7 @@ struct SharingTests {
         let sizes = log.split(separator: "\n").compactMap {
             Int($0.split(separator: " ").last ?? "")
         }
-        // The odd end is copied, and what pads it to a sector.
+        // The odd end and its padding to a sector are copied.
         #expect(sizes.count >= 3 && sizes.allSatisfy { $0 <= 4096 }, "\(log)")
     }
 

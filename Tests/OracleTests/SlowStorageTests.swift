@@ -2,8 +2,8 @@ import Foundation
 import TestSupport
 import Testing
 
-/// On storage that waits the window grows, chunks become longer and writes are made beside each
-/// other: with the same bytes.
+/// On slow storage the window grows, chunks become longer and writes run in parallel, with
+/// identical bytes.
 @Suite(.enabled(if: Qemu.isInstalled && SlowCalls.isUsable, "needs qemu-img and clang"))
 struct SlowStorageTests {
     private let folder: TempFolder
@@ -12,7 +12,7 @@ struct SlowStorageTests {
     init() throws {
         folder = try TempFolder()
         slow = try SlowCalls(milliseconds: 2)
-        // 40 MiB: data, zeros, holes and what can be compressed, in pieces of 64 KiB to 2 MiB.
+        // 40 MiB: data, zeros, holes and compressible data, in pieces of 64 KiB to 2 MiB.
         var random = SplitMix64(seed: 24)
         var sketch = ""
         while sketch.count < 640 {
@@ -54,7 +54,7 @@ struct SlowStorageTests {
         try Qemu.img("check", "-q", "own", in: folder.path)
     }
 
-    /// The verbs that only look at images wait for many reads at once, too, and say the same.
+    /// The verbs that only inspect images also keep many reads in flight, with identical output.
     @Test(arguments: [
         "measure -O qcow2 tables", "map --output=json tables", "check tables",
         "convert -O raw tables own",
@@ -71,7 +71,7 @@ struct SlowStorageTests {
         #expect(try slow.sleepers().max() ?? 0 >= 16)
     }
 
-    /// In long pieces, for each waits as long as any other.
+    /// Compares in long pieces, because the latency of a read does not depend on its length.
     @Test(arguments: ["raw", "qcow2", "zstd"])
     func comparesInLongPieces(_ name: String) throws {
         let outcome = try run(
@@ -88,7 +88,7 @@ struct SlowStorageTests {
         #expect(different.outputText == "Content mismatch at offset \(33 << 20)!\n")
     }
 
-    /// Where making zeros waits, several ranges are made zero at once.
+    /// If zeroing is slow, several ranges are zeroed in parallel.
     @Test(arguments: ["", "-W"])
     func zerosWaitBesideEachOther(_ mode: String) throws {
         let counter = try Preload(

@@ -1,9 +1,9 @@
 import TestSupport
 import Testing
 
-/// Internal snapshots as sources (`-l`): the disk comes out as qemu-img reads it.
+/// Internal snapshots as sources (`-l`): the target holds the disk that qemu-img reads.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct SnapshotTests {
-    /// Three states of a disk: before each further one it was written to, and in between it grew.
+    /// Makes an image with three states, with writes between them and a resize before the last one.
     private static func image(
         in folder: TempFolder, options: String = "compat=1.1", backing: String? = nil
     ) throws -> String {
@@ -15,7 +15,7 @@ import Testing
         try write("write -P 1 0 1M", "write -P 2 3M 100k")
         try Qemu.img("snapshot", "-c", "first", path)
         try write("write -P 3 512k 1M", "write -z 3M 64k")
-        // A name that is another one's id.
+        // A name that is the id of another snapshot.
         try Qemu.img("snapshot", "-c", "1", path)
         if !options.contains("0.10") { try Qemu.img("resize", "-q", path, "40M") }
         try write("discard 0 256k", "write -P 4 2M 512k")
@@ -47,7 +47,7 @@ import Testing
         for name in Self.names { try expectSame(name, path, in: folder) }
     }
 
-    /// The target holds the same disk, and `measure` says the same about it.
+    /// Expects the disk that qemu-img reads, and equal output of `measure`.
     private func expectSame(_ name: String, _ path: String, in folder: TempFolder) throws {
         let (own, theirs) = (folder.path("own.raw"), folder.path("theirs.raw"))
         let line = ["convert", "-f", "qcow2", "-O", "raw", "-l", name, path]
@@ -62,7 +62,7 @@ import Testing
         #expect(answers.0.outputText == answers.1.outputText, "\(name)")
     }
 
-    /// The same exit status, and a line that says the same.
+    /// Expects qemu-img's exit status and an equivalent error line.
     @Test(arguments: [
         ["-l", "4", "disk.qcow2"], ["-l", "snapshot.id=first", "disk.qcow2"],
         ["-l", "snapshot.nam=first", "disk.qcow2"], ["-l", "first", "disk.qcow2", "disk.qcow2"],
@@ -80,7 +80,7 @@ import Testing
         #expect(own.errorText.split(separator: "\n").count == 1, "\(own)\n\(theirs)")
     }
 
-    /// A table of snapshots that cannot be right: one line, and no target.
+    /// An impossible snapshot table causes one error line and leaves no target.
     @Test(arguments: [(60, [0xff, 0xff, 0xff, 0xff]), (64, [0x7f, 0xff, 0, 0, 0, 0, 0, 0])])
     func damagedTablesAreRefused(_ place: Int, _ bytes: [UInt8]) throws {
         let folder = try TempFolder()

@@ -1,7 +1,7 @@
 import Foundation
 import TestSupport
 
-/// One guest disk in many images: whatever is made from any of them must be the same.
+/// One guest disk in many images: the targets of all conversions must hold the same disk.
 struct SourceImage: Sendable, CustomStringConvertible {
     let name: String
     let format: String
@@ -11,13 +11,13 @@ struct SourceImage: Sendable, CustomStringConvertible {
 }
 
 enum SourceGallery {
-    /// Data, noise, halves, lone bytes, holes and written zeros, and zero runs of every small length.
+    /// Data, noise, half-filled clusters, single bytes, holes, written zeros and short zero runs.
     static let content: [UInt8] = {
         let letters =
             "A-1b0+--C0-2z--D 0000----3333AAAA a-a-a-a- ++++---- 5-6-7-8- ABCDEFGH"
             + "-------- -------- 9z9z9z9z 0000+--- E-"
         var bytes = DiskSketch(letters, cluster: 16384, size: 80 * 16384 + 1536).bytes
-        // Zero runs of 1 to 20 sectors inside data, at every alignment to 4 KiB in turn.
+        // Zero runs of 1 to 20 sectors inside data, with varying alignment to 4 KiB.
         var sector = 80
         for run in 1...20 {
             bytes.replaceSubrange(
@@ -107,7 +107,7 @@ enum SourceGallery {
         return images
     }
 
-    /// Overlays over files that hold something else wherever the overlay says what is right.
+    /// Overlays over files that hold different data wherever the overlay has its own.
     private static func addChains(_ add: (String, String) -> Void) throws {
         let edits = [(3 * 16384, 7000), (200_192, 70144), (9 * 65536, 65536), (1_000_448, 512)]
             .map { ($0.0 / 512 * 512, $0.1 / 512 * 512) }
@@ -158,7 +158,7 @@ enum SourceGallery {
         for name in ["raw", "qcow2", "shorter", "longer", "deep", "extended"] {
             add("chain-\(name)", folder.path("chain-\(name).qcow2"))
         }
-        // Snapshots share clusters with the active layer; what was written since is copied.
+        // Snapshots share clusters with the active layer; later writes are copied.
         try Qemu.img(
             "convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", "other.raw",
             "snapshots.qcow2", in: folder.path)
@@ -180,7 +180,7 @@ enum SourceGallery {
         }
     }
 
-    /// Zeros become holes wherever a block of 4 KiB is zero.
+    /// Writes a file with a hole for each 4 KiB block of zeros.
     static func writeSparse(_ path: String, _ bytes: [UInt8]) throws {
         let file = try newFile(path)
         defer { try? file.close() }

@@ -2,9 +2,9 @@ import Foundation
 import TestSupport
 import Testing
 
-/// How much the outputs take, and how they are packed.
+/// The size of targets and the packing of compressed clusters.
 @Suite(.enabled(if: Qemu.isInstalled, "measured against qemu-img")) struct SpaceTests {
-    /// A few MiB of what disks hold: text, tables, noise, zeros in between.
+    /// A few MiB of typical disk content: text, tables, noise, zeros in between.
     private func writeDisk(_ path: String) throws {
         let letters = String(repeating: "A1-b0+C-2--3D4e-FGHIJK------LMNO", count: 3)
         try DiskSketch(letters, size: 96 * 65536 - 3584).writeRaw(path)
@@ -23,7 +23,7 @@ import Testing
         let folder = try TempFolder()
         try writeDisk(folder.path("source"))
         let options = line.words + ["-f", "raw", "source"]
-        // Ordered writes, so that qemu-img packs as well as it can.
+        // Ordered writes, with which qemu-img packs best.
         let theirs = try require(
             "qemu-img", ["convert"] + options.filter { $0 != "-W" } + ["theirs"], in: folder.path)
         #expect(theirs.isEmpty)
@@ -32,14 +32,15 @@ import Testing
         try require("sync", ["-f", "own", "theirs"], in: folder.path)
         let own = try #require(FileStatus(folder.path("own")))
         let other = try #require(FileStatus(folder.path("theirs")))
-        // Compressed within a percent. And how many blocks of its own the file system needs to find
-        // ours depends on when it wrote what: ext4 takes one where a file has more than four extents.
+        // Compressed targets within a percent. The file system's own blocks depend on the time of
+        // its writes: ext4 takes one for a file with more than four extents.
         let fileSystemBlocks: Int64 = 2 * 4096
         let slack = (line.contains("-c") ? other.allocated / 100 : 0) + fileSystemBlocks
         #expect(
             own.allocated <= other.allocated + slack,
             "\(own.allocated) bytes, qemu-img takes \(other.allocated): \(outcome)")
-        // Ours ends with a whole cluster, a hole after the last stream; qemu's ends with the stream.
+        // swimg's file ends with a whole cluster, a hole after the last stream; qemu's ends with
+        // the stream.
         let fields = try? Qcow2Fields(folder.path("own"))
         let longer = line.contains("-c") ? other.size / 100 + 1 << (fields?.clusterBits ?? 0) : 0
         #expect(
@@ -47,7 +48,7 @@ import Testing
             "\(own.size) bytes long, qemu-img's is \(other.size): \(outcome)")
     }
 
-    /// `-S 0` means fully allocated, whatever the source says about holes.
+    /// `-S 0` means fully allocated, whatever holes the source has.
     @Test(arguments: ["raw-sparse", "v3-64k", "zeros-written", "zlib-512"], ["raw", "qcow2"])
     func sparseSizeZeroAllocatesAll(_ name: String, _ format: String) throws {
         let folder = try TempFolder()
@@ -63,7 +64,7 @@ import Testing
         #expect(data == Int64(SourceGallery.content.count), "\(map)")
     }
 
-    /// Which guest ranges are data is qemu-img's decision to the byte, at every `-S`.
+    /// swimg stores exactly the guest ranges as data that qemu-img does, for every `-S`.
     @Test(
         arguments: ["", "-S 512", "-S 4k", "-S 64k", "-S 1M"], ["raw-sparse", "raw-full", "v3-512"])
     func allocatesTheSameClusters(_ mode: String, _ name: String) throws {
@@ -85,7 +86,7 @@ import Testing
         }
     }
 
-    /// Readers that stream with qemu's 4 KiB window must be able to read what we compress.
+    /// Readers that decompress with qemu's 4 KiB window must be able to read swimg's streams.
     @Test(
         .enabled(if: hasProgram("python3"), "python3 inflates with a small window"),
         arguments: [
@@ -96,7 +97,7 @@ import Testing
     func deflateStreamsFitASmallWindow(_ line: String) throws {
         let folder = try TempFolder()
         try writeDisk(folder.path("source"))
-        // Matches at every distance up to 32 KiB: a larger window would pay.
+        // Matches at every distance up to 32 KiB, for which a larger window would pay.
         let block = noise(5, 30000)
         var bytes: [UInt8] = []
         for distance in [3000, 4095, 4096, 4097, 5000, 8192, 20000, 30000] {
@@ -115,8 +116,8 @@ import Testing
     }
 }
 
-/// Finds every compressed cluster through the tables, inflates it in small steps with a window of
-/// 4 KiB, compares it with the disk and prints how many there were.
+/// Finds every compressed cluster through the tables, inflates it in small steps with a
+/// 4 KiB window, compares it with the disk and prints the number of clusters.
 private let inflateScript = #"""
     import struct, sys, zlib
     image, disk = open(sys.argv[1], "rb").read(), open(sys.argv[2], "rb").read()

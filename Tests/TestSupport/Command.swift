@@ -1,9 +1,10 @@
 import Foundation
 import Glibc
 
-/// How a process ended, and what it wrote.
+/// The exit status and the output of a finished process.
 public struct Outcome: Sendable, CustomStringConvertible {
-    /// The shell's number: the exit status, or 128 plus the signal that ended the process.
+    /// The status as a shell reports it: the exit status, or 128 plus the number of the fatal
+    /// signal.
     public let status: Int32
     public let output: Data
     public let errors: Data
@@ -25,7 +26,7 @@ public struct CommandError: Error, CustomStringConvertible {
     public init(description: String) { self.description = description }
 }
 
-/// A process that was started. Its output goes to files, so that it can never block on a reader.
+/// A started process. Its output goes to files, so it can never block on a reader.
 public final class RunningProcess: @unchecked Sendable {
     public let pid: pid_t
     public let command: String
@@ -41,7 +42,7 @@ public final class RunningProcess: @unchecked Sendable {
             closed: descriptors)
     }
 
-    /// - Parameter arguments: bytes, which need not be text.
+    /// - Parameter arguments: bytes, which need not be valid UTF-8.
     public init(
         _ program: String, bytes arguments: [[UInt8]], in folder: String? = nil,
         environment: [String: String] = [:], closed descriptors: [Int32] = []
@@ -93,7 +94,7 @@ public final class RunningProcess: @unchecked Sendable {
         _ = try? wait()
     }
 
-    /// What the process has written so far.
+    /// Standard output and standard error so far.
     public var output: Data { read("stdout") }
     public var errors: Data { read("stderr") }
 
@@ -105,7 +106,7 @@ public final class RunningProcess: @unchecked Sendable {
 
     public var isRunning: Bool { reap() == nil }
 
-    /// Waits; a process that is still there after `timeout` seconds is killed, and that is an error.
+    /// Waits for the end; after `timeout` seconds the process is killed and an error is thrown.
     public func wait(timeout: Double = 60) throws -> Outcome {
         let start = ContinuousClock.now
         var pause: UInt32 = 200
@@ -122,7 +123,7 @@ public final class RunningProcess: @unchecked Sendable {
             status: ended ?? -1, output: output, errors: errors, command: command)
     }
 
-    /// Whether the process holds this file open now.
+    /// Whether the process has this file open now.
     public func hasOpen(_ path: String) -> Bool {
         let folder = "/proc/\(pid)/fd"
         return TempFolder.names(in: folder).contains {
@@ -130,7 +131,7 @@ public final class RunningProcess: @unchecked Sendable {
         }
     }
 
-    /// Waits until `condition` holds or the process is gone; false if neither happens.
+    /// Waits until `condition` holds or the process has ended; false after `timeout` seconds.
     public func wait(until condition: () -> Bool, timeout: Double = 20) -> Bool {
         let start = ContinuousClock.now
         while ContinuousClock.now - start < .seconds(timeout) {
@@ -154,7 +155,7 @@ public final class RunningProcess: @unchecked Sendable {
     }
 }
 
-/// Runs a program to its end.
+/// Runs a program and waits for its end.
 @discardableResult
 public func run(
     _ program: String, _ arguments: [String], in folder: String? = nil,
@@ -164,7 +165,7 @@ public func run(
         .wait(timeout: timeout)
 }
 
-/// Runs a program with arguments that need not be text to its end.
+/// Runs a program whose arguments need not be valid UTF-8 and waits for its end.
 @discardableResult
 public func run(
     _ program: String, bytes arguments: [[UInt8]], in folder: String? = nil, timeout: Double = 60
@@ -172,7 +173,7 @@ public func run(
     try RunningProcess(program, bytes: arguments, in: folder).wait(timeout: timeout)
 }
 
-/// Runs a program that must succeed, because a test rests on it; its standard output.
+/// Runs a program that must succeed for the test to make sense; returns its standard output.
 @discardableResult
 public func require(
     _ program: String, _ arguments: [String], in folder: String? = nil, timeout: Double = 60
@@ -183,7 +184,7 @@ public func require(
 }
 
 extension String {
-    /// The words of a command line without quotes.
+    /// The words of a command line that contains no quotes.
     public var words: [String] { split(separator: " ").map(String.init) }
 }
 

@@ -1,7 +1,7 @@
 import Foundation
 import Glibc
 
-/// A loop device over a file, detached when the last user is gone.
+/// A loop device over a file, detached when the last reference is released.
 public final class LoopDevice: Sendable {
     public let path: String
     private let folder: TempFolder?
@@ -11,7 +11,7 @@ public final class LoopDevice: Sendable {
         return (try? LoopDevice(size: 1 << 20, sectorSize: 512, fill: 0)) != nil
     }()
 
-    /// A device of `size` bytes which all are `fill`.
+    /// Makes a device of `size` bytes that all have the value `fill`.
     public convenience init(size: Int, sectorSize: Int, fill: UInt8) throws {
         let folder = try TempFolder()
         try writeFilled(folder.path("disk"), byte: fill, count: size)
@@ -22,7 +22,7 @@ public final class LoopDevice: Sendable {
         self.folder = folder
         var attempt = 0
         while true {
-            // Other tests look for a free device too: finding and taking it is not one step.
+            // Other tests look for a free device too, and finding and taking one is not atomic.
             let outcome = try run(
                 "losetup", ["--find", "--show", "--sector-size", "\(sectorSize)", file])
             if outcome.isSuccess {
@@ -56,7 +56,8 @@ public final class MountedFolder: Sendable {
         try require("mount", ["-t", "tmpfs", "-o", "size=\(size)", "swimg-test", path])
     }
 
-    /// A file system in memory without a limit (`ramfs`, `tmpfs`): it reports no blocks.
+    /// Mounts a memory file system without a size limit (`ramfs`, `tmpfs`), which reports no
+    /// blocks.
     public init(unlimited type: String) throws {
         folder = try TempFolder()
         device = nil
@@ -64,7 +65,7 @@ public final class MountedFolder: Sendable {
         try require("mount", ["-t", type, "-o", "size=0", "swimg-test", path])
     }
 
-    /// `make` is a mkfs command such as `["mkfs.ext4", "-q"]`.
+    /// Formats a disk of `size` bytes; `make` is a mkfs command such as `["mkfs.ext4", "-q"]`.
     public init(make: [String], size: Int, sectorSize: Int) throws {
         folder = try TempFolder()
         let disk = folder.path("disk")

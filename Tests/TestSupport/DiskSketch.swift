@@ -1,12 +1,12 @@
 import Foundation
 import Glibc
 
-/// A disk stated as a value: one letter for each cluster, as in ovirt-imageio's tests.
+/// A disk stated as a value, with one letter for each cluster, as in ovirt-imageio's tests.
 ///
 /// - `A`...`Z`: sectors that all differ and compress well
 /// - `1`...`9`: bytes that do not compress
 /// - `a`...`z`: data in the first half, zeros in the second
-/// - `+`: zeros but for the very last byte
+/// - `+`: zeros except for the last byte
 /// - `0`: zeros that are written
 /// - `-`: a hole
 public struct DiskSketch: Sendable, CustomStringConvertible {
@@ -14,7 +14,7 @@ public struct DiskSketch: Sendable, CustomStringConvertible {
     public let cluster: Int
     public let size: Int
 
-    /// `size` cuts the last cluster short (or lengthens the disk with a hole).
+    /// `size` is in bytes; it cuts the last cluster short or lengthens the disk with a hole.
     public init(_ letters: String, cluster: Int = 65536, size: Int? = nil) {
         self.letters = letters.filter { $0 != " " }.map { $0 }
         self.cluster = cluster
@@ -23,7 +23,7 @@ public struct DiskSketch: Sendable, CustomStringConvertible {
 
     public var description: String { "\(String(letters)) x \(cluster), \(size) bytes" }
 
-    /// The content of one cluster, whole.
+    /// The content of one whole cluster.
     private func content(_ index: Int) -> [UInt8] {
         let letter = letters[index]
         let zeros = [UInt8](repeating: 0, count: cluster)
@@ -46,7 +46,7 @@ public struct DiskSketch: Sendable, CustomStringConvertible {
         return Array(all.prefix(size))
     }
 
-    /// Writes a raw file whose `-` are holes.
+    /// Writes a raw file in which `-` clusters are holes.
     @discardableResult
     public func writeRaw(_ path: String) throws -> String {
         let file = try newFile(path)
@@ -59,7 +59,8 @@ public struct DiskSketch: Sendable, CustomStringConvertible {
         return path
     }
 
-    /// Makes a qcow2 image by qemu-img; written zeros become zero clusters where there are any.
+    /// Makes a qcow2 image with qemu-img; written zeros become zero clusters if the version has
+    /// them.
     @discardableResult
     public func writeQcow2(
         _ path: String, options: String = "", compress: Bool = false
@@ -79,7 +80,7 @@ public struct DiskSketch: Sendable, CustomStringConvertible {
     }
 }
 
-/// A raw file of `count` bytes that do not compress, written quickly.
+/// Writes a raw file of `count` incompressible bytes quickly, by repeating one block.
 public func writeNoise(_ path: String, count: Int, seed: UInt64 = 1) throws {
     let block = noise(seed, min(count, 4 << 20))
     let file = try newFile(path)
@@ -95,13 +96,13 @@ public func writeFilled(_ path: String, byte: UInt8, count: Int) throws {
     try Data(repeating: byte, count: count).write(to: URL(fileURLWithPath: path))
 }
 
-/// Half a gibibyte that does not compress: compressing it on one thread takes long enough to step
-/// in. Made once, and removed at exit.
+/// A 512 MiB file that does not compress: compressing it on one thread takes long enough for a test
+/// to interrupt. Made once and removed at exit.
 public enum LargeDisk {
     public static func path() throws -> String { try made.get() }
 
     private static let made = Result { () throws -> String in
-        // Beside a folder of its own, whose name nobody else has.
+        // The path of a new unique folder plus a suffix is unique as well.
         let path = try TempFolder().path + ".large"
         try writeNoise(path, count: 512 << 20)
         removeAtExit(path)

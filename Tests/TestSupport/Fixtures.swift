@@ -1,17 +1,17 @@
 import Foundation
 import Glibc
 
-/// One line of `Fixtures/manifest.json`; see `Fixtures/fixture_set.py`.
+/// One entry of `Fixtures/manifest.json`; see `Fixtures/fixture_set.py`.
 public struct Fixture: Decodable, Sendable, CustomStringConvertible {
     public let file: String
     public let made: String
-    /// Nil: only probing makes sense.
+    /// nil for images that are only probed.
     public let format: String?
     public let virtualSize: Int64?
     public let sha256: String?
-    /// A piece of the message, in any case; empty: any message.
+    /// A part of the expected message, in any case; empty matches any message.
     public let refused: String?
-    /// Whether the image may be opened without `-f` with the same result (nil: yes).
+    /// Whether opening the image without `-f` gives the same result; nil means yes.
     public let probe: Bool?
 
     enum CodingKeys: String, CodingKey {
@@ -36,14 +36,14 @@ public struct Fixture: Decodable, Sendable, CustomStringConvertible {
         .deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
         .appendingPathComponent("Fixtures")
 
-    /// Where this fixture lies, unpacked.
+    /// The path of the unpacked fixture.
     public func path() throws -> String {
         try Self.unpacked.get().path(file)
     }
 
     public static func folderOfImages() throws -> String { try unpacked.get().path }
 
-    /// All of `Fixtures/images`, copied once, with holes where git keeps zeros.
+    /// A copy of `Fixtures/images`, made once, with holes instead of the zeros that git stores.
     private static let unpacked = Result { () throws -> TempFolder in
         let target = try TempFolder()
         removeAtExit(target.path)
@@ -67,7 +67,7 @@ public struct Fixture: Decodable, Sendable, CustomStringConvertible {
     }
 }
 
-/// Globals live as long as the process, so their folders are removed by `atexit`.
+/// Removes a path at exit: globals live until then, so `deinit` cannot remove their folders.
 public func removeAtExit(_ path: String) {
     ExitCleanup.shared.add(path)
 }

@@ -1,7 +1,7 @@
 import Foundation
 import Glibc
 
-/// An NBD server on a unix socket, ended with this object.
+/// An NBD server on a unix socket; it ends when this object is released.
 public final class NBDTestServer {
     public let socket: String
     public let process: RunningProcess
@@ -9,7 +9,7 @@ public final class NBDTestServer {
 
     public static let isInstalled = hasProgram("nbdkit") && hasProgram("qemu-nbd")
 
-    /// `nbdkit -f -U socket` with these arguments.
+    /// Starts `nbdkit -f -U socket` with these arguments.
     public static func nbdkit(
         _ arguments: String..., folder: TempFolder? = nil
     ) throws -> NBDTestServer {
@@ -22,16 +22,16 @@ public final class NBDTestServer {
         try NBDTestServer("nbdkit", { ["-f", "-U", $0] + arguments }, folder ?? TempFolder())
     }
 
-    /// `qemu-nbd -t -k socket -e 16` with these arguments.
+    /// Starts `qemu-nbd -t -k socket -e 16` with these arguments.
     public static func qemu(_ arguments: String...) throws -> NBDTestServer {
         try NBDTestServer("qemu-nbd", { ["-t", "-e", "16", "-k", $0] + arguments }, TempFolder())
     }
 
-    /// nbdkit on a port of this machine, for as long as `body` runs.
+    /// Runs nbdkit on a local TCP port while `body` runs.
     public static func withPort(
         _ arguments: [String], _ body: (_ port: Int) throws -> Void
     ) throws {
-        // Another process may take a port between its being found free and its being used.
+        // Another process may take a free port before nbdkit does, hence several attempts.
         for _ in 0..<10 {
             let port = try freePort()
             let server = try RunningProcess(
@@ -62,10 +62,10 @@ public final class NBDTestServer {
         }
     }
 
-    /// The export, as swimg and qemu-img name it.
+    /// The URI of the export for swimg and qemu-img.
     public var uri: String { "nbd+unix:///?socket=\(socket)" }
 
-    /// Lets the server put away what it has, and end.
+    /// Lets the server flush its data and end.
     public func end() {
         process.send(SIGTERM)
         _ = try? process.wait()

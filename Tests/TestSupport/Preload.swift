@@ -1,14 +1,14 @@
 import Foundation
 
-/// A library that is loaded into a program before it begins: what other people's wrappers and
-/// security profiles do to it.
+/// A library that is preloaded into a program, to imitate wrappers and security profiles on users'
+/// systems.
 public struct Preload: Sendable {
     public let path: String
     private let folder: TempFolder
 
     public static let isUsable = hasProgram("clang")
 
-    /// - Parameter source: in C.
+    /// - Parameter source: C source code.
     public init(_ source: String) throws {
         folder = try TempFolder()
         path = folder.path("preload.so")
@@ -19,7 +19,8 @@ public struct Preload: Sendable {
     public var environment: [String: String] { ["LD_PRELOAD": path] }
 }
 
-/// Storage with latency: each call that moves 4 KiB or more sleeps first (Benchmarks/latency.c).
+/// Simulated storage latency: each call that moves 4 KiB or more sleeps first
+/// (Benchmarks/latency.c).
 public struct SlowCalls: Sendable {
     public let environment: [String: String]
     private let library: Preload
@@ -40,7 +41,7 @@ public struct SlowCalls: Sendable {
             uniquingKeysWith: { $1 })
     }
 
-    /// The number of calls that slept at once, noted each time that another one began to.
+    /// Numbers of calls sleeping at once, one for each call that began to sleep.
     public func sleepers() throws -> [Int] {
         try String(contentsOfFile: log.path("log"), encoding: .utf8).split(separator: "\n")
             .compactMap { Int($0) }

@@ -1,12 +1,12 @@
 import Foundation
 import Glibc
 
-/// The program under test. `SWIMG` in the environment names another one: since swimg stands in for
+/// The program under test. `SWIMG` in the environment selects another one: since swimg replaces
 /// qemu-img, `SWIMG=/usr/bin/qemu-img swift test` checks the tests themselves.
 public enum Swimg {
     public static let path: String = {
         if let chosen = ProcessInfo.processInfo.environment["SWIMG"] { return chosen }
-        // The test bundle lies beside the products of the same build.
+        // The test bundle lies next to the other products of the same build.
         var places = [CommandLine.arguments[0]]
         if let own = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe") {
             places.insert(own, at: 0)
@@ -20,7 +20,7 @@ public enum Swimg {
         fatalError("no swimg beside the tests (\(places)): build it, or set SWIMG")
     }()
 
-    /// Error lines begin with the name the program was called by.
+    /// Error lines begin with the name under which the program was called.
     public static let prefix = URL(fileURLWithPath: path).lastPathComponent + ": "
 
     @discardableResult
@@ -50,18 +50,18 @@ public enum Qemu {
         try require("qemu-img", arguments, in: folder)
     }
 
-    /// Runs `qemu-io` commands such as `write -P 7 64k 4k` on an image, in one process.
+    /// Runs `qemu-io` commands such as `write -P 7 64k 4k` on an image in one process.
     public static func io(_ format: String, _ path: String, _ commands: [String]) throws {
         guard !commands.isEmpty else { return }
         let output = try require(
             "qemu-io", ["-f", format] + commands.flatMap { ["-c", $0] } + [path])
-        // Some failures of a command leave qemu-io's exit status at 0.
+        // Some failed commands leave qemu-io's exit status at 0.
         if output.contains("failed") || output.contains("rror") {
             throw CommandError(description: "qemu-io \(commands): \(output)")
         }
     }
 
-    /// `qemu-img compare`: nil if the guest contents are the same, else what it said.
+    /// `qemu-img compare`: nil if the guest contents are equal, otherwise its output.
     public static func difference(
         _ one: String, _ format: String, _ other: String, _ otherFormat: String
     ) throws -> String? {
@@ -69,13 +69,13 @@ public enum Qemu {
         return outcome.isSuccess ? nil : outcome.description
     }
 
-    /// `qemu-img check`: nil if there is neither an error nor a leak, else what it said.
+    /// `qemu-img check`: nil if there are no errors or leaks, otherwise its output.
     public static func damage(_ path: String) throws -> String? {
         let outcome = try run("qemu-img", ["check", "-f", "qcow2", path])
         return outcome.isSuccess ? nil : outcome.description
     }
 
-    /// `qemu-img map`, as (start, length, depth, zero, data) entries.
+    /// `qemu-img map` as entries of start, length, depth, zero and data.
     public static func map(_ path: String, _ format: String) throws -> [MapEntry] {
         let text = try img("map", "--output=json", "-f", format, path)
         return try JSONDecoder().decode([MapEntry].self, from: Data(text.utf8))
@@ -87,7 +87,7 @@ public enum Qemu {
         public let depth: Int
         public let zero: Bool
         public let data: Bool
-        /// In the image file; nil where there is no data, or it is compressed.
+        /// Offset in the image file, in bytes; nil without data or for compressed data.
         public let offset: Int64?
     }
 }
@@ -99,7 +99,7 @@ public func hasProgram(_ name: String) -> Bool {
     return (folders + ["/usr/sbin", "/sbin"]).contains { access("\($0)/\(name)", X_OK) == 0 }
 }
 
-/// Whether strace is there and may attach: containers often forbid it.
+/// Whether strace is installed and may attach, which containers often forbid.
 public let canTraceSystemCalls: Bool = {
     guard hasProgram("strace") else { return false }
     return (try? run("strace", ["-f", "-o", "/dev/null", "true"]).isSuccess) ?? false

@@ -1,6 +1,6 @@
 import Foundation
 
-/// The fields of a qcow2 header that tests look at, read without the code under test.
+/// The qcow2 header fields that tests inspect, read without the code under test.
 public struct Qcow2Fields: Sendable {
     public let version: Int
     public let clusterBits: Int

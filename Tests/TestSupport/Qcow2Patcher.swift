@@ -1,7 +1,7 @@
 import Foundation
 import Glibc
 
-/// Damages a qcow2 image at chosen places, from the specification alone.
+/// Damages a qcow2 image at chosen offsets, based on the specification alone.
 public struct Qcow2Patcher {
     public let clusterSize: Int
     public let version: Int
@@ -44,18 +44,18 @@ public struct Qcow2Patcher {
             (0..<8).map { UInt8(truncatingIfNeeded: value >> (56 - 8 * UInt64($0))) }, at: offset)
     }
 
-    /// Changes a word at an offset.
+    /// Changes the 64-bit word at an offset in bytes.
     public func change(_ offset: Int, _ body: (UInt64) -> UInt64) throws {
         try setWord(offset, body(try word(offset)))
     }
 
-    /// Where an entry of the first L2 table is.
+    /// Offset in bytes of an entry of the first L2 table.
     public func l2Entry(_ index: Int) throws -> Int {
         let table = Int(try word(l1) & 0x00ff_ffff_ffff_fe00)
         return table + index * (hasExtendedL2 ? 16 : 8)
     }
 
-    /// Sets the refcount of a cluster, to no more than its width allows.
+    /// Sets the refcount of a cluster, limited to the maximum of its width.
     public func setRefcount(_ cluster: Int, _ value: Int) throws {
         let perBlock = clusterSize * 8 / refcountBits
         let block = Int(try word(refcountTable + cluster / perBlock * 8))

@@ -2,23 +2,23 @@ import Foundation
 import Glibc
 import Synchronization
 
-/// An NBD server on a unix socket that does one thing wrongly on purpose.
+/// An NBD server on a unix socket that deliberately violates the protocol in one way.
 ///
-/// It speaks as much of the protocol as clients need to get that far
+/// It implements as much of the protocol as clients need to reach the fault
 /// (https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md).
 public final class RogueServer: Sendable {
     public enum Fault: Sendable {
-        /// The first answer to a read begins with another magic number.
+        /// The first answer to a read begins with a wrong magic number.
         case wrongMagic
-        /// The answer to a question about the block status holds no descriptor.
+        /// The answer to a block status request contains no descriptor.
         case emptyBlockStatus
-        /// WRITE_ZEROES is announced, and answered with ENOTSUP.
+        /// The server advertises WRITE_ZEROES but answers it with ENOTSUP.
         case refusesZeroes
-        /// The connection ends in the middle of the first long answer.
+        /// The connection closes in the middle of the first long answer.
         case breaksOff
-        /// After the first read nothing can be sent to it; the answer comes a little later.
+        /// After the first read the server receives nothing more; its answer comes 300 ms later.
         case stopsListening
-        /// Nothing is wrong, but each read takes 20 ms, however many there are at once.
+        /// No fault, but each read takes 20 ms, independent of the number in flight.
         case takesItsTime
     }
 
@@ -49,7 +49,8 @@ public final class RogueServer: Sendable {
                 self.state.withLock { $0.connections += 1 }
                 Thread.detachNewThread {
                     if self.negotiate(client) { self.serve(client) }
-                    // A program that another test has started meanwhile has inherited the socket.
+                    // shutdown, because a process started by another test may have inherited the
+                    // socket.
                     shutdown(client, Int32(SHUT_RDWR))
                     close(client)
                 }
@@ -64,11 +65,11 @@ public final class RogueServer: Sendable {
 
     public var uri: String { "nbd+unix:///?socket=\(socket)" }
 
-    /// The content of the export, and how often it was asked to zero a range.
+    /// The content of the export, the number of zero requests and the number of connections.
     public var bytes: [UInt8] { state.withLock { $0.bytes } }
     public var zeroRequests: Int { state.withLock { $0.zeroRequests } }
     public var connections: Int { state.withLock { $0.connections } }
-    /// The largest number of reads that were in flight at the same time.
+    /// The largest number of reads in flight at once.
     public var mostReads: Int { reads.withLock { $0.most } }
 
     // MARK: The handshake
@@ -81,7 +82,7 @@ public final class RogueServer: Sendable {
     }
 
     private func negotiate(_ client: Int32) -> Bool {
-        // NBDMAGIC, IHAVEOPT, fixed newstyle and no zeroes.
+        // NBDMAGIC, IHAVEOPT and the flags FIXED_NEWSTYLE and NO_ZEROES.
         send(client, Array("NBDMAGICIHAVEOPT".utf8) + number(UInt16(3)))
         guard receive(client, 4) != nil else { return false }
         while let head = receive(client, 16) {
@@ -133,7 +134,7 @@ public final class RogueServer: Sendable {
         }
     }
 
-    /// Answers that come from several threads.
+    /// Serializes the answers of several threads.
     private final class Answering: Sendable { let turn = Mutex(()) }
 
     private func serve(_ client: Int32) {
@@ -157,8 +158,8 @@ public final class RogueServer: Sendable {
                 state.withLock { $0.zeroRequests += 1 }
                 answer(client, handle, error: UInt32(ENOTSUP))
             case 7:
-                // A chunk that ends the answer, of the type for the block status: the context's
-                // number alone.
+                // A final reply chunk of the block status type that contains only the context
+                // number.
                 send(
                     client,
                     number(UInt32(0x668e_33ef)) + number(UInt16(1)) + number(UInt16(5)) + handle

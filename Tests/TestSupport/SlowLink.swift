@@ -1,15 +1,15 @@
 import Foundation
 import Glibc
 
-/// A unix socket before another: what is asked passes at once, what is answered in pieces with pauses.
+/// A unix socket proxy that forwards requests at once and answers in pieces with pauses.
 public final class SlowLink: Sendable {
     public let socket: String
     private let listener: Int32
     private let folder: TempFolder
 
     /// - Parameters:
-    ///   - piece: in bytes.
-    ///   - pause: after each piece, in microseconds.
+    ///   - piece: size in bytes.
+    ///   - pause: time after each piece, in microseconds.
     public init(to server: String, piece: Int, pause: UInt32) throws {
         folder = try TempFolder()
         socket = folder.path("slow")
@@ -50,7 +50,8 @@ func withAddress(
     }
 }
 
-/// Until either end has had enough; its own copy of the other direction then ends by itself.
+/// Copies one direction until either end closes; both sockets are then shut down, which also ends
+/// the copy of the other direction.
 private func forward(_ from: Int32, _ to: Int32, piece: Int, pause: UInt32) {
     var bytes = [UInt8](repeating: 0, count: piece)
     while true {

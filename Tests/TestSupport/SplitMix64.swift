@@ -1,4 +1,4 @@
-/// A small generator with a seed, so that a failing case can be made again (Vigna's SplitMix64).
+/// A small seeded generator, so that a failing case can be repeated (Vigna's SplitMix64).
 public struct SplitMix64: RandomNumberGenerator, Sendable {
     private var state: UInt64
 
@@ -18,11 +18,11 @@ public struct SplitMix64: RandomNumberGenerator, Sendable {
         choices[below(choices.count)]
     }
 
-    /// True once in `times`.
+    /// True with a probability of one in `times`.
     public mutating func once(in times: Int) -> Bool { below(times) == 0 }
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// `count` bytes that do not compress; the seed determines them.
 public func noise(_ seed: UInt64, _ count: Int) -> [UInt8] {
     var random = SplitMix64(seed: seed)
     var words = [UInt64](repeating: 0, count: (count + 7) / 8)
@@ -30,7 +30,7 @@ public func noise(_ seed: UInt64, _ count: Int) -> [UInt8] {
     return words.withUnsafeBytes { Array($0.prefix(count)) }
 }
 
-/// Sectors which all differ, so that a misplaced one shows; they compress well.
+/// Sectors that all differ, so that a misplaced one is detected; they compress well.
 public func sectors(_ label: Character, first: Int, count: Int) -> [UInt8] {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(count * 512)

@@ -1,7 +1,7 @@
 import Foundation
 import Glibc
 
-/// A folder of its own for one test, removed with everything in it when the last user is gone.
+/// A temporary folder for one test, removed with its content when the last reference is released.
 public final class TempFolder: Sendable {
     public let path: String
 
@@ -32,7 +32,7 @@ public final class TempFolder: Sendable {
         return path(name)
     }
 
-    /// The names in the folder, sorted: what a test expects to find there and nothing else.
+    /// The names in the folder, sorted, so that tests can check for unexpected files.
     public var names: [String] { Self.names(in: path) }
 
     public static func names(in folder: String) -> [String] {
@@ -40,14 +40,14 @@ public final class TempFolder: Sendable {
     }
 }
 
-/// `stat` of what a path leads to, as far as the tests look at it.
+/// The `stat` fields of a path that tests use.
 public struct FileStatus: Equatable, Sendable {
     public let inode: UInt64
     public let mode: UInt32
     public let owner: UInt32
     public let group: UInt32
     public let size: Int64
-    /// Bytes that the file takes on its file system.
+    /// Space in bytes that the file takes on its file system.
     public let allocated: Int64
 
     public init?(_ path: String, followLinks: Bool = true) {
@@ -58,12 +58,12 @@ public struct FileStatus: Equatable, Sendable {
         owner = status.st_uid
         group = status.st_gid
         size = Int64(status.st_size)
-        // A file that was just written may not have its blocks yet (delayed allocation).
+        // With delayed allocation a file that was just written may not have its blocks yet.
         allocated = Int64(status.st_blocks) * 512
     }
 }
 
-/// Makes an empty file, open for writing.
+/// Creates or empties a file and opens it for reading and writing.
 public func newFile(_ path: String) throws -> FileHandle {
     let descriptor = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
     guard descriptor >= 0 else {
@@ -76,7 +76,7 @@ public func contents(_ path: String) throws -> Data {
     try Data(contentsOf: URL(fileURLWithPath: path))
 }
 
-/// Bytes `offset ..< offset + count` of a file or a device.
+/// The bytes `offset ..< offset + count` of a file or a device.
 public func contents(_ path: String, at offset: Int64, count: Int) throws -> [UInt8] {
     let descriptor = open(path, O_RDONLY | O_CLOEXEC)
     guard descriptor >= 0 else {
@@ -97,10 +97,10 @@ public func contents(_ path: String, at offset: Int64, count: Int) throws -> [UI
     return bytes
 }
 
-/// Where two byte strings part; nil if they are the same.
+/// Describes the first difference of two byte strings; nil if they are equal.
 ///
-/// Tests compare this with nil rather than the bytes with each other: for collections that differ
-/// Swift Testing works out an edit script, which takes hours for a megabyte.
+/// Tests expect nil from this function instead of comparing the bytes: for unequal collections
+/// Swift Testing computes an edit script, which takes hours for a megabyte.
 public func mismatch(_ one: some ContiguousBytes, _ other: some ContiguousBytes) -> String? {
     one.withUnsafeBytes { one in
         other.withUnsafeBytes { other in
@@ -118,12 +118,12 @@ public func mismatch(_ one: some ContiguousBytes, _ other: some ContiguousBytes)
     }
 }
 
-/// SHA-256, in hexadecimal, by coreutils.
+/// The SHA-256 of a file in hexadecimal, computed by coreutils.
 public func sha256(_ path: String) throws -> String {
     String(try require("sha256sum", ["--", path]).drop { $0 == "\\" }.prefix(64))
 }
 
-/// The block hash of a file by its definition, and as `swimg digest` names it.
+/// The block hash of a file in the form of `swimg digest`, computed from the definition.
 public func blkhash(_ path: String) throws -> String {
     let program = """
         import hashlib, sys

@@ -1,7 +1,7 @@
 import FuzzSupport
 import ImageFormats
 
-// The whole disk, and once more after what is done to an image in place.
+// Reads the whole disk, and reads it again after each change in place.
 runFuzzer { bytes in
     let before = try? await FuzzDisk(Qcow2Source(FuzzStorage(bytes))).content()
     try await FuzzChange.repair(bytes, before)

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageFormats
 
-/// A repair or a resize must leave the disk that could be read before.
+/// Checks that a repair or a resize keeps the content that could be read before.
 public enum FuzzChange {
     public static func repair(_ bytes: [UInt8], _ before: [UInt8]?) async throws {
         let storage = FuzzStorage(bytes)

@@ -2,15 +2,15 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// A guest disk, as far as a fuzzer has time for it.
+/// A guest disk, cut to the size that a fuzzer has time for.
 public struct FuzzDisk {
     private let source: Qcow2Source
-    /// The limit of a disk, in bytes. Small clusters and small disks reach all that large ones do.
+    /// Size limit of a disk in bytes. Small clusters and small disks reach all that large ones do.
     private static let limit: Int64 = 2 << 20
 
     public init(_ source: Qcow2Source) { self.source = source }
 
-    /// Asks for all extents, and where their bytes are.
+    /// Asks for all extents and the locations of their bytes.
     public func walk() async throws {
         let end = min(source.virtualSize, Self.limit)
         var position: Int64 = 0
@@ -24,7 +24,7 @@ public struct FuzzDisk {
         }
     }
 
-    /// - Throws: `ImageError` for a disk that cannot be read, or is too large here.
+    /// - Throws: `ImageError` for a disk that cannot be read, or exceeds the limit.
     public func content() async throws -> [UInt8] {
         guard source.virtualSize <= Self.limit else { throw ImageError.invalid("too large") }
         let piece = 48 << 10

@@ -3,8 +3,8 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// An image in memory, on a device that is soon full: an input must not decide how much memory the
-/// fuzzer takes.
+/// An image in memory, on a device that is soon full, so that an input does not decide how much
+/// memory the fuzzer takes.
 public final class FuzzStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
@@ -60,7 +60,7 @@ public final class FuzzStorage: WritableStorage {
 
     private static let full = ImageError(.system(errno: 28), path: "input", "the device is full")
 
-    /// No offset or length that a system call would refuse.
+    /// Checks that a system call would not refuse the offset and length.
     private func checked(_ offset: Int64, _ count: Int64) throws -> Range<Int64> {
         let (end, overflow) = offset.addingReportingOverflow(count)
         precondition(offset >= 0 && count >= 0, "\(count) bytes at offset \(offset)")

@@ -3,8 +3,7 @@ import DiskImage
 import Foundation
 import Synchronization
 
-/// The check of one input; it throws where the input is refused, and traps where something is
-/// wrong.
+/// The check of one input: it throws if the input is refused, and traps if something is wrong.
 public typealias FuzzBody = @Sendable ([UInt8]) async throws -> Void
 
 private let body = Mutex<FuzzBody?>(nil)
@@ -12,8 +11,8 @@ private let body = Mutex<FuzzBody?>(nil)
 /// Hands the process to libFuzzer, with the program's own command line. Does not return.
 public func runFuzzer(_ chosen: @escaping FuzzBody) -> Never {
     body.withLock { $0 = chosen }
-    // Swift's runtime may have taken them for its backtraces, and libFuzzer would leave them to it:
-    // no input would be kept.
+    // Swift's runtime may have set these for its backtraces. libFuzzer would leave them to it, and
+    // no failing input would be kept.
     for number in [SIGILL, SIGTRAP, SIGSEGV, SIGBUS, SIGFPE, SIGABRT] { signal(number, SIG_DFL) }
     var count = CommandLine.argc
     var arguments: UnsafeMutablePointer<UnsafeMutablePointer<CChar>?>! = CommandLine.unsafeArgv
@@ -28,7 +27,7 @@ private func runOne(_ start: UnsafePointer<UInt8>?, _ count: Int) -> CInt {
         do {
             try await chosen(bytes)
         } catch is ImageError {
-            // An input that is refused is what most are.
+            // Most inputs are refused.
         } catch {
             fatalError("not an ImageError: \(error)")
         }

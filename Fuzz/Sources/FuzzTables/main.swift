@@ -1,7 +1,7 @@
 import FuzzSupport
 import ImageFormats
 
-// L1 and L2 tables, refcount table and blocks: as `map` asks for them, and as `check` walks them.
+// L1 and L2 tables, refcount table and blocks: `map` asks for them, and `check` walks them.
 runFuzzer { bytes in
     let storage = FuzzStorage(bytes)
     _ = try? await Qcow2Check(storage, onMessage: { _ in }).run()

@@ -1,6 +1,6 @@
 // The few Linux names that Swift's Glibc module hides: variadic calls, function-like macros and
 // constants behind _GNU_SOURCE. No logic lives here. Defining _GNU_SOURCE in this header would give
-// Swift a second view of the system's types, so all that needs it is in CLinux.c.
+// Swift a second view of the system's types, so everything that needs it is in CLinux.c.
 #ifndef CLINUX_H
 #define CLINUX_H
 
@@ -29,27 +29,28 @@ int clinux_open(const char *path, int flags, unsigned int mode);
 
 int clinux_openat(int folder, const char *name, int flags, unsigned int mode);
 
-/// The process's command line as `main` gets it, whatever has become of /proc and the environment since.
+/// The process's arguments as `main` got them, independent of /proc and the environment.
 int clinux_argument_count(void);
 const char *clinux_argument(int index);
 
-/// Opens /dev/null on those of descriptors 0, 1 and 2 that are closed: what is opened next would become the
-/// standard output otherwise, and messages would be written into it. -1 with errno where that cannot be done.
+/// Opens /dev/null as those of descriptors 0, 1 and 2 that are closed. Otherwise the next file to
+/// be opened would become the standard output, and messages would be written into it. -1 with errno
+/// if that fails.
 int clinux_open_standard_descriptors(void);
 
 int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length);
 
-/// Gives a file the inode flags (chattr), the project and the extent size hint of another. 0 also where the file
-/// system knows none; -1 with errno where a flag that the other has cannot be set.
+/// Gives a file the inode flags (chattr), the project and the extent size hint of another file. 0
+/// also if the file system knows none; -1 with errno if a flag of the other file cannot be set.
 int clinux_copy_inode_flags(int from, int to);
 
 /// FS_NOCOW_FL: asks a file system to write to a file in place instead of to copies of its blocks.
 int clinux_set_no_cow(int fd);
 
-/// FS_IOC_FSSETXATTR: the unit in bytes in which a file's blocks are allocated.
+/// FS_IOC_FSSETXATTR: sets the unit in bytes in which a file's blocks are allocated.
 int clinux_set_extent_size_hint(int fd, uint32_t bytes);
 
-/// statfs: the kind of file system that a file is on, as linux/magic.h numbers them; negative after an error.
+/// statfs: the kind of the file system of a file, as in linux/magic.h; negative after an error.
 int64_t clinux_file_system(int fd);
 
 /// BLKGETSIZE64: the size of a block device in bytes.
@@ -61,20 +62,20 @@ int clinux_device_zero(int fd, uint64_t offset, uint64_t length);
 /// BLKDISCARDZEROES: whether a discarded range is guaranteed to read as zeros (0 since Linux 4.12).
 int clinux_device_discard_zeroes(int fd);
 
-/// BLKDISCARD: gives a sector-aligned range of a block device back.
+/// BLKDISCARD: gives a sector-aligned range back to a block device.
 int clinux_device_discard(int fd, uint64_t offset, uint64_t length);
 
-/// Takes (or, with F_UNLCK, drops) an open-file-description lock on one byte range.
+/// Takes an open-file-description lock on a byte range or, with F_UNLCK, drops it.
 int clinux_ofd_lock(int fd, short type, int64_t start, int64_t length);
 
-/// 1 if another open file description holds a lock in the range, 0 if not, -1 with errno.
+/// Returns 1 if another open file description holds a lock in the range, 0 if not, -1 with errno.
 int clinux_ofd_is_locked(int fd, int64_t start, int64_t length);
 
-/// Reads what the page cache holds of a range, from its first byte on, and never sleeps. Negative where
-/// it holds nothing or cannot say.
+/// Reads what the page cache holds of a range, from its first byte on, and never sleeps. Negative
+/// if the cache holds nothing or cannot tell.
 ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset);
 
-/// One of several writes: what, where, and what came of it, as of pwritev, but with -errno for an error.
+/// One of several writes. The result is that of pwritev, but -errno for an error.
 struct clinux_write {
     const struct iovec *pieces;
     int piece_count;
@@ -82,47 +83,48 @@ struct clinux_write {
     int64_t result;
 };
 
-/// How many can be made together.
+/// Largest number of writes that can be made together.
 enum { clinux_queue_depth = 16 };
 
-/// io_setup: what the kernel needs for writes that are made together. -1 with errno where it has none to give.
+/// io_setup: makes a queue for writes that are made together. -1 with errno if the kernel has none.
 int clinux_open_queue(unsigned long *queue);
 
 void clinux_close_queue(unsigned long queue);
 
-/// io_submit, io_getevents: makes several writes and waits for all of them. Also what was not begun has -EAGAIN as its result.
+/// io_submit, io_getevents: makes several writes and waits for all of them. The result of a write
+/// that was not begun is -EAGAIN.
 void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count);
 
-/// How many cores the process may run on.
-/// What the calling thread has used of a processor, and how often it has slept.
+/// Processor time of the calling thread in nanoseconds, and the number of times that it slept.
 void clinux_thread_usage(int64_t *nanoseconds, int64_t *sleeps);
 
+/// Number of cores that the process may run on.
 int clinux_core_count(void);
 
 ssize_t clinux_readlinkat(int folder, const char *name, void *buffer, size_t size);
 
-/// Whether something is mounted at this very place (a file bound into a container, say).
+/// Whether the root of a mount is exactly here (for example a file bound into a container).
 int clinux_is_mount_root(int folder, const char *name);
 
-/// Whether an open folder lets names be added and neither changed nor removed (chattr +a).
+/// Whether names can be added to an open folder but not changed or removed (chattr +a).
 int clinux_is_append_only(int folder);
 
-/// Whether a folder belongs to /proc: its links are no paths but lead to open files.
+/// Whether a folder belongs to /proc: its links are not paths but lead to open files.
 int clinux_is_process_folder(int folder);
 
-/// A descriptor that can be read from once somebody has written to it; neither ever blocks.
+/// A descriptor that can be read once another thread has written to it; neither ever blocks.
 int clinux_eventfd(void);
 
-/// What the environment of a new process is to be: our own.
+/// The environment for a new process: our own.
 char *const *clinux_environment(void);
 
-/// Whether the calling thread is the executor's. Such threads know it from here and not from a pthread key, because keys
-/// can run out.
+/// Whether the calling thread is one of the executor's. A thread-local variable says so, and not a
+/// pthread key, because keys can run out.
 bool clinux_is_executor_thread(void);
 void clinux_become_executor_thread(void);
 
-/// One malloc arena for all threads: the big buffers are allocated once, so contention is no
-/// concern, and every further arena costs address space (callers run us under RLIMIT_AS).
+/// Limits malloc to one arena for all threads: the big buffers are allocated once, so contention
+/// does not matter, and every further arena costs address space (callers run us under RLIMIT_AS).
 void clinux_limit_malloc_arenas(void);
 
 #endif

@@ -1,5 +1,5 @@
-// What NBDStorage uses of libnbd, loaded when the first NBD name turns up: linked in, it would bring
-// TLS and XML libraries into every start of the program, most of which need neither.
+// The part of libnbd that NBDStorage uses, loaded when the first NBD name turns up: linked in, it
+// would bring TLS and XML libraries into every start of the program, most of which need neither.
 #ifndef CNBD_H
 #define CNBD_H
 
@@ -9,7 +9,7 @@
 
 struct nbd_handle;
 
-/// Loads libnbd; to be called once. Returns NULL, or why that failed.
+/// Loads libnbd; to be called once. Returns NULL, or the reason why that failed.
 ///
 /// - completed: called for each finished request with its `context`, and an errno or 0.
 /// - extents: called for each answer about `base:allocation`: pairs of length and flags.
@@ -25,25 +25,25 @@ extern const uint32_t cnbd_flag_fua;
 extern const unsigned cnbd_direction_read;
 extern const unsigned cnbd_direction_write;
 
-/// A handle that asks for `base:allocation`, leaves buffers as they are before it reads into them, and
-/// takes TLS files from the URI. NULL after an error.
+/// Makes a handle that asks for `base:allocation`, does not clear buffers before it reads into
+/// them, and takes TLS files from the URI. NULL after an error.
 struct nbd_handle *cnbd_create(void);
-/// Ends the connection at once; nothing is called back for requests in flight but `released`.
+/// Ends the connection at once; for requests in flight only `released` is called.
 void cnbd_close(struct nbd_handle *handle);
 const char *cnbd_error(void);
 int cnbd_errno(void);
 
 const char *cnbd_version(struct nbd_handle *handle);
-/// Lets a server pass whatever certificate it has; the URI says so only to newer libraries.
+/// Lets a server pass with any certificate; older libraries do not take this from the URI.
 int cnbd_waive_proof(struct nbd_handle *handle);
-/// Where the authorities' certificates are, unless the URI says it.
+/// Sets the folder of the authorities' certificates, unless the URI names one.
 int cnbd_set_certificates(struct nbd_handle *handle, const char *folder);
 
 int cnbd_connect(struct nbd_handle *handle, const char *uri);
 bool cnbd_is_ready(struct nbd_handle *handle);
-/// Ended, by either side or by an error.
+/// Whether the connection has ended, by either side or by an error.
 bool cnbd_is_over(struct nbd_handle *handle);
-/// Ended in good order, by either side.
+/// Whether the connection has ended in good order, by either side.
 bool cnbd_is_closed(struct nbd_handle *handle);
 int cnbd_descriptor(struct nbd_handle *handle);
 unsigned cnbd_direction(struct nbd_handle *handle);
@@ -51,8 +51,8 @@ int cnbd_notify_read(struct nbd_handle *handle);
 int cnbd_notify_write(struct nbd_handle *handle);
 int cnbd_disconnect(struct nbd_handle *handle);
 
-/// Whether the server is on this machine: behind a unix socket, or both ends have the same address. A name does not
-/// tell, because many lead here.
+/// Whether the server is on this machine: behind a unix socket, or both ends have one address. A
+/// host name does not tell, because many lead here.
 bool cnbd_server_is_local(struct nbd_handle *handle);
 
 int64_t cnbd_size(struct nbd_handle *handle);
@@ -64,12 +64,12 @@ bool cnbd_can_trim(struct nbd_handle *handle);
 bool cnbd_can_fua(struct nbd_handle *handle);
 bool cnbd_can_multi_conn(struct nbd_handle *handle);
 bool cnbd_can_block_status(struct nbd_handle *handle);
-/// In bytes; 0 where the server says nothing.
+/// Block sizes and largest payload in bytes; 0 if the server does not say.
 int64_t cnbd_minimum_block(struct nbd_handle *handle);
 int64_t cnbd_preferred_block(struct nbd_handle *handle);
 int64_t cnbd_maximum_payload(struct nbd_handle *handle);
 
-// Each returns a negative number if the request could not even be begun.
+// Each function returns a negative number if the request could not be begun.
 int64_t cnbd_read(
     struct nbd_handle *handle, void *bytes, size_t count, uint64_t offset, void *context);
 int64_t cnbd_write(

@@ -1,16 +1,16 @@
 import DiskImage
 
-/// The hashes of some neighbouring blocks.
+/// The hashes of consecutive blocks.
 struct BlockHashes: Sendable, Equatable {
     enum Run: Sendable, Equatable {
-        /// Whole blocks of zeros, whose hash is known.
+        /// Whole blocks of zeros, whose common hash is known.
         case zeros(count: Int64)
-        /// The hashes of other blocks, one behind the other.
+        /// The concatenated hashes of other blocks.
         case hashes([UInt8])
     }
 
     private(set) var runs: [Run] = []
-    /// The sum of all blocks, in bytes.
+    /// Total length of the blocks in bytes.
     private(set) var length: Int64 = 0
 
     mutating func append(_ hash: [UInt8], of byteCount: Int) {
@@ -33,17 +33,17 @@ struct BlockHashes: Sendable, Equatable {
     }
 }
 
-/// Hashes the blocks of a part of a disk that begins with a block.
+/// Hashes the blocks of a part of a disk that starts at a block boundary.
 struct BlockHasher: ~Copyable, ByteSink {
-    /// In bytes.
+    /// Size of a block in bytes.
     static let blockSize: Int64 = 64 << 10
 
-    /// The hashes of the whole blocks, as far as they have not been taken.
+    /// The hashes of the finished blocks that have not been taken.
     private var hashes = BlockHashes()
     private var inner: SHA256
-    /// How much of a block has been begun, in bytes.
+    /// Number of bytes in the current, unfinished block.
     private var filled: Int64 = 0
-    /// The begun block is all zeros so far, and `inner` has not seen them.
+    /// The current block is all zeros so far, and `inner` has not received them.
     private var isZero = true
 
     init() throws(ImageError) { inner = try SHA256() }
@@ -90,28 +90,28 @@ struct BlockHasher: ~Copyable, ByteSink {
         isZero = true
     }
 
-    /// The last block is as short as it is.
+    /// Hashes the last block, which may be shorter than the others.
     mutating func finish() throws(ImageError) { if filled > 0 { try closeBlock() } }
 
-    /// The hashes of all whole blocks that have not been taken.
+    /// Takes the hashes of the finished blocks, leaving none.
     mutating func takeHashes() -> BlockHashes {
         defer { hashes = BlockHashes() }
         return hashes
     }
 }
 
-/// The hash of a disk: of its blocks' hashes and its length.
+/// The block hash of a disk: a hash over its blocks' hashes and its length.
 struct BlockHash: ~Copyable, ByteSink {
-    /// How many hashes of zeros are added at once.
+    /// Number of zero-block hashes that are added in one call.
     private static let zerosAtOnce: Int64 = 2048
 
     private var outer: SHA256
     private var length: Int64 = 0
-    /// Cuts the bytes that come one after the other into blocks.
+    /// Cuts the byte stream into blocks.
     private var cutter: BlockHasher
     private let zeros: [UInt8]
 
-    /// - Throws: `ImageError` where there is no library for it.
+    /// - Throws: `ImageError` if libcrypto is missing or fails.
     static func make() throws(ImageError) -> BlockHash {
         var hash = try SHA256()
         try hash.addZeros(BlockHasher.blockSize)
@@ -135,7 +135,7 @@ struct BlockHash: ~Copyable, ByteSink {
         try takeCut()
     }
 
-    /// Adds blocks that were hashed elsewhere. Only at the end of a block.
+    /// Adds blocks that were hashed elsewhere. Valid only at a block boundary.
     ///
     /// - Throws: `ImageError`, or `CancellationError`.
     mutating func append(_ hashes: BlockHashes) throws {
@@ -145,7 +145,7 @@ struct BlockHash: ~Copyable, ByteSink {
                 try append(run)
                 continue
             }
-            // A disk can be as long as its header says.
+            // A header can claim a huge disk, so the loop must be cancellable.
             for start in stride(from: 0, to: count, by: Int64.Stride(Self.zerosAtOnce)) {
                 try Task.checkCancellation()
                 try append(.zeros(count: min(Self.zerosAtOnce, count - start)))
@@ -174,7 +174,7 @@ struct BlockHash: ~Copyable, ByteSink {
         }
     }
 
-    /// The 32 bytes. To be called last.
+    /// The 32 bytes of the hash. Must be the last call.
     mutating func finish() throws(ImageError) -> [UInt8] {
         try cutter.finish()
         try takeCut()

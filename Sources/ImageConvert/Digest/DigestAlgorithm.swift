@@ -1,24 +1,23 @@
 import DiskImage
 
-/// How the content of a disk becomes a number.
+/// A hash function over the content of a disk.
 public enum DigestAlgorithm: String, CaseIterable, Sendable {
-    /// SHA-256 of the SHA-256s of the blocks of 64 KiB and of the length, as `blksum` and
-    /// `nbdcopy --blkhash` have it. Blocks are hashed beside each other, and those of zeros need
-    /// not be looked at.
+    /// SHA-256 over the SHA-256s of the 64 KiB blocks and the length, as computed by `blksum` and
+    /// `nbdcopy --blkhash`. Blocks are hashed in parallel, and blocks of zeros need not be read.
     case blkhash
-    /// SHA-256 of the disk as a raw image, as `sha256sum` has it: one byte after the other.
+    /// SHA-256 over the bytes of the disk as a raw image, as computed by `sha256sum`.
     case sha256
 }
 
-/// The digest of a guest disk. It does not depend on the image's format, sparseness and
-/// compression.
+/// The digest of a guest disk, independent of the image's format, sparseness and compression.
 public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
     public let algorithm: DigestAlgorithm
-    /// 64 digits, lower case.
+    /// 64 lower-case digits.
     public let hexadecimal: String
 
-    /// - Parameter text: as `description` has it, or the digits alone.
-    /// - Returns: nil if it is neither, or has another algorithm than `algorithm` if that is given.
+    /// - Parameter text: the digits alone, or in the form of `description`.
+    /// - Returns: nil if `text` is in neither form or names an algorithm other than a given
+    ///   `algorithm`.
     public init?(_ text: String, algorithm: DigestAlgorithm?) {
         let parts = text.split(separator: ":", omittingEmptySubsequences: false)
         guard let digits = parts.last, parts.count <= 2, digits.utf8.count == 64,
@@ -44,9 +43,9 @@ public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
     public var description: String { "\(algorithm.rawValue):\(hexadecimal)" }
 }
 
-/// Takes the bytes of a disk, or of a part of it, in guest order.
+/// A consumer of the bytes of a disk, or of a part of it, in guest order.
 protocol ByteSink: ~Copyable, Sendable {
     mutating func add(_ bytes: RawSpan) throws(ImageError)
-    /// Adds zeros, which need not lie anywhere.
+    /// Adds zeros without needing a buffer of them.
     mutating func addZeros(_ count: Int64) throws(ImageError)
 }

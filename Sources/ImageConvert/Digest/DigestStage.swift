@@ -3,29 +3,29 @@ import DiskImage
 import ImageFormats
 import Synchronization
 
-/// A stage beside the others: the digest of the guest disk as it passes by.
+/// An extra pipeline stage that computes the digest of the guest disk during the copy.
 ///
-/// The blocks of a block hash are hashed by all workers beside each other, and only the hashes wait
-/// for their turn. A SHA-256 has to see one byte after the other: there workers wait for their
-/// turn, each with one chunk. Memory stays bounded by them.
+/// For a block hash, the workers hash blocks in parallel, and only adding the hashes happens in
+/// guest order. SHA-256 must see the bytes in order, so workers wait for their turn, each holding
+/// one chunk; the number of workers thus bounds the memory.
 public final class DigestStage: Sendable {
     private enum Sum {
         case sha256(Shared<SHA256>)
         case blkhash(Shared<BlockHash>)
     }
 
-    /// For one task at a time, of those that share it.
+    /// A hash whose lock lets several tasks share it.
     private final class Shared<Hash: ~Copyable & Sendable>: Sendable {
         let hash: Mutex<Hash>
         init(_ hash: consuming Hash) { self.hash = Mutex(hash) }
     }
 
-    /// The largest part of a disk whose hashes are kept until their turn, in bytes.
+    /// The largest chunk, in bytes, whose block hashes may wait in memory for their turn.
     private static let largestPart: Int64 = 128 << 20
 
     private let sum: Sum
     private let hashers = ResourcePool { () throws(ImageError) in Shared(try BlockHasher()) }
-    /// How far the disk has been hashed, in bytes.
+    /// End of the hashed part of the disk, in bytes.
     private let position = Mutex<Int64>(0)
     private let gate = TurnGate()
     private let skipped: (any ImageSource)?
@@ -33,10 +33,10 @@ public final class DigestStage: Sendable {
     private let check: @Sendable (DiskDigest) throws -> Void
 
     /// - Parameters:
-    ///   - skipped: what skipped ranges hold; nil if they are all zeros.
-    ///   - zerosBehind: how many zeros the guest disk has behind what is copied, in bytes.
-    ///   - check: told the digest before the target becomes whole; it can refuse it.
-    /// - Throws: `ImageError` where there is no library for it.
+    ///   - skipped: the content of skipped ranges; nil if they are all zeros.
+    ///   - zerosBehind: number of zero bytes that the guest disk has after the copied part.
+    ///   - check: called with the digest before the target is committed; may throw to refuse it.
+    /// - Throws: `ImageError` if libcrypto is missing or fails.
     public init(
         _ algorithm: DigestAlgorithm, skipped: (any ImageSource)? = nil, zerosBehind: Int64 = 0,
         check: @escaping @Sendable (DiskDigest) throws -> Void
@@ -51,7 +51,7 @@ public final class DigestStage: Sendable {
         self.check = check
     }
 
-    /// Hashes a chunk and what was skipped before it.
+    /// Hashes a chunk and the skipped range before it.
     ///
     /// - Parameter data: the chunk's buffer.
     func add(_ chunk: Chunk, data: RawSpan) async throws {
@@ -74,16 +74,16 @@ public final class DigestStage: Sendable {
         gate.leave()
     }
 
-    /// Whether a chunk can be hashed by itself. (Zeros have no hashes of their own, however long
-    /// they are.)
+    /// Whether a chunk can be hashed on its own. Its length matters only if skipped ranges are
+    /// read: runs of zeros take no memory.
     private func isWholeBlocks(_ chunk: Chunk) -> Bool {
         chunk.begin % BlockHasher.blockSize == 0 && chunk.end % BlockHasher.blockSize == 0
             && (skipped == nil || chunk.end - chunk.begin <= Self.largestPart)
     }
 
-    /// Hashes the rest of the disk and hands out the digest.
+    /// Hashes the rest of the disk and passes the digest to `check`.
     ///
-    /// - Parameter size: of what was copied, in bytes.
+    /// - Parameter size: number of copied bytes.
     func finish(at size: Int64) async throws {
         let rest = position.withLock { $0 }..<size
         switch sum {
@@ -96,7 +96,7 @@ public final class DigestStage: Sendable {
         }
     }
 
-    // MARK: In guest order
+    // MARK: Hashing in guest order
 
     private func feed<Hash: ByteSink & ~Copyable>(
         _ chunk: Chunk, _ data: RawSpan, to hash: borrowing Mutex<Hash>
@@ -126,7 +126,7 @@ public final class DigestStage: Sendable {
     private func feedZeros<Hash: ByteSink & ~Copyable>(
         _ count: Int64, to hash: borrowing Mutex<Hash>
     ) throws {
-        // A long run may take long: it must be possible to end it.
+        // A long run takes long, so it must be cancellable.
         var rest = count
         while rest > 0 {
             try Task.checkCancellation()
@@ -155,7 +155,7 @@ public final class DigestStage: Sendable {
     private func feedRead<Hash: ByteSink & ~Copyable>(
         _ range: Range<Int64>, of source: any ImageSource, to hash: borrowing Mutex<Hash>
     ) async throws {
-        // A compressed cluster in two pieces would be decompressed twice.
+        // Reading a compressed cluster in two pieces would decompress it twice.
         let size = Pipeline.defaultChunk.roundedUp(to: source.readGranularity)
         var buffer = try IOBuffer(byteCount: Int(min(size, Int64(range.count))))
         var position = range.lowerBound

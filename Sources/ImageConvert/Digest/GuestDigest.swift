@@ -4,15 +4,15 @@ import ImageFormats
 import ImageStorage
 import Synchronization
 
-/// One `swimg digest`: the digest of a guest disk.
+/// One `swimg digest`: computes the digest of a guest disk.
 public struct GuestDigest: Sendable {
     /// A path, or a name that a driver of `Storages` claims.
     public var name: ImageName
-    /// nil finds it out from the first bytes.
+    /// nil detects the format from the first bytes.
     public var format: ImageFormat?
     public var algorithm = DigestAlgorithm.blkhash
     public var access = StorageAccess()
-    /// Told how far it is, in bytes of the guest disk, from any task.
+    /// Called from any task with the number of bytes done and the size of the guest disk.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
     public init(_ name: ImageName) { self.name = name }
@@ -40,7 +40,7 @@ public struct GuestDigest: Sendable {
     }
 }
 
-/// Takes everything and keeps nothing: for what is read only to be looked at.
+/// A target that discards everything, for disks that are only read.
 private struct DiscardingTarget: ImageTarget {
     let traits = TargetTraits(granularity: 4096, readsAsZeroFrom: 0, placesInOrder: false)
     var compresses: Bool { false }

@@ -1,17 +1,17 @@
 import CDigest
 import DiskImage
 
-/// A SHA-256 in the making, for one task at a time. `CDigest.h` says whose.
+/// A SHA-256 computed by libcrypto (`CDigest.h` says why), for one task at a time.
 struct SHA256: ~Copyable, ByteSink, @unchecked Sendable {
-    /// As many as stay in the cache of the core.
+    /// 64 KiB, so that the zeros stay in the core's cache.
     private static let zeros = [UInt8](repeating: 0, count: 64 << 10)
 
     private let digest: UnsafeMutableRawPointer
 
-    /// Why there is no library; loads it when first asked.
+    /// The reason that libcrypto cannot be used, or nil; the first access loads libcrypto.
     private static let problem: String? = cdigest_load().map { String(cString: $0) }
 
-    /// - Throws: `ImageError` where libcrypto is missing.
+    /// - Throws: `ImageError` if libcrypto is missing or fails.
     init() throws(ImageError) {
         if let problem = Self.problem {
             throw .unsupported(
@@ -40,7 +40,7 @@ struct SHA256: ~Copyable, ByteSink, @unchecked Sendable {
         }
     }
 
-    /// The 32 bytes. Bytes that are added afterwards begin a new SHA-256.
+    /// The 32 bytes of the hash. Bytes added later begin a new hash.
     mutating func finish() throws(ImageError) -> [UInt8] {
         let length = Int(cdigest_sha256_length)
         var isDone = false

@@ -9,7 +9,10 @@ struct MetadataCursor: ~Copyable {
     private let what: String
     /// Where the table ends at the latest, in bytes from the start of the storage.
     private let end: Int64
-    private var position: Int64
+    /// Where the next bytes come from, in bytes from the start of the storage.
+    private(set) var position: Int64
+    /// Behind the end of the storage are zeros.
+    private let isTolerant: Bool
     private var buffer: IOBuffer
     /// What the buffer holds of the storage.
     private var held: Range<Int64>
@@ -17,10 +20,12 @@ struct MetadataCursor: ~Copyable {
     /// - Parameters:
     ///   - what: the name of the table, for messages.
     ///   - maximum: the table is no longer than this, in bytes.
+    ///   - isTolerant: what lies behind the end of the storage reads as zeros.
     init(
-        _ storage: any Storage, _ what: String, at offset: UInt64, maximum: Int64
+        _ storage: any Storage, _ what: String, at offset: UInt64, maximum: Int64,
+        isTolerant: Bool = false
     ) throws(ImageError) {
-        guard let start = Int64(exactly: offset), start <= storage.size else {
+        guard let start = Int64(exactly: offset), isTolerant || start <= storage.size else {
             throw .corrupt(
                 storage.name, "the \(what) at offset \(offset) lies beyond the end of the file")
         }
@@ -28,6 +33,7 @@ struct MetadataCursor: ~Copyable {
         self.storage = storage
         self.what = what
         position = start
+        self.isTolerant = isTolerant
         held = start..<start
         end = start + min(maximum, Int64.max - start)
     }
@@ -40,7 +46,7 @@ struct MetadataCursor: ~Copyable {
         guard Int64(count) <= end - position else {
             throw ImageError.corrupt(storage.name, "the \(what) is too large or damaged")
         }
-        guard Int64(count) <= storage.size - position else {
+        guard isTolerant || Int64(count) <= storage.size - position else {
             throw ImageError.corrupt(
                 storage.name, "the \(what) lies beyond the end of the file (\(storage.size) bytes)")
         }
@@ -56,13 +62,13 @@ struct MetadataCursor: ~Copyable {
         return result
     }
 
+    /// Passes over the bytes before the next multiple.
+    mutating func align(to multiple: Int64) { position = position.roundedUp(to: multiple) }
+
     private mutating func fill() async throws {
-        let (storage, start) = (storage, position)
-        let count = min(Int64(Self.bufferSize), storage.size - start)
-        var whole = buffer.mutableBytes
-        var part = whole.slice(0..<Int(count))
-        try await storage.read(into: &part, at: start)
-        held = start..<start + count
+        let start = position
+        _ = try await storage.readAvailable(into: &buffer, at: start)
+        held = start..<start + Int64(Self.bufferSize)
     }
 }
 

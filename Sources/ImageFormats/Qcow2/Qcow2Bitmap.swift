@@ -4,14 +4,17 @@ import ImageStorage
 /// A persistent bitmap, as the bitmap directory describes it.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Bitmaps".
-public struct Qcow2Bitmap: Sendable, Equatable {
-    public let name: String
-    /// How much of the disk one bit stands for, in bytes.
-    public let granularity: Int64
+struct Qcow2Bitmap: Sendable, Equatable {
+    let name: String
+    /// The piece of the disk that one bit stands for, in bytes.
+    let granularity: Int64
     /// It was not saved properly, and is void.
-    public let isInUse: Bool
+    let isInUse: Bool
     /// It records what is written from now on.
-    public let isAuto: Bool
+    let isAuto: Bool
+    /// The table of its clusters.
+    let tableOffset: UInt64
+    let tableEntries: UInt32
 
     private static let fixedLength = 24
     private static let maximumNameLength = 1023
@@ -27,6 +30,7 @@ public struct Qcow2Bitmap: Sendable, Equatable {
         var bitmaps: [Qcow2Bitmap] = []
         var left = Int(directory.size)
         while left > 0 {
+            try MemoryMargin.check()
             let fixed = try await cursor.next(fixedLength)
             let nameLength = Int(fixed.bigEndian(at: 18, as: UInt16.self))
             guard fixed.bigEndian(at: 20, as: UInt32.self) == 0 else {
@@ -58,14 +62,14 @@ public struct Qcow2Bitmap: Sendable, Equatable {
     private init(
         _ fixed: [UInt8], _ name: String, _ file: String, _ geometry: Qcow2Geometry
     ) throws(ImageError) {
-        let tableOffset = fixed.bigEndian(at: 0, as: UInt64.self)
-        let bitmapBytes =
-            Int64(fixed.bigEndian(at: 8, as: UInt32.self)) * geometry.clusterSize
+        tableOffset = fixed.bigEndian(at: 0, as: UInt64.self)
+        tableEntries = fixed.bigEndian(at: 8, as: UInt32.self)
+        let bitmapBytes = Int64(tableEntries) * geometry.clusterSize
         let flags = fixed.bigEndian(at: 12, as: UInt32.self)
         let granularityBits = fixed[17]
         guard tableOffset > 0, tableOffset % UInt64(geometry.clusterSize) == 0,
             (1...Self.maximumSize).contains(bitmapBytes),
-            flags & ~7 == 0, fixed[16] == 1, (9...31).contains(granularityBits), !name.isEmpty,
+            flags & ~3 == 0, fixed[16] == 1, (9...31).contains(granularityBits), !name.isEmpty,
             Int(fixed.bigEndian(at: 18, as: UInt16.self)) <= Self.maximumNameLength,
             // One that is in use may have been left behind by a disk of another size.
             flags & 1 != 0
@@ -79,26 +83,26 @@ public struct Qcow2Bitmap: Sendable, Equatable {
     }
 }
 
-/// What the header extension says of the bitmap directory.
+/// The header extension that says where the bitmap directory is.
 struct Qcow2BitmapDirectory: Sendable, Equatable {
-    var count: Int
-    var reserved: UInt32
-    /// In bytes.
-    var size: UInt64
-    var offset: UInt64
-    private var isWhole: Bool
+    private let content: [UInt8]
 
+    private static let length = 24
     private static let maximumCount = 65535
-    /// What is read of a directory, in bytes: 65535 bitmaps with names of usual length.
-    private static let maximumSize: UInt64 = 8 << 20
+    /// 1024 bytes for each bitmap, as qemu has it.
+    private static let maximumSize = UInt64(1024 * maximumCount)
 
-    init(_ content: RawSpan) {
-        isWhole = content.byteCount == 24
-        count = isWhole ? Int(content.bigEndian(at: 0, as: UInt32.self)) : 0
-        reserved = isWhole ? content.bigEndian(at: 4, as: UInt32.self) : 0
-        size = isWhole ? content.bigEndian(at: 8, as: UInt64.self) : 0
-        offset = isWhole ? content.bigEndian(at: 16, as: UInt64.self) : 0
-    }
+    /// - Parameter content: of any length; `check` says whether it is right.
+    init(_ content: RawSpan) { self.content = content.withUnsafeBytes { Array($0) } }
+
+    func serialized() -> [UInt8] { content }
+
+    private var isWhole: Bool { content.count == Self.length }
+    var count: Int { isWhole ? Int(content.bigEndian(at: 0, as: UInt32.self)) : 0 }
+    private var reserved: UInt32 { isWhole ? content.bigEndian(at: 4, as: UInt32.self) : 0 }
+    /// In bytes.
+    var size: UInt64 { isWhole ? content.bigEndian(at: 8, as: UInt64.self) : 0 }
+    var offset: UInt64 { isWhole ? content.bigEndian(at: 16, as: UInt64.self) : 0 }
 
     func check(_ file: String, _ clusterSize: Int64) throws(ImageError) {
         guard isWhole, reserved == 0, (1...Self.maximumCount).contains(count),

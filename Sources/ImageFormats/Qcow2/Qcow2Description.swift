@@ -23,7 +23,7 @@ struct Qcow2Description: Sendable, Equatable {
     let snapshots: [Qcow2Snapshot]
     let bitmaps: [Qcow2Bitmap]
 
-    var refcountBits: Int { header.extras.refcountBits }
+    var refcountBits: Int { header.refcountBits }
 
     /// - Throws: `ImageError` for anything that is no qcow2 image, or is damaged in what it says.
     static func read(from storage: any Storage) async throws -> Qcow2Description {
@@ -33,34 +33,25 @@ struct Qcow2Description: Sendable, Equatable {
 
     private init(_ header: Qcow2Header, _ storage: any Storage) async throws {
         self.header = header
-        let extras = header.extras
         typealias Feature = Qcow2Header.IncompatibleFeature
-        isDirty = extras.incompatibleFeatures & Feature.dirty != 0
-        isCorrupt = extras.incompatibleFeatures & Feature.corrupt != 0
+        isDirty = header.incompatibleFeatures & Feature.dirty != 0
+        isCorrupt = header.incompatibleFeatures & Feature.corrupt != 0
         hasLazyRefcounts = header.hasLazyRefcounts
-        dataFile = extras.dataFile
+        dataFile = header.dataFile
         dataFileIsRaw =
-            extras.incompatibleFeatures & Feature.externalDataFile == 0
-            ? nil : extras.autoclearFeatures & Qcow2Header.AutoclearFeature.rawDataFile != 0
-        snapshots = try await Qcow2Snapshot.readAll(
-            storage, at: extras.snapshotTableOffset, count: Int64(extras.snapshots))
-        if let directory = extras.bitmapDirectory {
+            header.incompatibleFeatures & Feature.externalDataFile == 0
+            ? nil : header.autoclearFeatures & Qcow2Header.AutoclearFeature.rawDataFile != 0
+        snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
+        if let directory = header.bitmapDirectory {
             bitmaps = try await Qcow2Bitmap.readAll(storage, directory, header.geometry)
         } else {
             bitmaps = []
         }
-        switch extras.encryptionMethod {
-        case 0: encryption = nil
-        case 1: encryption = .aes
-        case 2:
-            guard let place = extras.encryptionHeader else {
-                throw ImageError.corrupt(
-                    storage.name, "the image is encrypted by LUKS and has no LUKS header")
-            }
+        // The header has the place of LUKS's, if that is the method.
+        if header.encryptionMethod == Qcow2Header.luks, let place = header.encryptionHeader {
             encryption = .luks(try await LUKSHeader.read(from: storage, at: place))
-        default:
-            throw ImageError.unsupported(
-                storage.name, "encryption method \(extras.encryptionMethod) is not supported")
+        } else {
+            encryption = header.encryptionMethod == 0 ? nil : .aes
         }
     }
 }

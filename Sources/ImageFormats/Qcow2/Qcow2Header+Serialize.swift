@@ -1,14 +1,15 @@
 import DiskImage
 
 extension Qcow2Header {
-    /// The header cluster of a fresh image up to the last byte that means something.
+    /// The header cluster up to the last byte that means something, with all that was read of one.
     ///
     /// - Throws: `ImageError` if the names do not fit into a cluster.
     func serialized() throws(ImageError) -> [UInt8] {
         var bytes: [UInt8] = []
         let names = backingFile?.bytes ?? []
         let extensions = serializedExtensions()
-        let length = version == 2 ? Self.version2Length : Self.extendedLength
+        let length =
+            version == 2 ? Self.version2Length : Self.extendedLength + otherFields.count
         let namesOffset = names.isEmpty ? 0 : length + extensions.count
         guard names.count <= Self.maximumBackingNameLength,
             length + extensions.count + names.count <= Int(geometry.clusterSize)
@@ -20,39 +21,64 @@ extension Qcow2Header {
         bytes.appendBigEndian(UInt32(names.count))
         bytes.appendBigEndian(UInt32(geometry.clusterBits))
         bytes.appendBigEndian(UInt64(geometry.virtualSize))
-        bytes.appendBigEndian(UInt32(0))  // encryption: none
+        bytes.appendBigEndian(encryptionMethod)
         bytes.appendBigEndian(UInt32(l1Entries))
         bytes.appendBigEndian(UInt64(l1Offset.bytes))
         bytes.appendBigEndian(UInt64(refcountTableOffset.bytes))
         bytes.appendBigEndian(UInt32(refcountTableClusters))
-        bytes.appendBigEndian(UInt32(0))  // snapshots
-        bytes.appendBigEndian(UInt64(0))  // snapshot table
+        bytes.appendBigEndian(snapshotCount)
+        bytes.appendBigEndian(snapshotTableOffset)
         if version >= 3 {
             bytes.appendBigEndian(
-                (compression == .zlib ? 0 : IncompatibleFeature.compressionType)
+                incompatibleFeatures
+                    | (compression == .zlib ? 0 : IncompatibleFeature.compressionType)
                     | (geometry.hasExtendedL2 ? IncompatibleFeature.extendedL2 : 0))
-            bytes.appendBigEndian(extras.compatibleFeatures)
-            bytes.appendBigEndian(UInt64(0))  // autoclear features
-            bytes.appendBigEndian(UInt32(extras.refcountBits.trailingZeroBitCount))
+            bytes.appendBigEndian(compatibleFeatures)
+            bytes.appendBigEndian(autoclearFeatures)
+            bytes.appendBigEndian(UInt32(refcountBits.trailingZeroBitCount))
             bytes.appendBigEndian(UInt32(length))
             bytes.append(compression.headerNumber)
-            bytes.append(contentsOf: repeatElement(0, count: length - bytes.count))
+            bytes.append(contentsOf: repeatElement(0, count: Self.extendedLength - bytes.count))
+            bytes += otherFields
         }
         return bytes + extensions + names
     }
 
     private func serializedExtensions() -> [UInt8] {
-        var bytes: [UInt8] = []
+        var all: [Extension] = []
         if let backingFormat {
-            let name = Array(backingFormat.utf8)
-            bytes.appendBigEndian(ExtensionType.backingFormat)
-            bytes.appendBigEndian(UInt32(name.count))
-            bytes += name
+            all.append(.init(type: ExtensionType.backingFormat, content: Array(backingFormat.utf8)))
+        }
+        if let dataFile {
+            all.append(.init(type: ExtensionType.dataFile, content: Array(dataFile.utf8)))
+        }
+        if let encryptionHeader {
+            all.append(
+                .init(type: ExtensionType.encryption, content: encryptionHeader.serialized()))
+        }
+        if let bitmapExtension {
+            all.append(.init(type: ExtensionType.bitmaps, content: bitmapExtension.serialized()))
+        }
+        var bytes: [UInt8] = []
+        for part in all + otherExtensions {
+            bytes.appendBigEndian(part.type)
+            bytes.appendBigEndian(UInt32(part.content.count))
+            bytes += part.content
             bytes.append(
-                contentsOf: repeatElement(0, count: name.count.roundedUp(to: 8) - name.count))
+                contentsOf: repeatElement(
+                    0, count: part.content.count.roundedUp(to: 8) - part.content.count))
         }
         bytes.appendBigEndian(ExtensionType.end)
         bytes.appendBigEndian(UInt32(0))
+        return bytes
+    }
+}
+
+extension Qcow2Header.TableRange {
+    fileprivate func serialized() -> [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.appendBigEndian(offset)
+        bytes.appendBigEndian(length)
         return bytes
     }
 }

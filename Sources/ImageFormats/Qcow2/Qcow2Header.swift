@@ -14,6 +14,8 @@ public struct Qcow2Header: Sendable, Equatable {
     /// What qemu accepts: an L1 table of 32 MiB.
     static let maximumL1Entries: Int64 = (32 << 20) / 8
     static let maximumBackingNameLength = 1023
+    /// The encryption method LUKS.
+    static let luks: UInt32 = 2
 
     /// Where the fields are that are changed in place, in bytes.
     enum FieldOffset {
@@ -63,8 +65,24 @@ public struct Qcow2Header: Sendable, Equatable {
     var l1Entries: Int64
     var refcountTableOffset: HostOffset
     var refcountTableClusters: Int64
-    /// What an image can hold besides its guest disk: a copy of the disk does not have it.
-    var extras = Extras()
+    var refcountBits = 16
+    var snapshotCount: UInt32 = 0
+    var snapshotTableOffset: UInt64 = 0
+    var incompatibleFeatures: UInt64 = 0
+    var compatibleFeatures: UInt64 = 0
+    var autoclearFeatures: UInt64 = 0
+    /// 0: none.
+    var encryptionMethod: UInt32 = 0
+    /// The place where LUKS keeps what it needs.
+    var encryptionHeader: TableRange?
+    /// The bitmap directory; stale unless `AutoclearFeature.bitmaps` is set.
+    var bitmapExtension: Qcow2BitmapDirectory?
+    /// The external data file, as written in the image.
+    var dataFile: String?
+    /// Extensions that mean nothing here, and the table of feature names: kept to be written back.
+    var otherExtensions: [Extension] = []
+    /// Fields behind those that are known.
+    var otherFields: [UInt8] = []
 
     /// A piece of the file that an image names, not checked against the file's size. In bytes.
     struct TableRange: Sendable, Equatable {
@@ -72,41 +90,39 @@ public struct Qcow2Header: Sendable, Equatable {
         var length: UInt64
     }
 
-    struct Extras: Sendable, Equatable {
-        var refcountBits = 16
-        var snapshots: UInt32 = 0
-        var snapshotTableOffset: UInt64 = 0
-        var incompatibleFeatures: UInt64 = 0
-        var compatibleFeatures: UInt64 = 0
-        var autoclearFeatures: UInt64 = 0
-        /// Where the bitmap directory lies; nil if the image has none that can be trusted.
-        var bitmapDirectory: Qcow2BitmapDirectory?
-        /// 0: none.
-        var encryptionMethod: UInt32 = 0
-        /// Where LUKS keeps what it needs.
-        var encryptionHeader: TableRange?
-        /// The external data file, as written in the image.
-        var dataFile: String?
-        /// Extensions or fields that no version of the format known here has.
-        var hasUnknownParts = false
+    struct Extension: Sendable, Equatable {
+        var type: UInt32
+        var content: [UInt8]
+    }
+
+    /// The bitmap directory; nil if the image has none that can be trusted.
+    var bitmapDirectory: Qcow2BitmapDirectory? {
+        autoclearFeatures & AutoclearFeature.bitmaps != 0 ? bitmapExtension : nil
+    }
+
+    var hasDataFile: Bool { incompatibleFeatures & IncompatibleFeature.externalDataFile != 0 }
+
+    /// The image has extensions or fields that no version of the format known here has.
+    private var hasUnknownParts: Bool {
+        !otherFields.isEmpty || otherExtensions.contains { $0.type != ExtensionType.featureNames }
     }
 
     /// The image defers its refcounts (`lazy_refcounts`).
     public var hasLazyRefcounts: Bool {
-        extras.compatibleFeatures & CompatibleFeature.lazyRefcounts != 0
+        compatibleFeatures & CompatibleFeature.lazyRefcounts != 0
     }
 
     /// Why an image written anew with the same options would not be the same image; nil if it would.
     public var reasonNotToRebuild: String? {
         if geometry.hasExtendedL2 { return "extended L2 entries" }
-        if extras.snapshots > 0 { return "internal snapshots" }
-        if extras.autoclearFeatures != 0 { return "bitmaps" }
-        if extras.refcountBits != 16 { return "refcounts of \(extras.refcountBits) bits" }
-        if extras.incompatibleFeatures & IncompatibleFeature.corrupt != 0 {
+        if snapshotCount > 0 { return "internal snapshots" }
+        if autoclearFeatures != 0 { return "bitmaps" }
+        if refcountBits != 16 { return "refcounts of \(refcountBits) bits" }
+        if incompatibleFeatures & IncompatibleFeature.corrupt != 0 {
             return "a mark that it is corrupt"
         }
-        if extras.compatibleFeatures & ~CompatibleFeature.lazyRefcounts != 0
-            || extras.hasUnknownParts
+        if compatibleFeatures & ~CompatibleFeature.lazyRefcounts != 0
+            || hasUnknownParts
         {
             return "features that are not known here"
         }

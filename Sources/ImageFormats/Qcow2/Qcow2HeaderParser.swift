@@ -6,8 +6,10 @@ struct Qcow2HeaderParser {
     enum Purpose {
         /// Of the guest disk: encrypted ones cannot be.
         case reading
-        /// Of what the image says of itself, all of it.
+        /// Of all that the image says of itself.
         case describing
+        /// Of the places of its tables: the check says itself what is wrong with them.
+        case checking
     }
 
     let name: String
@@ -64,32 +66,54 @@ struct Qcow2HeaderParser {
         guard bytes.byteCount >= headerLength else {
             throw .corrupt(name, "the header is cut short")
         }
-        let extensions = try parseExtensions(bytes)
-        let features =
-            version == 3 ? bytes.bigEndian(at: 72, as: UInt64.self) : 0
-        try checkFeatures(features, names: extensions.featureNames)
-        var extras = Qcow2Header.Extras()
-        extras.encryptionMethod = bytes.bigEndian(at: 32, as: UInt32.self)
-        try checkEncryption(extras.encryptionMethod)
-        extras.encryptionHeader = extensions.encryptionHeader
-        extras.dataFile = extensions.dataFile
-        extras.hasUnknownParts =
-            extensions.hasUnknownOnes || headerLength > Qcow2Header.extendedLength
-        extras.snapshots = bytes.bigEndian(at: 60, as: UInt32.self)
-        extras.snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
-        if version == 3 {
-            let refcountOrder = bytes.bigEndian(at: 96, as: UInt32.self)
-            guard refcountOrder <= 6 else {
-                throw .corrupt(name, "refcounts of 2^\(refcountOrder) bits are not allowed")
-            }
-            extras.refcountBits = 1 << Int(refcountOrder)
-            extras.incompatibleFeatures = features
-            extras.compatibleFeatures = bytes.bigEndian(at: 80, as: UInt64.self)
-            extras.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
-            if extras.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
-                extras.bitmapDirectory = extensions.bitmapDirectory
-            }
+        var header = Qcow2Header(
+            version: version,
+            geometry: Qcow2Geometry(clusterBits: clusterBits, hasExtendedL2: false, virtualSize: 0),
+            compression: .zlib, l1Offset: HostOffset(0), l1Entries: 0,
+            refcountTableOffset: HostOffset(0), refcountTableClusters: 0)
+        try parseFields(bytes, into: &header)
+        try parseExtensions(bytes, into: &header)
+        try checkFeatures(of: header)
+        try checkEncryption(of: header)
+        header.compression = try parseCompression(bytes, header.incompatibleFeatures)
+        header.geometry = try parseGeometry(bytes, header.incompatibleFeatures)
+        (header.l1Offset, header.l1Entries) = try parseL1(bytes, header.geometry)
+        let refcountTable = Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))
+        guard refcountTable % header.geometry.clusterSize == 0 else {
+            throw .corrupt(name, "the offset of the refcount table is invalid")
         }
+        header.refcountTableOffset = HostOffset(refcountTable)
+        header.refcountTableClusters = Int64(bytes.bigEndian(at: 56, as: UInt32.self))
+        header.backingFile = try parseBackingName(bytes)
+        if purpose == .describing { try checkDescription(of: header, bytes) }
+        if purpose != .reading { try checkRefcountTable(of: header) }
+        return header
+    }
+
+    private func parseFields(
+        _ bytes: RawSpan, into header: inout Qcow2Header
+    ) throws(ImageError) {
+        header.encryptionMethod = bytes.bigEndian(at: 32, as: UInt32.self)
+        header.snapshotCount = bytes.bigEndian(at: 60, as: UInt32.self)
+        header.snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
+        guard version >= 3 else { return }
+        header.incompatibleFeatures = bytes.bigEndian(at: 72, as: UInt64.self)
+        header.compatibleFeatures = bytes.bigEndian(at: 80, as: UInt64.self)
+        header.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
+        let refcountOrder = bytes.bigEndian(at: 96, as: UInt32.self)
+        guard refcountOrder <= 6 else {
+            throw .corrupt(name, "refcounts of 2^\(refcountOrder) bits are not allowed")
+        }
+        header.refcountBits = 1 << Int(refcountOrder)
+        if headerLength > Qcow2Header.extendedLength {
+            header.otherFields = bytes.extracting(Qcow2Header.extendedLength..<headerLength)
+                .withUnsafeBytes { Array($0) }
+        }
+    }
+
+    private func parseGeometry(
+        _ bytes: RawSpan, _ features: UInt64
+    ) throws(ImageError) -> Qcow2Geometry {
         let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0
         guard !hasExtendedL2 || 1 << clusterBits >= Qcow2Geometry.smallestExtendedCluster else {
             throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more")
@@ -97,64 +121,65 @@ struct Qcow2HeaderParser {
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
             virtualSize <= largestDiskSize
         else { throw .tooLarge("the virtual size", path: name) }
-        let geometry = Qcow2Geometry(
+        return Qcow2Geometry(
             clusterBits: clusterBits, hasExtendedL2: hasExtendedL2, virtualSize: virtualSize)
-        let l1 = try parseL1(bytes, geometry)
-        let refcountTable = Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))
-        guard refcountTable % geometry.clusterSize == 0 else {
-            throw .corrupt(name, "the offset of the refcount table is invalid")
-        }
-        let header = Qcow2Header(
-            version: version, geometry: geometry,
-            compression: try parseCompression(bytes, features),
-            backingFile: try parseBackingName(bytes), backingFormat: extensions.backingFormat,
-            l1Offset: l1.offset, l1Entries: l1.entries,
-            refcountTableOffset: HostOffset(refcountTable),
-            refcountTableClusters: Int64(bytes.bigEndian(at: 56, as: UInt32.self)),
-            extras: extras)
-        if purpose == .describing { try checkTables(of: header, bytes) }
-        return header
     }
 
-    /// Nobody uses the refcount table to describe an image, yet one where it is wrong is none.
-    private func checkTables(of header: Qcow2Header, _ bytes: RawSpan) throws(ImageError) {
-        let clusterSize = header.geometry.clusterSize
+    private func checkDescription(
+        of header: Qcow2Header, _ bytes: RawSpan
+    ) throws(ImageError) {
         if let format = header.backingFormat, format.utf8.count > 15 {
             throw .corrupt(
                 name, "the name of the backing format is too long: \(format.utf8.count) bytes")
         }
-        guard bytes.bigEndian(at: 8, as: UInt64.self) <= UInt64(clusterSize) else {
+        guard bytes.bigEndian(at: 8, as: UInt64.self) <= UInt64(header.geometry.clusterSize) else {
             throw .corrupt(name, "the backing file name lies outside the first cluster")
         }
-        guard header.extras.snapshotTableOffset % UInt64(clusterSize) == 0 else {
+        guard header.snapshotTableOffset % UInt64(header.geometry.clusterSize) == 0 else {
             throw .corrupt(name, "the offset of the snapshot table is invalid")
         }
-        let tableLength = header.refcountTableClusters * clusterSize
-        guard tableLength > 0 else { throw .corrupt(name, "the image has no refcount table") }
-        guard tableLength <= Qcow2Layout.maximumRefcountTable else {
-            throw .corrupt(name, "the refcount table is too large: \(tableLength) bytes")
+        guard header.refcountTableClusters > 0 else {
+            throw .corrupt(name, "the image has no refcount table")
         }
-        guard (0...Int64.max - tableLength).contains(header.refcountTableOffset.bytes) else {
+    }
+
+    /// Reading does without the refcount table, but an image where the table is wrong is no image.
+    private func checkRefcountTable(of header: Qcow2Header) throws(ImageError) {
+        let length = header.refcountTableClusters * header.geometry.clusterSize
+        guard length <= Qcow2Layout.maximumRefcountTable else {
+            throw .corrupt(name, "the refcount table is too large: \(length) bytes")
+        }
+        guard (0...Int64.max - length).contains(header.refcountTableOffset.bytes) else {
             throw .corrupt(name, "the offset of the refcount table is invalid")
         }
     }
 
-    private func checkFeatures(_ features: UInt64, names: [Int: String]) throws(ImageError) {
-        let unknown = features & ~Qcow2Header.IncompatibleFeature.known
+    private func checkFeatures(of header: Qcow2Header) throws(ImageError) {
+        let unknown = header.incompatibleFeatures & ~Qcow2Header.IncompatibleFeature.known
         if unknown != 0 {
+            let names = header.incompatibleFeatureNames
             let list = (0..<64).filter { unknown & (1 << UInt64($0)) != 0 }
                 .map { names[$0].map { "'\($0)'" } ?? "bit \($0)" }
             throw .unsupported(
                 name, "unsupported qcow2 feature(s): \(list.joined(separator: ", "))")
         }
-        if purpose == .reading, features & Qcow2Header.IncompatibleFeature.externalDataFile != 0 {
+        if purpose == .reading, header.hasDataFile {
             throw .unsupported(name, "external data files are not supported")
         }
     }
 
-    private func checkEncryption(_ method: UInt32) throws(ImageError) {
-        guard method != 0, purpose == .reading else { return }
-        throw .unsupported(name, "encrypted images are not supported (method \(method))")
+    private func checkEncryption(of header: Qcow2Header) throws(ImageError) {
+        let method = header.encryptionMethod
+        guard method != 0 else { return }
+        if purpose == .reading {
+            throw .unsupported(name, "encrypted images are not supported (method \(method))")
+        }
+        guard method <= Qcow2Header.luks else {
+            throw .unsupported(name, "encryption method \(method) is not supported")
+        }
+        guard method != Qcow2Header.luks || header.encryptionHeader != nil else {
+            throw .corrupt(name, "the image is encrypted by LUKS and has no LUKS header")
+        }
     }
 
     private func parseCompression(
@@ -200,7 +225,9 @@ struct Qcow2HeaderParser {
         guard length <= Qcow2Header.maximumBackingNameLength else {
             throw .corrupt(name, "the backing file name is too long: \(length) bytes")
         }
-        guard length <= bytes.byteCount, offset >= UInt64(headerLength),
+        // A check takes it where qemu does, and no part of the fixed header is a name.
+        let start = purpose == .checking ? 0 : UInt64(headerLength)
+        guard length <= bytes.byteCount, offset >= start,
             offset <= UInt64(bytes.byteCount - length)
         else {
             throw .corrupt(name, "the backing file name lies outside the first cluster")
@@ -210,46 +237,14 @@ struct Qcow2HeaderParser {
         return found.isEmpty ? nil : ImageName(bytes: found)
     }
 
-    private struct Extensions {
-        var backingFormat: String?
-        var featureNames: [Int: String] = [:]
-        var bitmapDirectory: Qcow2BitmapDirectory?
-        var encryptionHeader: Qcow2Header.TableRange?
-        var dataFile: String?
-        var hasUnknownOnes = false
-    }
-
-    private func parseExtensions(_ bytes: RawSpan) throws(ImageError) -> Extensions {
-        var found = Extensions()
-        try Self.forEachExtension(bytes, from: headerLength, name) { type, content in
-            switch type {
-            case Qcow2Header.ExtensionType.backingFormat: found.backingFormat = content.text()
-            case Qcow2Header.ExtensionType.featureNames:
-                found.featureNames = incompatibleNames(content)
-            case Qcow2Header.ExtensionType.bitmaps:
-                found.bitmapDirectory = Qcow2BitmapDirectory(content)
-            case Qcow2Header.ExtensionType.encryption:
-                found.encryptionHeader = Qcow2Header.TableRange(content)
-            case Qcow2Header.ExtensionType.dataFile: found.dataFile = content.text()
-            default: found.hasUnknownOnes = true  // The spec: they are to be ignored.
-            }
-        }
-        return found
-    }
-
-    /// Walks the extensions, up to their end mark or to the name of the backing file.
-    ///
-    /// - Parameters:
-    ///   - bytes: the first cluster.
-    ///   - start: where the fixed part of the header ends.
-    static func forEachExtension(
-        _ bytes: RawSpan, from start: Int, _ name: String,
-        _ body: (_ type: UInt32, _ content: RawSpan) throws(ImageError) -> Void
+    /// Reads the extensions, up to their end mark or to the name of the backing file.
+    private func parseExtensions(
+        _ bytes: RawSpan, into header: inout Qcow2Header
     ) throws(ImageError) {
         let backingOffset = bytes.bigEndian(at: 8, as: UInt64.self)
         let end =
             backingOffset == 0 ? bytes.byteCount : Int(min(backingOffset, UInt64(bytes.byteCount)))
-        var position = start
+        var position = headerLength
         while position + 8 <= end {
             let type = bytes.bigEndian(at: position, as: UInt32.self)
             let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
@@ -259,18 +254,42 @@ struct Qcow2HeaderParser {
                 throw .corrupt(name, "a header extension reaches beyond the header")
             }
             if type == Qcow2Header.ExtensionType.end { break }
-            try body(type, bytes.extracting(position..<position + length))
+            try parse(type, bytes.extracting(position..<position + length), into: &header)
             position += length.roundedUp(to: 8)
         }
     }
 
-    /// The feature name table: entries of kind (1 byte, 0 = incompatible), bit (1 byte), name (46).
-    private func incompatibleNames(_ bytes: RawSpan) -> [Int: String] {
+    private func parse(
+        _ type: UInt32, _ content: RawSpan, into header: inout Qcow2Header
+    ) throws(ImageError) {
+        switch type {
+        case Qcow2Header.ExtensionType.backingFormat: header.backingFormat = content.text()
+        case Qcow2Header.ExtensionType.bitmaps:
+            header.bitmapExtension = Qcow2BitmapDirectory(content)
+        case Qcow2Header.ExtensionType.encryption:
+            header.encryptionHeader = Qcow2Header.TableRange(content)
+            guard header.encryptionHeader != nil || purpose != .checking else {
+                throw .corrupt(name, "the encryption header extension has a wrong length")
+            }
+        case Qcow2Header.ExtensionType.dataFile: header.dataFile = content.text()
+        default:
+            // The spec: those that are unknown are to be ignored.
+            header.otherExtensions.append(
+                .init(type: type, content: content.withUnsafeBytes { Array($0) }))
+        }
+    }
+}
+
+extension Qcow2Header {
+    /// Names of incompatible features by their bits, as the image has them: entries of kind (1 byte,
+    /// 0 for incompatible), bit (1 byte), name (46).
+    fileprivate var incompatibleFeatureNames: [Int: String] {
         var names: [Int: String] = [:]
-        for start in stride(from: 0, through: bytes.byteCount - 48, by: 48)
-        where bytes.unsafeLoad(fromByteOffset: start, as: UInt8.self) == 0 {
-            let bit = Int(bytes.unsafeLoad(fromByteOffset: start + 1, as: UInt8.self))
-            names[bit] = bytes.extracting(start + 2..<start + 48).text()
+        for table in otherExtensions where table.type == ExtensionType.featureNames {
+            let bytes = table.content
+            for start in stride(from: 0, through: bytes.count - 48, by: 48) where bytes[start] == 0 {
+                names[Int(bytes[start + 1])] = bytes.text(start + 2..<start + 48)
+            }
         }
         return names
     }

@@ -14,69 +14,30 @@ enum Qcow2Preallocation {
         let room = allocated / clusterSize
         let threshold = max(room * 10 / 9, room + 2)
         let end = storage.size.roundedUp(to: guestSectorSize).dividedUp(by: clusterSize)
-        var counter = try RefcountCounter(source.header, storage, endCluster: end)
-        return try await counter.reaches(threshold)
-    }
-}
-
-/// Goes through the refcounts of an image, one block in memory at a time.
-private struct RefcountCounter: ~Copyable {
-    /// Bits 9 to 63 of a refcount table entry.
-    private static let offsetMask: UInt64 = ~0x1ff
-    private static let tablePiece: Int64 = 64 << 10
-
-    private let storage: any Storage
-    private let codec: RefcountCodec
-    private let clusterSize: Int64
-    private let tableRange: Range<Int64>
-    private let endCluster: Int64
-    private var count: Int64 = 0
-    private var buffer: IOBuffer
-
-    init(
-        _ header: Qcow2Header, _ storage: any Storage, endCluster: Int64
-    ) throws(ImageError) {
-        buffer = try IOBuffer(byteCount: Int(header.geometry.clusterSize))
-        self.storage = storage
-        self.endCluster = endCluster
-        codec = RefcountCodec(bits: header.extras.refcountBits)
-        clusterSize = header.geometry.clusterSize
-        // The table is no longer than the file, and begins in it: anything else counts nothing.
-        let start = min(max(0, header.refcountTableOffset.bytes), storage.size)
-        let length = min(header.refcountTableClusters * clusterSize, storage.size - start)
-        tableRange = start..<start + length / 8 * 8
+        return try await countUsed(source.header, storage, end, upTo: threshold) >= threshold
     }
 
-    private var refcountsPerBlock: Int64 { Int64(codec.entries(inBytes: clusterSize)) }
-
-    mutating func reaches(_ threshold: Int64) async throws -> Bool {
-        var first: Int64 = 0
-        var position = tableRange.lowerBound
-        while position < tableRange.upperBound, first < endCluster, count < threshold {
-            let length = min(Self.tablePiece, tableRange.upperBound - position)
-            var table = try IOBuffer(byteCount: Int(length))
-            var span = table.mutableBytes
-            try await storage.read(into: &span, at: position)
-            for index in 0..<Int(length / 8) {
-                let entry = table.bytes.bigEndian(at: index * 8, as: UInt64.self)
-                guard first < endCluster, count < threshold else { break }
-                try await addBlock(entry, clusters: min(refcountsPerBlock, endCluster - first))
-                first += refcountsPerBlock
-            }
-            position += length
+    /// Goes through the refcounts, one block in memory at a time, until there are enough.
+    private static func countUsed(
+        _ header: Qcow2Header, _ storage: any Storage, _ endCluster: Int64, upTo threshold: Int64
+    ) async throws -> Int64 {
+        let clusterSize = header.geometry.clusterSize
+        let codec = RefcountCodec(bits: header.refcountBits)
+        let perBlock = Int64(codec.entries(inBytes: clusterSize))
+        let blocks = min(
+            endCluster.dividedUp(by: perBlock), header.refcountTableClusters * clusterSize / 8)
+        let reader = RefcountReader(
+            storage: storage,
+            table: try await storage.readWords(
+                at: max(0, header.refcountTableOffset.bytes), count: blocks),
+            codec: codec, clusterSize: clusterSize)
+        var buffer = try IOBuffer(byteCount: Int(clusterSize))
+        var count: Int64 = 0
+        for index in reader.table.indices where count < threshold {
+            guard try await reader.readBlock(index, into: &buffer) else { continue }
+            let clusters = min(perBlock, endCluster - Int64(index) * perBlock)
+            count += codec.countUsed(in: buffer.bytes, first: Int(clusters))
         }
-        return count >= threshold
-    }
-
-    private mutating func addBlock(_ entry: UInt64, clusters: Int64) async throws {
-        guard let offset = Int64(exactly: entry & Self.offsetMask), offset != 0,
-            offset < storage.size
-        else { return }
-        let storage = storage
-        let length = Int(min(clusterSize, storage.size - offset))
-        var whole = buffer.mutableBytes
-        var part = whole.slice(0..<length)
-        try await storage.read(into: &part, at: offset)
-        count += codec.countUsed(in: buffer.bytes.extracting(0..<length), first: Int(clusters))
+        return count
     }
 }

@@ -56,7 +56,7 @@ struct Qcow2Refcounts {
         self.storage = storage
         let clusterSize = header.geometry.clusterSize
         self.clusterSize = clusterSize
-        bits = header.extras.refcountBits
+        bits = header.refcountBits
         clustersPerBlock = clusterSize * 8 / Int64(bits)
         place = Table(
             offset: header.refcountTableOffset, clusters: header.refcountTableClusters)

@@ -34,7 +34,7 @@ public struct Qcow2Resizer {
     public init(
         storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?
     ) async throws {
-        let features = header.extras.incompatibleFeatures
+        let features = header.incompatibleFeatures
         if features & Qcow2Header.IncompatibleFeature.corrupt != 0 {
             throw ImageError.corrupt(
                 storage.name, "Image is corrupt; cannot be opened read/write")
@@ -44,7 +44,7 @@ public struct Qcow2Resizer {
                 storage.name, "the image was not closed cleanly: repair it first (check -r all)")
         }
         // Bitmaps have the size of the disk.
-        if header.extras.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
+        if header.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
             throw ImageError.unsupported(
                 storage.name, "resizing an image with bitmaps is not supported yet")
         }
@@ -77,7 +77,7 @@ public struct Qcow2Resizer {
         guard size % guestSectorSize == 0 else {
             throw ImageError.invalid("The new size must be a multiple of 512")
         }
-        guard header.version >= 3 || header.extras.snapshots == 0 else {
+        guard header.version >= 3 || header.snapshotCount == 0 else {
             throw ImageError.invalid("Can't resize a v2 image which has snapshots")
         }
         guard size != geometry.virtualSize else { return }

@@ -13,43 +13,52 @@ struct Qcow2Snapshot: Sendable, Equatable {
     var id: [UInt8] { facts.id }
     var name: [UInt8] { facts.name }
 
-    /// What qemu allows.
-    private static let maximumCount: Int64 = 65536
-    /// What is read of a table, in bytes: 65536 snapshots with names of usual length.
-    private static let maximumTableSize: Int64 = 8 << 20
+    /// In bytes.
+    let extraLength: Int
+
+    /// qemu's limits.
+    static let maximumCount: UInt32 = 65536
     private static let maximumExtraData = 1024
+    /// The limit of a table that is read, in bytes: 65536 snapshots with names of usual length.
+    private static let maximumTableSize: Int64 = 8 << 20
     private static let fixedLength = 40
 
-    static func readAll(
-        _ storage: any Storage, at offset: UInt64, count: Int64
-    ) async throws -> [Qcow2Snapshot] {
-        guard count > 0 else { return [] }
-        guard count <= maximumCount else {
-            throw ImageError.corrupt(storage.name, "too many snapshots: \(count)")
+    struct TooMuchExtraData: Error {}
+
+    static func readAll(of header: Qcow2Header, in storage: any Storage) async throws -> [Self] {
+        guard header.snapshotCount > 0 else { return [] }
+        guard header.snapshotCount <= maximumCount else {
+            throw ImageError.corrupt(storage.name, "too many snapshots: \(header.snapshotCount)")
         }
         var cursor = try MetadataCursor(
-            storage, "snapshot table", at: offset, maximum: maximumTableSize)
+            storage, "snapshot table", at: header.snapshotTableOffset, maximum: maximumTableSize)
         var snapshots: [Qcow2Snapshot] = []
-        for _ in 0..<count {
-            let fixed = try await cursor.next(fixedLength)
-            let extraLength = Int(fixed.bigEndian(at: 36, as: UInt32.self))
-            guard extraLength <= maximumExtraData else {
-                throw ImageError.corrupt(
-                    storage.name, "a snapshot has \(extraLength) bytes of extra data")
+        for _ in 0..<header.snapshotCount {
+            do {
+                snapshots.append(try await next(&cursor))
+            } catch is TooMuchExtraData {
+                throw ImageError.corrupt(storage.name, "a snapshot has too much extra data")
             }
-            let length =
-                extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
-                + Int(fixed.bigEndian(at: 14, as: UInt16.self))
-            let rest = try await cursor.next(length)
-            snapshots.append(Qcow2Snapshot(fixed, rest, extraLength: extraLength))
-            // Entries are filled up to multiples of 8, except the last one at the end of a file.
-            let padding = (fixedLength + length).roundedUp(to: 8) - fixedLength - length
-            if padding > 0, Int64(snapshots.count) < count { _ = try await cursor.next(padding) }
         }
         return snapshots
     }
 
+    /// Reads the next entry of a snapshot table: entries begin at multiples of 8.
+    ///
+    /// - Throws: `TooMuchExtraData`; what the cursor throws.
+    static func next(_ cursor: inout MetadataCursor) async throws -> Qcow2Snapshot {
+        cursor.align(to: 8)
+        let fixed = try await cursor.next(fixedLength)
+        let extraLength = Int(fixed.bigEndian(at: 36, as: UInt32.self))
+        guard extraLength <= maximumExtraData else { throw TooMuchExtraData() }
+        let rest = try await cursor.next(
+            extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
+                + Int(fixed.bigEndian(at: 14, as: UInt16.self)))
+        return Qcow2Snapshot(fixed, rest, extraLength: extraLength)
+    }
+
     private init(_ fixed: [UInt8], _ rest: [UInt8], extraLength: Int) {
+        self.extraLength = extraLength
         let idEnd = extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
         let counted = extraLength >= 24 ? rest.bigEndian(at: 16, as: UInt64.self) : .max
         facts = ImageSnapshot(

@@ -9,7 +9,7 @@ extension Qcow2Source {
     /// - Throws: `ImageError` if the bitmap directory cannot be read.
     public func bitmapsSize(clusterSize: Int64) async throws -> Int64? {
         guard header.version >= 3 else { return nil }
-        guard let directory = header.extras.bitmapDirectory else { return 0 }
+        guard let directory = header.bitmapDirectory else { return 0 }
         let bitmaps = try await Qcow2Bitmap.readAll(storage, directory, header.geometry)
         var sum: Int64 = 0
         var directorySize: Int64 = 0

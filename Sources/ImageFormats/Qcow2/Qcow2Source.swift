@@ -25,8 +25,7 @@ public struct Qcow2Source: Image {
     /// - Throws: `ImageError`; also if the image has no such snapshot.
     init(_ storage: any Storage, snapshot: SnapshotName) async throws {
         let header = try await Qcow2Header.read(from: storage)
-        let snapshots = try await Qcow2Snapshot.readAll(
-            storage, at: header.extras.snapshotTableOffset, count: Int64(header.extras.snapshots))
+        let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         guard let found = snapshot.find(in: snapshots) else {
             throw ImageError(
                 .invalid, path: storage.name, "Failed to load snapshot: Can't find snapshot")

@@ -172,16 +172,16 @@ public final class Qcow2Target: ImageTarget {
     }
 
     private func header(_ ending: Qcow2Layout.Ending?) -> Qcow2Header {
-        var extras = Qcow2Header.Extras()
-        extras.refcountBits = options.refcountBits
-        if options.lazyRefcounts {
-            extras.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
-        }
-        return Qcow2Header(
+        var header = Qcow2Header(
             version: options.version, geometry: geometry, compression: options.compression,
             backingFile: options.backing?.file, backingFormat: options.backing?.format,
             l1Offset: ending?.l1Offset ?? HostOffset(0), l1Entries: geometry.l1Entries,
             refcountTableOffset: ending?.refcountTableOffset ?? HostOffset(0),
-            refcountTableClusters: ending?.refcountTableClusters ?? 0, extras: extras)
+            refcountTableClusters: ending?.refcountTableClusters ?? 0)
+        header.refcountBits = options.refcountBits
+        if options.lazyRefcounts {
+            header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
+        }
+        return header
     }
 }

@@ -38,6 +38,32 @@ extension Storage {
         try await read(into: &span, at: offset.bytes)
         return buffer
     }
+
+    /// Fills a buffer; what would lie beyond the end of the file is zeros.
+    ///
+    /// - Returns: how many bytes were there, 0 for none.
+    func readAvailable(into buffer: inout IOBuffer, at offset: Int64) async throws -> Int {
+        let count = buffer.byteCount
+        let available = offset < size ? Int(min(Int64(count), size - offset)) : 0
+        var span = buffer.mutableBytes
+        if available > 0 {
+            var part = span.slice(0..<available)
+            try await read(into: &part, at: offset)
+        }
+        if available < count { span.zeroFill(available..<count) }
+        return available
+    }
+
+    /// Reads a table of big-endian numbers as far as the file has it.
+    func readWords(at offset: Int64, count: Int64) async throws -> [UInt64] {
+        let there = max(0, min(count, (size - offset).dividedUp(by: 8)))
+        guard there > 0 else { return [] }
+        try MemoryMargin.check(for: 2 * Int(there) * 8)
+        var buffer = try IOBuffer(byteCount: Int(there) * 8)
+        _ = try await readAvailable(into: &buffer, at: offset)
+        let bytes = buffer.bytes
+        return bytes.bigEndianWords()
+    }
 }
 
 extension WritableStorage {

@@ -2,15 +2,16 @@ import CLinux
 
 /// qemu's cache modes, as `-t` and `-T` name them.
 public enum CacheMode: String, Sendable, CaseIterable {
-    /// Past the page cache; success means the disk has it.
+    /// Bypasses the page cache; success means the disk has the data.
     case none
     /// Every write reaches stable storage before it counts as done.
     case writethrough
-    /// Through the page cache; success means the disk has it.
+    /// Uses the page cache; success means the disk has the data.
     case writeback
-    /// Past the page cache, and every write reaches stable storage before it counts as done.
+    /// Bypasses the page cache, and every write reaches stable storage before it counts as done.
     case directsync
-    /// Nobody waits for what a disk keeps to itself, as with `cp`; through the page cache, or past it where that is faster.
+    /// Does not wait until the disk has the data, as with `cp`. Uses the page cache, or bypasses it
+    /// if that is faster.
     case unsafe
 
     var isDirect: Bool { self == .none || self == .directsync }

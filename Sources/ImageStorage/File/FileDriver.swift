@@ -1,7 +1,7 @@
 import DiskImage
 
-/// Files and devices of this machine. Last in the list: any name that no other driver claims is a
-/// path.
+/// The driver of files and devices of this machine. It is the last in the list: any name that no
+/// other driver claims is a path.
 public struct FileDriver: StorageDriver {
     public let label = "files"
     public let names = ["file", "host_device"]
@@ -19,7 +19,7 @@ public struct FileDriver: StorageDriver {
         guard let path = try options.bytes(prefix + "filename"), !path.isEmpty else {
             throw options.invalid("'\(prefix)filename' is missing")
         }
-        // With the driver said, the name is a path whatever it looks like.
+        // The options name this driver, so the name is a path whatever it looks like.
         return HostPath(bytes: path).name
     }
 

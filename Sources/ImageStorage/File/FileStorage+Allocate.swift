@@ -5,8 +5,8 @@ import Glibc
 extension FileStorage {
     /// Reserves the blocks of a range within the file.
     ///
-    /// - Parameter isNeeded: false where the range is written in any case: a file system that cannot
-    ///   reserve does no harm then.
+    /// - Parameter isNeeded: false if the range is written in any case, so that a file system need
+    ///   not be able to reserve.
     private func reserve(_ range: Range<Int64>, isNeeded: Bool) throws(ImageError) {
         let result = Syscall.retry {
             clinux_fallocate(
@@ -15,7 +15,7 @@ extension FileStorage {
         guard result == nil else { return }
         if errno == EOPNOTSUPP {
             guard isNeeded else { return }
-            // The C library writes into each block where the kernel cannot reserve.
+            // posix_fallocate writes into each block if the kernel cannot reserve.
             let code = posix_fallocate(descriptor, off_t(range.lowerBound), off_t(range.count))
             guard code != 0 else { return }
             errno = code
@@ -33,7 +33,7 @@ extension FileStorage {
 
     public func apply(_ attributes: FileAttributes) -> String? {
         guard !traits.isDevice else { return nil }
-        // Only btrfs knows of it.
+        // Only btrfs has this flag.
         if attributes.noCopyOnWrite { _ = clinux_set_no_cow(descriptor) }
         guard let hint = attributes.extentSizeHint, hint > 0 else { return nil }
         // The unit in which XFS allocates the file's blocks.

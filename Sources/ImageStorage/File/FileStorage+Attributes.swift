@@ -4,10 +4,10 @@ import Glibc
 
 // Owner, mode, ACL, attributes and flags of a file.
 extension FileStorage {
-    /// Gives the file, which is empty still, the owner, mode, ACL, extended attributes and inode
-    /// flags of another.
+    /// Gives the file, which is still empty, the owner, mode, ACL, extended attributes and inode
+    /// flags of another file.
     ///
-    /// - Throws: `ImageError` for what cannot be had here.
+    /// - Throws: `ImageError` for an attribute that cannot be set here.
     func takeAttributes(of other: FileStorage) throws(ImageError) {
         let old = try Syscall.status(other.descriptor, name)
         let new = try Syscall.status(descriptor, name)
@@ -22,7 +22,7 @@ extension FileStorage {
         guard clinux_copy_inode_flags(other.descriptor, descriptor) == 0 else {
             throw Syscall.failure(name, "cannot keep the inode flags")
         }
-        // ACLs and security labels are extended attributes as well.
+        // ACLs and security labels are extended attributes, too.
         for attribute in try other.attributeNames() {
             let value = try attribute.withCString { attribute throws(ImageError) in
                 try other.bytes { fgetxattr(other.descriptor, attribute, $0, $1) }
@@ -43,7 +43,7 @@ extension FileStorage {
         return list.split(separator: 0).map { Array($0) }
     }
 
-    /// Calls twice: for the length, then for the bytes. None where there are no attributes at all.
+    /// Gets bytes by two calls, one for their length. Empty if the file system has no attributes.
     private func bytes(
         _ call: (UnsafeMutableRawPointer?, Int) -> Int
     ) throws(ImageError) -> [UInt8] {

@@ -2,16 +2,16 @@ import CLinux
 import DiskImage
 import Glibc
 
-// O_DIRECT wants offset, length and memory aligned. Callers need not know.
+// O_DIRECT needs aligned offsets, lengths and memory. Callers need not align them.
 //
-// A page is either written directly or through the page cache, never both: the kernel drops the
-// cached pages that a direct write covers, and a cached page that is only partly covered would bring
-// stale neighbours back when it is written out. So direct writes are cut at page boundaries and the
-// unaligned ends go through a second, buffered descriptor.
+// A page is written either directly or through the page cache, never both: the kernel drops the
+// cached pages that a direct write covers, and a cached page that is only partly covered would
+// bring stale neighbours back when it is written out. So direct writes are cut at page boundaries,
+// and the unaligned ends go through a second, buffered descriptor.
 extension FileStorage {
     private static let pageSize: Int64 = 4096
 
-    /// - Returns: how many bytes were there to read.
+    /// - Returns: number of bytes read.
     func readDirect(
         into buffer: UnsafeMutableRawBufferPointer, at offset: Int64
     ) throws(ImageError) -> Int {
@@ -54,7 +54,7 @@ extension FileStorage {
         }
     }
 
-    /// Offset and length are aligned; the memory may not be.
+    /// Writes bytes with an aligned offset and length; the memory may not be aligned.
     private func writeAligned(
         _ bytes: UnsafeRawBufferPointer, at offset: Int64
     ) throws(ImageError) {
@@ -81,7 +81,7 @@ extension FileStorage {
     private func bufferedWriter() throws(ImageError) -> Int32 {
         try bufferedDescriptor.withLock { known throws(ImageError) -> Int32 in
             if let known { return known }
-            // By descriptor, not by name: a staged file has none.
+            // By descriptor, because a staged file has no name.
             let opened: Int32
             do throws(ImageError) {
                 opened = try Syscall.open(
@@ -104,6 +104,6 @@ extension FileStorage {
 }
 
 extension CacheMode {
-    /// The same promise of durability, through the page cache.
+    /// Flags for equally durable writes through the page cache.
     fileprivate var bufferedOpenFlags: Int32 { isSynchronous ? clinux_O_DSYNC : 0 }
 }

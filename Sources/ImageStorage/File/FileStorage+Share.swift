@@ -2,16 +2,16 @@ import CLinux
 import DiskImage
 import Glibc
 
-// Files on XFS, btrfs and others can have blocks in common, each with its own view of them (reflinks):
-// a copy that takes no time and no space. `man ioctl_ficlonerange`.
+// Files on XFS, btrfs and other file systems can share blocks until one of them changes (reflinks):
+// such a copy takes no time and no space. `man ioctl_ficlonerange`.
 extension FileStorage {
     public var sharesBlocks: Bool { sharing.withLock { $0.isWorthTrying } }
 
-    /// From now on everything has to be copied.
+    /// Turns sharing off: everything is copied from now on.
     private func stopSharing() { sharing.withLock { $0.isWorthTrying = false } }
 
-    /// Stops sharing where the file system cannot share with any of these files, before a source is
-    /// searched for holes in vain: they are devices, on another file system, or it has no reflinks.
+    /// Stops sharing if it cannot work with any source (devices, another file system, no reflinks),
+    /// before a source is searched for holes in vain.
     public func stopSharing(unlessWith sources: [any Storage]) {
         guard sharesBlocks else { return }
         if !sources.contains(where: { ($0 as? FileStorage).map(canShare) ?? false }) {
@@ -19,8 +19,8 @@ extension FileStorage {
         }
     }
 
-    /// Asks for no bytes from the end of the source on: that changes nothing, and yet the kernel
-    /// looks at both files first.
+    /// Whether blocks of a source can be shared. Asks for zero bytes at the end of the source,
+    /// which changes nothing, although the kernel checks both files.
     private func canShare(with source: FileStorage) -> Bool {
         guard !source.traits.isDevice else { return false }
         let status = Syscall.retry {
@@ -29,7 +29,7 @@ extension FileStorage {
         return status != nil || !Self.neverShared.contains(errno)
     }
 
-    /// Another file system, or one that has no reflinks.
+    /// The errors for another file system, and for one without reflinks.
     private static let neverShared = [EXDEV, EOPNOTSUPP, ENOTTY, ENOSYS]
 
     public func share(_ location: HostLocation, at offset: Int64) -> Int64 {
@@ -38,7 +38,7 @@ extension FileStorage {
         else { return 0 }
         let start = location.range.lowerBound
         guard start % blockSize == 0, offset % blockSize == 0 else { return 0 }
-        // Whole blocks, but for the last one of a file, and that only as the last one of the other.
+        // Only whole blocks can be shared, except at the end of both files.
         let length = Int64(location.range.count)
         let endsBoth = start + length == source.size && offset + length == size
         let shared = endsBoth ? length : length.roundedDown(to: blockSize)
@@ -48,8 +48,8 @@ extension FileStorage {
                 descriptor, UInt64(offset), source.descriptor, UInt64(start), UInt64(shared))
         }
         if status != nil { return shared }
-        // It will not be otherwise for the next range. A full disk and the like are left for the
-        // copying to meet.
+        // These errors would come again for every range. Any other, such as a full disk, is left
+        // for the copy to report.
         if (Self.neverShared + [EPERM, EINVAL, ETXTBSY]).contains(errno) {
             stopSharing()
         }
@@ -57,14 +57,14 @@ extension FileStorage {
     }
 }
 
-/// What is known about sharing blocks with a file.
+/// The state of block sharing for a file.
 struct BlockSharing {
     var isWorthTrying: Bool
     private var knownBlockSize: Int64?
 
     init(isWorthTrying: Bool) { self.isWorthTrying = isWorthTrying }
 
-    /// Of the file system, in bytes; nil where sharing is not worth trying.
+    /// Block size of the file system in bytes; nil if sharing is not worth trying.
     mutating func blockSize(of descriptor: Int32) -> Int64? {
         guard isWorthTrying else { return nil }
         if let knownBlockSize { return knownBlockSize }

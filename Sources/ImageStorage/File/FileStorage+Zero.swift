@@ -2,7 +2,7 @@ import CLinux
 import DiskImage
 import Glibc
 
-/// The ways to make a range read as zeros without sending zeros.
+/// The means to make a range read as zeros without sending zeros.
 struct ZeroMeans: OptionSet {
     let rawValue: Int
     static let punchHole = ZeroMeans(rawValue: 1)
@@ -12,7 +12,7 @@ struct ZeroMeans: OptionSet {
     static let deviceZeroOut = ZeroMeans(rawValue: 16)
 }
 
-// The ladder: the cheapest means first, what failed once is not tried again on this file.
+// The cheapest means come first, and one that has failed is not tried again on this file.
 extension FileStorage {
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
         guard !range.isEmpty else { return }
@@ -38,8 +38,8 @@ extension FileStorage {
 
     private func ladder(mayUnmap: Bool) -> [ZeroMeans] {
         switch (traits.isDevice, mayUnmap) {
-        // On a device the kernel takes PUNCH_HOLE only if the range will read as zeros, unlike
-        // BLKDISCARD, which old kernels alone can vouch for.
+        // The kernel accepts PUNCH_HOLE on a device only if the range will read as zeros. It
+        // accepts BLKDISCARD anyway, and only old kernels tell whether that zeroes.
         case (true, true): [.punchHole, .discard, .zeroRange, .deviceZeroOut]
         case (true, false): [.zeroRange, .deviceZeroOut]
         case (false, true): [.punchHole, .zeroRange]
@@ -49,7 +49,7 @@ extension FileStorage {
 
     private func zero(_ range: Range<Int64>, by means: ZeroMeans) -> Bool {
         let length = Int64(range.count)
-        // A network file system waits for these as it does for data.
+        // A network file system waits for these calls as for data, so they count as writes.
         func isDone(_ call: () -> Int32) -> Bool {
             Syscall.retry(noting: writeMeter.note, call) != nil
         }
@@ -79,12 +79,12 @@ extension FileStorage {
         guard !range.isEmpty else { return }
         let pieceSize: Int64 = 1 << 20
         let buffer = try IOBuffer.zeros(byteCount: Int(min(pieceSize, Int64(range.count))))
-        // The buffer lives to the end of this call, and with it its memory.
+        // The buffer, and so its memory, lives to the end of this call.
         let zeros = buffer.bytes.withUnsafeBytes { $0 }
         defer { extendLifetime(buffer) }
         var offset = range.lowerBound
         while offset < range.upperBound {
-            // Cut at multiples of the piece size: direct writes stay aligned behind an odd start.
+            // Cut at multiples of the piece size: direct writes stay aligned after an odd start.
             let end = min(
                 range.upperBound, (offset + 1).roundedUp(to: pieceSize))
             try writeNow(

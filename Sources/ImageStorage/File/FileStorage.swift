@@ -8,7 +8,7 @@ import Synchronization
 public final class FileStorage: WritableStorage {
     public let name: String
     public let traits: StorageTraits
-    /// Which file this is, whatever its names are: device and inode (for a device node: the device).
+    /// The identity of the file under any name: device and inode (for a device node: the device).
     public let identity: FileIdentity
     public var file: FileIdentity? { identity }
 
@@ -17,20 +17,20 @@ public final class FileStorage: WritableStorage {
     private let knownSize: Atomic<Int64>
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
-    /// What the file system refused once is not asked for again.
+    /// The means that the file system has refused, which are not tried again.
     let refusedZeroing = Mutex<ZeroMeans>([])
     let sharing: Mutex<BlockSharing>
-    /// The unaligned ends of direct writes go through here; opened when first needed.
+    /// Descriptor for the unaligned ends of direct writes; opened when first needed.
     let bufferedDescriptor = Mutex<Int32?>(nil)
-    /// For regular files but in a direct cache mode: they are written by one at a time in any case.
+    /// Set for regular files unless the cache mode is direct: their writes run one by one anyway.
     private let joiner: WriteJoiner?
-    /// The last answer of SEEK_DATA and SEEK_HOLE: sources ask for neighbours.
+    /// The last answer of SEEK_DATA and SEEK_HOLE, because sources ask for neighbouring ranges.
     private let lastExtent = Mutex<Extent?>(nil)
 
     /// Opens an existing file or block device for reading.
     ///
-    /// - Parameter shareForced: read it even if somebody else writes to it (`-U`).
-    /// - Throws: `ImageError` if it is neither, cannot be read, or is in use.
+    /// - Parameter shareForced: whether to read the file although another process writes it (`-U`).
+    /// - Throws: `ImageError` if it is neither file nor block device, cannot be read, or is in use.
     public static func openSource(
         _ path: HostPath, cacheMode: CacheMode = .writeback, shareForced: Bool = false
     ) throws(ImageError) -> FileStorage {
@@ -46,8 +46,8 @@ public final class FileStorage: WritableStorage {
 
     /// Opens an existing file or block device for writing in place.
     ///
-    /// - Parameter mayCreate: the file is opened as one that would be made if it were missing: that
-    ///   lets the kernel refuse files which others left in shared folders (`fs.protected_regular`).
+    /// - Parameter mayCreate: whether to open as if a missing file were to be made, so that the
+    ///   kernel can refuse files which others left in shared folders (`fs.protected_regular`).
     public static func openExistingTarget(
         _ path: HostPath, cacheMode: CacheMode, mayCreate: Bool = false
     ) throws(ImageError) -> FileStorage {
@@ -74,7 +74,7 @@ public final class FileStorage: WritableStorage {
         }
     }
 
-    /// Takes over an open descriptor, and closes it when it is no longer needed or this fails.
+    /// Takes over an open descriptor, and closes it in `deinit` or if this fails.
     init(
         adopting descriptor: Int32, name: String, cacheMode: CacheMode, readsAsZero: Bool
     ) throws(ImageError) {
@@ -107,8 +107,8 @@ public final class FileStorage: WritableStorage {
             writesOneByOne: joiner != nil)
     }
 
-    /// Also blocks that were only reserved are holes: a file can have all its blocks and nothing in them. One
-    /// call tells here that there are none, and saves two for each range later.
+    /// Whether the file has holes. Blocks that were only reserved count, so a file can have all its
+    /// blocks and no data. If there are none, this one call saves two for each range later.
     private static func hasHoles(_ descriptor: Int32, _ status: stat) -> Bool {
         guard status.st_size > 0 else { return false }
         if Int64(status.st_blocks) < Int64(status.st_size).dividedUp(by: 512) { return true }
@@ -146,7 +146,7 @@ public final class FileStorage: WritableStorage {
 
     public var size: Int64 { knownSize.load(ordering: .relaxed) }
 
-    /// How much of its file system the file takes now, in bytes; nil if the system does not say.
+    /// Number of bytes that the file takes in its file system now; nil if the system does not say.
     public var allocatedSize: Int64? {
         guard let blocks = (try? Syscall.status(descriptor, name))?.st_blocks else { return nil }
         let (bytes, overflow) = Int64(blocks).multipliedReportingOverflow(by: 512)
@@ -156,7 +156,7 @@ public final class FileStorage: WritableStorage {
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         let count = buffer.byteCount
         guard count > 0 else { return }
-        // Bytes in the page cache come without sleeping, and no other thread is needed meanwhile.
+        // Cached bytes are read without sleeping, so no other thread has to take over the core.
         let isCached = !cacheMode.isDirect && !readMeter.isWaiting
         let done = try buffer.withUnsafeMutableBytes { pointer throws(ImageError) -> Int in
             cacheMode.isDirect
@@ -175,7 +175,7 @@ public final class FileStorage: WritableStorage {
     }
 
     public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
-        // The span is borrowed until this call returns, and with it the memory lives.
+        // The span is borrowed until this call returns, so the memory stays alive.
         let memory = bytes.withUnsafeBytes { $0 }
         let writes = runs.map { run in
             PendingWrite(
@@ -215,8 +215,9 @@ public final class FileStorage: WritableStorage {
 
     public func allocation(at offset: Int64) -> Extent? { allocatedExtent(at: offset) }
 
-    /// What SEEK_DATA and SEEK_HOLE say: blocks that were only reserved count as holes. Everything is data where they say nothing: on devices, on
-    /// file systems without them, and on any error (reading will meet it again and tell).
+    /// The extent that SEEK_DATA and SEEK_HOLE report: blocks that were only reserved count as
+    /// holes. Everything counts as data if they report nothing: on devices, on file systems without
+    /// them, and on any error (which reading will report).
     private func allocatedExtent(at offset: Int64) -> Extent {
         let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
         guard let data = seek(to: clinux_SEEK_DATA, from: offset) else {
@@ -244,12 +245,12 @@ public final class FileStorage: WritableStorage {
             }
             return
         }
-        // Some file systems make files that are too large to be opened again.
+        // Some file systems can make files that are too large to be opened again.
         guard size <= largestDiskSize else {
             throw ImageError.tooLarge("cannot set the size to \(size) bytes", path: name)
         }
-        // Where writes have made the file as long as that, XFS would take a call as a reason to
-        // write everything to the disk.
+        // Skips ftruncate if writes have already made the file that long, because XFS would write
+        // everything to the disk.
         let isThere = try Syscall.status(descriptor, name).st_size == size
         guard isThere || Syscall.retry({ ftruncate(descriptor, off_t(size)) }) != nil else {
             throw Syscall.failure(name, "cannot set the size to \(size) bytes")
@@ -263,7 +264,7 @@ public final class FileStorage: WritableStorage {
         // A file system that counts no blocks (ramfs, tmpfs without a limit, some FUSE) cannot say
         // how many are free.
         guard fstatvfs(descriptor, &space) == 0, space.f_blocks > 0 else { return }
-        // The reserve of a file system is for root.
+        // The reserve of a file system is for root only.
         let blocks = geteuid() == 0 ? space.f_bfree : space.f_bavail
         let (product, overflow) = UInt64(blocks).multipliedReportingOverflow(
             by: UInt64(space.f_frsize))
@@ -274,8 +275,8 @@ public final class FileStorage: WritableStorage {
                 + String(cString: strerror(ENOSPC)))
     }
 
-    /// Throws what a file system keeps until a file is closed: NFS tells of a full disk or quota then,
-    /// in every cache mode. Closing a duplicate asks for it and leaves the file open.
+    /// Throws the errors that a file system reports only on close: NFS reports a full disk or quota
+    /// then, in every cache mode. Closing a duplicate makes it report, and leaves the file open.
     func reportLateErrors() throws(ImageError) {
         let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
         guard copy >= 0, Glibc.close(copy) == 0 || errno == EINTR else {
@@ -285,21 +286,21 @@ public final class FileStorage: WritableStorage {
 
     public func flush() async throws {
         guard cacheMode.flushes else { return }
-        // One call serves both descriptors: it is the same inode.
+        // One call serves both descriptors, because they have one inode.
         guard Syscall.retry({ fdatasync(descriptor) }) != nil else {
             throw Syscall.failure(name, "cannot flush")
         }
     }
 }
 
-/// Which file something is, whatever name it was opened by.
+/// The identity of a file, whatever name it was opened by.
 public struct FileIdentity: Hashable, Sendable {
     private let device: UInt64
     private let inode: UInt64
 
     init(_ status: stat) {
         if status.st_mode & S_IFMT == S_IFBLK {
-            // Several nodes can stand for one device.
+            // Several device nodes can stand for one device.
             device = UInt64.max
             inode = UInt64(status.st_rdev)
         } else {
@@ -308,7 +309,7 @@ public struct FileIdentity: Hashable, Sendable {
         }
     }
 
-    /// The identity of the file a path leads to, through symbolic links; nil if there is none.
+    /// The identity of the file at a path, through symbolic links; nil if there is none.
     public init?(path: HostPath) {
         var status = stat()
         guard path.withCString({ stat($0, &status) }) == 0 else { return nil }

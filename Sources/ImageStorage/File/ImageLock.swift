@@ -2,11 +2,11 @@ import CLinux
 import DiskImage
 import Glibc
 
-/// The locks by which qemu's programs keep out of each other's images.
+/// The locks by which qemu's programs avoid using each other's images.
 ///
 /// qemu locks single bytes of the file (open-file-description locks): byte 100 + p says "I use
-/// permission p", byte 200 + p says "nobody else may use permission p". All locks are shared ones;
-/// who opens an image takes its own and then looks for the opposite ones of others.
+/// permission p", byte 200 + p says "others may not use permission p". All locks are shared ones; a
+/// program takes its own and then looks for the opposite ones of others.
 /// Source: QEMU documentation, "Disk image file locking", and the bytes a running qemu-io holds.
 enum ImageLock {
     private enum Permission: Int64, CaseIterable {
@@ -28,7 +28,7 @@ enum ImageLock {
 
     /// Takes the locks of a reader or a writer.
     ///
-    /// File systems without such locks are used without, as qemu does (`locking=auto`).
+    /// File systems without such locks are used without them, as in qemu (`locking=auto`).
     static func acquire(
         _ descriptor: Int32, _ path: String, forWriting: Bool
     ) throws(ImageError) {
@@ -50,8 +50,8 @@ enum ImageLock {
         }
     }
 
-    /// Drops the locks, which closing alone does not always do: a child process just forked, by any
-    /// thread of a program that uses this library, has the descriptor until it executes another program.
+    /// Drops the locks, which closing alone may not do: a child process that any thread of the
+    /// program has just forked has the descriptor until it executes another program.
     static func release(_ descriptor: Int32) {
         _ = clinux_ofd_lock(descriptor, Int16(F_UNLCK), usedBase, 2 * (unsharedBase - usedBase))
     }

@@ -2,12 +2,12 @@ import CLinux
 import DiskImage
 import Glibc
 
-/// A second way into a file, past the page cache, and whether to take it.
+/// A second descriptor of a file, which bypasses the page cache, and the choice when to use it.
 ///
-/// Only long writes of whole pages take it, so that none is written on both ways at once; the kernel drops what the page cache
-/// holds of them.
+/// Only long writes of whole pages use it, so that no page is written both ways at once. The kernel
+/// drops the pages that the page cache holds of such a write.
 struct PageCacheBypass: ~Copyable {
-    /// What is shorter is faster through the page cache, in bytes.
+    /// Shortest direct write in bytes; shorter ones are faster through the page cache.
     private static let shortest = 64 << 10
 
     private let file: Int32
@@ -15,7 +15,7 @@ struct PageCacheBypass: ~Copyable {
     private var queue: UInt?
     private var chooser: WritePathChooser
 
-    /// - Parameter file: open for as long as this is asked.
+    /// - Parameter file: descriptor that stays open as long as this value.
     init(_ file: Int32, chooser: WritePathChooser = WritePathChooser()) {
         self.file = file
         self.chooser = chooser
@@ -26,14 +26,14 @@ struct PageCacheBypass: ~Copyable {
         if let opened { _ = Glibc.close(opened) }
     }
 
-    /// Whether a regular file is on a file system to try it with: one that has blocks on a device of its own and writes
-    /// directly without a detour.
+    /// Whether direct writes are worth a try: the file system of a regular file has blocks on a
+    /// device of its own and writes directly without a detour.
     static func isPossible(_ file: Int32) -> Bool {
         // linux/magic.h: ext2 to ext4, XFS.
         [0xef53, 0x5846_5342].contains(clinux_file_system(file))
     }
 
-    /// What O_DIRECT wants of offset, length and memory.
+    /// Whether a write is long enough, and aligned as O_DIRECT needs it.
     static func isFit(_ pieces: [UnsafeRawBufferPointer], at offset: Int64) -> Bool {
         let page = IOBuffer.alignment
         return offset % Int64(page) == 0 && pieces.reduce(0) { $0 + $1.count } >= shortest
@@ -42,12 +42,12 @@ struct PageCacheBypass: ~Copyable {
             }
     }
 
-    /// What to write to directly now; nil if the page cache is the way to go.
+    /// The descriptor to write to directly now; nil if the page cache is to be used.
     var descriptor: Int32? {
         mutating get {
             guard chooser.isDirect else { return nil }
             if opened == nil {
-                // By descriptor, not by name: a staged file has none.
+                // By descriptor, because a staged file has no name.
                 opened = try? Syscall.open(
                     HostPath("/proc/self/fd/\(file)"), flags: O_WRONLY | clinux_O_DIRECT)
                 if opened == nil {
@@ -61,8 +61,8 @@ struct PageCacheBypass: ~Copyable {
         }
     }
 
-    /// What to write to directly, and what the kernel needs to make several writes together; nil if the page cache is
-    /// the way to go, or the kernel has none.
+    /// The descriptor and the kernel's queue for several direct writes at once; nil if the page
+    /// cache is to be used, or the kernel grants no queue.
     var together: (descriptor: Int32, queue: UInt)? {
         mutating get {
             guard let descriptor, let queue else { return nil }
@@ -72,7 +72,7 @@ struct PageCacheBypass: ~Copyable {
 
     mutating func giveUp() { chooser.settleForCache() }
 
-    /// Several writes together are refused here.
+    /// Gives up writing to several places at once, which is refused here.
     mutating func giveUpTogether() {
         if let queue { clinux_close_queue(queue) }
         queue = nil

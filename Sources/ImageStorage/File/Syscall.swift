@@ -3,12 +3,12 @@ import Concurrency
 import DiskImage
 import Glibc
 
-/// System calls as Swift: a negative result becomes an `ImageError` that names file, operation and
-/// reason, an interrupted call is made again, a short one goes on. The wording lives here only.
+/// System calls for Swift: a negative result becomes an `ImageError` that names file, operation and
+/// reason, an interrupted call is repeated, and a short one continued. Only this file words them.
 enum Syscall {
-    /// Makes the call again as long as a signal interrupts it.
+    /// Repeats a call as long as a signal interrupts it.
     ///
-    /// - Returns: what the call returned, or nil with `errno` set if that was negative.
+    /// - Returns: the result of the call; nil with `errno` set if it is negative.
     @inline(__always)
     static func retry<T: FixedWidthInteger & SignedInteger>(_ call: () -> T) -> T? {
         while true {
@@ -20,7 +20,7 @@ enum Syscall {
 
     /// Makes a call that moves data or makes zeros, and measures it.
     ///
-    /// - Parameter note: told the time of each call.
+    /// - Parameter note: receives the times of each call.
     @inline(__always)
     static func retry<T: FixedWidthInteger & SignedInteger>(
         noting note: (CallTimes) -> Void, _ call: () -> T
@@ -58,9 +58,9 @@ enum Syscall {
     /// Reads until the buffer is full or the file ends.
     ///
     /// - Parameters:
-    ///   - mayBeCached: tries first what comes without sleeping.
-    ///   - note: told the time of each call.
-    /// - Returns: how many bytes were read.
+    ///   - mayBeCached: whether to read first what comes without sleeping.
+    ///   - note: receives the times of each call.
+    /// - Returns: number of bytes read.
     static func read(
         _ descriptor: Int32, _ path: String, into buffer: UnsafeMutableRawBufferPointer,
         at offset: Int64, mayBeCached: Bool = true, noting note: (CallTimes) -> Void = { _ in }
@@ -98,11 +98,11 @@ enum Syscall {
         try write(descriptor, path, [bytes], at: offset, noting: note)
     }
 
-    /// Writes several pieces of memory to one place, one behind the other.
+    /// Writes several pieces of memory one after the other at one offset.
     ///
     /// - Parameters:
-    ///   - pieces: at most 1024, what the kernel takes.
-    ///   - note: told the time of each call.
+    ///   - pieces: at most 1024, the kernel's limit.
+    ///   - note: receives the times of each call.
     static func write(
         _ descriptor: Int32, _ path: String, _ pieces: [UnsafeRawBufferPointer], at offset: Int64,
         noting note: (CallTimes) -> Void = { _ in }
@@ -124,13 +124,14 @@ enum Syscall {
         }
     }
 
-    /// Makes several writes past the page cache at once: the disk gets what its file system puts side by side as one.
+    /// Makes several writes at once that bypass the page cache, so that the disk gets those that
+    /// its file system puts side by side as one.
     ///
     /// - Parameters:
-    ///   - queue: of `clinux_open_queue`.
+    ///   - queue: a queue from `clinux_open_queue`.
     ///   - writes: at most `clinux_queue_depth`.
-    /// - Returns: of each whether it is written completely, or its error. What is neither may be written in part, and is to
-    ///   be made again by itself.
+    /// - Returns: for each write, whether it is complete, or its error. An incomplete one may be
+    ///   made in part, and has to be repeated alone.
     static func writeTogether(
         _ queue: UInt, _ descriptor: Int32, _ path: String,
         _ writes: [(pieces: [UnsafeRawBufferPointer], offset: Int64)]
@@ -151,7 +152,7 @@ enum Syscall {
             return zip(calls, vectors).map { call, vector in
                 let length = vector.reduce(0) { $0 + $1.iov_len }
                 let error = Int32(clamping: -call.result)
-                // Not begun, not possible in this way, interrupted: no error of the bytes.
+                // Not begun, impossible in this way, or interrupted: the write has not failed.
                 guard error > 0, ![EAGAIN, EINVAL, EINTR].contains(error) else {
                     return .success(call.result == length)
                 }
@@ -169,7 +170,7 @@ enum Syscall {
         }
     }
 
-    /// Takes what was written off the front.
+    /// Removes written bytes from the front.
     private static func drop(_ count: Int, from rest: inout [iovec]) {
         var count = count
         while let first = rest.first, count >= first.iov_len {

@@ -3,18 +3,18 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// The file or device that a conversion writes, which shows up under its name whole or not at all.
+/// The file or device that a conversion writes. It shows up under its name complete or not at all.
 ///
 /// A new file is written without a name (O_TMPFILE) or under a hidden one beside the target, and
-/// takes the target's name in `commit`. An existing file is replaced so, too, with owner, mode,
-/// ACL, extended attributes and inode flags carried over. Written in place is what cannot be
-/// replaced unnoticed (a device, several hard links, a mount point, a folder we may not write,
-/// attributes we may not set), what is named by a descriptor, and an empty file, which has nothing
-/// to lose: a program that made it or holds it open sees the new content.
+/// takes the target's name in `commit`. An existing file is replaced in this way, too; owner, mode,
+/// ACL, extended attributes and inode flags are carried over. A file is written in place if it
+/// cannot be replaced unnoticed (a device, several hard links, a mount point, a folder we may not
+/// write, attributes we may not set), if a descriptor names it, or if it is empty: it has nothing
+/// to lose, and a program that made it or holds it open sees the new content.
 public final class TargetFile: Sendable {
-    /// What to write to.
+    /// The storage to write to.
     public let storage: FileStorage
-    /// Nothing stands under the target's name until `commit`.
+    /// Whether the content takes the target's name only in `commit`.
     public var isStaged: Bool {
         switch place {
         case .unnamed, .hidden: true
@@ -23,20 +23,20 @@ public final class TargetFile: Sendable {
     }
 
     enum Place: Equatable {
-        /// Open, in the target's folder, without a name.
+        /// Open in the target's folder, without a name.
         case unnamed
         /// Under this hidden name beside the target.
         case hidden([UInt8])
-        /// Where it was found.
+        /// Under the name where it was found.
         case inPlace
         /// Made under the target's name, because nothing else was allowed.
         case new
     }
 
     private let place: Place
-    /// Where the target's name stands; nil for what is written in place and keeps its name.
+    /// The folder of the target's name; nil if the file is written in place and keeps its name.
     private let folder: TargetFolder?
-    /// What stood under the name, kept open for its lock: a running machine may use it.
+    /// The file found under the name, kept open for its lock: a running machine may use it.
     private let existing: FileStorage?
     private let isSettled = Atomic<Bool>(false)
 
@@ -52,11 +52,12 @@ public final class TargetFile: Sendable {
 
     deinit { abandon() }
 
-    /// Prepares to create a target, or to replace what stands under its name.
+    /// Prepares to create a target, or to replace the file that has its name.
     ///
     /// - Parameters:
-    ///   - protected: files that must not be overwritten: the source and all below it.
-    ///   - keepsOld: what stands under the name is read until `commit`, so writing in place is no way.
+    ///   - protected: files that must not be overwritten: the source and the files that it reads.
+    ///   - keepsOld: whether the old content is read until `commit`, so that it cannot be
+    ///     overwritten in place.
     public static func create(
         _ path: HostPath, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = [],
         keepsOld: Bool = false
@@ -89,7 +90,7 @@ public final class TargetFile: Sendable {
     public static func openExisting(
         _ path: HostPath, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = []
     ) throws(ImageError) -> TargetFile {
-        // Before it is opened: the source's lock would only tell that it is in use.
+        // Before it is opened: the source's lock would only tell that the file is in use.
         if let identity = FileIdentity(path: path), protected.contains(identity) {
             throw isSource(path)
         }
@@ -102,15 +103,14 @@ public final class TargetFile: Sendable {
             .invalid, path: path.description, "is the source, or a file that the source reads")
     }
 
-    /// A staged file that can take the place of an existing one; nil where that has to be written
-    /// as it stands.
+    /// A staged file that can replace an existing one; nil if that has to be written in place.
     private static func replacement(
         for existing: FileStorage, _ path: HostPath, _ cacheMode: CacheMode
     ) throws(ImageError) -> TargetFile? {
         let status = try Syscall.status(existing.descriptor, existing.name)
         guard status.st_mode & S_IFMT == S_IFREG, status.st_size > 0,
             let folder = try? TargetFolder.behindLinks(path), !folder.isProcessFolder,
-            // The file that the kernel opened, and none that has come to stand there since.
+            // The kernel must have opened this file, and not another that has since taken the name.
             folder.identity(of: folder.fileName) == existing.identity,
             folder.canReplace(status),
             let staged = try? stage(in: folder, named: existing.name, cacheMode)
@@ -136,19 +136,20 @@ public final class TargetFile: Sendable {
         return TargetFile(storage: staged.storage, place: staged.place, folder: folder)
     }
 
-    /// Starts an existing file anew, in place.
+    /// Empties an existing file that is to be written in place.
     private static func emptied(_ existing: FileStorage) throws(ImageError) -> FileStorage {
         guard ftruncate(existing.descriptor, 0) == 0 else {
             throw Syscall.failure(existing.name, "cannot set the size to 0 bytes")
         }
-        // A duplicate shares the lock, as long as nobody drops it; a second `open` would meet the lock of the first.
+        // A duplicate shares the lock as long as it is not dropped; a second `open` would conflict
+        // with the lock of the first.
         let copy = fcntl(existing.descriptor, F_DUPFD_CLOEXEC, 0)
         guard copy >= 0 else { throw Syscall.failure(existing.name, "cannot open") }
         return try FileStorage(
             adopting: copy, name: existing.name, cacheMode: existing.cacheMode, readsAsZero: true)
     }
 
-    /// Gives the written file its name. Flushes first where the cache mode asks for it.
+    /// Gives the written file its name. Flushes first if the cache mode asks for it.
     public func commit() async throws {
         try await storage.flush()
         try storage.reportLateErrors()
@@ -188,8 +189,8 @@ public final class TargetFile: Sendable {
         }
     }
 
-    /// Gives an unnamed file its name. `linkat` does not replace, so an existing file needs a
-    /// detour.
+    /// Gives an unnamed file its name. `linkat` cannot replace an existing file, so that takes a
+    /// hidden name and a rename.
     private func link(in folder: TargetFolder) -> Bool {
         if folder.link(storage.descriptor, as: folder.fileName) { return true }
         guard errno == EEXIST else { return false }
@@ -204,21 +205,21 @@ public final class TargetFile: Sendable {
 
     // MARK: Staging
 
-    /// Opens a new, empty file in the target's folder: without a name, else under a hidden one,
-    /// else under the target's own.
+    /// Opens a new, empty file in the target's folder: without a name, else under a hidden name,
+    /// else under the target's name.
     private static func stage(
         in folder: TargetFolder, named name: String, _ cacheMode: CacheMode
     ) throws(ImageError) -> (storage: FileStorage, place: Place) {
         let flags = O_RDWR | cacheMode.openFlags
         var place = Place.unnamed
         var descriptor = folder.openUnnamed(flags)
-        // A file system without unnamed files, or no /proc to name them through.
+        // The file system has no unnamed files, or there is no /proc to name them through.
         if descriptor == nil && [EOPNOTSUPP, EISDIR, ENOENT, EINVAL].contains(errno)
             || descriptor != nil && access("/proc/self/fd", X_OK) != 0
         {
             if let descriptor { close(descriptor) }
             errno = EPERM
-            // A hidden name that could not be changed afterwards would stay.
+            // A hidden name that cannot be changed afterwards would stay.
             if folder.isChangeable, let hidden = folder.createHidden(flags) {
                 descriptor = hidden.descriptor
                 place = .hidden(hidden.name)
@@ -226,7 +227,7 @@ public final class TargetFile: Sendable {
                 descriptor = nil
             }
         }
-        // A profile can allow a program nothing but the target's own name (AppArmor).
+        // An AppArmor profile can allow a program nothing but the target's own name.
         if descriptor == nil, errno == EACCES || errno == EPERM {
             descriptor = folder.create(folder.fileName, flags)
             place = .new
@@ -240,7 +241,7 @@ public final class TargetFile: Sendable {
             throw Syscall.failure(name, "cannot create")
         }
         do {
-            // The target's name, not the hidden one, is what errors should speak of.
+            // Errors should show the target's name, not the hidden one.
             let storage = try FileStorage(
                 adopting: descriptor, name: name, cacheMode: cacheMode, readsAsZero: true)
             return (storage, place)

@@ -2,16 +2,16 @@ import CLinux
 import DiskImage
 import Glibc
 
-/// The folder in which a target's name stands, and that name.
+/// The folder of a target, and the target's name in it.
 ///
-/// The folder is held open: names in it are looked up from there, so a link that is changed on the
-/// way to it leads nowhere else.
+/// The folder is held open and names are looked up from there, so a link that is changed on the way
+/// to the folder leads nowhere else.
 final class TargetFolder: Sendable {
     private let descriptor: Int32
     /// The file's name in the folder.
     let fileName: [UInt8]
-    /// The path by which a link leads to an open file (`/dev/fd/3`): what stands under the name
-    /// that such a link shows is another file, or none.
+    /// Whether the folder's links lead to open files (`/dev/fd/3`): the path that such a link shows
+    /// leads to another file, or to none.
     let isProcessFolder: Bool
 
     private init?(_ path: HostPath) {
@@ -28,11 +28,11 @@ final class TargetFolder: Sendable {
 
     /// Follows symbolic links to where a file is or, for a dangling link, would be.
     ///
-    /// A link in /proc is not followed: it has no path that would lead to the same file.
+    /// A link in /proc is not followed: it has no path that would lead to the linked file.
     /// - Throws: `ImageError` with the path as it was given.
     static func behindLinks(_ path: HostPath) throws(ImageError) -> TargetFolder {
         var current = path
-        // As many as the kernel follows.
+        // The kernel follows at most 40 links, too.
         for _ in 0..<40 {
             guard let folder = TargetFolder(current) else {
                 throw Syscall.failure(path.description, "cannot create")
@@ -43,7 +43,7 @@ final class TargetFolder: Sendable {
         throw Syscall.failure(path.description, "cannot create", errno: ELOOP)
     }
 
-    /// The text of the symbolic link that stands under the name; nil if there is none.
+    /// The path in the symbolic link that has the name; nil if there is none.
     private var link: [UInt8]? {
         var buffer = [UInt8](repeating: 0, count: Int(PATH_MAX))
         let length = withName { name in
@@ -58,14 +58,14 @@ final class TargetFolder: Sendable {
         fileName.withCString(body)
     }
 
-    /// Opens a file without a name in the folder.
+    /// Opens a new file without a name in the folder.
     func openUnnamed(_ flags: Int32) -> Int32? {
         Syscall.retry {
             clinux_openat(descriptor, ".", flags | O_CLOEXEC | clinux_O_TMPFILE, 0o644)
         }
     }
 
-    /// Makes a file that must not exist.
+    /// Makes a file; one of that name must not exist.
     func create(_ name: [UInt8], _ flags: Int32) -> Int32? {
         name.withCString { name in
             Syscall.retry {
@@ -74,14 +74,14 @@ final class TargetFolder: Sendable {
         }
     }
 
-    /// Gives an open file without a name one in the folder, which must be free.
+    /// Gives an open, unnamed file a name in the folder, which must be free.
     func link(_ file: Int32, as name: [UInt8]) -> Bool {
         name.withCString {
             linkat(AT_FDCWD, "/proc/self/fd/\(file)", descriptor, $0, AT_SYMLINK_FOLLOW) == 0
         }
     }
 
-    /// Lets another file of the folder take the target's name.
+    /// Gives the target's name to another file of the folder.
     func putInPlace(_ name: [UInt8]) -> Bool {
         name.withCString { name in
             withName { renameat(descriptor, name, descriptor, $0) == 0 }
@@ -92,7 +92,7 @@ final class TargetFolder: Sendable {
         _ = name.withCString { unlinkat(descriptor, $0, 0) }
     }
 
-    /// The file that stands under a name of the folder; nil if there is none.
+    /// The identity of the file that has a name in the folder; nil if there is none.
     func identity(of name: [UInt8]) -> FileIdentity? {
         var status = stat()
         let found = name.withCString {
@@ -101,12 +101,12 @@ final class TargetFolder: Sendable {
         return found == 0 ? FileIdentity(status) : nil
     }
 
-    /// Whether names of the folder can be changed and removed again.
+    /// Whether names in the folder can be changed and removed.
     var isChangeable: Bool { clinux_is_append_only(descriptor) == 0 }
 
-    /// Whether a new file may take the place of an existing one without anyone noticing.
+    /// Whether a new file can replace an existing one unnoticed.
     ///
-    /// - Parameter status: of the existing file.
+    /// - Parameter status: status of the existing file.
     func canReplace(_ status: stat) -> Bool {
         status.st_mode & S_IFMT == S_IFREG && status.st_nlink == 1
             && isChangeable
@@ -115,7 +115,7 @@ final class TargetFolder: Sendable {
             && !isKeptBySticky(owner: status.st_uid)
     }
 
-    /// In a sticky folder (/tmp) only the owner of a file or of the folder may replace it.
+    /// Whether a sticky folder (/tmp) blocks us: only the file's or folder's owner may replace it.
     private func isKeptBySticky(owner: uid_t) -> Bool {
         var status = stat()
         guard fstatat(descriptor, ".", &status, 0) == 0, status.st_mode & S_ISVTX != 0,
@@ -124,31 +124,29 @@ final class TargetFolder: Sendable {
         return geteuid() != owner && geteuid() != status.st_uid
     }
 
-    /// Returns when the folder's names are on stable storage.
+    /// Puts the folder's names on stable storage.
     ///
-    /// - Returns: false with `errno` set if they may not be.
+    /// - Returns: false with `errno` set if that may have failed.
     func flush() -> Bool {
         let folder = clinux_openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
-        // A profile that lets a program see nothing but its target (AppArmor) has no word for
-        // flushing.
+        // An AppArmor profile that shows a program only its target has no rule for flushing.
         guard folder >= 0 else { return errno == EACCES }
         defer { close(folder) }
-        // Some file systems cannot sync a folder and say so; there is nothing better to be had
-        // there.
+        // Some file systems cannot sync a folder and say so; nothing better is available there.
         return fsync(folder) == 0 || errno == EINVAL || errno == ENOTSUP
     }
 
     // MARK: Hidden names
 
     private static let hiddenMark = Array(".swimg-".utf8)
-    /// The part of the target's name that a hidden name repeats, in bytes: file names have 255 at
-    /// most, and less on some file systems.
+    /// Length in bytes of the part of the target's name that a hidden name repeats: file names have
+    /// at most 255 bytes, and less on some file systems.
     private static let longestStem = 100
 
-    /// The beginning of all hidden names of this target.
+    /// The prefix of all hidden names of this target.
     private var hiddenPrefix: [UInt8] {
         var stem = fileName.prefix(Self.longestStem)
-        // Some file systems take nothing but UTF-8: a name is cut between two characters.
+        // Some file systems take only UTF-8: the name is cut between two characters.
         while stem.count < fileName.count, !stem.isEmpty,
             fileName[stem.count] & 0xc0 == 0x80
         {
@@ -157,14 +155,14 @@ final class TargetFolder: Sendable {
         return [UInt8(ascii: ".")] + stem + Self.hiddenMark
     }
 
-    /// A name that is hidden, recognisable and unused: it has the process and a random number.
+    /// A hidden name that is recognisable and unused: it has the process id and a random number.
     func newHiddenName() -> [UInt8] {
         let random = String(UInt32.random(in: .min ... .max), radix: 36)
         return hiddenPrefix + Array("\(getpid())-\(random)".utf8)
     }
 
-    /// Makes a file under a hidden name, and removes what conversions to the same target have left
-    /// that were killed.
+    /// Makes a file under a hidden name, and removes the files that killed conversions to this
+    /// target have left.
     func createHidden(_ flags: Int32) -> (descriptor: Int32, name: [UInt8])? {
         removeAbandoned()
         while true {
@@ -179,7 +177,7 @@ final class TargetFolder: Sendable {
 
     private enum Mark { case own, takenByOther, impossible }
 
-    /// Marks a file as one that a living process writes, by a lock that ends with the process.
+    /// Marks a file as being written by a living process, with a lock that ends with the process.
     private static func mark(_ file: Int32) -> Mark {
         if clinux_ofd_lock(file, Int16(F_WRLCK), 0, 1) == 0 { return .own }
         return errno == EAGAIN || errno == EACCES ? .takenByOther : .impossible
@@ -198,7 +196,7 @@ final class TargetFolder: Sendable {
             }
             guard file >= 0 else { continue }
             defer { close(file) }
-            // Where there are no locks, nothing tells the living from the dead.
+            // Without locks, nothing tells the files of living processes from abandoned ones.
             if Self.mark(file) == .own, isStill(file, name) { remove(name) }
         }
     }

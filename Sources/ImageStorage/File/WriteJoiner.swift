@@ -4,21 +4,21 @@ import DiskImage
 import Glibc
 import Synchronization
 
-/// Writes to one file, one writer at a time, neighbours together.
+/// Writes to one file, one writer at a time, and joins neighbouring writes.
 ///
-/// A file system lets one writer at a time into a file, so writers beside each other only wait, awake
-/// and asleep. Here they hand their bytes to the one that is writing already, which takes along what
-/// lies next to each other: a page cache filled with few large writes uses large folios, and ext4 takes
-/// a 2 MiB write in less than two thirds of the time of eight writes of 256 KiB.
+/// A file system lets one writer at a time into a file, so concurrent writers only wait, spinning
+/// or asleep. Here they hand their bytes to the task that is already writing, which joins adjacent
+/// ones: a page cache filled with few large writes uses large folios, and ext4 takes a 2 MiB write
+/// in less than two thirds of the time of eight writes of 256 KiB.
 final class WriteJoiner: Sendable {
     private let descriptor: Int32
     private let name: String
     private let queue = Mutex(WriteQueue<WriteWaiter>())
     private let mode = Mutex(WriterMode())
     private let meter: CallMeter
-    /// The number of writes that are made beside each other now.
+    /// Number of writes that are being made concurrently.
     private let besides = Atomic<Int>(0)
-    /// nil where all goes through the page cache. Used by the writer alone.
+    /// nil if everything goes through the page cache. Only the writer uses it.
     private let bypass: Mutex<PageCacheBypass?>
 
     init(
@@ -31,7 +31,7 @@ final class WriteJoiner: Sendable {
         self.bypass = Mutex(bypass)
     }
 
-    /// Returns when all is written, by whomever.
+    /// Returns when all bytes are written, by this task or by another.
     func write(_ writes: [PendingWrite]) async throws {
         if mode.withLock({ $0.isParallel }) { return try writeBeside(writes) }
         if writes.count == 1, queue.withLock({ $0.start() }) {
@@ -41,7 +41,7 @@ final class WriteJoiner: Sendable {
         guard !writes.isEmpty else { return }
         let areWritten: Bool = try await withCheckedThrowingContinuation { continuation in
             let waiter = WriteWaiter(continuation, count: writes.count)
-            // Where nobody is writing the first makes a writer of the caller.
+            // If no task is writing, the first write makes the caller the writer.
             let isWriter = queue.withLock { queue in
                 writes.reduce(false) { queue.wait($1, waiter) || $0 }
             }
@@ -60,7 +60,7 @@ final class WriteJoiner: Sendable {
         }
     }
 
-    /// As the writer: writes for all that wait, until none is left, or all may write for
+    /// Writes, as the writer, for all waiting tasks, until none is left or all may write for
     /// themselves.
     private func writeWaiting() {
         while true {
@@ -83,10 +83,11 @@ final class WriteJoiner: Sendable {
         }
     }
 
-    /// Makes writes to several places at once, past the page cache: one that is short would take the disk nearly the time of
-    /// a long one.
+    /// Makes writes to several places at once that bypass the page cache: a short one alone would
+    /// take the disk nearly as long as a long one.
     ///
-    /// - Returns: of each whether it is made, or its error. What is neither is to be made by itself.
+    /// - Returns: for each write, whether it is made, or its error. One that is not made has to be
+    ///   made alone.
     private func writeTogether(
         _ batches: [WriteBatch<WriteWaiter>], _ descriptor: Int32,
         _ queue: UInt
@@ -134,8 +135,8 @@ final class WriteJoiner: Sendable {
         bypass.withLock { $0?.note(bytes: pieces.reduce(0) { $0 + $1.count }, time: time) }
     }
 
-    /// - Parameter direct: to go past the page cache by. Such a write waits because the disk is
-    ///   busy, and would not be sooner with others beside it.
+    /// - Parameter direct: descriptor that bypasses the page cache. Such a write is not measured:
+    ///   it waits because the disk is busy, and would not end sooner with others beside it.
     private func writeAlone(
         _ direct: Int32?, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
@@ -150,12 +151,12 @@ final class WriteJoiner: Sendable {
     func noteLone(_ times: CallTimes) { mode.withLock { $0.noteLone(times) } }
 }
 
-/// Bytes whose owner waits until they are written, and keeps them alive and unchanged until then.
+/// Bytes to be written. Their owner waits, and keeps them alive and unchanged until then.
 struct PendingWrite: @unchecked Sendable {
     let offset: Int64
-    /// One behind the other; no more than the kernel takes in a call.
+    /// Pieces to be written one after the other; at most as many as the kernel takes in a call.
     let pieces: [UnsafeRawBufferPointer]
-    /// In bytes.
+    /// Total length in bytes.
     let count: Int
 
     init(offset: Int64, pieces: [UnsafeRawBufferPointer]) {
@@ -167,7 +168,8 @@ struct PendingWrite: @unchecked Sendable {
     var end: Int64 { offset + Int64(count) }
 }
 
-/// Resumes whoever waits for several writes when the last of them is done: until then the memory is in use.
+/// Resumes the task that waits for several writes when the last is done: until then the memory is
+/// in use.
 final class WriteWaiter: Sendable {
     private let continuation: CheckedContinuation<Bool, any Error>
     private let state: Mutex<(left: Int, result: Result<Bool, ImageError>)>
@@ -177,8 +179,8 @@ final class WriteWaiter: Sendable {
         state = Mutex((count, .success(true)))
     }
 
-    /// One of them is done, or left to its owner (false), who then makes all of them. The first
-    /// error is what the owner gets.
+    /// Notes that a write is done, or left to its owner (false), who then makes all of them. The
+    /// owner gets the first error.
     func note(_ result: Result<Bool, ImageError>) {
         let all = state.withLock { state -> Result<Bool, ImageError>? in
             state.left -= 1
@@ -191,27 +193,27 @@ final class WriteWaiter: Sendable {
     }
 }
 
-/// What is written to one place.
+/// The pieces to be written from one offset on.
 struct WriteBatch<Waiter> {
     let offset: Int64
-    /// Each begins where the one before it ends; at least one.
+    /// Pieces of which each begins where the previous one ends; at least one.
     var pieces: [UnsafeRawBufferPointer] = []
     var waiters: [Waiter] = []
 
-    /// In bytes.
+    /// Length in bytes.
     var count: Int { pieces.reduce(0) { $0 + $1.count } }
     var end: Int64 { offset + Int64(count) }
 }
 
-/// Who writes and what waits: the state of a `WriteJoiner`, which resumes the waiters it is handed.
+/// The state of a `WriteJoiner`, which resumes the waiters that it gets from here.
 struct WriteQueue<Waiter> {
-    /// More at once gains nothing, and who waits for a part of it waits for all, in bytes.
+    /// Largest batch in bytes: more gains nothing, and a task that waits for a part waits for all.
     private static var largestBatch: Int { 1 << 20 }
-    /// What the kernel takes in one call (IOV_MAX).
+    /// Largest number of pieces in one call (IOV_MAX).
     private static var mostPieces: Int { 1024 }
 
     private var isWriting = false
-    /// What comes next is at the end: a disk with many holes has hundreds of short writes in here.
+    /// Waiting writes, the next one last: a disk with many holes has hundreds of short writes here.
     private var waiting: [(write: PendingWrite, waiter: Waiter)] = []
     private var isSorted = true
 
@@ -223,25 +225,26 @@ struct WriteQueue<Waiter> {
         return true
     }
 
-    /// Leaves bytes to the writer. Returns whether the caller is the writer, for want of another.
+    /// Leaves a write to the writer. Returns whether the caller becomes the writer.
     mutating func wait(_ write: PendingWrite, _ waiter: Waiter) -> Bool {
         waiting.append((write, waiter))
         isSorted = false
         return start()
     }
 
-    /// The caller stops being the writer, although others wait.
+    /// Ends the caller's turn as the writer, although others wait.
     ///
-    /// - Returns: who waits, once for each write.
+    /// - Returns: the waiters, once for each write.
     mutating func stop() -> [Waiter] {
         isWriting = false
         defer { waiting = [] }
         return waiting.map(\.waiter)
     }
 
-    /// What to write next, in order, each as far as there is no gap. With nil the caller has stopped being the writer.
+    /// The next batches to write, in order; writes without a gap between them are in one batch.
+    /// With nil, the caller has stopped being the writer.
     ///
-    /// - Parameter most: how many places may be written to at once.
+    /// - Parameter most: largest number of batches.
     mutating func next(_ most: Int) -> [WriteBatch<Waiter>]? {
         guard !waiting.isEmpty else {
             isWriting = false

@@ -1,28 +1,29 @@
-/// Decides whether writes to a file go through the page cache or past it: by what either takes at the moment.
+/// Decides whether writes to a file go through the page cache or bypass it, by the current speed of
+/// both.
 ///
-/// The page cache is the faster way where the kernel has pages at hand. Where it has none, because a virtual machine gave its
-/// free memory back to the host or a disk has to be waited for anyway, a direct write takes less time and no memory.
-/// Nothing tells beforehand which it is, and it changes within seconds: so both ways are timed, the one that is in use all the time
-/// and the other one now and then.
+/// The page cache is faster if the kernel has pages at hand. If it has none, because a virtual
+/// machine gave its free memory back to the host or a disk has to be waited for anyway, a direct
+/// write takes less time and no memory. Nothing tells beforehand which it is, and it changes within
+/// seconds. So both ways are timed: the current one all the time, the other one now and then.
 ///
-/// Pure: whoever writes tells what it took.
+/// Pure: the writer reports the times.
 struct WritePathChooser {
-    /// How much is written before a rate is worth something, in bytes.
+    /// Number of bytes written before a rate is trusted.
     private static let period = 16 << 20
-    /// Nothing is tried beside a page cache that is as fast as this, in bytes per nanosecond.
+    /// Rate of the page cache, in bytes per nanosecond, from which on nothing else is tried.
     private static let fastEnough = 2.0
-    /// How many times as fast another way has to be.
+    /// Ratio by which the other way has to be faster.
     private static let advantage = 1.25
-    /// After how many periods the other way is tried again; twice as many after each trial in vain.
+    /// Number of periods before the other way is tried again; doubled after each failed trial.
     private static let patience = 16...256
 
-    /// The way to go now.
+    /// Whether to write directly now.
     private(set) var isDirect: Bool
-    /// The way that is gone when nothing is being tried.
+    /// Whether to write directly when nothing is being tried.
     private var usual: Bool
-    /// In bytes per nanosecond.
+    /// Rate of the usual way in bytes per nanosecond.
     private var usualRate = 0.0
-    /// The same when the other way was tried last.
+    /// Rate of the usual way when the other one was last tried.
     private var rateAtTrial = 0.0
     private var bytes = 0
     private var nanoseconds: Int64 = 0
@@ -30,7 +31,7 @@ struct WritePathChooser {
     private var periodsUntilTrial = 0
     private var isSettled = false
 
-    /// - Parameter isDirect: which way to begin with.
+    /// - Parameter isDirect: whether to begin with direct writes.
     init(isDirect: Bool = false) {
         self.isDirect = isDirect
         usual = isDirect
@@ -38,12 +39,12 @@ struct WritePathChooser {
 
     private var isTrial: Bool { isDirect != usual }
 
-    /// - Parameter time: that it took to write them, in nanoseconds.
+    /// - Parameter time: duration of the writes in nanoseconds.
     mutating func note(bytes count: Int, time: Int64) {
         guard !isSettled else { return }
         bytes += count
         nanoseconds += time
-        // A slow disk must not be waited for longer than it takes to see that it is slow.
+        // A trial ends early once it took twice the time of the usual way.
         let isHopeless = isTrial && Double(nanoseconds) * usualRate > 2 * Double(Self.period)
         guard isHopeless || bytes >= Self.period else { return }
         let rate = Double(bytes) / Double(max(nanoseconds, 1))
@@ -52,7 +53,7 @@ struct WritePathChooser {
         if isTrial { endTrial(rate) } else { endPeriod(rate) }
     }
 
-    /// Direct writes do not work here.
+    /// Uses the page cache from now on, because direct writes do not work here.
     mutating func settleForCache() {
         isSettled = true
         isDirect = false

@@ -1,25 +1,25 @@
 import Concurrency
 
-/// Whether writes to a file are made one by one, joined, or beside each other.
+/// Decides whether writes to a file are joined and made one by one, or made concurrently.
 ///
-/// A file system lets one writer at a time into a file. Where copying into the page cache is what
-/// takes the time, several would only wait for each other; where each write waits for its storage,
-/// one by one is the worst there is. What a lone writer's calls take tells which it is. Beside each
-/// other they wait for the lock too, so then one writer is let in alone now and then, to see.
+/// A file system lets one writer at a time into a file. If copying into the page cache takes the
+/// time, several writers would only wait for each other; if each write waits for its storage, one
+/// by one is the slowest way. The times of a lone writer's calls tell which it is. Concurrent
+/// writes wait for the lock, too, so now and then a writer is let in alone.
 ///
-/// Pure: `WriteJoiner` tells it what the writes took.
+/// Pure: `WriteJoiner` reports the times of the writes.
 struct WriterMode {
     private(set) var isParallel = false
-    /// The times of the last lone writes.
+    /// Times of the recent lone writes.
     private var recent = CallTimes()
     private var patience = Self.patience.lowerBound
     private var writesUntilTrial = 0
     private var loneWrites = 0
 
-    /// The number of writes until a lone one is tried; twice as many after each trial in vain.
+    /// Number of writes until a lone one is tried; doubled after each failed trial.
     private static let patience = 128...4096
 
-    /// A write was made while there was no other.
+    /// Notes a write that was made while there was no other.
     mutating func noteLone(_ times: CallTimes) {
         recent = recent.faded + times
         loneWrites += 1
@@ -34,7 +34,7 @@ struct WriterMode {
         }
     }
 
-    /// A write was begun beside others.
+    /// Notes a write that was begun beside others.
     mutating func noteParallel() {
         writesUntilTrial -= 1
         if writesUntilTrial <= 0 { isParallel = false }

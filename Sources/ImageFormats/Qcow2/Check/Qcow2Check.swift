@@ -34,7 +34,7 @@ public struct Qcow2Check: Sendable {
     ///   damaged so that the check cannot go on.
     public func run() async throws -> CheckResult {
         try await IOExecutor.run {
-            let header = try await Qcow2CheckHeader.read(from: storage)
+            let header = try await Qcow2Header.read(from: storage, for: .checking)
             let checker = try await Qcow2Checker(
                 storage, header, repair: repair, onMessage: onMessage)
             return try await checker.run()
@@ -51,7 +51,7 @@ final class Qcow2Checker {
     }
 
     let storage: any Storage
-    var header: Qcow2CheckHeader
+    var header: Qcow2Header
     private let mending: Repair?
     var repair: CheckRepair? { mending?.what }
     private let onMessage: @Sendable (String) -> Void
@@ -105,7 +105,7 @@ final class Qcow2Checker {
     private static let maximumClusters = Int64(Int32.max)
 
     init(
-        _ storage: any Storage, _ header: Qcow2CheckHeader, repair: Repair?,
+        _ storage: any Storage, _ header: Qcow2Header, repair: Repair?,
         onMessage: @escaping @Sendable (String) -> Void
     ) async throws {
         self.storage = storage
@@ -120,7 +120,7 @@ final class Qcow2Checker {
         }
         try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
-        l1 = try await storage.readWords(at: header.l1Offset, count: header.l1Entries)
+        l1 = try await storage.readWords(at: header.l1Offset.bytes, count: header.l1Entries)
     }
 
     /// - Throws: `ImageError` in a check that repairs nothing.
@@ -166,7 +166,7 @@ final class Qcow2Checker {
 
     func readRefcountTable() async throws -> [UInt64] {
         try await storage.readWords(
-            at: header.refcountTableOffset,
+            at: header.refcountTableOffset.bytes,
             count: header.refcountTableClusters * clusterSize / 8)
     }
 }
@@ -179,12 +179,12 @@ extension Qcow2Checker {
         result.compressedClusters = 0
         try await count { $0.addRegion(offset: 0, size: UInt64(clusterSize)) }
         try await countTables(
-            l1, at: UInt64(header.l1Offset), entries: header.l1Entries, isActive: true,
+            l1, at: UInt64(header.l1Offset.bytes), entries: header.l1Entries, isActive: true,
             repairs: repairs)
         try await countSnapshots(snapshots, repairs: repairs)
         try await count {
             $0.addRegion(
-                offset: UInt64(header.refcountTableOffset),
+                offset: UInt64(header.refcountTableOffset.bytes),
                 size: UInt64(header.refcountTableClusters * clusterSize))
         }
         if let range = header.encryptionHeader {
@@ -326,5 +326,12 @@ extension Qcow2Checker {
             needsRebuild = true
             reportCorruption("ERROR refcount block \(index) refcount=\(references)")
         }
+    }
+}
+
+extension ImageError {
+    /// A check that could not be brought to an end, in the words that qemu-img has for it.
+    static func checkFailed(_ code: Int32) -> ImageError {
+        ImageError(.system(errno: code), "Check failed: \(String(cString: strerror(code)))")
     }
 }

@@ -29,7 +29,7 @@ extension Qcow2Checker {
                 if repairs {
                     l1[index] ^= Qcow2Entry.copied
                     try await writable.write(
-                        [l1[index]], at: header.l1Offset + Int64(index) * 8)
+                        [l1[index]], at: header.l1Offset.bytes + Int64(index) * 8)
                     damage.corruptions -= 1
                     damage.corruptionsFixed += 1
                 }

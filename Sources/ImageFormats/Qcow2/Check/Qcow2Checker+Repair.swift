@@ -13,10 +13,10 @@ extension Qcow2Checker {
     func overlap(rebuilds: Bool) -> String? {
         var tables = [
             (name: "header", offset: Int64(0), size: Int64(1)),
-            (name: "L1 table", offset: header.l1Offset, size: header.l1Entries * 8),
+            (name: "L1 table", offset: header.l1Offset.bytes, size: header.l1Entries * 8),
         ]
         let refcounts = (
-            name: "refcount table", offset: header.refcountTableOffset,
+            name: "refcount table", offset: header.refcountTableOffset.bytes,
             size: header.refcountTableClusters * clusterSize
         )
         if !rebuilds { tables.append(refcounts) }
@@ -64,8 +64,8 @@ extension Qcow2Checker {
             let first = start / clusterSize
             return cluster >= first && cluster < first + size.dividedUp(by: clusterSize)
         }
-        return cluster == 0 || covers(header.l1Offset, header.l1Entries * 8)
-            || covers(header.refcountTableOffset, header.refcountTableClusters * clusterSize)
+        return cluster == 0 || covers(header.l1Offset.bytes, header.l1Entries * 8)
+            || covers(header.refcountTableOffset.bytes, header.refcountTableClusters * clusterSize)
             || header.snapshotCount > 0
                 && header.snapshotTableOffset / UInt64(clusterSize) == UInt64(cluster)
             || blockClusters.contains(UInt64(cluster))
@@ -267,7 +267,7 @@ extension Qcow2Checker {
         fields.appendBigEndian(UInt32(tableClusters))
         try await writable.write(fields, at: Qcow2Header.FieldOffset.refcountTable)
         try await writable.flush()
-        header.refcountTableOffset = tableOffset
+        header.refcountTableOffset = HostOffset(tableOffset)
         header.refcountTableClusters = tableClusters
     }
 

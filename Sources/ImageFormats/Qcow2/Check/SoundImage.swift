@@ -19,7 +19,7 @@ struct SoundImage: Sendable {
     init(_ storage: any Storage) async throws {
         let first = Mutex<String?>(nil)
         let checker = try await Qcow2Checker(
-            storage, try await Qcow2CheckHeader.read(from: storage), repair: nil,
+            storage, try await Qcow2Header.read(from: storage, for: .checking), repair: nil,
             onMessage: { text in first.withLock { $0 = $0 ?? text } })
         let result = try await checker.run()
         if let problem = checker.overlap(rebuilds: false) {
@@ -40,7 +40,7 @@ struct SoundImage: Sendable {
     /// - Throws: `ImageError`.
     static func mendCopiedFlags(_ storage: any WritableStorage) async throws {
         let checker = try await Qcow2Checker(
-            storage, try await Qcow2CheckHeader.read(from: storage),
+            storage, try await Qcow2Header.read(from: storage, for: .checking),
             repair: .init(what: .all, storage: storage), onMessage: { _ in })
         checker.refcountTable = try await checker.readRefcountTable()
         try await checker.checkCopiedFlags(Snapshots())

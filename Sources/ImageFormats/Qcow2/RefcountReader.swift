@@ -1,73 +1,9 @@
-import Concurrency
 import DiskImage
-import Glibc
 import ImageStorage
 
 extension Qcow2Entry {
     /// Where a refcount block is, in an entry of the refcount table.
     static let refcountBlockMask: UInt64 = 0xffff_ffff_ffff_fe00
-}
-
-extension ImageError {
-    /// A check that could not be brought to an end, in the words that qemu-img has for it.
-    static func checkFailed(_ code: Int32) -> ImageError {
-        ImageError(.system(errno: code), "Check failed: \(String(cString: strerror(code)))")
-    }
-}
-
-extension Storage {
-    /// Fills a buffer; what would lie beyond the end of the file is zeros.
-    ///
-    /// - Returns: how many bytes were there, 0 for none.
-    func readAvailable(into buffer: inout IOBuffer, at offset: Int64) async throws -> Int {
-        let count = buffer.byteCount
-        let available = offset < size ? Int(min(Int64(count), size - offset)) : 0
-        var span = buffer.mutableBytes
-        if available > 0 {
-            var part = span.slice(0..<available)
-            try await read(into: &part, at: offset)
-        }
-        if available < count { span.zeroFill(available..<count) }
-        return available
-    }
-
-    /// Reads a table of big-endian numbers as far as the file has it.
-    func readWords(at offset: Int64, count: Int64) async throws -> [UInt64] {
-        let there = max(0, min(count, (size - offset).dividedUp(by: 8)))
-        guard there > 0 else { return [] }
-        try MemoryMargin.check(for: 2 * Int(there) * 8)
-        var buffer = try IOBuffer(byteCount: Int(there) * 8)
-        _ = try await readAvailable(into: &buffer, at: offset)
-        let bytes = buffer.bytes
-        return bytes.bigEndianWords()
-    }
-}
-
-/// The entries of an L1 table that name an L2 table, some at a time: few at first, and one by one
-/// where reading waits.
-struct L1Batches: Sequence, IteratorProtocol {
-    private let entries: [UInt64]
-    private let tablesPerBatch: Int
-    private let meter: CallMeter
-    private var position = 0
-    private var size = 1
-
-    init(_ entries: [UInt64], tablesPerBatch: Int, meter: CallMeter) {
-        self.entries = entries
-        self.tablesPerBatch = tablesPerBatch
-        self.meter = meter
-    }
-
-    mutating func next() -> [UInt64]? {
-        let size = meter.isWaiting ? 1 : size
-        self.size = Swift.min(2 * self.size, tablesPerBatch)
-        var batch: [UInt64] = []
-        while position < entries.count, batch.count < size {
-            if entries[position] != 0 { batch.append(entries[position]) }
-            position += 1
-        }
-        return batch.isEmpty ? nil : batch
-    }
 }
 
 /// The refcounts as they are in the file.
