@@ -94,6 +94,8 @@ let package = Package(
             name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],
             swiftSettings: strict),
         .testTarget(
+            name: "ImageDriversTests", dependencies: ["ImageDrivers"], swiftSettings: strict),
+        .testTarget(
             name: "ImageConvertTests", dependencies: ["ImageConvert", "MemoryImages"],
             swiftSettings: strict),
         // End to end, on the built program.

@@ -48,7 +48,7 @@ public final class NullStorage: WritableStorage {
     private func requireRoom(_ end: Int64) throws(ImageError) {
         guard end <= size else {
             throw ImageError(
-                .invalid, path: name, "is smaller (\(size) bytes) than what is written (\(end))")
+                .invalid, path: name, "is too small: \(size) bytes, and \(end) are needed")
         }
     }
 }
@@ -87,7 +87,7 @@ public struct NullDriver: StorageDriver {
         let text = name.bytes.dropFirst(Self.scheme.count).text
         guard !text.isEmpty else { return Self.usualSize }
         guard let size = Int64(text) else {
-            throw .invalid("'\(name)' names no size in bytes behind null-co://")
+            throw .invalid("'\(name)' has no size in bytes behind null-co://")
         }
         return try checkedDiskSize(size)
     }

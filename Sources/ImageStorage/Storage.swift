@@ -76,7 +76,7 @@ public protocol WritableStorage: Storage {
     func write(_ bytes: RawSpan, at offset: Int64) async throws
 
     /// Writes parts of a buffer to several places, and returns when all are written.
-    func write(_ runs: [BufferRun], of bytes: RawSpan) async throws
+    func writeRuns(_ runs: [BufferRun], of bytes: RawSpan) async throws
 
     /// Makes a range within the size read as zeros by the cheapest means there is.
     ///
@@ -145,7 +145,7 @@ extension Storage {
 }
 
 extension WritableStorage {
-    public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
+    public func writeRuns(_ runs: [BufferRun], of bytes: RawSpan) async throws {
         for run in runs {
             var offset = run.offset
             for part in run.parts {

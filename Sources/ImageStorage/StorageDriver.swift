@@ -64,7 +64,7 @@ extension StorageDriver {
         _ name: ImageName, _ access: StorageAccess
     ) throws(ImageError) -> any WritableStorage {
         throw .unsupported(
-            name.description, "an image behind \(label) cannot be changed where it is")
+            name.description, "images on \(label) cannot be changed in place")
     }
 }
 

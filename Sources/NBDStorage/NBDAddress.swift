@@ -76,12 +76,12 @@ public struct NBDAddress: Sendable, Equatable {
             place = place[..<start]
         }
         if let socket = place.dropping(prefix: Array("unix:".utf8)) {
-            guard !socket.isEmpty else { throw invalid(name, "the path of a socket is missing") }
+            guard !socket.isEmpty else { throw invalid(name, "the path of the socket is missing") }
             return unixURI(socket: socket, export: export)
         }
         guard let colon = place.lastIndex(of: UInt8(ascii: ":")), colon != place.startIndex,
             UInt16(place[(colon + 1)...].text) != nil
-        else { throw invalid(name, "expected is nbd:host:port or nbd:unix:path") }
+        else { throw invalid(name, "expected nbd:host:port or nbd:unix:path") }
         return "nbd://\(escapedURI(place))/" + escaped(export)
     }
 

@@ -315,10 +315,10 @@ final class NBDConnection: @unchecked Sendable {
             perform(state.connected())
         case .success:
             let changed = ImageError(
-                .invalid, path: address.name, "a new connection shows another export")
+                .invalid, path: address.name, "the export changed while the connection was lost")
             perform(state.refused(changed, isFinal: true, at: .now))
         case .failure(let error):
-            let what = state.wasOpen ? "the connection was lost and cannot be made anew: " : ""
+            let what = state.wasOpen ? "the connection was lost, and connecting anew failed: " : ""
             let refusal = ImageError(
                 error.kind, path: address.name, "\(what)\(error.message)")
             perform(state.refused(refusal, at: .now))

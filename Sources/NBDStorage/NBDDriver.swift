@@ -25,7 +25,7 @@ public struct NBDDriver: StorageDriver {
         }
         if let path = try either("path") {
             guard type == nil || type == "unix" else {
-                throw options.invalid("a server is not unix and inet")
+                throw options.invalid("'server.type' must be 'unix' for the path of a socket")
             }
             let abstract = options.take(prefix + "server.abstract")
             guard [nil, .bool(false), .string(Array("off".utf8))].contains(abstract) else {
@@ -34,7 +34,7 @@ public struct NBDDriver: StorageDriver {
             return ImageName(NBDAddress.unixURI(socket: path, export: export))
         }
         guard type == nil || type == "inet", let host = try either("host")?.text else {
-            throw options.invalid("an NBD server needs a host or the path of a socket")
+            throw options.invalid("an NBD server needs a host, or the path of a socket")
         }
         let port = try either("port")?.text ?? "10809"
         let place = host.utf8.contains(UInt8(ascii: ":")) ? "[\(host)]" : host
@@ -60,7 +60,7 @@ public struct NBDDriver: StorageDriver {
         let export = try NBDStorage.open(name, options, forWriting: true)
         guard request.manner != .createBesideOld else {
             throw .unsupported(
-                export.name, "cannot keep the old content beside the new one on an export")
+                export.name, "an export cannot be replaced while its old content is read")
         }
         return TargetInPlace(export)
     }

@@ -68,7 +68,9 @@ final class NBDHandle {
             // The amount that every server accepts (NBD protocol, "Block size constraints").
             maximumPayload: cnbd_maximum_payload(handle) > 0
                 ? cnbd_maximum_payload(handle) : 32 << 20)
-        guard facts.size >= 0 else { throw Self.lastError(address, "cannot get the size") }
+        guard facts.size >= 0 else {
+            throw Self.lastError(address, "cannot get the size of the export")
+        }
     }
 
     deinit { cnbd_close(handle) }

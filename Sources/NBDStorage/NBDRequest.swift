@@ -71,7 +71,7 @@ final class NBDRequest: @unchecked Sendable {
         case .write(let memory): "cannot write \(memory.count) bytes at offset \(offset)"
         case .zero(let count, _): "cannot zero \(count) bytes at offset \(offset)"
         case .trim(let count): "cannot trim \(count) bytes at offset \(offset)"
-        case .flush: "cannot flush"
+        case .flush: "cannot flush on the server"
         case .blockStatus: "cannot get the block status at offset \(offset)"
         }
     }

@@ -45,7 +45,9 @@ final class NBDServer: Sendable {
 
     init(_ command: NBDServerCommand) throws(ImageError) {
         text = command.text
-        guard !command.words.isEmpty else { throw .invalid("[ ] names no server") }
+        guard !command.words.isEmpty else {
+            throw .invalid("[ ] is empty: it needs the command of an NBD server")
+        }
         folder = try Self.makeFolder()
         let socket = Self.socket(in: folder)
         address = NBDAddress(
@@ -90,7 +92,7 @@ final class NBDServer: Sendable {
             guard let result = known else { return nil }
             let signal = result & 0x7f
             return signal == 0
-                ? "ended with status \(result >> 8 & 0xff)" : "was ended by signal \(signal)"
+                ? "ended with status \(result >> 8 & 0xff)" : "was killed by signal \(signal)"
         }
     }
 
@@ -107,7 +109,7 @@ final class NBDServer: Sendable {
             }
         }
         guard let folder = makeFolder(in: "/tmp") else {
-            throw failure("/tmp", "cannot make a folder")
+            throw failure("/tmp", "cannot make a folder for the server's socket")
         }
         return folder
     }
@@ -139,18 +141,18 @@ final class NBDServer: Sendable {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         guard socketPath.bytes.count < longestSocket else {
-            throw failure(path, "cannot make a socket", ENAMETOOLONG)
+            throw failure(path, "cannot make the server's socket", ENAMETOOLONG)
         }
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: socketPath.bytes) }
         let descriptor = Glibc.socket(
             AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard descriptor >= 0 else { throw failure(path, "cannot make a socket") }
+        guard descriptor >= 0 else { throw failure(path, "cannot make the server's socket") }
         let size = socklen_t(MemoryLayout<sockaddr_un>.size)
         let bound = withUnsafePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(descriptor, $0, size) }
         }
         guard bound == 0, Glibc.listen(descriptor, SOMAXCONN) == 0 else {
-            let error = failure(path, "cannot make a socket")
+            let error = failure(path, "cannot make the server's socket")
             _ = Glibc.close(descriptor)
             throw error
         }

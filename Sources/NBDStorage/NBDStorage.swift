@@ -114,7 +114,7 @@ public final class NBDStorage: WritableStorage {
         if forWriting, mayReconnect, !facts.canWriteThrough, !facts.canFlush {
             throw ImageError(
                 .unsupported, path: address.name,
-                "cannot be written with --reconnect: the server knows neither FUA nor flush")
+                "cannot be written with --reconnect: the server supports neither FUA nor flush")
         }
         // On this machine, more than one for each core would only take turns with the server.
         let beginning = isLocal ? min(connections.count, NBDLoop.count) : connections.count

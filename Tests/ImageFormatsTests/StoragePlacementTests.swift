@@ -35,9 +35,9 @@ import Testing
         var traits: StorageTraits { memory.traits }
         var size: Int64 { memory.size }
 
-        func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
+        func writeRuns(_ runs: [BufferRun], of bytes: RawSpan) async throws {
             log.withLock { $0.append(.runs(runs)) }
-            try await memory.write(runs, of: bytes)
+            try await memory.writeRuns(runs, of: bytes)
         }
 
         func write(_ bytes: RawSpan, at offset: Int64) async throws {
@@ -69,7 +69,7 @@ import Testing
         var placement = Placement()
         for write in writes { placement.append(write.bytes, at: write.hostOffset) }
         let recorder = Recorder()
-        try await recorder.write(placement, data: data.span.bytes)
+        try await recorder.writePlacement(placement, data: data.span.bytes)
         return recorder
     }
 
@@ -127,7 +127,7 @@ import Testing
             for (offset, positions) in writes { placement.append(.plain(positions), at: offset) }
             let recorder = Recorder(sharesBlocks: true)
             let origin = BufferOrigin(source: Scattered(pieces: Int64(pieces)), start: 0)
-            try await recorder.write(placement, data: data.span.bytes, origin: origin)
+            try await recorder.writePlacement(placement, data: data.span.bytes, origin: origin)
             return recorder.calls
         }
         let mixed = try await calls(

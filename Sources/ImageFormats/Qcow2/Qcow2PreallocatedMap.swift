@@ -73,10 +73,10 @@ extension Qcow2Target {
             try Task.checkCancellation()
             try MemoryMargin.check(for: 4 * Int(geometry.clusterSize))
             let placement = layout.preallocate(table: table, subclusters: preallocatedSubclusters)
-            try await storage.write(placement, data: RawSpan())
+            try await storage.writePlacement(placement, data: RawSpan())
         }
         let ending = try layout.finish()
-        try await storage.write(ending.placement, data: RawSpan())
+        try await storage.writePlacement(ending.placement, data: RawSpan())
         try await storage.truncate(to: ending.end.bytes)
         if options.preallocation.takesBlocks {
             try storage.requireSpace(geometry.virtualSize)

@@ -136,7 +136,7 @@ struct Qcow2Refcounts {
 
     private mutating func write(_ index: Int) async throws {
         guard let cached = cache[index], cached.isDirty else { return }
-        try await storage.write(cached.block.bytes, at: Int64(table[index]))
+        try await storage.writeBytes(cached.block.bytes, at: Int64(table[index]))
         cache[index]?.isDirty = false
     }
 
@@ -247,7 +247,7 @@ struct Qcow2Refcounts {
         let entries = Int(clusters * clusterSize / 8)
         table.append(contentsOf: repeatElement(0, count: max(0, entries - table.count)))
         place = Table(offset: HostOffset(first * clusterSize), clusters: clusters)
-        try await storage.write(table, at: place.offset.bytes)
+        try await storage.writeWords(table, at: place.offset.bytes)
         hasNewBlocks = false
     }
 
@@ -282,7 +282,7 @@ struct Qcow2Refcounts {
             }
         }
         for index in indices {
-            try await storage.write([UInt8](repeating: 0, count: 8), at: entryOffset(index))
+            try await storage.writeBytes([UInt8](repeating: 0, count: 8), at: entryOffset(index))
             table[index] = 0
             cache[index] = nil
         }

@@ -30,7 +30,7 @@ extension Qcow2Resizer {
         try await placeL1(&growth)
         try await writeTables(&growth)
         if growth.change.l1Offset != header.l1Offset {
-            try await storage.write(l1, at: growth.change.l1Offset.bytes)
+            try await storage.writeWords(l1, at: growth.change.l1Offset.bytes)
         }
         try await hideTail(growth)
         try await perform(&growth.change)
@@ -85,7 +85,7 @@ extension Qcow2Resizer {
     private func hideTail(_ growth: Growth) async throws {
         guard let tail = growth.tail, let host = tail.host else { return }
         let inCluster = geometry.virtualSize % geometry.clusterSize
-        try await storage.write(Array(tail.content[Int(inCluster)...]), at: host + inCluster)
+        try await storage.writeBytes(Array(tail.content[Int(inCluster)...]), at: host + inCluster)
     }
 
     /// As the guest would see it if nothing but the size were changed.
@@ -204,7 +204,7 @@ extension Qcow2Resizer {
             try await moveTail(tail, &words, &growth.change)
         }
         if data > 0 { try await fill(first + 1..<first + 1 + data, growth.preallocation) }
-        try await storage.write(words, at: first * geometry.clusterSize)
+        try await storage.writeWords(words, at: first * geometry.clusterSize)
         l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
         if let old { growth.change.freed.append(old.bytes / geometry.clusterSize) }
     }
@@ -215,7 +215,7 @@ extension Qcow2Resizer {
         let word = place(of: tail.guestCluster)
         change.freed += clusters(of: words[word..<word + Int(geometry.wordsPerL2Entry)])
         let host = try await refcounts.allocate(1) * geometry.clusterSize
-        try await storage.write(tail.content, at: host)
+        try await storage.writeBytes(tail.content, at: host)
         words[word] = UInt64(host) | Qcow2Entry.copied
         if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
     }

@@ -123,7 +123,7 @@ public struct Qcow2Resizer {
 
     func writeL1(_ indices: Range<Int>) async throws {
         guard !indices.isEmpty else { return }
-        try await storage.write(
+        try await storage.writeWords(
             Array(l1[indices]),
             at: header.l1Offset.bytes + Int64(indices.lowerBound) * 8)
     }
@@ -166,7 +166,7 @@ public struct Qcow2Resizer {
             at: HostOffset(start), count: end - start, "header")
         isSwitched = true
         do {
-            try await storage.write(headerFields(change, old), at: start)
+            try await storage.writeBytes(headerFields(change, old), at: start)
             try await storage.flush()
         } catch {
             isSwitched = !(await restore(old, at: start))
@@ -184,7 +184,7 @@ public struct Qcow2Resizer {
     /// - Returns: whether the header is certain to be the old one.
     private func restore(_ header: [UInt8], at offset: Int64) async -> Bool {
         do {
-            try await storage.write(header, at: offset)
+            try await storage.writeBytes(header, at: offset)
             try await storage.flush()
             return true
         } catch {
@@ -294,7 +294,7 @@ extension Qcow2Resizer {
         if try await refcounts.count(of: host.bytes / geometry.clusterSize) > 1 {
             let copy = try await refcounts.allocate(1)
             let kept = words[..<word] + repeatElement(0, count: words.count - word)
-            try await storage.write(
+            try await storage.writeWords(
                 Array(kept), at: copy * geometry.clusterSize)
             boundary.copy = copy
         }
@@ -309,7 +309,7 @@ extension Qcow2Resizer {
             l1[boundary.index] = UInt64(copy * geometry.clusterSize) | Qcow2Entry.copied
             return freed + [boundary.host.bytes / geometry.clusterSize]
         }
-        try await storage.write(
+        try await storage.writeBytes(
             [UInt8](repeating: 0, count: (boundary.words.count - word) * 8),
             at: boundary.host.bytes + Int64(word) * 8)
         return freed

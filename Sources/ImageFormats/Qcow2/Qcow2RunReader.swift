@@ -36,24 +36,17 @@ final class Qcow2RunReader: StoredRunReader {
     /// Looks for holes under allocated clusters, as qemu does: only where the file takes clearly
     /// less space than its clusters do. Elsewhere it would be a system call for each run and no news.
     private func lookingBelow(_ run: StoredRun) -> StoredRun {
-        let end = source.storage.size.roundedUp(to: guestSectorSize)
         guard let host = run.hostOffset else { return run }
+        let size = source.storage.size
+        let count = Int64(run.range.count)
+        let piece =
+            HostPiece(
+                at: host, count: count, behindEnd: size, clusterSize: source.readGranularity)
+            ?? allocation.extent(at: host, limit: min(host + count, size)).map(HostPiece.init)
+        guard let piece else { return run }
         var result = run
-        guard host < end else {
-            result.content = .preallocated
-            return result
-        }
-        let limit = min(end, host + Int64(run.range.count))
-        guard let below = allocation.extent(at: host, limit: limit) else { return run }
-        guard below.content == .zero else {
-            result.range = run.range.lowerBound..<run.range.lowerBound + Int64(below.range.count)
-            return result
-        }
-        result.content = .preallocated
-        // A hole at the end of the file goes on behind it.
-        if below.range.upperBound < end {
-            result.range = run.range.lowerBound..<run.range.lowerBound + Int64(below.range.count)
-        }
+        result.range = run.range.lowerBound..<run.range.lowerBound + piece.count
+        if piece.content != .data { result.content = .preallocated }
         return result
     }
 }

@@ -22,28 +22,17 @@ extension Qcow2Source {
         case .standard(let host):
             let status: BlockStatus = [.data, .allocated, .hasOffset]
             guard looksForHoles else { return (run.range, status) }
-            return try await preallocatedStatus(run.range, host, status.union(.preallocated))
+            let piece = try await hostPiece(at: host, count: Int64(run.range.count))
+            let content: BlockStatus =
+                switch piece.content {
+                case .data: []
+                case .hole: .zero
+                case .missing: [.zero, .missing]
+                }
+            return (
+                run.range.lowerBound..<run.range.lowerBound + piece.count,
+                status.union(.preallocated).union(content)
+            )
         }
-    }
-
-    private func preallocatedStatus(
-        _ range: Range<Int64>, _ host: HostOffset, _ status: BlockStatus
-    ) async throws -> (range: Range<Int64>, status: BlockStatus) {
-        let size = storage.size
-        let isCut =
-            host.bytes + Int64(range.count) > size
-            && host.bytes + Int64(range.count) > size.roundedUp(to: readGranularity)
-        let zero: BlockStatus = isCut ? [.zero, .missing] : .zero
-        guard host.bytes < size else { return (range, status.union(zero)) }
-        let below = try await storage.extent(
-            at: host.bytes, limit: min(host.bytes + Int64(range.count), storage.size))
-        guard below.content == .zero else {
-            return (range.lowerBound..<range.lowerBound + Int64(below.range.count), status)
-        }
-        // A hole at the end of the file goes on behind it.
-        if below.range.upperBound == size { return (range, status.union(zero)) }
-        return (
-            range.lowerBound..<range.lowerBound + Int64(below.range.count), status.union(.zero)
-        )
     }
 }

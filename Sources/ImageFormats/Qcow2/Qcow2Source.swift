@@ -74,26 +74,17 @@ public struct Qcow2Source: Image {
         case .unallocated: return Extent(range: run.range, content: .backing)
         case .zero: return Extent(range: run.range, content: .zero)
         case .compressed: return Extent(range: run.range, content: .compressed)
-        case .standard(let host): return try await standardExtent(run.range, host)
+        case .standard(let host):
+            // Without holes only the end of the file is to be looked at.
+            guard storage.traits.hasHoles || host.bytes >= storage.size else {
+                return Extent(range: run.range, content: .data)
+            }
+            let piece = try await hostPiece(at: host, count: Int64(run.range.count))
+            return Extent(
+                range: run.range.lowerBound..<run.range.lowerBound + piece.count,
+                // What is missing is for `read` to refuse.
+                content: piece.content == .hole ? .zero : .data)
         }
-    }
-
-    /// A cluster can be allocated and yet be a hole of the file, or lie in part behind its end:
-    /// preallocated.
-    private func standardExtent(_ range: Range<Int64>, _ host: HostOffset) async throws -> Extent {
-        guard host.bytes < storage.size else {
-            let start = host.bytes.roundedDown(to: readGranularity)
-            // A cluster that is missing altogether is for `read` to refuse.
-            guard start < storage.size else { return Extent(range: range, content: .data) }
-            let rest = min(start + readGranularity - host.bytes, Int64(range.count))
-            return Extent(range: range.lowerBound..<range.lowerBound + rest, content: .zero)
-        }
-        guard storage.traits.hasHoles else { return Extent(range: range, content: .data) }
-        let limit = min(host.bytes + Int64(range.count), storage.size)
-        let below = try await storage.extent(at: host.bytes, limit: limit)
-        return Extent(
-            range: range.lowerBound..<range.lowerBound + Int64(below.range.count),
-            content: below.content)
     }
 
     public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {

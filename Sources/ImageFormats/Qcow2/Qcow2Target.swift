@@ -150,7 +150,7 @@ public final class Qcow2Target: ImageTarget {
     public func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        try await storage.write(placement, data: data, origin: origin)
+        try await storage.writePlacement(placement, data: data, origin: origin)
         for write in placement.writes {
             if case .compressed(let run) = write.bytes { layout.withLock { $0.reuse(run) } }
         }
@@ -162,13 +162,13 @@ public final class Qcow2Target: ImageTarget {
             ending = known
         } else {
             ending = try layout.withLock { layout throws(ImageError) in try layout.finish() }
-            try await storage.write(ending.placement, data: RawSpan())
+            try await storage.writePlacement(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
         }
         // Whoever finds a header may rely on all that it leads to.
         try await storage.flush()
         let header = try header(ending).serialized()
-        try await storage.write(header, at: 0)
+        try await storage.writeBytes(header, at: 0)
     }
 
     private func header(_ ending: Qcow2Layout.Ending?) -> Qcow2Header {

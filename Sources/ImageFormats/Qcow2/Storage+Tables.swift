@@ -68,10 +68,10 @@ extension Storage {
 
 extension WritableStorage {
     /// Writes big-endian numbers.
-    func write(_ words: [UInt64], at offset: Int64) async throws {
+    func writeWords(_ words: [UInt64], at offset: Int64) async throws {
         // They are copied twice.
         try MemoryMargin.check(for: 2 * words.count * 8)
-        try await write(words.bigEndianBytes, at: offset)
+        try await writeBytes(words.bigEndianBytes, at: offset)
     }
 }
 

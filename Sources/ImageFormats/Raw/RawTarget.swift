@@ -67,7 +67,7 @@ public struct RawTarget: ImageTarget {
     public func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        try await storage.write(placement, data: data, origin: origin)
+        try await storage.writePlacement(placement, data: data, origin: origin)
     }
 
     public var sharesUnread: Bool { !looksForZeros && storage.sharesBlocks }

@@ -90,7 +90,7 @@ extension FileStorage {
             } catch {
                 throw ImageError(
                     error.kind, path: name,
-                    "cannot write unaligned bytes past O_DIRECT: \(error.message)")
+                    "cannot open it for the writes that O_DIRECT does not allow: \(error.message)")
             }
             known = opened
             return opened

@@ -171,10 +171,10 @@ public final class FileStorage: WritableStorage {
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {
-        try await write([BufferRun(offset: offset, parts: [0..<bytes.byteCount])], of: bytes)
+        try await writeRuns([BufferRun(offset: offset, parts: [0..<bytes.byteCount])], of: bytes)
     }
 
-    public func write(_ runs: [BufferRun], of bytes: RawSpan) async throws {
+    public func writeRuns(_ runs: [BufferRun], of bytes: RawSpan) async throws {
         // The span is borrowed until this call returns, so the memory stays alive.
         let memory = bytes.withUnsafeBytes { $0 }
         let writes = runs.map { run in
@@ -280,7 +280,7 @@ public final class FileStorage: WritableStorage {
     func reportLateErrors() throws(ImageError) {
         let copy = fcntl(descriptor, F_DUPFD_CLOEXEC, 0)
         guard copy >= 0, Glibc.close(copy) == 0 || errno == EINTR else {
-            throw Syscall.failure(name, "cannot finish writing")
+            throw Syscall.failure(name, "cannot store what was written")
         }
     }
 
@@ -288,7 +288,7 @@ public final class FileStorage: WritableStorage {
         guard cacheMode.flushes else { return }
         // One call serves both descriptors, because they have one inode.
         guard Syscall.retry({ fdatasync(descriptor) }) != nil else {
-            throw Syscall.failure(name, "cannot flush")
+            throw Syscall.failure(name, "cannot flush to disk")
         }
     }
 }

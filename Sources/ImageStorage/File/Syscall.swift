@@ -51,7 +51,9 @@ enum Syscall {
 
     static func status(_ descriptor: Int32, _ path: String) throws(ImageError) -> stat {
         var status = stat()
-        guard fstat(descriptor, &status) == 0 else { throw failure(path, "cannot get its status") }
+        guard fstat(descriptor, &status) == 0 else {
+            throw failure(path, "cannot read its size and type")
+        }
         return status
     }
 

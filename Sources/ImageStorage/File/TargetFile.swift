@@ -79,7 +79,7 @@ public final class TargetFile: Sendable {
         if keepsOld {
             throw .unsupported(
                 path.description,
-                "cannot keep the old content beside the new one: it can only be written in place")
+                "cannot be replaced while its old content is read: it can only be written in place")
         }
         if existing.traits.isDevice { return TargetFile(storage: existing, place: .inPlace) }
         return TargetFile(
@@ -100,7 +100,8 @@ public final class TargetFile: Sendable {
 
     private static func isSource(_ path: HostPath) -> ImageError {
         ImageError(
-            .invalid, path: path.description, "is the source, or a file that the source reads")
+            .invalid, path: path.description,
+            "cannot be the target: it is the source, or a file that the source reads")
     }
 
     /// A staged file that can replace an existing one; nil if that has to be written in place.
@@ -139,12 +140,14 @@ public final class TargetFile: Sendable {
     /// Empties an existing file that is to be written in place.
     private static func emptied(_ existing: FileStorage) throws(ImageError) -> FileStorage {
         guard ftruncate(existing.descriptor, 0) == 0 else {
-            throw Syscall.failure(existing.name, "cannot set the size to 0 bytes")
+            throw Syscall.failure(existing.name, "cannot truncate it")
         }
         // A duplicate shares the lock as long as it is not dropped; a second `open` would conflict
         // with the lock of the first.
         let copy = fcntl(existing.descriptor, F_DUPFD_CLOEXEC, 0)
-        guard copy >= 0 else { throw Syscall.failure(existing.name, "cannot open") }
+        guard copy >= 0 else {
+            throw Syscall.failure(existing.name, "cannot duplicate its descriptor")
+        }
         return try FileStorage(
             adopting: copy, name: existing.name, cacheMode: existing.cacheMode, readsAsZero: true)
     }
@@ -162,12 +165,13 @@ public final class TargetFile: Sendable {
         }
         isSettled.store(true, ordering: .relaxed)
         if storage.cacheMode.flushes, let folder, !folder.flush() {
-            throw Syscall.failure(storage.name, "cannot flush its folder")
+            throw Syscall.failure(
+                storage.name, "is whole, but its folder cannot be flushed to disk")
         }
     }
 
     private var notPutInPlace: ImageError {
-        Syscall.failure(storage.name, "cannot put the finished file in place")
+        Syscall.failure(storage.name, "cannot give the finished image its name")
     }
 
     /// Removes what was written. A file written in place is emptied, so that it does not look

@@ -28,7 +28,7 @@ extension Qcow2Checker {
                         + "l1_entry=\(hexadecimal(l1[index])) refcount=\(refcount)")
                 if repairs {
                     l1[index] ^= Qcow2Entry.copied
-                    try await writable.write(
+                    try await writable.writeWords(
                         [l1[index]], at: header.l1Offset.bytes + Int64(index) * 8)
                     damage.corruptions -= 1
                     damage.corruptionsFixed += 1
@@ -76,7 +76,7 @@ extension Qcow2Checker {
             table.bytes.bigEndian(at: $0, as: UInt64.self)
         }
         for (position, entry) in fixed { words[(position - first.position) / 8] = entry }
-        try await writable.write(words, at: offset + Int64(first.position))
+        try await writable.writeWords(words, at: offset + Int64(first.position))
         damage.corruptions -= Int64(fixed.count)
         damage.corruptionsFixed += Int64(fixed.count)
     }

@@ -156,7 +156,7 @@ extension Qcow2Checker {
     }
 
     private func writePendingRepairs() async throws {
-        for (offset, words) in pendingRepairs { try await writable.write(words, at: offset) }
+        for (offset, words) in pendingRepairs { try await writable.writeWords(words, at: offset) }
         pendingRepairs = []
     }
 
@@ -219,7 +219,7 @@ extension Qcow2Checker {
         for mismatch in mismatches {
             codec.write(mismatch.references, into: &block, mismatch.cluster % blockEntries)
         }
-        try await writable.write(block, at: Int64(reader.blockOffset(index)))
+        try await writable.writeBytes(block, at: Int64(reader.blockOffset(index)))
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
@@ -256,16 +256,16 @@ extension Qcow2Checker {
             for cluster in first..<last {
                 codec.write(counts[cluster], into: &block, cluster - first)
             }
-            try await writable.write(block, at: Int64(cluster) * clusterSize)
+            try await writable.writeBytes(block, at: Int64(cluster) * clusterSize)
         }
         let tableOffset = Int64(layout.tableCluster) * clusterSize
-        try await writable.write(table, at: tableOffset)
+        try await writable.writeWords(table, at: tableOffset)
         try await writable.flush()
 
         var fields: [UInt8] = []
         fields.appendBigEndian(UInt64(tableOffset))
         fields.appendBigEndian(UInt32(tableClusters))
-        try await writable.write(fields, at: Qcow2Header.FieldOffset.refcountTable)
+        try await writable.writeBytes(fields, at: Qcow2Header.FieldOffset.refcountTable)
         try await writable.flush()
         header.refcountTableOffset = HostOffset(tableOffset)
         header.refcountTableClusters = tableClusters
@@ -276,7 +276,7 @@ extension Qcow2Checker {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
         header.autoclearFeatures = known
-        try await writable.write([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
+        try await writable.writeWords([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
     }
 
     /// The image is sound: neither dirty nor corrupt.
@@ -286,7 +286,7 @@ extension Qcow2Checker {
         try await writable.flush()
         guard header.incompatibleFeatures & marks != 0 else { return }
         header.incompatibleFeatures &= ~marks
-        try await writable.write(
+        try await writable.writeWords(
             [header.incompatibleFeatures],
             at: Qcow2Header.FieldOffset.incompatibleFeatures)
         try await writable.flush()

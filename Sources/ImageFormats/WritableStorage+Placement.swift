@@ -11,14 +11,14 @@ extension WritableStorage {
     /// take the same. In bytes.
     private static var shortestShared: Int { 128 << 10 }
 
-    func write(_ bytes: [UInt8], at offset: Int64) async throws {
+    func writeBytes(_ bytes: [UInt8], at offset: Int64) async throws {
         let span = bytes.span.bytes
         try await write(span, at: offset)
     }
 
     /// Writes what a target has placed, plain clusters out of a chunk's buffer. Shares blocks with the data's
     /// origin where it can.
-    func write(
+    func writePlacement(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin? = nil
     ) async throws {
         var rest = placement.writes[...]
@@ -31,11 +31,11 @@ extension WritableStorage {
                     try await writePlain(positions, of: data, at: write.hostOffset, origin)
                 } else {
                     let runs = Self.takeRuns(from: write, &rest, shorterThan: limit)
-                    try await self.write(runs, of: data)
+                    try await writeRuns(runs, of: data)
                 }
             case .compressed(let run): try await self.write(run.bytes, at: write.hostOffset)
             case .metadata(let table):
-                try await self.write(table, at: write.hostOffset)
+                try await writeBytes(table, at: write.hostOffset)
             case .zeros(let length):
                 try await zero(write.hostOffset..<write.hostOffset + length, mayUnmap: true)
             }
@@ -97,16 +97,16 @@ extension WritableStorage {
             if count >= Self.shortestShared {
                 let shared = Int(share(location, at: toHost + Int64(position)))
                 if shared > 0 {
-                    try await writeBytes(unwritten..<position, of: data, toHost)
+                    try await writePart(unwritten..<position, of: data, toHost)
                     unwritten = position + shared
                 }
             }
             position += count
         }
-        try await writeBytes(unwritten..<positions.upperBound, of: data, toHost)
+        try await writePart(unwritten..<positions.upperBound, of: data, toHost)
     }
 
-    private func writeBytes(
+    private func writePart(
         _ positions: Range<Int>, of data: RawSpan, _ toHost: Int64
     ) async throws {
         guard !positions.isEmpty else { return }
