@@ -49,17 +49,17 @@ public struct ImageCheck: Sendable {
     private func openInPlace() throws -> any WritableStorage {
         guard !opener.access.shareForced else {
             throw ImageError.invalid(
-                "an image is not repaired while another process may write (-U)")
+                "-U cannot be used with -r: a repair needs the image for itself")
         }
         let described = try ImageDescription(name)
         let place = described?.place ?? name
         let driver = Storages.driver(for: place)
         guard driver.changesInPlace else {
             throw ImageError.unsupported(
-                name.description, "an image behind \(driver.label) cannot be repaired")
+                name.description, "images on \(driver.label) cannot be repaired")
         }
         guard described?.isWhole ?? true else {
-            throw ImageError.unsupported(name.description, "a part of a file can only be read")
+            throw ImageError.unsupported(name.description, "an image that is a part of a file can only be read")
         }
         return try driver.openInPlace(place, opener.access)
     }

@@ -184,7 +184,7 @@ public struct MapPicture: Sendable {
 
     /// One line about the fragmentation of the files.
     var orderText: String {
-        guard order.pieces > 0 else { return "No data lies in the files as it is." }
+        guard order.pieces > 0 else { return "No data is stored uncompressed." }
         let average = TextLayout.size(UInt64(order.bytes / Int64(order.pieces)))
         return "Fragmentation: \(order.pieces) \(order.pieces == 1 ? "piece" : "pieces") of "
             + "\(average) on average, \(order.stepsBack) steps backwards in the file."

@@ -67,7 +67,9 @@ struct CommandLineWords {
         }
         let words = Array(rest[..<end])
         rest = rest[(end + 1)...]
-        guard !words.isEmpty else { throw .invalid("a server is missing in [ ]") }
+        guard !words.isEmpty else {
+            throw .invalid("[ ] is empty: it needs the command of a server")
+        }
         return ArgumentBytes.escaped(NBDServerCommand(words.map(ArgumentBytes.bytes)).name.bytes)
     }
 

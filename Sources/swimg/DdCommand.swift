@@ -56,7 +56,9 @@ struct DdCommand: ImageCommand {
             case "count": slice.count = try sizeArgument(value.text, name: "count")
             case "skip": slice.skip = try sizeArgument(value.text, name: "skip")
             default:
-                throw .invalid("unrecognized operand \(sides?.key ?? operand.bytes.text)")
+                throw .invalid(
+                    "unrecognized operand \(sides?.key ?? operand.bytes.text): there are if=, of=, bs=, "
+                        + "count= and skip=")
             }
         }
         guard let source, let target else {

@@ -54,7 +54,7 @@ struct MapCommand: ImageCommand {
                 "invalid output form '\(output)': --output takes human, json or picture")
         }
         guard svg == nil || output == "picture" else {
-            throw ImageError.invalid("--svg is for --output=picture")
+            throw ImageError.invalid("--svg can only be used with --output=picture")
         }
         let start = try size(startOffset, "start offset") ?? 0
         let length = try size(maxLength, "length") ?? .max

@@ -51,7 +51,8 @@ struct ResizeCommand: ImageCommand {
         let name = try names.name(given, format: format)
         let described = try ImageDescription(name)
         guard described?.isWhole ?? true else {
-            throw ImageError.unsupported(given.description, "a part of a file can only be read")
+            throw ImageError.unsupported(
+                given.description, "an image that is a part of a file can only be read")
         }
         var resizing = ImageResizing(
             described?.place ?? name, change: try change(size.description))

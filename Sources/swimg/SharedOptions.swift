@@ -153,14 +153,18 @@ func imageName(
 
 func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {
     guard let format = ImageFormat.named(name) else {
-        throw .invalid("unknown format '\(name)'")
+        throw .invalid(
+            "unknown format '\(name)': there are "
+                + ImageFormat.all.map(\.name).joined(separator: ", "))
     }
     return format
 }
 
 func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
     guard let mode = CacheMode(rawValue: name) else {
-        throw .invalid("invalid cache mode '\(name)'")
+        throw .invalid(
+            "invalid cache mode '\(name)': there are "
+                + CacheMode.allCases.map(\.rawValue).joined(separator: ", "))
     }
     return mode
 }

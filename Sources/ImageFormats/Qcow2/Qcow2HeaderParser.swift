@@ -287,7 +287,8 @@ extension Qcow2Header {
         var names: [Int: String] = [:]
         for table in otherExtensions where table.type == ExtensionType.featureNames {
             let bytes = table.content
-            for start in stride(from: 0, through: bytes.count - 48, by: 48) where bytes[start] == 0 {
+            for start in stride(from: 0, through: bytes.count - 48, by: 48) where bytes[start] == 0
+            {
                 names[Int(bytes[start + 1])] = bytes.text(start + 2..<start + 48)
             }
         }

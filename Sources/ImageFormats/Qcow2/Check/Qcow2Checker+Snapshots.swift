@@ -45,7 +45,8 @@ extension Qcow2Checker {
                         + "table entry \(index)")
                 throw ImageError.checkFailed(EINVAL)
             }
-            if header.version >= 3, snapshots.entries[Int(index)].extraLength < Self.neededExtraData {
+            if header.version >= 3, snapshots.entries[Int(index)].extraLength < Self.neededExtraData
+            {
                 snapshots.damage.corruptions += 1
                 say("ERROR snapshot table entry \(index) is incomplete")
             }
