@@ -223,7 +223,9 @@ public struct Conversion: Sendable {
             throw .invalid("a target that is described (json:) needs -n")
         }
         guard described.isWhole else {
-            throw .unsupported(described.place.description, "an image that is a part of a file can only be read")
+            throw .unsupported(
+                described.place.description,
+                "an image that is a part of a file can only be read")
         }
         var result = self
         result.target = described.place

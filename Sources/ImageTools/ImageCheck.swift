@@ -59,7 +59,8 @@ public struct ImageCheck: Sendable {
                 name.description, "images on \(driver.label) cannot be repaired")
         }
         guard described?.isWhole ?? true else {
-            throw ImageError.unsupported(name.description, "an image that is a part of a file can only be read")
+            throw ImageError.unsupported(
+                name.description, "an image that is a part of a file can only be read")
         }
         return try driver.openInPlace(place, opener.access)
     }
