@@ -2,7 +2,8 @@
 public struct BlockSlice: Sendable, Equatable {
     /// In bytes.
     public var blockSize: Int64 = 512
-    /// In blocks from the start of the source, not from where the copying starts: so qemu-img has it. nil: all.
+    /// In blocks from the start of the source, not from where the copying starts: so qemu-img has
+    /// it. nil: all.
     public var count: Int64?
     /// Blocks that are left out at the start.
     public var skip: Int64 = 0

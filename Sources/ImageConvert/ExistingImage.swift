@@ -5,8 +5,8 @@ import ImageStorage
 
 /// An existing image that a conversion writes into (`-n`), and that is made anew for it.
 ///
-/// What the conversion does not write is to stay as it was. So the image is rebuilt, with the properties of
-/// the old one, from both.
+/// What the conversion does not write is to stay as it was. So the image is rebuilt, with the
+/// properties of the old one, from both.
 struct ExistingImage {
     let rebuilt: any NewImage
     /// It holds nothing yet: there is nothing to keep.
@@ -37,8 +37,8 @@ struct ExistingImage {
 
     /// What the rebuilt image is to hold after `input` was written into it.
     ///
-    /// - Parameter leavesBacking: the input leaves out what the backing file provides (`-B`): there the
-    ///   old image shows through.
+    /// - Parameter leavesBacking: the input leaves out what the backing file provides (`-B`): there
+    ///   the old image shows through.
     func under(_ input: CopyInput, leavesBacking: Bool, path: ImageName) throws -> CopyInput {
         let size = image.source.virtualSize
         let written = input.content.virtualSize

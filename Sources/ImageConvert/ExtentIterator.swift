@@ -6,7 +6,8 @@ public struct Chunk: Sendable, Equatable {
     public struct Segment: Sendable, Equatable {
         /// Guest offsets in bytes.
         public var range: Range<Int64>
-        /// `.copy`, `.zero` or `.share`; what is skipped has no segment, what is shared a chunk of its own.
+        /// `.copy`, `.zero` or `.share`; what is skipped has no segment, what is shared a chunk of
+        /// its own.
         public var action: CopyAction
 
         public init(range: Range<Int64>, action: CopyAction) {
@@ -17,8 +18,8 @@ public struct Chunk: Sendable, Equatable {
 
     /// Its turn: 0, 1, 2, … in guest order, without gaps.
     public var sequence: Int
-    /// Where the data buffer begins on the guest disk, in bytes, a multiple of a page: what is copied
-    /// lies behind it, within one cell of the grid.
+    /// Where the data buffer begins on the guest disk, in bytes, a multiple of a page: what is
+    /// copied lies behind it, within one cell of the grid.
     public var start: Int64
     /// Front to back, at least one.
     public var segments: [Segment]
@@ -61,17 +62,19 @@ public struct Chunk: Sendable, Equatable {
 
 /// Walks over the source and says what there is to do, chunk by chunk.
 ///
-/// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a fixed
-/// grid; zeros may reach over many cells of it.
+/// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a
+/// fixed grid; zeros may reach over many cells of it.
 ///
-/// The grid can begin a little into the disk (`gridStart`): a write that is not aligned to its own length fills a page cache
-/// with folios of several sizes, an aligned one with folios of its own size only. Measured on a virtual
-/// machine, aligned ones are slower there; probably their memory has been given back to the host.
+/// The grid can begin a little into the disk (`gridStart`): a write that is not aligned to its own
+/// length fills a page cache with folios of several sizes, an aligned one with folios of its own
+/// size only. Measured on a virtual machine, aligned ones are slower there; probably their memory
+/// has been given back to the host.
 public actor ExtentIterator {
     /// Zeros per chunk, in bytes: few calls where zeros are fast, and many chunks beside each other
     /// where they have to be written.
     private static let longestZeroes: Int64 = 256 << 20
-    /// Blocks to share per chunk, in bytes: one call each, after which there is progress to be seen.
+    /// Blocks to share per chunk, in bytes: one call each, after which there is progress to be
+    /// seen.
     private static let longestShare: Int64 = 1 << 30
     /// Where zeros and what is skipped alternate for long.
     private static let mostSegments = 64
@@ -104,7 +107,8 @@ public actor ExtentIterator {
     ///   - source: asked for extents only.
     ///   - granularity: actions change only at its multiples, in bytes.
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
-    ///   - gridStart: where its first line is, in bytes, a multiple of the granularity and shorter than a chunk.
+    ///   - gridStart: where its first line is, in bytes, a multiple of the granularity and shorter
+    ///     than a chunk.
     ///   - sharesUnread: whether data may be left to the target to share, at this moment.
     public init(
         source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64,
@@ -208,8 +212,8 @@ public actor ExtentIterator {
         }
     }
 
-    /// A range from `position` on with one action, which stays within the chunk's cell unless it starts
-    /// one with nothing but zeros or nothing at all.
+    /// A range from `position` on with one action, which stays within the chunk's cell unless it
+    /// starts one with nothing but zeros or nothing at all.
     private func nextStep() async throws -> (range: Range<Int64>, action: CopyAction) {
         let extent = try await extent(at: position)
         let unitEnd = min(end, (position + 1).roundedUp(to: granularity))

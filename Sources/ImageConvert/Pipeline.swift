@@ -43,8 +43,8 @@ public struct Pipeline: Sendable {
     public var storesZeros: Bool
     /// Hashes what passes by.
     public var digest: DigestStage?
-    /// Told how many bytes of the guest disk are done, now and then, from any task. The last of them may
-    /// still be on their way.
+    /// Told how many bytes of the guest disk are done, now and then, from any task. The last of
+    /// them may still be on their way.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
     public init(
@@ -59,9 +59,10 @@ public struct Pipeline: Sendable {
 
     /// Copies all of the source; the target is whole when this returns.
     ///
-    /// - Parameter extents: whose extents decide what is copied. For a target with a backing file that
-    ///   is the source's top layer alone, otherwise the source itself.
-    /// - Throws: the first error of any stage, or `CancellationError`; the target is worthless then.
+    /// - Parameter extents: whose extents decide what is copied. For a target with a backing file
+    ///   that is the source's top layer alone, otherwise the source itself.
+    /// - Throws: the first error of any stage, or `CancellationError`; the target is worthless
+    ///   then.
     public func copy(
         from source: any ImageSource, extents: any ImageSource, to target: any ImageTarget
     ) async throws {
@@ -157,7 +158,8 @@ private struct Stages: Sendable {
         pass.noteRead(bytes: chunk.length)
         try await digest?.add(chunk, data: data.bytes)
         let placement = try await writing.place(pieces, of: chunk, encoded: encoded.bytes)
-        // Placing has copied what is compressed: others can use the memory while this chunk waits for its write.
+        // Placing has copied what is compressed: others can use the memory while this chunk waits
+        // for its write.
         encodedPool.giveBack(encoded)
         if placement.usesData {
             try await writing.write(placement, of: chunk, data: data.bytes)

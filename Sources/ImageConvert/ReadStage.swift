@@ -3,7 +3,8 @@ import ImageStorage
 
 /// The second stage: fetches a chunk and brings it into the form in which it will be stored.
 ///
-/// All CPU work on a chunk happens here, in parallel: decompressing, looking for zeros, compressing.
+/// All CPU work on a chunk happens here, in parallel: decompressing, looking for zeros,
+/// compressing.
 struct ReadStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget

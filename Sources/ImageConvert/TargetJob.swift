@@ -3,7 +3,8 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// The part of a conversion for which everything is open: makes the target in its format and fills it.
+/// The part of a conversion for which everything is open: makes the target in its format and fills
+/// it.
 struct TargetJob {
     let conversion: Conversion
     let input: CopyInput
@@ -56,11 +57,12 @@ struct TargetJob {
         let wanted = distant + requestsInFlight
         if wanted > 0 {
             if distant == 0 || requestsInFlight == 0 {
-                // While a worker scans and writes to a file, a few more have to keep the server busy.
+                // While a worker scans and writes to a file, a few more have to keep the server
+                // busy.
                 pipeline.workers = max(pipeline.workers, wanted + wanted / 4 + 1)
             } else {
-                // While it waits for one server, the other has nothing to do for it. More than these would only
-                // want buffers, unless there is something to compute.
+                // While it waits for one server, the other has nothing to do for it. More than
+                // these would only want buffers, unless there is something to compute.
                 let computing = target.compresses ? Int.max : IOExecutor.coreCount
                 pipeline.workers = max(min(pipeline.workers, computing), wanted)
             }
@@ -71,7 +73,8 @@ struct TargetJob {
             let cores = IOExecutor.coreCount
             pipeline.workers = target.compresses ? 2 * cores : cores + 2
         }
-        // Order is for disks that turn, and for files that grow; a server has its requests all at once.
+        // Order is for disks that turn, and for files that grow; a server has its requests all at
+        // once.
         if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
             pipeline.onProgress = { done in report(done, size) }
@@ -144,7 +147,8 @@ struct TargetJob {
     ) async throws -> any ImageTarget {
         let isFresh = storage.traits.readsAsZero
         if isFresh, minSparse == 0 { try storage.requireSpace(size) }
-        // Nothing depends on these, and a line on stderr counts as a failure where programs call us.
+        // Nothing depends on these, and a line on stderr counts as a failure where programs call
+        // us.
         if isFresh { _ = storage.apply(parameters.attributes) }
         var settings = TargetSettings(minSparse: minSparse)
         settings.compress = conversion.compress

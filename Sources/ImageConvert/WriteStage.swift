@@ -3,9 +3,10 @@ import DiskImage
 
 /// The third stage: places chunks in guest order and writes them.
 ///
-/// Placing is bookkeeping in memory and has its turn wherever places are handed out, so that the same bytes come
-/// out however the workers run. Writes have turns of their own when they are ordered, and happen beside each other
-/// when they are not: that is all that `-W` changes. Nobody waits for a write to place the next chunk.
+/// Placing is bookkeeping in memory and has its turn wherever places are handed out, so that the
+/// same bytes come out however the workers run. Writes have turns of their own when they are
+/// ordered, and happen beside each other when they are not: that is all that `-W` changes. Nobody
+/// waits for a write to place the next chunk.
 struct WriteStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget
@@ -28,8 +29,8 @@ struct WriteStage: Sendable {
 
     /// In the chunk's turn. To be followed by `write`.
     ///
-    /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will not
-    ///   come because another worker failed.
+    /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will
+    ///   not come because another worker failed.
     func place(
         _ pieces: [EncodedPiece], of chunk: Chunk, encoded: RawSpan
     ) async throws -> Placement {

@@ -5,8 +5,8 @@ import ImageStorage
 
 /// An image described by options instead of a name: qemu's `json:{…}` and `--image-opts`.
 ///
-/// Formats and storages say which options they understand. Options that only tune qemu are passed over, any other one
-/// is refused: it may change what the image holds.
+/// Formats and storages say which options they understand. Options that only tune qemu are passed
+/// over, any other one is refused: it may change what the image holds.
 public struct ImageDescription: Sendable, Equatable {
     /// nil has to be found out.
     public private(set) var format: ImageFormat?

@@ -7,8 +7,8 @@ public struct OpenedImage: Sendable {
     public let format: ImageFormat
     /// The guest disk as the guest sees it.
     public let source: any ImageSource
-    /// The image without what lies below: its `extent` says `.backing` where it leaves the answer to
-    /// that.
+    /// The image without what lies below: its `extent` says `.backing` where it leaves the answer
+    /// to that.
     public let topLayer: any Image
     /// What lies below the image, as one guest disk; nil if nothing does.
     public let backing: (any ImageSource)?
@@ -79,7 +79,8 @@ public struct ImageOpener: Sendable {
             requestSize: layers.map(\.storage.traits.requestSize).max() ?? 0)
     }
 
-    /// Opens an image and its backing chain as single images, from the image itself down; never empty.
+    /// Opens an image and its backing chain as single images, from the image itself down; never
+    /// empty.
     public func openChain(
         _ name: ImageName, format: ImageFormat?
     ) async throws -> [OpenedLayer] {
@@ -181,7 +182,8 @@ public struct ImageOpener: Sendable {
 
     /// Opens what holds an image, without looking into it.
     ///
-    /// - Parameter overlay: the image that names it; nil for a name, or a description, that a person typed.
+    /// - Parameter overlay: the image that names it; nil for a name, or a description, that a
+    ///   person typed.
     public func openStorage(
         _ name: ImageName, namedBy overlay: ImageName? = nil
     ) throws -> any Storage {

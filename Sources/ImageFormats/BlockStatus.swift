@@ -1,8 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// What metadata says about a range of guest disk, in the terms in which qemu puts it: callers compare our
-/// answers with qemu-img's.
+/// What metadata says about a range of guest disk, in the terms in which qemu puts it: callers
+/// compare our answers with qemu-img's.
 public struct BlockStatus: OptionSet, Sendable {
     public let rawValue: UInt8
 

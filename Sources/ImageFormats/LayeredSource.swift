@@ -56,7 +56,8 @@ public struct LayeredSource: ImageSource {
         for layer in layers {
             guard offset < layer.virtualSize else { return nil }
             let end = min(limit, layer.virtualSize)
-            // Not by way of `find`: a layer would walk over all the data that follows, for every piece.
+            // Not by way of `find`: a layer would walk over all the data that follows, for every
+            // piece.
             if let found = try await layer.location(at: offset, limit: end) { return found }
             let extent = try await layer.extent(at: offset, limit: end)
             guard extent.content == .backing else { return nil }

@@ -7,7 +7,8 @@ public protocol MappedImage: Image {
     /// What the image stores from a guest offset on.
     ///
     /// - Parameter limit: how far to look, in bytes; `0 <= offset < limit <= virtualSize`.
-    /// - Returns: a run that starts at `offset` and ends at `limit` at the latest; never compressed.
+    /// - Returns: a run that starts at `offset` and ends at `limit` at the latest; never
+    ///   compressed.
     /// - Throws: `ImageError` for damaged tables.
     func run(at offset: Int64, limit: Int64) async throws -> StoredRun
 }

@@ -7,7 +7,8 @@ public enum SnapshotName: Sendable, Equatable {
     /// Both have to be right; nil fits any.
     case exact(id: [UInt8]?, name: [UInt8]?)
 
-    /// - Parameter text: `snapshot.id=ID,snapshot.name=NAME`, one of the two, or an id or name alone.
+    /// - Parameter text: `snapshot.id=ID,snapshot.name=NAME`, one of the two, or an id or name
+    ///   alone.
     /// - Throws: `ImageError` for a list with anything else in it.
     public init(_ text: [UInt8]) throws(ImageError) {
         guard text.starts(withASCII: "snapshot.") else {

@@ -1,8 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// What one image stores of a stretch of its guest disk, and where: more than `Extent` tells, for those
-/// who show an image to people instead of reading it.
+/// What one image stores of a stretch of its guest disk, and where: more than `Extent` tells, for
+/// those who show an image to people instead of reading it.
 public struct StoredRun: Sendable, Equatable {
     public enum Content: Sendable, Equatable {
         /// Left to the backing file.
@@ -22,7 +22,8 @@ public struct StoredRun: Sendable, Equatable {
     /// Guest offsets in bytes; never empty.
     public var range: Range<Int64>
     public var content: Content
-    /// Where the first byte lies in the file, and the others behind it; nil if they have no such place.
+    /// Where the first byte lies in the file, and the others behind it; nil if they have no such
+    /// place.
     public var hostOffset: Int64?
 
     public init(range: Range<Int64>, content: Content, hostOffset: Int64? = nil) {
@@ -34,14 +35,14 @@ public struct StoredRun: Sendable, Equatable {
 
 /// Tells the runs of one image. For one caller, who goes from front to back.
 ///
-/// Asking and reading are apart, because an asynchronous call for each run would take longer than all
-/// else: an image can have millions of runs, and one read brings thousands of them.
+/// Asking and reading are apart, because an asynchronous call for each run would take longer than
+/// all else: an image can have millions of runs, and one read brings thousands of them.
 public protocol StoredRunReader: AnyObject {
     /// - Parameters:
     ///   - offset: a guest offset in bytes.
     ///   - limit: how far to look; at most the image's `guestSize`.
-    /// - Returns: a run that starts at `offset` and ends at `limit` at the latest. The next one can be
-    ///   of the same kind. nil if `load` has to be called first.
+    /// - Returns: a run that starts at `offset` and ends at `limit` at the latest. The next one can
+    ///   be of the same kind. nil if `load` has to be called first.
     /// - Throws: `ImageError` for damaged tables.
     func run(at offset: Int64, limit: Int64) throws -> StoredRun?
 

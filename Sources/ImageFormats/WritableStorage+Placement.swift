@@ -16,8 +16,8 @@ extension WritableStorage {
         try await write(span, at: offset)
     }
 
-    /// Writes what a target has placed, plain clusters out of a chunk's buffer. Shares blocks with the data's
-    /// origin where it can.
+    /// Writes what a target has placed, plain clusters out of a chunk's buffer. Shares blocks with
+    /// the data's origin where it can.
     func writePlacement(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin? = nil
     ) async throws {

@@ -99,8 +99,8 @@ import Testing
     }
 
     @Test func readsWholeUnitsAboveABackingFile() async throws {
-        // In units of two blocks: all backing is left out, a mixture is read, zeros are zeroed where
-        // the backing file (4 blocks) reaches and left out behind it.
+        // In units of two blocks: all backing is left out, a mixture is read, zeros are zeroed
+        // where the backing file (4 blocks) reaches and left out behind it.
         let traits = TargetTraits(
             granularity: 8, readsAsZeroFrom: 16, hasBacking: true, placesInOrder: true)
         #expect(try await chunks("--A-00-0", target: traits, granularity: 8) == "c8-16")

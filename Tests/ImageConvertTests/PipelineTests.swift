@@ -161,8 +161,8 @@ final class Log: Sendable {
             String(repeating: "A", count: 200), blockSize: Self.block,
             stallsFrom: 100 * Self.block, pause: true)
         let storage = MemoryStorage()
-        // Twelve chunks come before the stall. It cannot come to its end before it is cancelled: one
-        // worker stalls, the others wait for their turn behind it.
+        // Twelve chunks come before the stall. It cannot come to its end before it is cancelled:
+        // one worker stalls, the others wait for their turn behind it.
         await withThrowingTaskGroup(of: Void.self) { group in
             group.addTask {
                 try await copy(

@@ -1,7 +1,7 @@
 import Testing
 
-/// Counts the references of a qcow2 image in memory, from the specification alone: it shares no code
-/// with the reader or the writer. Standard L2 entries and 16-bit refcounts, as we write them.
+/// Counts the references of a qcow2 image in memory, from the specification alone: it shares no
+/// code with the reader or the writer. Standard L2 entries and 16-bit refcounts, as we write them.
 struct ImageChecker {
     let bytes: [UInt8]
 
@@ -9,7 +9,8 @@ struct ImageChecker {
         bytes[offset..<offset + width].reduce(0) { $0 << 8 | Int($1) }
     }
 
-    /// Holds every cluster's refcount against the references found, and every copied flag against it.
+    /// Holds every cluster's refcount against the references found, and every copied flag against
+    /// it.
     func check(sourceLocation: SourceLocation = #_sourceLocation) {
         let clusterBits = number(20, 4)
         let clusterSize = 1 << clusterBits

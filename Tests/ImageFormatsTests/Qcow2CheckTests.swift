@@ -70,8 +70,8 @@ import Testing
         #expect(table.count == Int((indices.max() ?? 0) + 1).dividedUp(by: 64))
     }
 
-    /// A repair that ends after any of its writes leaves an image that is no worse: no more refcounts are
-    /// too low. The flags that follow from them come after them.
+    /// A repair that ends after any of its writes leaves an image that is no worse: no more
+    /// refcounts are too low. The flags that follow from them come after them.
     @Test(arguments: ["rebuild", "raise", "leak", "flag"])
     func repairMayEndAnywhere(_ damage: String) async throws {
         let sound = try await image()

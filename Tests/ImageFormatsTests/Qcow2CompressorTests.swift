@@ -8,8 +8,8 @@ import Testing
 @Suite struct Qcow2CompressorTests {
     private static let clusterSize = 64 << 10
 
-    /// Words that repeat near by, and a block that repeats 20000 bytes further on, which a compressor
-    /// with a large window would refer back to.
+    /// Words that repeat near by, and a block that repeats 20000 bytes further on, which a
+    /// compressor with a large window would refer back to.
     private static let cluster: [UInt8] = {
         var state: UInt64 = 42
         func random() -> UInt64 {

@@ -41,7 +41,8 @@ import Testing
     }
 
     @Test func readsSubclusters() throws {
-        // Cluster of 64 KiB, subclusters of 2 KiB: 0 allocated, 1 zero, 2 and 3 nothing, 4 allocated.
+        // Cluster of 64 KiB, subclusters of 2 KiB: 0 allocated, 1 zero, 2 and 3 nothing, 4
+        // allocated.
         let words: [UInt64] = [7 << 16, 0b10001 | 0b10 << 32]
         let decoder = decoder(extended: true)
         func mapping(_ offset: Int64) throws -> Qcow2Run {

@@ -64,7 +64,8 @@ import Testing
         }
     }
 
-    /// Whatever was allocated and settled: nothing leads to it, so it can be taken back to the byte.
+    /// Whatever was allocated and settled: nothing leads to it, so it can be taken back to the
+    /// byte.
     @Test(arguments: [1, 10, 300, 5000], [false, true])
     func rollingBackLeavesTheOldImage(_ count: Int64, _ isSettled: Bool) async throws {
         let storage = try await emptyImage(bits: 16)

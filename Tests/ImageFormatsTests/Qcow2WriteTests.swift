@@ -121,7 +121,8 @@ import Testing
         try await target.finish()
         let bytes = storage.bytes
         ImageChecker(bytes: bytes).check()
-        // 65535 of them in the first cluster behind header, refcounts and L2 table, the others in the next.
+        // 65535 of them in the first cluster behind header, refcounts and L2 table, the others in
+        // the next.
         for (cluster, count) in [(3, 65535), (4, 70_000 - 65535)] {
             let streams = bytes[cluster << 21..<(cluster << 21) + count * 20]
             let areThere = streams.elementsEqual((0..<count).lazy.flatMap { _ in stream })

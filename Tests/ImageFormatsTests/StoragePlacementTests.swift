@@ -75,7 +75,8 @@ import Testing
 
     private static let data = (0..<1000).map { UInt8($0 % 251) }
 
-    /// All that is plain between two other writes goes by one call, neighbours as one run, whatever comes first and last.
+    /// All that is plain between two other writes goes by one call, neighbours as one run, whatever
+    /// comes first and last.
     @Test func whatIsPlainGoesTogether() async throws {
         let recorder = try await carryOut(
             [
@@ -158,7 +159,8 @@ import Testing
             ])
     }
 
-    /// More neighbours than one call should take become several runs; nothing is left out or written twice.
+    /// More neighbours than one call should take become several runs; nothing is left out or
+    /// written twice.
     @Test(arguments: [1, 63, 64, 65, 66, 128, 129, 200])
     func manyNeighbours(count: Int) async throws {
         let writes = (0..<count).map { number in

@@ -15,8 +15,8 @@ public struct CreationOptions: Sendable, Equatable {
 
     public var isEmpty: Bool { values.isEmpty }
 
-    /// Adds the options of one `-o`. A doubled comma stands for a comma in a value, as with qemu; a key
-    /// alone means `key=on`, with `no` before it `key=off`.
+    /// Adds the options of one `-o`. A doubled comma stands for a comma in a value, as with qemu; a
+    /// key alone means `key=on`, with `no` before it `key=off`.
     ///
     /// - Throws: `ImageError` for a list with an empty place in it.
     public mutating func add(_ text: [UInt8]) throws(ImageError) {

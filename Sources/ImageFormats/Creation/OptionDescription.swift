@@ -59,8 +59,8 @@ extension ImageFormat {
 
     /// What `-o help` prints.
     ///
-    /// - Parameter includesFile: also what the file that holds the image can be asked for: a name for it
-    ///   was given.
+    /// - Parameter includesFile: also what the file that holds the image can be asked for: a name
+    ///   for it was given.
     public func optionHelp(includesFile: Bool) throws(ImageError) -> String {
         let listed = try creator().options
             .filter { !$0.isOwn && (includesFile || !$0.isOfFile) }

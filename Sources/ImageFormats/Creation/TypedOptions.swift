@@ -1,7 +1,7 @@
 import DiskImage
 
-/// The options of `-o` with their values read: each key is known and each value of its kind. Whether
-/// they make sense together is for `ImageParameters`.
+/// The options of `-o` with their values read: each key is known and each value of its kind.
+/// Whether they make sense together is for `ImageParameters`.
 public struct TypedOptions: Sendable {
     private let format: ImageFormat
     private let known: [OptionDescription]
@@ -42,7 +42,8 @@ public struct TypedOptions: Sendable {
         }
     }
 
-    /// Keys that qemu-img knows and that cannot be written yet; to say that they are off does no harm.
+    /// Keys that qemu-img knows and that cannot be written yet; to say that they are off does no
+    /// harm.
     ///
     /// - Throws: `ImageError` if one of them is used.
     func refuseKeys(startingWith prefixes: [String]) throws(ImageError) {
@@ -59,7 +60,8 @@ public struct TypedOptions: Sendable {
     public func number(_ key: String) -> Int64? { numbers[key] }
     public func isOn(_ key: String) -> Bool? { switches[key] }
 
-    /// What qemu-img prints when it creates an image: the options in its order, the usual values filled in.
+    /// What qemu-img prints when it creates an image: the options in its order, the usual values
+    /// filled in.
     ///
     /// - Parameter size: of the guest disk, in bytes.
     public func creationLine(_ path: ImageName, size: Int64) -> String {

@@ -2,15 +2,15 @@ import DiskImage
 
 /// Gathers compressed clusters in the order of their places, and hands them out as long runs.
 ///
-/// A compressed cluster ends anywhere, and the next one begins there. Written one by one they would be short and share
-/// pages: no way past the page cache, and a system call for each.
+/// A compressed cluster ends anywhere, and the next one begins there. Written one by one they would
+/// be short and share pages: no way past the page cache, and a system call for each.
 struct CompressedStream: ~Copyable {
-    /// With half as much it takes 4 to 11 % more time, a third more gains little and costs memory: there are as many as
-    /// chunks on their way. In bytes.
+    /// With half as much it takes 4 to 11 % more time, a third more gains little and costs memory:
+    /// there are as many as chunks on their way. In bytes.
     static let runSize = 192 << 10
 
-    /// Runs end at a multiple of this, in bytes. What lies behind the last stream of a cluster belongs to nobody: the
-    /// layout goes elsewhere only when it will not come back.
+    /// Runs end at a multiple of this, in bytes. What lies behind the last stream of a cluster
+    /// belongs to nobody: the layout goes elsewhere only when it will not come back.
     private let unit: Int
     /// Of a run, in bytes: a multiple of the unit.
     private let capacity: Int
@@ -23,7 +23,8 @@ struct CompressedStream: ~Copyable {
         capacity = Int(Int64(Self.runSize).roundedUp(to: Int64(unit)))
     }
 
-    /// Takes bytes along. A run that is full, or that they do not continue, is added to the placement.
+    /// Takes bytes along. A run that is full, or that they do not continue, is added to the
+    /// placement.
     mutating func append(
         _ bytes: RawSpan, at hostOffset: Int64, to placement: inout Placement
     ) throws(ImageError) {
@@ -54,7 +55,8 @@ struct CompressedStream: ~Copyable {
         guard let run = openRun else { return }
         run.pad(to: unit)
         openRun = nil
-        // One chunk can close many short runs. They must not take the memory of long ones until they are written.
+        // One chunk can close many short runs. They must not take the memory of long ones until
+        // they are written.
         if run.count < capacity / 4, let short = try? run.trimmed() {
             placement.append(.compressed(short), at: run.hostOffset)
             spare.append(run)

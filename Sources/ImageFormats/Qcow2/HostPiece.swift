@@ -1,8 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// A piece of the file under a run of allocated clusters: the one rule for holes below clusters, which
-/// `convert`, `map`, `compare -s` and `measure` all follow.
+/// A piece of the file under a run of allocated clusters: the one rule for holes below clusters,
+/// which `convert`, `map`, `compare -s` and `measure` all follow.
 ///
 /// A cluster can be allocated and yet be a hole of the file, or lie behind its end: the image was
 /// preallocated, or cut short.
@@ -11,8 +11,8 @@ struct HostPiece: Equatable {
         case data
         /// Reads as zeros: the file has no blocks here, or ends within this cluster.
         case hole
-        /// The cluster lies wholly behind the end of the file: zeros to qemu, an error to a reader here,
-        /// because no way of making images leaves such a cluster.
+        /// The cluster lies wholly behind the end of the file: zeros to qemu, an error to a reader
+        /// here, because no way of making images leaves such a cluster.
         case missing
     }
 
@@ -20,8 +20,8 @@ struct HostPiece: Equatable {
     var count: Int64
     var content: Content
 
-    /// The piece at a place behind the end of the file; nil for a place within it, where the storage
-    /// has to be asked.
+    /// The piece at a place behind the end of the file; nil for a place within it, where the
+    /// storage has to be asked.
     ///
     /// - Parameters:
     ///   - host: in bytes from the start of the file.

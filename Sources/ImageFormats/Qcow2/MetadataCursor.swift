@@ -1,7 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// Reads a table of entries that differ in length, piece by piece and front to back, in large reads.
+/// Reads a table of entries that differ in length, piece by piece and front to back, in large
+/// reads.
 struct MetadataCursor: ~Copyable {
     private static let bufferSize = 64 << 10
 

@@ -6,8 +6,8 @@ import Glibc
 
 /// Packs clusters. Used by one task at a time; its state is made once and reused.
 ///
-/// Every deflate stream keeps to a window of 4 KiB: readers that stream a cluster use one of that size,
-/// as qemu writes it (see "Deflate" in docs/architecture.md).
+/// Every deflate stream keeps to a window of 4 KiB: readers that stream a cluster use one of that
+/// size, as qemu writes it (see "Deflate" in docs/architecture.md).
 final class Qcow2Compressor: @unchecked Sendable {
     private static let windowBits: Int32 = 12
 
@@ -36,9 +36,10 @@ final class Qcow2Compressor: @unchecked Sendable {
         }
     }
 
-    /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB of input.
-    /// With those below, in proportion to it, it takes an eighth less time there for streams a little
-    /// shorter; for smaller clusters its own are like that, for larger ones they no longer fit into a core's cache.
+    /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB
+    /// of input. With those below, in proportion to it, it takes an eighth less time there for
+    /// streams a little shorter; for smaller clusters its own are like that, for larger ones they
+    /// no longer fit into a core's cache.
     private static func makeZstd(
         _ level: Int?, clusterSize: Int64
     ) throws(ImageError) -> OpaquePointer {
@@ -138,8 +139,9 @@ final class Qcow2Compressor: @unchecked Sendable {
         _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
     ) -> Int? {
         guard deflateReset(stream) == Z_OK else { return nil }
-        // In a window of 4 KiB long searches find next to nothing: with these limits instead of those of
-        // level 6 (8, 16, 128, 128) it takes a fifth less time for streams 0.3 % longer. A reset undoes it.
+        // In a window of 4 KiB long searches find next to nothing: with these limits instead of
+        // those of level 6 (8, 16, 128, 128) it takes a fifth less time for streams 0.3 % longer. A
+        // reset undoes it.
         if isTuned { deflateTune(stream, 4, 8, 32, 32) }
         stream.pointee.next_in = UnsafeMutablePointer(
             mutating: input.baseAddress?.assumingMemoryBound(to: Bytef.self))

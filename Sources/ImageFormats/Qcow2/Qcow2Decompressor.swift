@@ -54,8 +54,8 @@ final class Qcow2Decompressor: @unchecked Sendable {
         }
     }
 
-    /// libdeflate is twice as fast as zlib but wants a stream that yields a cluster exactly; zlib is
-    /// the judge of every other one.
+    /// libdeflate is twice as fast as zlib but wants a stream that yields a cluster exactly; zlib
+    /// is the judge of every other one.
     private func inflate(
         _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
     ) throws(Failure) {

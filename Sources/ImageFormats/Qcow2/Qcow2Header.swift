@@ -112,7 +112,8 @@ public struct Qcow2Header: Sendable, Equatable {
         compatibleFeatures & CompatibleFeature.lazyRefcounts != 0
     }
 
-    /// Why an image written anew with the same options would not be the same image; nil if it would.
+    /// Why an image written anew with the same options would not be the same image; nil if it
+    /// would.
     public var reasonNotToRebuild: String? {
         if geometry.hasExtendedL2 { return "extended L2 entries" }
         if snapshotCount > 0 { return "internal snapshots" }

@@ -281,8 +281,8 @@ struct Qcow2HeaderParser {
 }
 
 extension Qcow2Header {
-    /// Names of incompatible features by their bits, as the image has them: entries of kind (1 byte,
-    /// 0 for incompatible), bit (1 byte), name (46).
+    /// Names of incompatible features by their bits, as the image has them: entries of kind (1
+    /// byte, 0 for incompatible), bit (1 byte), name (46).
     fileprivate var incompatibleFeatureNames: [Int: String] {
         var names: [Int: String] = [:]
         for table in otherExtensions where table.type == ExtensionType.featureNames {

@@ -6,10 +6,10 @@ import DiskImage
 ///
 ///     header | refcount block 0 | L2, data, data, … | refcount block 1 | … | L1 | refcount table
 ///
-/// A refcount block is the first cluster of the range that it counts; an L2 table stands before
-/// the first data that it maps. So each table is complete once the next one begins, and is handed out
-/// to be written then: memory holds one of each and one run of compressed clusters, whatever the size of the image. L1 and refcount table
-/// come last, when their contents and sizes are known.
+/// A refcount block is the first cluster of the range that it counts; an L2 table stands before the
+/// first data that it maps. So each table is complete once the next one begins, and is handed out
+/// to be written then: memory holds one of each and one run of compressed clusters, whatever the
+/// size of the image. L1 and refcount table come last, when their contents and sizes are known.
 struct Qcow2Layout: ~Copyable {
     /// What qemu accepts: a refcount table of 8 MiB.
     static let maximumRefcountTable: Int64 = 8 << 20

@@ -1,7 +1,8 @@
 import DiskImage
 
-/// What `-o` of `measure` says, understood. All options that qemu-img can create an image with are known, also those that
-/// do not change its size: a caller asks with the options that it will create with.
+/// What `-o` of `measure` says, understood. All options that qemu-img can create an image with are
+/// known, also those that do not change its size: a caller asks with the options that it will
+/// create with.
 struct Qcow2MeasureOptions {
     var file = Qcow2Size()
     /// The file gets all its space at once (`preallocation=falloc` and `full`).

@@ -1,8 +1,8 @@
 import DiskImage
 
-/// Where the clusters of a wholly preallocated image lie. Pure arithmetic: `Qcow2Layout` hands out host
-/// clusters in sequence, so the place of each follows from its number, and data can be written in any
-/// order.
+/// Where the clusters of a wholly preallocated image lie. Pure arithmetic: `Qcow2Layout` hands out
+/// host clusters in sequence, so the place of each follows from its number, and data can be written
+/// in any order.
 struct Qcow2PreallocatedMap: Sendable {
     let geometry: Qcow2Geometry
     /// How many clusters one refcount block counts.
@@ -47,8 +47,8 @@ struct Qcow2PreallocatedMap: Sendable {
     private func hostCluster(_ guestCluster: Int64) -> Int64 {
         let table = guestCluster / geometry.l2Entries
         let inTable = guestCluster % geometry.l2Entries
-        // Tables and data are handed out; what that skips is the first cluster of each block's range,
-        // and the header in the first.
+        // Tables and data are handed out; what that skips is the first cluster of each block's
+        // range, and the header in the first.
         let number = table * (geometry.l2Entries + 1) + 1 + inTable
         let inFirstRange = clustersPerBlock - 2
         guard number >= inFirstRange else { return number + 2 }
@@ -88,8 +88,8 @@ extension Qcow2Target {
         return ending
     }
 
-    /// Reads as what lies below, or as zeros, until it is written, as qemu has it; where a conversion
-    /// writes, whole clusters of data follow.
+    /// Reads as what lies below, or as zeros, until it is written, as qemu has it; where a
+    /// conversion writes, whole clusters of data follow.
     private var preallocatedSubclusters: UInt64 {
         writesData ? Qcow2Entry.allSubclustersAllocated : 0
     }

@@ -140,7 +140,8 @@ struct Qcow2Refcounts {
         cache[index]?.isDirty = false
     }
 
-    /// Writes what has changed; returns when it is on stable storage, with all that was written before.
+    /// Writes what has changed; returns when it is on stable storage, with all that was written
+    /// before.
     mutating func flush() async throws {
         for index in cache.keys.sorted() { try await write(index) }
         try await storage.flush()

@@ -67,8 +67,8 @@ extension Qcow2Resizer {
 
     // MARK: The last old cluster
 
-    /// The disk may end within a cluster: what that has behind the end, or the backing file, must not
-    /// show now.
+    /// The disk may end within a cluster: what that has behind the end, or the backing file, must
+    /// not show now.
     private mutating func tail() async throws -> Tail? {
         let cluster = geometry.virtualSize / geometry.clusterSize
         let inCluster = Int(geometry.virtualSize % geometry.clusterSize)

@@ -70,9 +70,9 @@ public struct Qcow2Resizer {
     /// - Parameters:
     ///   - size: of the guest disk, in bytes.
     ///   - preallocation: of what is new.
-    /// - Throws: `ImageError`, in qemu-img's words where it refuses as well, or `CancellationError`.
-    ///   Until the header has been written nothing of the disk has changed, nor has the length of
-    ///   the file.
+    /// - Throws: `ImageError`, in qemu-img's words where it refuses as well, or
+    ///   `CancellationError`. Until the header has been written nothing of the disk has changed,
+    ///   nor has the length of the file.
     public mutating func resize(to size: Int64, preallocation: Preallocation) async throws {
         guard size % guestSectorSize == 0 else {
             throw ImageError.invalid("The new size must be a multiple of 512")

@@ -34,7 +34,8 @@ final class Qcow2RunReader: StoredRunReader {
     }
 
     /// Looks for holes under allocated clusters, as qemu does: only where the file takes clearly
-    /// less space than its clusters do. Elsewhere it would be a system call for each run and no news.
+    /// less space than its clusters do. Elsewhere it would be a system call for each run and no
+    /// news.
     private func lookingBelow(_ run: StoredRun) -> StoredRun {
         guard let host = run.hostOffset else { return run }
         let size = source.storage.size

@@ -2,8 +2,8 @@ import DiskImage
 
 /// How large a qcow2 image gets: what `measure` is asked for.
 ///
-/// Source: QEMU's docs/interop/qcow2.txt; the sum is the one that qemu-img prints, which counts whole tables for all
-/// of the disk. A conversion writes no more than that.
+/// Source: QEMU's docs/interop/qcow2.txt; the sum is the one that qemu-img prints, which counts
+/// whole tables for all of the disk. A conversion writes no more than that.
 public struct Qcow2Size: Sendable {
     /// In bytes.
     public var clusterSize = Qcow2Options.defaultClusterSize

@@ -4,7 +4,8 @@ import ImageStorage
 
 /// One qcow2 image as a guest disk, without what lies below it.
 ///
-/// `extent` says `.backing` for what the image leaves to its backing file; `read` gives zeros there.
+/// `extent` says `.backing` for what the image leaves to its backing file; `read` gives zeros
+/// there.
 public struct Qcow2Source: Image {
     public let header: Qcow2Header
     public let storage: any Storage
@@ -214,7 +215,8 @@ extension Qcow2Source {
         var inputSpan = all.slice(0..<batch.host.count)
         try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
 
-        // Not before: as many as there are threads are enough, for nothing is waited for from here on.
+        // Not before: as many as there are threads are enough, for nothing is waited for from here
+        // on.
         let decompressor = try decompressors.take()
         defer { decompressors.giveBack(decompressor) }
         for (wanted, cluster) in batch.clusters {

@@ -9,8 +9,8 @@ import Synchronization
 final class Qcow2Tables: Sendable {
     /// Of an L2 table, in bytes: a large read for small clusters' tables, a part of a large one's.
     private static let sliceSize: Int64 = 64 << 10
-    /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some that
-    /// whoever walks ahead of them has looked at. Small clusters' may be read twice.
+    /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some
+    /// that whoever walks ahead of them has looked at. Small clusters' may be read twice.
     private static let cacheSize = 256 << 10
     /// The limits of reading ahead where reading waits: in bytes, and in slices.
     private static let aheadSize: Int64 = 1 << 20
@@ -23,8 +23,8 @@ final class Qcow2Tables: Sendable {
     private let sliceBytes: Int64
     private let cache: Mutex<SliceCache>
 
-    /// Reads the L1 table. One that is short, as a snapshot's can be of a disk that has grown since,
-    /// says nothing about the rest.
+    /// Reads the L1 table. One that is short, as a snapshot's can be of a disk that has grown
+    /// since, says nothing about the rest.
     init(storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage
         geometry = header.geometry

@@ -1,6 +1,7 @@
 import DiskImage
 
-/// The entries of refcount blocks: big-endian numbers, or parts of a byte with the lowest bits first.
+/// The entries of refcount blocks: big-endian numbers, or parts of a byte with the lowest bits
+/// first.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Host cluster management".
 struct RefcountCodec: Sendable {

@@ -12,7 +12,8 @@ struct CheckFinding: Sendable, Equatable {
     var position: Int
 }
 
-/// The host clusters that tables refer to, in the order of the tables, and what is wrong with those.
+/// The host clusters that tables refer to, in the order of the tables, and what is wrong with
+/// those.
 struct ClusterReferences: Sendable {
     var runs: [ClusterRun] = []
     var findings: [CheckFinding] = []
@@ -21,7 +22,8 @@ struct ClusterReferences: Sendable {
     var compressedClusters: Int64 = 0
     /// Ranges of clusters that tables name and that lie behind the end of the file.
     var outside: [Range<UInt64>] = []
-    /// The marks in the counts do not tell all about OFLAG_COPIED: the entries have to be read again.
+    /// The marks in the counts do not tell all about OFLAG_COPIED: the entries have to be read
+    /// again.
     var needsCopiedPass = false
 
     mutating func report(

@@ -76,7 +76,8 @@ final class Qcow2Checker {
     var needsRebuild = false
     var needsCopiedPass = false
     var lastUsedCluster = 0
-    /// Clusters that a damaged refcount table names: a repair must not write there before it is done.
+    /// Clusters that a damaged refcount table names: a repair must not write there before it is
+    /// done.
     var doubtfulClusters: Set<Int> = []
     /// Clusters with more references than a refcount of the image can be.
     var overflows: Set<Int> = []
@@ -206,7 +207,8 @@ extension Qcow2Checker {
         try apply(collector.references)
     }
 
-    /// Counts an L1 table and the L2 tables that it names: these are read and decoded beside each other.
+    /// Counts an L1 table and the L2 tables that it names: these are read and decoded beside each
+    /// other.
     ///
     /// - Parameters:
     ///   - l1: as much of it as there is.

@@ -2,8 +2,8 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-// What is written. Always to be no worse off if the power fails in between: refcounts one by one, new
-// structures to free clusters, and the header after a flush.
+// What is written. Always to be no worse off if the power fails in between: refcounts one by one,
+// new structures to free clusters, and the header after a flush.
 extension Qcow2Checker {
     /// The fault, in one line, of the places of the tables that are written in place: each has its
     /// clusters for itself. nil if nothing is. Only a check's count of references can tell.
@@ -56,8 +56,8 @@ extension Qcow2Checker {
         return first..<first + Int(size.dividedUp(by: clusterSize))
     }
 
-    /// Whether a table that is said to be here would lie over another kind of metadata, and must not be
-    /// written.
+    /// Whether a table that is said to be here would lie over another kind of metadata, and must
+    /// not be written.
     func isOtherMetadata(_ offset: Int64) -> Bool {
         let cluster = offset / clusterSize
         func covers(_ start: Int64, _ size: Int64) -> Bool {
@@ -271,7 +271,8 @@ extension Qcow2Checker {
         header.refcountTableClusters = tableClusters
     }
 
-    /// Who writes to an image clears the autoclear bits that he does not know (the spec's header section).
+    /// Who writes to an image clears the autoclear bits that he does not know (the spec's header
+    /// section).
     private func clearUnknownFeatures() async throws {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
@@ -312,7 +313,8 @@ struct RefcountLayout {
         var grows = true
         while grows {
             grows = false
-            // Placing a block can need another one that counts it: that one comes later in the loop.
+            // Placing a block can need another one that counts it: that one comes later in the
+            // loop.
             var index = 0
             while index * blockEntries < counts.clusterCount {
                 let range = index * blockEntries..<(index + 1) * blockEntries

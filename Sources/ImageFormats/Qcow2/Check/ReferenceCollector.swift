@@ -1,9 +1,10 @@
 import DiskImage
 
-/// Finds out which host clusters the entries of tables refer to. Pure; no entry, however wrong, ends it.
+/// Finds out which host clusters the entries of tables refer to. Pure; no entry, however wrong,
+/// ends it.
 ///
-/// Source: QEMU's docs/interop/qcow2.txt, sections "Cluster mapping", "L2 table entry" and "Extended L2
-/// entries".
+/// Source: QEMU's docs/interop/qcow2.txt, sections "Cluster mapping", "L2 table entry" and
+/// "Extended L2 entries".
 struct ReferenceCollector: Sendable {
     struct Context: Sendable {
         var geometry: Qcow2Geometry
@@ -11,7 +12,8 @@ struct ReferenceCollector: Sendable {
         /// The file's length in bytes, up to a multiple of 512: a file that ends within a sector
         /// ends with it.
         var fileSize: Int64
-        /// The table is the guest disk's, not a snapshot's: only there does OFLAG_COPIED mean anything.
+        /// The table is the guest disk's, not a snapshot's: only there does OFLAG_COPIED mean
+        /// anything.
         var isActive: Bool
         /// What can be repaired in a table is to be.
         var repairs: Bool

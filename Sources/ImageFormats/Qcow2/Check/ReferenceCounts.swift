@@ -1,6 +1,7 @@
 import DiskImage
 
-/// Neighbouring host clusters to which a table refers; packed, because there can be one for each entry.
+/// Neighbouring host clusters to which a table refers; packed, because there can be one for each
+/// entry.
 struct ClusterRun: Sendable, Equatable {
     /// The first of them: a number, not an offset.
     private let first: UInt32
@@ -34,8 +35,8 @@ enum ReferenceMark: UInt16, Sendable {
 /// is counted. Where few clusters of a piece are counted it holds these alone, so that memory goes
 /// with what the tables name, whatever lies between.
 ///
-/// 14 bits count. The two others remember what the entries say about the refcount (OFLAG_COPIED), so
-/// that one walk over the tables tells whether all is well.
+/// 14 bits count. The two others remember what the entries say about the refcount (OFLAG_COPIED),
+/// so that one walk over the tables tells whether all is well.
 struct ReferenceCounts: Sendable {
     static let chunkSize = 1 << 11
     static let bytesPerCount = 2
@@ -108,10 +109,11 @@ struct ReferenceCounts: Sendable {
 
     /// Counts one more reference to each cluster of some runs.
     ///
-    /// - Parameter onOverflow: called for a cluster whose count is as high as a refcount can be, and
-    ///   stays so.
+    /// - Parameter onOverflow: called for a cluster whose count is as high as a refcount can be,
+    ///   and stays so.
     mutating func add(_ runs: ArraySlice<ClusterRun>, onOverflow: (_ cluster: Int) -> Void) {
-        // The chunk of the last single cluster, taken out of the others: scattered ones come one by one.
+        // The chunk of the last single cluster, taken out of the others: scattered ones come one by
+        // one.
         var current: [UInt16] = []
         var currentIndex: Int?
         func putBack() {
@@ -235,7 +237,8 @@ struct ReferenceCounts: Sendable {
         }
     }
 
-    /// Where as many neighbouring clusters have no reference, from `start` on; perhaps beyond the end.
+    /// Where as many neighbouring clusters have no reference, from `start` on; perhaps beyond the
+    /// end.
     func firstFree(_ count: Int, from start: Int, avoiding taken: Set<Int>) -> Int {
         var first = start
         var cluster = start
