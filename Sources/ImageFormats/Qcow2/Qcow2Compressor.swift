@@ -7,7 +7,7 @@ import Glibc
 /// Packs clusters. Used by one task at a time; its state is made once and reused.
 ///
 /// Every deflate stream keeps to a window of 4 KiB: readers that stream a cluster use one of that
-/// size, as qemu writes it (see "Deflate" in docs/architecture.md).
+/// size, as qemu writes it (see docs/mechanisms.md).
 final class Qcow2Compressor: @unchecked Sendable {
     private static let windowBits: Int32 = 12
 
