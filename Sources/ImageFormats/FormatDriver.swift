@@ -9,7 +9,7 @@ public protocol FormatDriver: Sendable {
 
     /// Whether a storage begins as images of this format do.
     ///
-    /// - Parameter start: the first `FormatDriver.probedLength` bytes, or all there are.
+    /// - Parameter start: the first 2048 bytes, or all there are.
     func recognizes(_ start: RawSpan) -> Bool
 
     /// Takes the options that a description (`json:`, `--image-opts`) has for this format.
