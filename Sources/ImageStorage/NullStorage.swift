@@ -101,6 +101,11 @@ public struct NullDriver: StorageDriver {
     public func beginTarget(
         _ name: ImageName, _ request: TargetRequest
     ) throws(ImageError) -> any StorageTarget {
-        TargetInPlace(NullStorage(name: name.description, size: try size(name)))
+        // An image that is kept nowhere must be meant: `-n`.
+        guard request.manner == .writeInto else {
+            throw .unsupported(
+                name.description, "Protocol driver 'null-co' does not support image creation")
+        }
+        return TargetInPlace(NullStorage(name: name.description, size: try size(name)))
     }
 }

@@ -39,6 +39,22 @@ import Testing
         #expect(small.status == 1 && small.errorText.contains("is smaller"), "\(small)")
     }
 
+    /// An image that is kept nowhere is not made by mistake: `-n` says that it is meant.
+    @Test func isNotCreated() throws {
+        let folder = try TempFolder()
+        let source = try DiskSketch("A-1B").writeRaw(folder.path("source"))
+        for words in [
+            ["convert", "-O", "raw", source, "null-co://"],
+            ["convert", "-O", "qcow2", source, "null-co://"],
+            ["create", "-q", "-f", "raw", "null-co://", "1M"],
+        ] {
+            #expect(try !run("qemu-img", words).isSuccess)
+            let own = try run(Swimg.path, words)
+            #expect(own.status == 1 && own.errorText.contains("image creation"), "\(own)")
+            #expect(own.errorText.split(separator: "\n").count == 1, "\(own)")
+        }
+    }
+
     /// An image can name it as a backing file.
     @Test func canBeBelowAnImage() throws {
         let folder = try TempFolder()

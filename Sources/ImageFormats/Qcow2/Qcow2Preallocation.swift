@@ -24,8 +24,10 @@ enum Qcow2Preallocation {
         let clusterSize = header.geometry.clusterSize
         let codec = RefcountCodec(bits: header.refcountBits)
         let perBlock = Int64(codec.entries(inBytes: clusterSize))
+        // A header can name any length, and the file can be a hole: qemu opens no longer table.
         let blocks = min(
-            endCluster.dividedUp(by: perBlock), header.refcountTableClusters * clusterSize / 8)
+            endCluster.dividedUp(by: perBlock),
+            min(header.refcountTableClusters * clusterSize, Qcow2Layout.maximumRefcountTable) / 8)
         let reader = RefcountReader(
             storage: storage,
             table: try await storage.readWords(
