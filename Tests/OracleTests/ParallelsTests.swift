@@ -124,6 +124,35 @@ import Testing
         #expect(!FileManager.default.fileExists(atPath: folder.path("target")))
     }
 
+    /// The table of a disk of terabytes is gigabytes long, and no more than a part is in memory.
+    @Test(.enabled(if: hasProgram("time"))) func hugeTableIsReadInParts() throws {
+        let folder = try TempFolder()
+        let path = folder.path("image")
+        try Qemu.img("create", "-q", "-f", "parallels", path, "10M")
+        let file = try FileHandle(forUpdating: URL(fileURLWithPath: path))
+        // Bytes 32 to 43: entries of the table, and sectors of the disk.
+        try file.seek(toOffset: 32)
+        file.write(Data([255, 255, 255, 15, 0, 0, 0, 0, 1, 0, 0, 0]))
+        try file.truncate(atOffset: 3 << 30)
+        try file.close()
+        let outcome = try run("time", ["-f", "%M", Swimg.path, "measure", "-O", "qcow2", path])
+        #expect(outcome.isSuccess, "\(outcome)")
+        let peak = outcome.errorText.split(separator: "\n").last.flatMap { Int($0) }
+        #expect(try #require(peak) < 64 << 10, "KiB")
+    }
+
+    /// An image that is marked as empty, and is.
+    @Test func emptyImage() throws {
+        let folder = try TempFolder()
+        let path = folder.path("image")
+        try Qemu.img("create", "-q", "-f", "parallels", path, "10M")
+        let file = try FileHandle(forUpdating: URL(fileURLWithPath: path))
+        try file.seek(toOffset: 52)
+        file.write(Data([1]))
+        try file.close()
+        try compareMap([path])
+    }
+
     @Test func isForReadingOnly() throws {
         let folder = try TempFolder()
         let path = try image("A-", clusterSize: "64k", in: folder)

@@ -6,7 +6,7 @@ import DiskImage
 struct ParallelsHeader: Equatable {
     static let length = 64
 
-    /// What the entries of the block allocation table count.
+    /// The unit that the entries of the block allocation table count.
     enum Kind {
         case sectors
         case clusters
@@ -32,7 +32,7 @@ struct ParallelsHeader: Equatable {
     /// Nothing that the table names counts.
     let isEmpty: Bool
 
-    /// What qemu takes, in sectors.
+    /// The largest cluster that qemu accepts, in sectors.
     private static let largestCluster: Int64 = Int64(Int32.max) / 513
     private static let mostEntries = Int64(Int32.max) / 4
 
@@ -68,7 +68,7 @@ struct ParallelsHeader: Equatable {
         isEmpty = number(at: 52) & 1 != 0
     }
 
-    /// What one unit of a table entry stands for, in bytes.
+    /// The unit of table entries in bytes.
     var entryUnit: Int64 { kind == .clusters ? clusterSize : guestSectorSize }
     /// Where header and table end, in bytes: no data lies before.
     var dataStart: Int64 { Int64(Self.length) + tableEntries * 4 }

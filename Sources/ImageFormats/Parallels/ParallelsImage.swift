@@ -1,42 +1,77 @@
 import DiskImage
 import ImageStorage
+import Synchronization
 
 /// A Parallels image as a guest disk: one table says where each cluster lies.
-struct ParallelsImage: MappedImage {
+final class ParallelsImage: MappedImage {
     let storage: any Storage
     private let header: ParallelsHeader
-    /// The block allocation table, as it is stored: numbers of 32 bits, little endian.
-    private let table: [UInt8]
+    /// The part of the table that was read last.
+    private let lastSlice = Mutex<Slice?>(nil)
 
-    /// Reads the header and the table.
+    /// A part of the block allocation table, as it is stored: numbers of 32 bits, little endian.
+    private struct Slice {
+        /// The numbers of the clusters.
+        var clusters: Range<Int64>
+        var bytes: [UInt8]
+
+        func entry(_ cluster: Int64) -> UInt32 {
+            UInt32(
+                littleEndian: bytes.span.bytes.unsafeLoadUnaligned(
+                    fromByteOffset: Int(cluster - clusters.lowerBound) * 4, as: UInt32.self))
+        }
+    }
+
+    /// The table can be as long as a header says, so it is read in slices of this many entries.
+    private static let sliceEntries: Int64 = 16384
+
+    /// Reads the header.
     ///
     /// - Throws: `ImageError` for damaged and cut images.
     init(_ storage: any Storage) async throws {
         let start = try await storage.readBytes(
             at: HostOffset(0), count: min(Int64(ParallelsHeader.length), storage.size), "header")
         header = try ParallelsHeader(start.span.bytes, name: storage.name)
-        table = try await storage.readBytes(
-            at: HostOffset(Int64(ParallelsHeader.length)), count: header.tableEntries * 4,
-            "block allocation table")
         self.storage = storage
-        guard !header.isEmpty || table.allSatisfy({ $0 == 0 }) else {
+        guard header.dataStart <= storage.size else {
             throw ImageError.corrupt(
-                storage.name, "the image is marked as empty, and its table names clusters")
+                storage.name,
+                "the block allocation table of \(header.tableEntries) entries lies beyond the end "
+                    + "of the file (\(storage.size) bytes)")
+        }
+        if header.isEmpty { try await requireEmptyTable() }
+    }
+
+    /// An image that is marked as empty reads as zeros. Clusters in its table contradict that.
+    private func requireEmptyTable() async throws {
+        var cluster: Int64 = 0
+        while cluster < header.tableEntries {
+            try Task.checkCancellation()
+            let slice = try await slice(of: cluster)
+            guard slice.bytes.allSatisfy({ $0 == 0 }) else {
+                throw ImageError.corrupt(
+                    storage.name, "the image is marked as empty, and its table names clusters")
+            }
+            cluster = slice.clusters.upperBound
         }
     }
 
     var virtualSize: Int64 { header.virtualSize }
     var readGranularity: Int64 { 1 }
 
-    func run(at offset: Int64, limit: Int64) throws(ImageError) -> StoredRun {
+    func run(at offset: Int64, limit: Int64) async throws -> StoredRun {
         let clusterSize = header.clusterSize
         var cluster = offset / clusterSize
         let start = cluster * clusterSize
-        let first = try host(of: cluster)
+        guard cluster < header.tableEntries else {
+            return StoredRun(range: offset..<limit, content: .unallocated)
+        }
+        let slice = try await slice(of: cluster)
+        let first = try host(of: cluster, in: slice)
         var end = start + clusterSize
-        while end < limit {
+        while end < limit, cluster + 1 < slice.clusters.upperBound {
             cluster += 1
-            let next = try host(of: cluster)
+            let next = try host(of: cluster, in: slice)
             guard next == first.map({ $0 + end - start }) else { break }
             end += clusterSize
         }
@@ -45,21 +80,31 @@ struct ParallelsImage: MappedImage {
             hostOffset: first.map { $0 + offset - start })
     }
 
-    /// Where a cluster lies, in bytes; nil if it lies nowhere, or is behind the end of the table.
-    private func host(of cluster: Int64) throws(ImageError) -> Int64? {
-        guard cluster < header.tableEntries else { return nil }
-        let entry = table.span.bytes.unsafeLoadUnaligned(
-            fromByteOffset: Int(cluster) * 4, as: UInt32.self)
+    private func slice(of cluster: Int64) async throws -> Slice {
+        if let last = lastSlice.withLock({ $0 }), last.clusters.contains(cluster) { return last }
+        let first = cluster.roundedDown(to: Self.sliceEntries)
+        let clusters = first..<min(first + Self.sliceEntries, header.tableEntries)
+        let slice = Slice(
+            clusters: clusters,
+            bytes: try await storage.readBytes(
+                at: HostOffset(Int64(ParallelsHeader.length) + first * 4),
+                count: Int64(clusters.count) * 4, "block allocation table"))
+        lastSlice.withLock { $0 = slice }
+        return slice
+    }
+
+    /// The place of a cluster, in bytes; nil if it has none.
+    private func host(of cluster: Int64, in slice: Slice) throws(ImageError) -> Int64? {
+        let entry = slice.entry(cluster)
         guard entry != 0 else { return nil }
-        let (place, overflow) = Int64(UInt32(littleEndian: entry))
-            .multipliedReportingOverflow(by: header.entryUnit)
+        let (place, overflow) = Int64(entry).multipliedReportingOverflow(by: header.entryUnit)
         guard !overflow, (header.dataStart..<max(header.dataStart, storage.size)).contains(place)
         else {
             throw .corrupt(
                 storage.name,
-                "the cluster of guest offset \(cluster * header.clusterSize) lies at "
-                    + "\(UInt32(littleEndian: entry)) x \(header.entryUnit) bytes: no place for it "
-                    + "in a file of \(storage.size) bytes")
+                "the cluster of guest offset \(cluster * header.clusterSize) lies at \(entry) x "
+                    + "\(header.entryUnit) bytes: no place for it in a file of \(storage.size) "
+                    + "bytes")
         }
         return place
     }
