@@ -132,7 +132,7 @@ public struct Conversion: Sendable {
             sources: opened.flatMap { $0.layers.map(\.storage) })
     }
 
-    /// What a new target lies on: `-B` and `-F`, or the options.
+    /// The file that a new target lies on: from `-B` and `-F`, or from the options.
     private func backing(_ plan: any NewImage) -> BackingName? {
         guard let name = backingFile ?? plan.parameters.backingFile else { return nil }
         return BackingName(name, format: backingFormat ?? plan.parameters.backingFormat)

@@ -5,7 +5,7 @@ import ImageStorage
 
 /// An existing image that a conversion writes into (`-n`), and that is made anew for it.
 ///
-/// What the conversion does not write is to stay as it was. So the image is rebuilt, with the
+/// Parts that the conversion does not write stay as they were. So the image is rebuilt, with the
 /// properties of the old one, from both.
 struct ExistingImage {
     let rebuilt: any NewImage

@@ -5,8 +5,8 @@ import DiskImage
 ///
 /// Placing is bookkeeping in memory and has its turn wherever places are handed out, so that the
 /// same bytes come out however the workers run. Writes have turns of their own when they are
-/// ordered, and happen beside each other when they are not: that is all that `-W` changes. Nobody
-/// waits for a write to place the next chunk.
+/// ordered, and happen beside each other when they are not: that is all that `-W` changes here. The
+/// next chunk is placed without waiting for a write.
 struct WriteStage: Sendable {
     let source: any ImageSource
     let target: any ImageTarget

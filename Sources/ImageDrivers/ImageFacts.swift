@@ -2,15 +2,15 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// What one image says of itself, and what its file says of it.
+/// An image's facts: those in its metadata, and those of its file.
 public struct ImageFacts: Sendable {
     /// The name by which it was opened.
     public let name: ImageName
-    /// As qemu names it: NBD exports in one of their forms.
+    /// The name as qemu shows it: NBD exports in one of their forms.
     public let fileName: String
     public let format: ImageFormat
     public let details: FormatFacts
-    /// How much of its file system the file takes, in bytes; nil where nothing tells.
+    /// Space that the file takes in its file system, in bytes; nil where nothing tells.
     public let actualSize: Int64?
 
     /// The backing file as it can be opened from here; nil if it cannot, or there is none.

@@ -160,7 +160,7 @@ public struct ImageOpener: Sendable {
         return try reference(to: backing, in: layer.name)
     }
 
-    /// What a name that stands in an image leads to, after the gate has let it through.
+    /// The file that a name in an image leads to, after the gate has let the name through.
     func reference(
         to named: BackingName, in overlay: ImageName
     ) throws -> BackingReference {

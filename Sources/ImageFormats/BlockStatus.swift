@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// What metadata says about a range of guest disk, in the terms in which qemu puts it: callers
+/// The answer of metadata about a range of guest disk, in qemu's terms: callers
 /// compare our answers with qemu-img's.
 public struct BlockStatus: OptionSet, Sendable {
     public let rawValue: UInt8

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// What can be done with images of one format. A format that can only be read has its name, its
+/// The operations on images of one format. A format that can only be read has its name, its
 /// first bytes and `open`; all else is nil then.
 public protocol FormatDriver: Sendable {
     /// qemu's name.
@@ -62,7 +62,7 @@ extension FormatDriver {
     public var resizer: (any ImageResizer)? { nil }
 }
 
-/// What a description says about a format.
+/// The format's part of a described image (`json:`, `--image-opts`).
 public struct DescribedFormat: Sendable, Equatable {
     /// A part of a storage.
     public struct Window: Sendable, Equatable {
@@ -95,14 +95,14 @@ public protocol Image: ImageSource {
     /// The file that the image lies on, as it names it; nil if there is none.
     var backing: BackingName? { get }
 
-    /// What the image stores, run by run.
+    /// A reader of the image's runs.
     func storedRuns() -> any StoredRunReader
 
     /// Many clusters have a place, and the file has no blocks there: holes have to be looked for
     /// below them.
     func isPreallocated() async throws -> Bool
 
-    /// What metadata says, in qemu's terms.
+    /// The answer of metadata about a range, in qemu's terms.
     ///
     /// - Parameters:
     ///   - limit: how far to look, in bytes; `0 <= offset < limit <= virtualSize`.
@@ -112,7 +112,7 @@ public protocol Image: ImageSource {
         at offset: Int64, limit: Int64, looksForHoles: Bool
     ) async throws -> (range: Range<Int64>, status: BlockStatus)
 
-    /// How many bytes copies of the image's persistent bitmaps would take in an image with clusters
+    /// Space in bytes that copies of the image's persistent bitmaps take in an image with clusters
     /// of this size in bytes; nil for images that cannot have any.
     func bitmapsSize(clusterSize: Int64) async throws -> Int64?
 }
@@ -136,7 +136,7 @@ public struct BackingName: Sendable, Equatable {
     }
 }
 
-/// What `info` shows of an image beside its names and what its file takes.
+/// An image's facts for `info`, beside its names and the space that its file takes.
 public struct FormatFacts: Sendable {
     /// In bytes, a multiple of the sector size.
     public var virtualSize: Int64
@@ -161,9 +161,9 @@ public struct ImageSnapshot: Sendable, Equatable {
     /// The time when it was taken, since 1970 in UTC.
     public var seconds: UInt32
     public var nanoseconds: UInt32
-    /// How long the guest had run, in nanoseconds.
+    /// Time that the guest had run, in nanoseconds.
     public var guestNanoseconds: UInt64
-    /// Of the machine's state, in bytes.
+    /// Size of the machine's state in bytes.
     public var stateSize: UInt64
     /// The number of instructions that the guest had executed; nil if they were not counted.
     public var instructionCount: UInt64?

@@ -4,7 +4,7 @@ import ImageStorage
 /// An image whose clusters lie in its storage as they are, or nowhere: to say where is all it takes
 /// to read it.
 public protocol MappedImage: Image {
-    /// What the image stores from a guest offset on.
+    /// The run of the image that begins at a guest offset.
     ///
     /// - Parameter limit: how far to look, in bytes; `0 <= offset < limit <= virtualSize`.
     /// - Returns: a run that starts at `offset` and ends at `limit` at the latest; never
@@ -43,7 +43,7 @@ extension MappedImage {
             let run = try await run(at: position, limit: end)
             let place = Int(position - offset)..<Int(run.range.upperBound - offset)
             let host = run.content == .data ? run.hostOffset : nil
-            // What the file lacks of its last cluster reads as zeros.
+            // A file can end within its last cluster: the rest reads as zeros.
             let stored = host.map { min(Int64(place.count), storage.size - $0) } ?? 0
             let middle = place.lowerBound + Int(max(0, stored))
             if let host, middle > place.lowerBound {

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// What one image stores of a stretch of its guest disk, and where: more than `Extent` tells, for
+/// A stretch of guest disk as one image stores it, and its place: more than `Extent` tells, for
 /// those who show an image to people instead of reading it.
 public struct StoredRun: Sendable, Equatable {
     public enum Content: Sendable, Equatable {

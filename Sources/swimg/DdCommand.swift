@@ -57,8 +57,8 @@ struct DdCommand: ImageCommand {
             case "skip": slice.skip = try sizeArgument(value.text, name: "skip")
             default:
                 throw .invalid(
-                    "unrecognized operand \(sides?.key ?? operand.bytes.text): there are if=, of=, bs=, "
-                        + "count= and skip=")
+                    "unrecognized operand \(sides?.key ?? operand.bytes.text): there are "
+                        + "if=, of=, bs=, count= and skip=")
             }
         }
         guard let source, let target else {

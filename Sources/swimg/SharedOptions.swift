@@ -23,7 +23,10 @@ struct NBDServerOptions: ParsableArguments {
     @Option(
         name: .customLong("request-size"),
         help: ArgumentHelp(
-            "Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, 512k to a server on this machine).",
+            """
+            Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, 512k to a server \
+            on this machine).
+            """,
             valueName: "size"))
     var requestSize: String?
 

@@ -17,10 +17,10 @@ public protocol ImageCreator: Sendable {
     ///
     /// Plain images are written as they stand and never rebuilt.
     ///
-    /// - Throws: `ImageError` if the new one would not be the same.
+    /// - Throws: `ImageError` if the new image would lose something.
     func newImage(like image: any Image, backingSize: Int64) throws(ImageError) -> any NewImage
 
-    /// How large an image would be that holds a disk.
+    /// The size that an image with a disk would have.
     func measure(
         _ disk: MeasuredDisk, _ options: TypedOptions
     ) async throws -> MeasuredSize
@@ -70,7 +70,7 @@ extension NewImage {
     public func check() {}
 }
 
-/// What a conversion asks of a target, whatever its format.
+/// The demands of a conversion on its target, whatever the format.
 public struct TargetSettings: Sendable {
     public var compress = false
     /// Runs of zeros of at least this many bytes are not stored; 0 stores everything.
@@ -79,7 +79,7 @@ public struct TargetSettings: Sendable {
     public var looksForZeros = false
     /// The storage was there before, and is written as it stands.
     public var isThere = false
-    /// What is not written reads as zeros.
+    /// Parts that are not written read as zeros.
     public var readsAsZero = false
 
     public init(minSparse: Int64) { self.minSparse = minSparse }
@@ -91,7 +91,7 @@ public struct MeasuredDisk: Sendable {
     public var size: Int64
     /// It is that of an image, and not one with nothing in it.
     public var isImage = false
-    /// How much of the disk is data, in whole clusters of the given size, in bytes.
+    /// The sum of the disk's data in bytes, in whole clusters of the given size.
     public var allocatedData: @Sendable (_ clusterSize: Int64) async throws -> Int64
     /// See `Image.bitmapsSize`.
     public var bitmapsSize: @Sendable (_ clusterSize: Int64) async throws -> Int64?
@@ -118,11 +118,11 @@ public struct MeasuredDisk: Sendable {
 
 /// The sizes that `measure` shows, in bytes.
 public struct MeasuredSize: Sendable, Equatable {
-    /// Of the file with the disk's data in it.
+    /// The file with the disk's data in it.
     public var required: Int64
-    /// Of the file with all clusters allocated.
+    /// The file with all clusters allocated.
     public var fullyAllocated: Int64
-    /// Of the source's bitmaps; nil where there cannot be any.
+    /// The source's bitmaps; nil where there cannot be any.
     public var bitmaps: Int64?
 
     public init(required: Int64, fullyAllocated: Int64, bitmaps: Int64? = nil) {

@@ -1,9 +1,9 @@
 import DiskImage
 import ImageStorage
 
-/// What `-o` says of a new image in every format.
+/// The options (`-o`) that new images of every format have.
 public struct ImageParameters: Sendable {
-    /// Of the guest disk, in bytes; nil takes it from the source or the backing file.
+    /// Size of the guest disk in bytes; nil takes it from the source or the backing file.
     public var size: Int64?
     public var backingFile: ImageName?
     public var backingFormat: String?

@@ -19,9 +19,9 @@ public struct OptionDescription: Sendable {
     public let name: String
     public let kind: Kind
     public let help: String
-    /// What is printed where nothing was said; nil prints nothing.
+    /// The value that is printed if none was given; nil prints nothing.
     public var usual: String?
-    /// Of the file that holds the image, not of its format.
+    /// The option is one of the file that holds the image, not of its format.
     public var isOfFile = false
     /// Ours: qemu-img's listings do not have it.
     public var isOwn = false
@@ -57,7 +57,7 @@ extension ImageFormat {
         return creator
     }
 
-    /// What `-o help` prints.
+    /// The text that `-o help` prints.
     ///
     /// - Parameter includesFile: also what the file that holds the image can be asked for: a name
     ///   for it was given.

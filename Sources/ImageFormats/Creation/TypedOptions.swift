@@ -60,8 +60,8 @@ public struct TypedOptions: Sendable {
     public func number(_ key: String) -> Int64? { numbers[key] }
     public func isOn(_ key: String) -> Bool? { switches[key] }
 
-    /// What qemu-img prints when it creates an image: the options in its order, the usual values
-    /// filled in.
+    /// The line that qemu-img prints when it creates an image: the options in its order, the usual
+    /// values filled in.
     ///
     /// - Parameter size: of the guest disk, in bytes.
     public func creationLine(_ path: ImageName, size: Int64) -> String {

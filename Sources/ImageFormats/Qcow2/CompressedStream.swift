@@ -9,8 +9,8 @@ struct CompressedStream: ~Copyable {
     /// there are as many as chunks on their way. In bytes.
     static let runSize = 192 << 10
 
-    /// Runs end at a multiple of this, in bytes. What lies behind the last stream of a cluster
-    /// belongs to nobody: the layout goes elsewhere only when it will not come back.
+    /// Runs end at a multiple of this, in bytes. The rest of a cluster behind its last
+    /// stream stays unused: the layout goes elsewhere only when it will not come back.
     private let unit: Int
     /// Of a run, in bytes: a multiple of the unit.
     private let capacity: Int

@@ -88,7 +88,7 @@ struct Qcow2Creator: ImageCreator {
                 "The image size is too large (try using a larger cluster size)")
         }
         let rounded = disk.size.roundedUp(to: file.clusterSize)
-        // How much of a disk its backing file will share is not known.
+        // Nothing tells which part of the disk the backing file will provide.
         let isWhole = asked.allocatesAll || asked.hasBacking && disk.isImage
         let data = isWhole ? rounded : try await disk.allocatedData(file.clusterSize)
         let fullyAllocated = file.fullyAllocated(virtualSize: rounded)

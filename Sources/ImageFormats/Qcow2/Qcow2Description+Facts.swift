@@ -1,9 +1,9 @@
 import DiskImage
 import ImageStorage
 
-// What `info` shows, with qemu's keys in its order.
+// The facts that `info` shows, with qemu's keys in its order.
 extension Qcow2Description {
-    /// What `info` shows of the image.
+    /// The image's facts for `info`.
     var facts: FormatFacts {
         var facts = FormatFacts(
             virtualSize: header.geometry.virtualSize.roundedDown(to: guestSectorSize))

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// What a qcow2 image says of itself, also one that cannot be read: encrypted, with its data in
+/// A qcow2 image described by itself, also one that cannot be read: encrypted, with its data in
 /// another file, damaged below its header. No table of clusters is looked at.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt.

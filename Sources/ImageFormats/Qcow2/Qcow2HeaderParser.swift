@@ -4,11 +4,11 @@ import ImageStorage
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
     enum Purpose {
-        /// Of the guest disk: encrypted ones cannot be.
+        /// To read the guest disk: an encrypted one is refused.
         case reading
-        /// Of all that the image says of itself.
+        /// To describe the image with all that it says of itself.
         case describing
-        /// Of the places of its tables: the check says itself what is wrong with them.
+        /// To find the tables: the check itself says what is wrong with them.
         case checking
     }
 

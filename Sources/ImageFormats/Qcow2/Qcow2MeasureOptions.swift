@@ -1,6 +1,6 @@
 import DiskImage
 
-/// What `-o` of `measure` says, understood. All options that qemu-img can create an image with are
+/// The options (`-o`) of `measure`, read. All options that qemu-img can create an image with are
 /// known, also those that do not change its size: a caller asks with the options that it will
 /// create with.
 struct Qcow2MeasureOptions {

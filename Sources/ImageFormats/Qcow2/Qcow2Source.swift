@@ -83,7 +83,7 @@ public struct Qcow2Source: Image {
             let piece = try await hostPiece(at: host, count: Int64(run.range.count))
             return Extent(
                 range: run.range.lowerBound..<run.range.lowerBound + piece.count,
-                // What is missing is for `read` to refuse.
+                // `read` refuses clusters that are missing.
                 content: piece.content == .hole ? .zero : .data)
         }
     }

@@ -9,8 +9,8 @@ import Synchronization
 final class Qcow2Tables: Sendable {
     /// Of an L2 table, in bytes: a large read for small clusters' tables, a part of a large one's.
     private static let sliceSize: Int64 = 64 << 10
-    /// What the cache may hold, in bytes: the slices that workers are in, neighbours all, and some
-    /// that whoever walks ahead of them has looked at. Small clusters' may be read twice.
+    /// Limit of the cache in bytes: the slices that workers read, which are neighbours, and some
+    /// that the walk ahead of them has read. Slices of small clusters may be read twice.
     private static let cacheSize = 256 << 10
     /// The limits of reading ahead where reading waits: in bytes, and in slices.
     private static let aheadSize: Int64 = 1 << 20

@@ -78,7 +78,7 @@ private struct NewRawImage: NewImage {
         try await storage.writeZeros(0..<written)
     }
 
-    /// What stood on a device is not to be found again by its header.
+    /// Removes the header by which an old image on a device would be recognised.
     private func clearDevice(_ storage: any WritableStorage, _ size: Int64) async throws {
         guard preallocation == .off else {
             throw ImageError.invalid("Unsupported preallocation mode '\(preallocation.rawValue)'")

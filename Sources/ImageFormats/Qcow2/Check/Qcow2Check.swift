@@ -44,7 +44,7 @@ public struct Qcow2Check: Sendable {
 
 /// One run of a check. Used by one task; what it gives to child tasks is copied.
 final class Qcow2Checker {
-    /// What to put right, and where.
+    /// The repairs to make, and the storage to make them on.
     struct Repair {
         var what: CheckRepair
         var storage: any WritableStorage

@@ -2,8 +2,8 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-// What is written. Always to be no worse off if the power fails in between: refcounts one by one,
-// new structures to free clusters, and the header after a flush.
+// The writes of a repair. A power failure in between leaves the image no worse: refcounts are
+// written one by one, new structures go to free clusters, and the header follows a flush.
 extension Qcow2Checker {
     /// The fault, in one line, of the places of the tables that are written in place: each has its
     /// clusters for itself. nil if nothing is. Only a check's count of references can tell.

@@ -16,8 +16,8 @@ extension Qcow2Checker {
     private static let maximumSnapshotTable: Int64 = 64 << 20
     /// More than one entry has, in bytes.
     private static let longestEntry: Int64 = 256 << 10
-    /// What version 3 wants in each entry: the large size of the machine's state and the disk's
-    /// size.
+    /// Extra data that version 3 wants in each entry, in bytes: the large size of the machine's
+    /// state and the disk's size.
     private static let neededExtraData = 16
 
     func readSnapshots() async throws -> Snapshots {
