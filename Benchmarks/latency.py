@@ -6,8 +6,11 @@ Usage: latency.py path/to/swimg [--folder DIR] [--rounds N] [--only WORDS]
 Files: latency.c is preloaded into both programs and sleeps before each data system call of 4 KiB or
 more. NBD: nbdkit serves from memory with its filter `delay`, or `rate` for bandwidth. The disk has
 384 MiB of data. The programs take turns in random order, and each result is compared once. The
-peers use their best settings: qemu-img -m 8 -W and -m 16 -W, nbdcopy -C 4 -R 8 and -C 4 -R 64; the
-best time of each round counts. A ratio above 1 is the factor by which swimg is faster.
+peers are qemu-img -m 8 -W and -m 16 -W, nbdcopy -C 4 -R 8 and -C 4 -R 64; the one whose median is
+the best counts. A ratio above 1 is the factor by which swimg is faster.
+
+The ideal is the time that waiting takes if 64 MiB are always in flight, and the time of floor.c for
+the same bytes without any waiting, measured in the same rounds.
 """
 
 import argparse
@@ -20,6 +23,8 @@ import tempfile
 import time
 
 SIZE = 384 << 20
+# The buffers of swimg, unless it is told otherwise.
+IN_FLIGHT = 64 << 20
 MILLISECONDS = [0, 0.1, 1, 5, 20]
 
 
@@ -35,6 +40,13 @@ def timed(command, environment):
 
 class File:
     """A conversion from file to file."""
+
+    @property
+    def waiting(self):
+        """Seconds that all bytes wait if as many as can be are in flight; None if nobody knows."""
+        if self.source not in ["disk.raw", "disk.qcow2"] or self.options:
+            return None
+        return (self.read + self.write) / 1000 * SIZE / IN_FLIGHT
 
     def __init__(self, name, source, source_format, options, read, write, target_format="raw", defaults=None):
         self.name = f"{name}, {read:g} ms reads, {write:g} ms writes"
@@ -91,6 +103,8 @@ class Places(File):
 class Devices(Places):
     """A copy between loop devices."""
 
+    waiting = None
+
     def __init__(self, milliseconds):
         super().__init__("devices", milliseconds)
 
@@ -109,6 +123,8 @@ class Devices(Places):
 
 class Zeros(File):
     """A conversion of 16 GiB of zeros into an existing file, with a slow `fallocate`."""
+
+    waiting = None
 
     def __init__(self, milliseconds):
         super().__init__("16 GiB of zeros to raw", "zeros.raw", "raw", ["-n"], 0, 0)
@@ -131,6 +147,8 @@ class Zeros(File):
 
 class NBD:
     """A copy between two servers in memory."""
+
+    waiting = None
 
     def __init__(self, kind, milliseconds=None, rate=None):
         self.kind, self.milliseconds, self.rate = kind, milliseconds, rate
@@ -213,6 +231,8 @@ class Bench:
         self.library = self.path("latency.so")
         place = os.path.dirname(os.path.abspath(__file__))
         run(["cc", "-O2", "-shared", "-fPIC", "-o", self.library, f"{place}/latency.c", "-ldl"])
+        self.floor = self.path("floor")
+        run(["cc", "-O2", "-pthread", "-o", self.floor, f"{place}/floor.c", "-ldeflate", "-lz", "-lzstd"])
         random.seed(1)
         with open(self.path("disk.raw"), "wb") as file:
             for _ in range(SIZE >> 20):
@@ -225,26 +245,32 @@ class Bench:
         return os.path.join(self.folder, name)
 
     def measure(self, case, rounds):
-        """The medians of swimg's time, of the best peer's time, and of the ratio in each round."""
+        """The medians of swimg's time, of the best peer's, of the ratio in each round, and the ideal."""
         with case.setup(self):
             commands = case.commands(self)
+            if case.waiting is not None:
+                commands["floor"] = [self.floor, "copy", self.path("disk.raw"), self.path("floor.raw")]
             times = {name: [] for name in commands}
             for number in range(rounds):
                 names = list(commands)
                 random.shuffle(names)
                 for name in names:
                     case.before(self)
-                    times[name].append(timed(commands[name], self.environment))
+                    times[name].append(timed(commands[name], None if name == "floor" else self.environment))
                     if number == 0 and isinstance(case, NBD):
                         case.check(self)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path("floor.raw"))
                 if number == 0 and isinstance(case, File):
                     case.before(self)
                     for name in names:
                         run(commands[name])
                     case.check(self)
-        best = [min(times[name][number] for name in times if name != "swimg") for number in range(rounds)]
-        ratios = [theirs / ours for ours, theirs in zip(times["swimg"], best)]
-        return statistics.median(times["swimg"]), statistics.median(best), statistics.median(ratios)
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        best = min(set(medians) - {"swimg", "floor"}, key=medians.get)
+        ratio = statistics.median(theirs / ours for ours, theirs in zip(times["swimg"], times[best]))
+        ideal = None if case.waiting is None else case.waiting + medians["floor"]
+        return medians["swimg"], best, medians[best], ratio, ideal
 
 
 def main():
@@ -256,11 +282,12 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bench = Bench(os.path.abspath(arguments.swimg), folder)
-        print("| work | swimg | best peer | ratio |\n|---|---|---|---|", flush=True)
+        print("| work | swimg | best peer | its time | ratio | ideal |\n|---|---|---|---|---|---|", flush=True)
         for case in cases():
             if arguments.only in case.name:
-                ours, best, ratio = bench.measure(case, arguments.rounds)
-                print(f"| {case.name} | {ours:.2f} s | {best:.2f} s | {ratio:.2f} |", flush=True)
+                ours, peer, best, ratio, ideal = bench.measure(case, arguments.rounds)
+                shown = f"{ideal:.2f} s" if ideal is not None else ""
+                print(f"| {case.name} | {ours:.2f} s | {peer} | {best:.2f} s | {ratio:.2f} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,95 @@
 /// A guest disk that can be read: a sequence of `virtualSize` bytes, whatever the format.
 ///
+/// A disk can be made of many images. It only says where everything is: the images that hold the
+/// bytes are its `layers`, which read them.
+///
 /// Calls may come from many tasks at once.
 public protocol ImageSource: Sendable {
     /// The size of the guest disk in bytes.
     var virtualSize: Int64 { get }
 
+    /// The images that the mappings lead to. The layer of a mapping is an index into this list.
+    var layers: [any ImageLayer] { get }
+
+    /// The content of the disk from `offset` on, and where it is.
+    ///
+    /// - Parameter limit: end of the search in bytes; `0 <= offset < limit <= virtualSize`.
+    /// - Returns: at least one mapping, the first from `offset` on, each from the end of the one
+    ///   before on, the last until `limit` at most. Neighbours can be alike.
+    /// - Throws: `ImageError` for damaged tables, and where they cannot be read.
+    func mappings(at offset: Int64, limit: Int64, holes: HoleSearch) async throws -> [Mapping]
+}
+
+/// An image that holds bytes of a guest disk.
+public protocol ImageLayer: Sendable {
     /// The size in bytes of the units that can only be read whole, a power of two: the cluster size
     /// of an image with compressed clusters, 1 if every byte can be read alone. Reads that are cut
     /// at its multiples decompress nothing twice.
     var readGranularity: Int64 { get }
 
-    /// The content of the disk from `offset` on.
-    ///
-    /// - Parameter limit: end of the search in bytes; `0 <= offset < limit <= virtualSize`.
-    /// - Returns: an extent that starts at `offset` and ends at `limit` at the latest. It may end
-    ///   before the content does: the next extent can then be of an equal kind.
-    func extent(at offset: Int64, limit: Int64) async throws -> Extent
+    /// The object whose blocks hold the data; nil if they cannot be shared.
+    var holder: (any BlockHolder)? { get }
 
-    /// The place where the bytes from `offset` on are stored unchanged, not compressed or made up.
-    ///
-    /// - Parameter limit: end of the search in bytes; `0 <= offset < limit <= virtualSize`.
-    /// - Returns: a location as long as the bytes lie in one piece, up to `limit`; nil if the byte
-    ///   at `offset` is not stored unchanged.
-    func location(at offset: Int64, limit: Int64) async throws -> HostLocation?
-
-    /// Whether the files of the disk have holes where its data could be, so that zeros have already
-    /// been left out.
+    /// Whether the file has holes where its data could be, so that zeros have already been left
+    /// out.
     func isSparse() async throws -> Bool
 
-    /// Fills the buffer with the guest's bytes from `offset` on; the range lies within the disk.
-    func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
+    /// Reads what was found.
+    ///
+    /// - Parameters:
+    ///   - mappings: stored stretches of this layer, one behind the other, found with
+    ///     `HoleSearch.thorough`; never empty.
+    ///   - buffer: as long as all of them.
+    func read(_ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan) async throws
 }
 
 extension ImageSource {
-    public func isSparse() async throws -> Bool { false }
+    /// The largest granularity of the layers, in bytes.
+    public var readGranularity: Int64 { layers.map(\.readGranularity).max() ?? 1 }
 
-    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? { nil }
+    public func isSparse() async throws -> Bool {
+        for layer in layers where try await !layer.isSparse() { return false }
+        return true
+    }
+
+    /// Fills the buffer with the guest's bytes from `offset` on; the range lies within the disk.
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let end = offset + Int64(buffer.byteCount)
+        var position = offset
+        while position < end {
+            let found = try await mappings(at: position, limit: end, holes: .thorough)
+            let next = found[found.count - 1].range.upperBound
+            var part = buffer.slice(Int(position - offset)..<Int(next - offset))
+            try await read(found[...], into: &part)
+            position = next
+        }
+    }
+
+    /// Fills the buffer with the bytes of mappings that were found before.
+    ///
+    /// - Parameters:
+    ///   - mappings: one behind the other, found with `HoleSearch.thorough`.
+    ///   - buffer: as long as all of them.
+    public func read(
+        _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
+    ) async throws {
+        let start = mappings.first?.range.lowerBound ?? 0
+        let layers = layers
+        var rest = mappings
+        while let first = rest.first {
+            let isStored = first.isStored
+            let run = rest.prefix {
+                $0.isStored == isStored && ($0.layer == first.layer || !isStored)
+            }
+            rest = rest[run.endIndex...]
+            let end = run[run.endIndex - 1].range.upperBound
+            let place = Int(first.range.lowerBound - start)..<Int(end - start)
+            if isStored {
+                var part = buffer.slice(place)
+                try await layers[first.layer].read(run, into: &part)
+            } else {
+                buffer.zeroFill(place)
+            }
+        }
+    }
 }

@@ -141,8 +141,9 @@ public protocol ImageTarget: Sendable {
 
     /// Shares the blocks in which a source holds the data for `guestOffset`.
     ///
+    /// - Parameter range: of the holder, in bytes; never empty.
     /// - Returns: number of bytes shared, from the first on; the others have to be copied.
-    func share(_ location: HostLocation, at guestOffset: Int64) -> Int64
+    func share(_ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64) -> Int64
 
     /// Writes what completes the image: tables, refcounts, the header last.
     func finish() async throws
@@ -151,5 +152,7 @@ public protocol ImageTarget: Sendable {
 extension ImageTarget {
     public var sharesUnread: Bool { false }
 
-    public func share(_ location: HostLocation, at guestOffset: Int64) -> Int64 { 0 }
+    public func share(
+        _ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64
+    ) -> Int64 { 0 }
 }

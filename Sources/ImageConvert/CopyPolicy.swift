@@ -23,14 +23,15 @@ public struct CopyPolicy: Sendable {
         self.storesZeros = storesZeros
     }
 
-    /// - Parameter extent: within it the target's `readsAsZero` does not change.
-    public func action(for content: Extent.Content, at offset: Int64) -> CopyAction {
+    /// - Parameter offset: of what the target's `readsAsZero` does not change in, in bytes.
+    public func action(for content: Mapping.Content, at offset: Int64) -> CopyAction {
         let readsAsZero = offset >= target.readsAsZeroFrom
         return switch content {
-        case .data, .compressed: .copy
+        // What is missing is an error to be found by reading.
+        case .data, .compressed, .missing: .copy
         // The target's backing file is trusted to hold what the source's holds.
-        case .backing where target.hasBacking: .skip
-        case .backing, .zero:
+        case .unallocated where target.hasBacking: .skip
+        case .unallocated, .zero, .hole, .preallocated:
             if storesZeros {
                 .copy
             } else if readsAsZero {

@@ -30,9 +30,14 @@ struct ExistingImage {
     }
 
     private static func isEmpty(_ layer: any ImageSource) async throws -> Bool {
-        guard layer.virtualSize > 0 else { return true }
-        let extent = try await layer.extent(at: 0, limit: layer.virtualSize)
-        return extent.content == .backing && extent.range.upperBound == layer.virtualSize
+        var walk = MappingWalk(layer)
+        var position: Int64 = 0
+        while position < layer.virtualSize {
+            let mapping = try await walk.mapping(at: position, limit: layer.virtualSize)
+            guard mapping.content == .unallocated else { return false }
+            position = mapping.range.upperBound
+        }
+        return true
     }
 
     /// What the rebuilt image is to hold after `input` was written into it.
@@ -77,7 +82,7 @@ struct ExistingImage {
     var filesBelow: [FileIdentity] { Array(image.files.dropFirst()) }
 }
 
-/// What a pipeline copies: where it reads, and whose extents decide what is copied at all.
+/// What a pipeline copies: where it reads, and whose mappings decide what is copied at all.
 struct CopyInput {
     var content: any ImageSource
     var extents: any ImageSource

@@ -9,10 +9,13 @@ public struct Chunk: Sendable, Equatable {
         /// `.copy`, `.zero` or `.share`; what is skipped has no segment, what is shared a chunk of
         /// its own.
         public var action: CopyAction
+        /// Where the bytes are: all of the range, unless it is zeros.
+        var mappings: [Mapping]
 
-        public init(range: Range<Int64>, action: CopyAction) {
+        public init(range: Range<Int64>, action: CopyAction, mappings: [Mapping] = []) {
             self.range = range
             self.action = action
+            self.mappings = mappings
         }
     }
 
@@ -27,25 +30,27 @@ public struct Chunk: Sendable, Equatable {
     public var begin: Int64
     /// How far the disk has been looked at when this chunk is done, in bytes.
     public var end: Int64
-    /// Some of what is copied has to be decompressed.
-    public var isCompressed: Bool
-
     /// It is for the target to share, not to be read.
     var isShared: Bool { segments[0].action == .share }
 
     /// What O_DIRECT wants offset and memory to agree in, in bytes.
     private static let pageSize: Int64 = 4096
 
-    init(
-        sequence: Int, segments: [Segment], begin: Int64, end: Int64, isCompressed: Bool = false
-    ) {
+    init(sequence: Int, segments: [Segment], begin: Int64, end: Int64) {
         self.sequence = sequence
         self.begin = begin
         self.segments = segments
         self.end = end
-        self.isCompressed = isCompressed
         start = (segments.first { $0.action == .copy }?.range.lowerBound ?? end)
             .roundedDown(to: Self.pageSize)
+    }
+
+    /// Where the bytes of the data buffer are.
+    var mappings: [Mapping] { segments.flatMap(\.mappings) }
+
+    /// Some of what is copied has to be decompressed.
+    var isCompressed: Bool {
+        segments.contains { $0.mappings.contains { $0.content == .compressed } }
     }
 
     /// The sum of all segments, in bytes.
@@ -62,7 +67,7 @@ public struct Chunk: Sendable, Equatable {
 
 /// Walks over the source and says what there is to do, chunk by chunk.
 ///
-/// Memory holds one extent and one chunk, never a list of them. Chunks that need reading lie on a
+/// Memory holds one answer of the source and one chunk, never a list of them. Chunks that need reading lie on a
 /// fixed grid; zeros may reach over many cells of it.
 ///
 /// The grid can begin a little into the disk (`gridStart`): a write that is not aligned to its own
@@ -76,13 +81,12 @@ public actor ExtentIterator {
     /// Blocks to share per chunk, in bytes: one call each, after which there is progress to be
     /// seen.
     private static let longestShare: Int64 = 1 << 30
-    /// Where zeros and what is skipped alternate for long.
+    /// Where zeros and what is skipped alternate for long, and where little pieces are shared.
     private static let mostSegments = 64
-    /// How far to look for the end of an extent, in bytes. Walking tables far ahead would keep all
-    /// workers waiting for the first chunk.
+    /// How far to ask the source, in bytes. Walking tables far ahead would keep all workers waiting
+    /// for the first chunk.
     private static let lookAhead: Int64 = 1 << 30
 
-    private let source: any ImageSource
     private let policy: CopyPolicy
     private let granularity: Int64
     private var chunkSize: Int64
@@ -92,19 +96,18 @@ public actor ExtentIterator {
 
     private var position: Int64 = 0
     private var sequence = 0
-    /// The extent that `position` lies in.
-    private var current: Extent?
+    private var mappings: MappingWalk
     /// While one caller waits for the source, the actor would let the next one in; with both
     /// half-way through the walk, chunks would come out of order.
     private let walk = SerialGate()
-    /// Ranges that could not be shared after all, to be copied.
-    private var left: [Range<Int64>] = []
+    /// What could not be shared after all and is to be copied, the first at the end.
+    private var left: [Mapping] = []
     /// The number of chunks that are being shared, of which ranges may still come back.
     private var sharesInFlight = 0
     private var waitingForShares: [CheckedContinuation<Void, Never>] = []
 
     /// - Parameters:
-    ///   - source: asked for extents only.
+    ///   - source: asked for mappings only.
     ///   - granularity: actions change only at its multiples, in bytes.
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
     ///   - gridStart: where its first line is, in bytes, a multiple of the granularity and shorter
@@ -116,7 +119,7 @@ public actor ExtentIterator {
     ) {
         precondition(chunkSize % granularity == 0 && gridStart % granularity == 0)
         precondition(gridStart < chunkSize)
-        self.source = source
+        mappings = MappingWalk(source)
         self.policy = policy
         self.granularity = granularity
         self.chunkSize = chunkSize
@@ -146,47 +149,51 @@ public actor ExtentIterator {
     }
 
     /// A chunk that was to be shared is done, but for what is to be copied.
-    func takeBack(_ ranges: [Range<Int64>]) {
-        left += ranges.reversed()
+    func takeBack(_ mappings: [Mapping]) {
+        left += mappings.reversed()
         sharesInFlight -= 1
         for waiter in waitingForShares { waiter.resume() }
         waitingForShares = []
     }
 
     private func nextLeft() -> Chunk? {
-        guard let range = left.popLast() else { return nil }
-        let cut = min(range.upperBound, cellEnd(after: range.lowerBound))
-        if cut < range.upperBound { left.append(cut..<range.upperBound) }
+        guard let first = left.last else { return nil }
+        let cell = first.range.lowerBound..<cellEnd(after: first.range.lowerBound)
+        var parts: [Mapping] = []
+        while let next = left.last, next.range.lowerBound < cell.upperBound,
+            next.range.lowerBound == parts.last?.range.upperBound ?? cell.lowerBound
+        {
+            left.removeLast()
+            parts.append(next.clipped(to: cell))
+            if next.range.upperBound > cell.upperBound {
+                left.append(next.clipped(to: cell.upperBound..<next.range.upperBound))
+            }
+        }
+        let range = cell.lowerBound..<parts[parts.count - 1].range.upperBound
         defer { sequence += 1 }
         return Chunk(
             sequence: sequence,
-            segments: [Chunk.Segment(range: range.lowerBound..<cut, action: .copy)],
-            begin: range.lowerBound, end: cut)
+            segments: [Chunk.Segment(range: range, action: .copy, mappings: parts)],
+            begin: range.lowerBound, end: range.upperBound)
     }
 
     private func findNext() async throws -> Chunk? {
         var segments: [Chunk.Segment] = []
-        var isCompressed = false
         let begin = position
         while position < end {
             // What is skipped may be as long as a header says.
             try Task.checkCancellation()
-            let (range, action) = try await nextStep()
-            if action == .share, !segments.isEmpty { break }
-            if action == .copy, current?.content == .compressed { isCompressed = true }
-            if action != .skip {
-                Self.append(Chunk.Segment(range: range, action: action), to: &segments)
-            }
-            position = range.upperBound
-            if action == .share { break }
-            if position == cellEnd(after: position - 1), isFull(segments) { break }
+            let step = try await nextStep()
+            let isShare = step.action == .share
+            if let first = segments.first, isShare != (first.action == .share) { break }
+            if step.action != .skip { Self.append(step, to: &segments) }
+            position = step.range.upperBound
+            if isShare ? isFullShare(segments) : isFull(segments) { break }
         }
         guard !segments.isEmpty else { return nil }
         defer { sequence += 1 }
         // Only zeros at the front reach over several cells: what is copied lies in the last one.
-        return Chunk(
-            sequence: sequence, segments: segments, begin: begin, end: position,
-            isCompressed: isCompressed)
+        return Chunk(sequence: sequence, segments: segments, begin: begin, end: position)
     }
 
     /// Where the grid has its next line behind this guest offset.
@@ -194,12 +201,19 @@ public actor ExtentIterator {
         (offset + 1 - gridStart + chunkSize).roundedUp(to: chunkSize) - chunkSize + gridStart
     }
 
-    /// At the end of a cell: whether it is enough for a chunk. Zeros alone may go on.
+    /// Whether it is enough for a chunk, at the end of a cell. Zeros alone may go on.
     private func isFull(_ segments: [Chunk.Segment]) -> Bool {
-        guard let first = segments.first, let last = segments.last else { return false }
+        guard position == cellEnd(after: position - 1), let first = segments.first,
+            let last = segments.last
+        else { return false }
         return segments.contains { $0.action == .copy }
             || last.range.upperBound - first.range.lowerBound >= Self.longestZeroes
             || segments.count >= Self.mostSegments
+    }
+
+    private func isFullShare(_ segments: [Chunk.Segment]) -> Bool {
+        segments.reduce(0) { $0 + Int64($1.range.count) } >= Self.longestShare
+            || segments.reduce(0) { $0 + $1.mappings.count } >= Self.mostSegments
     }
 
     private static func append(_ next: Chunk.Segment, to segments: inout [Chunk.Segment]) {
@@ -207,6 +221,7 @@ public actor ExtentIterator {
             last.range.upperBound == next.range.lowerBound
         {
             segments[segments.count - 1].range = last.range.lowerBound..<next.range.upperBound
+            segments[segments.count - 1].mappings += next.mappings
         } else {
             segments.append(next)
         }
@@ -214,17 +229,15 @@ public actor ExtentIterator {
 
     /// A range from `position` on with one action, which stays within the chunk's cell unless it
     /// starts one with nothing but zeros or nothing at all.
-    private func nextStep() async throws -> (range: Range<Int64>, action: CopyAction) {
-        let extent = try await extent(at: position)
+    private func nextStep() async throws -> Chunk.Segment {
+        let mapping = try await mapping(at: position)
         let unitEnd = min(end, (position + 1).roundedUp(to: granularity))
-        let action = policy.action(for: extent.content, at: position)
-        guard extent.range.upperBound >= unitEnd else {
-            return (position..<unitEnd, try await mixedAction(upTo: unitEnd))
-        }
-        let last = extent.range.upperBound
+        guard mapping.range.upperBound >= unitEnd else { return try await mixedUnit(unitEnd) }
+        let action = policy.action(for: mapping.content, at: position)
+        let last = mapping.range.upperBound
         let runEnd = last == end ? end : last.roundedDown(to: granularity)
-        if action == .copy, extent.content == .data, sharesUnread() {
-            return (position..<min(runEnd, position + Self.longestShare), .share)
+        if action == .copy, mapping.content == .data, sharesUnread() {
+            return Self.segment(mapping, position..<min(runEnd, position + Self.longestShare), .share)
         }
         var limit = cellEnd(after: position)
         if position == cellEnd(after: position - 1) {
@@ -240,30 +253,42 @@ public actor ExtentIterator {
         if position < change, change < min(runEnd, limit) {
             limit = max(change.roundedDown(to: granularity), unitEnd)
         }
-        return (position..<min(runEnd, limit), action)
+        return Self.segment(mapping, position..<min(runEnd, limit), action)
     }
 
-    /// What to do with a unit that several extents share.
-    private func mixedAction(upTo unitEnd: Int64) async throws -> CopyAction {
+    private static func segment(
+        _ mapping: Mapping, _ range: Range<Int64>, _ action: CopyAction
+    ) -> Chunk.Segment {
+        let isRead = action == .copy || action == .share
+        return Chunk.Segment(
+            range: range, action: action, mappings: isRead ? [mapping.clipped(to: range)] : [])
+    }
+
+    /// A unit that several mappings share. It is copied unless all of them ask for the same.
+    private func mixedUnit(_ unitEnd: Int64) async throws -> Chunk.Segment {
+        var parts: [Mapping] = []
+        var action: CopyAction?
         var offset = position
-        var common: CopyAction?
         while offset < unitEnd {
-            let extent = try await extent(at: offset)
-            let action = policy.action(for: extent.content, at: offset)
-            if action == .copy || common ?? action != action { return .copy }
-            common = action
-            offset = extent.range.upperBound
+            let part = try await mapping(at: offset).clipped(to: offset..<unitEnd)
+            let wanted = policy.action(for: part.content, at: offset)
+            action = action ?? wanted == wanted ? wanted : .copy
+            parts.append(part)
+            offset = part.range.upperBound
         }
-        return common ?? .copy
+        let range = position..<unitEnd
+        return action == .copy
+            ? Chunk.Segment(range: range, action: .copy, mappings: parts)
+            : Chunk.Segment(range: range, action: action ?? .copy)
     }
 
-    private func extent(at offset: Int64) async throws -> Extent {
-        if let current, current.range.contains(offset) {
-            return Extent(range: offset..<current.range.upperBound, content: current.content)
-        }
-        let found = try await source.extent(at: offset, limit: min(end, offset + Self.lookAhead))
-        precondition(found.range.lowerBound == offset && !found.range.isEmpty)
-        current = found
+    private func mapping(at offset: Int64) async throws -> Mapping {
+        let limit = min(end, offset + Self.lookAhead)
+        if let known = mappings.known(at: offset, limit: limit) { return known }
+        // A copy: an actor lends its state to no asynchronous call.
+        var walk = mappings
+        let found = try await walk.mapping(at: offset, limit: limit)
+        mappings = walk
         return found
     }
 }

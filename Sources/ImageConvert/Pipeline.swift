@@ -59,7 +59,7 @@ public struct Pipeline: Sendable {
 
     /// Copies all of the source; the target is whole when this returns.
     ///
-    /// - Parameter extents: whose extents decide what is copied. For a target with a backing file
+    /// - Parameter extents: whose mappings decide what is copied. For a target with a backing file
     ///   that is the source's top layer alone, otherwise the source itself.
     /// - Throws: the first error of any stage, or `CancellationError`; the target is worthless
     ///   then.
@@ -85,10 +85,10 @@ public struct Pipeline: Sendable {
             gridStart: smallest % chunkSize,
             sharesUnread: { sharesUnread && target.sharesUnread })
         let stages = Stages(
-            reading: ReadStage(source: source, target: target),
-            sharing: ShareStage(source: source, target: target),
+            reading: ReadStage(source: source, extents: extents, target: target),
+            sharing: ShareStage(extents: extents, target: target),
             writing: WriteStage(
-                source: source, target: target, isOrdered: writesInOrder,
+                extents: extents, target: target, isOrdered: writesInOrder,
                 overlaps: { [writeMeter] in writeMeter?.isWaiting ?? false }),
             digest: digest)
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
@@ -148,7 +148,7 @@ private struct Stages: Sendable {
     /// - Returns: what could not be shared and has to be copied, if the chunk was to be.
     func carry(
         _ chunk: Chunk, with pass: inout WindowPass
-    ) async throws -> [Range<Int64>] {
+    ) async throws -> [Mapping] {
         guard !chunk.isShared else { return try await share(chunk) }
         // Ranges that sharing left over may be cut in another way.
         let count = max(Int(pass.chunkSize), chunk.dataSize(reading.target.traits.granularity))
@@ -172,9 +172,9 @@ private struct Stages: Sendable {
     }
 
     /// In the chunk's turn.
-    private func share(_ chunk: Chunk) async throws -> [Range<Int64>] {
+    private func share(_ chunk: Chunk) async throws -> [Mapping] {
         try await writing.enterTurn(of: chunk)
-        let rest = try await sharing.share(chunk)
+        let rest = sharing.share(chunk)
         writing.leaveTurn(of: chunk)
         return rest
     }

@@ -7,6 +7,8 @@ import ImageStorage
 /// compressing.
 struct ReadStage: Sendable {
     let source: any ImageSource
+    /// The source of the chunks' mappings.
+    let extents: any ImageSource
     let target: any ImageTarget
 
     /// - Returns: the chunk in the form in which it will be stored; its bytes are in the buffers.
@@ -22,7 +24,7 @@ struct ReadStage: Sendable {
             case .copy:
                 let start = Int(segment.range.lowerBound - chunk.start)
                 let positions = start..<start + segment.range.count
-                try await fetch(segment.range, to: positions, in: &data)
+                try await fetch(segment, to: positions, in: &data)
                 var room = encoded.mutableBytes
                 pieces += try target.encode(
                     data.bytes, positions: positions, at: segment.range.lowerBound,
@@ -34,12 +36,25 @@ struct ReadStage: Sendable {
 
     /// Reads guest bytes; behind the end of the disk zeros fill the target's last unit.
     private func fetch(
-        _ range: Range<Int64>, to positions: Range<Int>, in data: inout IOBuffer
+        _ segment: Chunk.Segment, to positions: Range<Int>, in data: inout IOBuffer
     ) async throws {
         var all = data.mutableBytes
         let padded = positions.upperBound.roundedUp(to: Int(target.traits.granularity))
         all.zeroFill(positions.upperBound..<min(padded, all.byteCount))
-        var part = all.slice(positions)
-        try await source.read(into: &part, at: range.lowerBound)
+        var rest = segment.mappings[...]
+        while let first = rest.first {
+            let isOwn = first.content != .unallocated
+            let run = rest.prefix { ($0.content != .unallocated) == isOwn }
+            rest = rest[run.endIndex...]
+            let start = positions.lowerBound - Int(segment.range.lowerBound)
+            let end = Int(run[run.endIndex - 1].range.upperBound)
+            var part = all.slice(start + Int(first.range.lowerBound)..<start + end)
+            if isOwn {
+                try await extents.read(run, into: &part)
+            } else {
+                // The target's unit holds this, too, though its backing file would have it.
+                try await source.read(into: &part, at: first.range.lowerBound)
+            }
+        }
     }
 }

@@ -8,7 +8,8 @@ import DiskImage
 /// ordered, and happen beside each other when they are not: that is all that `-W` changes here. The
 /// next chunk is placed without waiting for a write.
 struct WriteStage: Sendable {
-    let source: any ImageSource
+    /// The source of the chunks' mappings.
+    let extents: any ImageSource
     let target: any ImageTarget
     private let placing: TurnGate?
     private let writing: TurnGate?
@@ -17,11 +18,11 @@ struct WriteStage: Sendable {
     /// - Parameter overlaps: whether ordered writes are only begun in order, because each waits for
     ///   the storage and not for the one before it.
     init(
-        source: any ImageSource, target: any ImageTarget, isOrdered: Bool,
+        extents: any ImageSource, target: any ImageTarget, isOrdered: Bool,
         overlaps: @escaping @Sendable () -> Bool
     ) {
         self.overlaps = overlaps
-        self.source = source
+        self.extents = extents
         self.target = target
         placing = target.traits.placesInOrder ? TurnGate() : nil
         writing = isOrdered ? TurnGate() : nil
@@ -57,7 +58,9 @@ struct WriteStage: Sendable {
         _ placement: Placement, of chunk: Chunk, data: RawSpan
     ) async throws {
         try await target.write(
-            placement, data: data, origin: BufferOrigin(source: source, start: chunk.start))
+            placement, data: data,
+            origin: BufferOrigin(
+                layers: extents.layers, mappings: chunk.mappings, start: chunk.start))
     }
 
     func enterTurn(of chunk: Chunk) async throws {

@@ -7,13 +7,12 @@ public struct OpenedImage: Sendable {
     public let format: ImageFormat
     /// The guest disk as the guest sees it.
     public let source: any ImageSource
-    /// The image without what lies below: its `extent` says `.backing` where it leaves the answer
-    /// to that.
+    /// The image without what lies below.
     public let topLayer: any Image
     /// What lies below the image, as one guest disk; nil if nothing does.
     public let backing: (any ImageSource)?
-    /// The image without what lies below, to be asked for extents only: `.backing` is what the disk
-    /// below decides. What an image without one does not allocate is `.zero`.
+    /// The image without what lies below, good for its mappings only: `.unallocated` is what the
+    /// disk below decides. What an image without one does not allocate is `.zero`.
     public var ownLayer: any ImageSource {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }

@@ -84,9 +84,11 @@ public struct DescribedFormat: Sendable, Equatable {
     public init() {}
 }
 
-/// One image, open for reading, without what it lies on: its `extent` says `.backing` for what it
-/// leaves to that, and its `read` gives zeros there.
-public protocol Image: ImageSource {
+/// One image, open for reading, without what it lies on: what it leaves to that is `.unallocated`,
+/// and reads as zeros.
+///
+/// `mappings` is all that most formats have to say; reading follows from it.
+public protocol Image: ImageSource, ImageLayer {
     var storage: any Storage { get }
 
     /// The size of the disk in bytes, in whole sectors as qemu counts them.
@@ -95,22 +97,14 @@ public protocol Image: ImageSource {
     /// The file that the image lies on, as it names it; nil if there is none.
     var backing: BackingName? { get }
 
-    /// A reader of the image's runs.
-    func storedRuns() -> any StoredRunReader
-
-    /// Many clusters have a place, and the file has no blocks there: holes have to be looked for
-    /// below them.
+    /// Many clusters have a place, and the file has no blocks there: qemu looks for holes below
+    /// them then.
     func isPreallocated() async throws -> Bool
 
-    /// The answer of metadata about a range, in qemu's terms.
-    ///
-    /// - Parameters:
-    ///   - limit: how far to look, in bytes; `0 <= offset < limit <= virtualSize`.
-    ///   - looksForHoles: as `isPreallocated` said.
-    /// - Returns: without `.allocated` where the image leaves the answer to the one below.
-    func blockStatus(
-        at offset: Int64, limit: Int64, looksForHoles: Bool
-    ) async throws -> (range: Range<Int64>, status: BlockStatus)
+    /// Reads compressed clusters; parameters as of `read`.
+    func readCompressed(
+        _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
+    ) async throws
 
     /// Space in bytes that copies of the image's persistent bitmaps take in an image with clusters
     /// of this size in bytes; nil for images that cannot have any.
@@ -120,6 +114,14 @@ public protocol Image: ImageSource {
 extension Image {
     public var guestSize: Int64 { virtualSize.roundedDown(to: guestSectorSize) }
     public var backing: BackingName? { nil }
+
+    public func isPreallocated() async throws -> Bool { false }
+
+    public func readCompressed(
+        _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
+    ) async throws {
+        preconditionFailure("a format with compressed clusters reads them itself")
+    }
 
     public func bitmapsSize(clusterSize: Int64) async throws -> Int64? { nil }
 }

@@ -2,85 +2,105 @@ import DiskImage
 
 /// An image and all that lies below it, as the guest sees them together.
 public struct LayeredSource: ImageSource {
-    /// From the image itself down to its base; never empty.
-    private let layers: [any ImageSource]
-    private let sizeBelow: Int64
+    private struct Part {
+        var source: any ImageSource
+        /// In bytes.
+        var size: Int64
+        var firstLayer: Int
+    }
 
-    /// - Parameter sizeBelow: of a disk that lies below these layers, in bytes. What none of them
-    ///   holds is `.backing` as far as that disk reaches, and `.zero` behind its end, or where
-    ///   there is none. A source with a disk below is good for its extents only.
-    public init(layers: [any ImageSource], sizeBelow: Int64 = 0) {
-        precondition(!layers.isEmpty)
+    /// From the image itself down to its base; never empty.
+    private let parts: [Part]
+    private let sizeBelow: Int64
+    public let layers: [any ImageLayer]
+
+    /// - Parameters:
+    ///   - sources: from the image itself down to its base; not empty.
+    ///   - sizeBelow: of a disk that lies below these layers, in bytes. What none of them holds is
+    ///     `.unallocated` as far as that disk reaches, and `.zero` behind its end, or where there
+    ///     is none. A source with a disk below is good for its mappings only. `.max` leaves
+    ///     everything `.unallocated`.
+    public init(layers sources: [any ImageSource], sizeBelow: Int64 = 0) {
+        self.init(sources.map { ($0, $0.virtualSize) }, sizeBelow: sizeBelow)
+    }
+
+    /// The disk as `map` shows it: what no image holds is `.unallocated`.
+    ///
+    /// - Parameter images: each as long as its `guestSize`.
+    public init(wholeSectorsOf images: [any Image]) {
+        self.init(images.map { ($0, $0.guestSize) }, sizeBelow: .max)
+    }
+
+    private init(_ sources: [(any ImageSource, size: Int64)], sizeBelow: Int64) {
+        precondition(!sources.isEmpty)
+        var parts: [Part] = []
+        var layers: [any ImageLayer] = []
+        for (source, size) in sources {
+            parts.append(Part(source: source, size: size, firstLayer: layers.count))
+            layers += source.layers
+        }
+        self.parts = parts
         self.layers = layers
         self.sizeBelow = sizeBelow
     }
 
-    public var virtualSize: Int64 { layers[0].virtualSize }
-    public var readGranularity: Int64 { layers.map(\.readGranularity).max() ?? 1 }
+    public var virtualSize: Int64 { parts[0].size }
 
-    public func isSparse() async throws -> Bool {
-        for layer in layers where try await !layer.isSparse() { return false }
-        return true
+    /// What no image holds has the layer of the last one that reaches so far.
+    public func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
+        try await mappings(from: 0, at: offset, limit: limit, holes)
     }
 
-    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        let found = try await find(at: offset, limit: limit)
-        return Extent(range: found.range, content: found.content)
-    }
-
-    /// Looks downwards for the first layer that knows what it has at `offset`.
-    ///
-    /// - Returns: the layer that holds data there, nil where there is none.
-    private func find(
-        at offset: Int64, limit: Int64
-    ) async throws -> (range: Range<Int64>, content: Extent.Content, layer: Int?) {
-        var limit = limit
-        for (index, layer) in layers.enumerated() {
-            // A backing file may be shorter than what lies on it: zeros follow.
-            guard offset < layer.virtualSize else { return (offset..<limit, .zero, nil) }
-            let extent = try await layer.extent(
-                at: offset, limit: min(limit, layer.virtualSize))
-            limit = extent.range.upperBound
-            switch extent.content {
-            case .data, .compressed: return (extent.range, extent.content, index)
-            case .zero: return (extent.range, .zero, nil)
-            case .backing: continue
-            }
-        }
-        guard offset < sizeBelow else { return (offset..<limit, .zero, nil) }
-        return (offset..<min(limit, sizeBelow), .backing, nil)
-    }
-
-    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
-        var limit = limit
-        for layer in layers {
-            guard offset < layer.virtualSize else { return nil }
-            let end = min(limit, layer.virtualSize)
-            // Not by way of `find`: a layer would walk over all the data that follows, for every
-            // piece.
-            if let found = try await layer.location(at: offset, limit: end) { return found }
-            let extent = try await layer.extent(at: offset, limit: end)
-            guard extent.content == .backing else { return nil }
-            limit = extent.range.upperBound
-        }
-        return nil
-    }
-
-    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
-        if layers.count == 1 { return try await layers[0].read(into: &buffer, at: offset) }
-        let end = offset + Int64(buffer.byteCount)
-        var position = offset
-        while position < end {
-            let found = try await find(at: position, limit: end)
-            let place =
-                Int(found.range.lowerBound - offset)..<Int(found.range.upperBound - offset)
-            if let layer = found.layer {
-                var part = buffer.slice(place)
-                try await layers[layer].read(into: &part, at: position)
+    private func mappings(
+        from depth: Int, at offset: Int64, limit: Int64, _ holes: HoleSearch
+    ) async throws -> [Mapping] {
+        let part = parts[depth]
+        let found = try await part.source.mappings(
+            at: offset, limit: min(limit, part.size), holes: holes)
+        if parts.count == 1, sizeBelow == .max { return found }
+        var result: [Mapping] = []
+        result.reserveCapacity(found.count)
+        for mapping in found {
+            let mapping = mapping.moved(by: 0, firstLayer: part.firstLayer)
+            if mapping.content == .unallocated {
+                try await append(mapping, below: depth, holes, to: &result)
+                if result[result.count - 1].range.upperBound < mapping.range.upperBound { break }
             } else {
-                buffer.zeroFill(place)
+                result.append(mapping)
             }
-            position = found.range.upperBound
+        }
+        return result
+    }
+
+    /// Adds what the images below hold of a stretch, all of it or until it is enough for one
+    /// answer.
+    private func append(
+        _ mapping: Mapping, below depth: Int, _ holes: HoleSearch, to result: inout [Mapping]
+    ) async throws {
+        let end = mapping.range.upperBound
+        var position = mapping.range.lowerBound
+        while position < end {
+            // A backing file may be shorter than what lies on it: nothing follows.
+            guard depth + 1 < parts.count, position < parts[depth + 1].size else {
+                return append(mapping.clipped(to: position..<end), to: &result)
+            }
+            result += try await mappings(from: depth + 1, at: position, limit: end, holes)
+            position = result[result.count - 1].range.upperBound
+            if result.count >= Mapping.mostAtOnce { return }
+        }
+    }
+
+    /// Adds what no image holds.
+    private func append(_ mapping: Mapping, to result: inout [Mapping]) {
+        if mapping.range.lowerBound < sizeBelow {
+            result.append(mapping.clipped(to: 0..<sizeBelow))
+        }
+        if mapping.range.upperBound > sizeBelow {
+            var zeros = mapping.clipped(to: sizeBelow..<mapping.range.upperBound)
+            zeros.content = .zero
+            result.append(zeros)
         }
     }
 }

@@ -12,24 +12,26 @@ public struct SliceSource: ImageSource {
     }
 
     public var virtualSize: Int64 { Int64(range.count) }
-    public var readGranularity: Int64 { source.readGranularity }
+    public var layers: [any ImageLayer] { source.layers }
 
-    public func isSparse() async throws -> Bool { try await source.isSparse() }
-
-    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+    public func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
         let start = range.lowerBound
-        let found = try await source.extent(at: start + offset, limit: start + limit)
-        return Extent(
-            range: found.range.lowerBound - start..<found.range.upperBound - start,
-            content: found.content)
+        return try await source.mappings(
+            at: start + offset, limit: start + limit, holes: holes
+        ).map { $0.moved(by: -start) }
     }
+}
 
-    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
-        try await source.location(
-            at: range.lowerBound + offset, limit: range.lowerBound + limit)
-    }
-
-    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
-        try await source.read(into: &buffer, at: range.lowerBound + offset)
+extension Mapping {
+    /// The same stretch on a disk that holds its disk at an offset.
+    ///
+    /// - Parameter firstLayer: index of that disk's first layer.
+    func moved(by distance: Int64, firstLayer: Int = 0) -> Mapping {
+        var result = self
+        result.range = range.lowerBound + distance..<range.upperBound + distance
+        result.layer += firstLayer
+        return result
     }
 }

@@ -91,11 +91,11 @@ extension WritableStorage {
         // From here to `position` is to be written.
         var unwritten = position
         while position < positions.upperBound, sharesBlocks,
-            let location = try await origin.location(of: position..<positions.upperBound)
+            let (holder, host) = origin.location(of: position..<positions.upperBound)
         {
-            let count = location.range.count
+            let count = host.count
             if count >= Self.shortestShared {
-                let shared = Int(share(location, at: toHost + Int64(position)))
+                let shared = Int(share(host, of: holder, at: toHost + Int64(position)))
                 if shared > 0 {
                     try await writePart(unwritten..<position, of: data, toHost)
                     unwritten = position + shared

@@ -24,11 +24,7 @@ public final class NullStorage: WritableStorage {
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        Extent(range: offset..<limit, content: .zero)
-    }
-
-    public func allocation(at offset: Int64) -> Extent? {
-        Extent(range: offset..<max(size, offset + 1), content: .zero)
+        Extent(range: offset..<limit, isHole: true)
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {

@@ -59,12 +59,8 @@ public protocol Storage: BlockHolder {
     /// Fills the whole buffer. Throws if the range reaches beyond the end.
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
 
-    /// The data or hole (`.zero`) that begins at `offset`, as far as it reaches, up to `limit`.
+    /// The data or hole that begins at `offset`, as far as it reaches, up to `limit`.
     func extent(at offset: Int64, limit: Int64) async throws -> Extent
-
-    /// The most exact extent at `offset` and its full length, if that is known without waiting; nil
-    /// otherwise.
-    func allocation(at offset: Int64) -> Extent?
 }
 
 /// A storage that can also be written.
@@ -105,11 +101,12 @@ public protocol WritableStorage: Storage {
     /// Whether `share` is worth trying: true until it is known not to work here.
     var sharesBlocks: Bool { get }
 
-    /// Makes the bytes from `offset` on equal to those at a location, by sharing the blocks that
-    /// hold them. Later writes to either place do not show in the other.
+    /// Makes the bytes from `offset` on equal to those of another storage, by sharing the blocks
+    /// that hold them. Later writes to either place do not show in the other.
     ///
+    /// - Parameter range: of the holder, in bytes; never empty.
     /// - Returns: number of bytes, from the first on, that are shared.
-    func share(_ location: HostLocation, at offset: Int64) -> Int64
+    func share(_ range: Range<Int64>, of holder: any BlockHolder, at offset: Int64) -> Int64
 
     /// Stops sharing if it cannot work with any of these sources.
     func stopSharing(unlessWith sources: [any Storage])
@@ -140,8 +137,6 @@ public struct BufferRun: Sendable, Equatable {
 extension Storage {
     public var file: FileIdentity? { nil }
     public var allocatedSize: Int64? { nil }
-
-    public func allocation(at offset: Int64) -> Extent? { nil }
 }
 
 extension WritableStorage {
@@ -163,7 +158,9 @@ extension WritableStorage {
 
     public var sharesBlocks: Bool { false }
 
-    public func share(_ location: HostLocation, at offset: Int64) -> Int64 { 0 }
+    public func share(_ range: Range<Int64>, of holder: any BlockHolder, at offset: Int64) -> Int64 {
+        0
+    }
 
     public func stopSharing(unlessWith sources: [any Storage]) {}
 }

@@ -50,6 +50,6 @@ public final class StorageWindow: Storage {
         let found = try await base.extent(at: start + offset, limit: start + limit)
         return Extent(
             range: found.range.lowerBound - start..<found.range.upperBound - start,
-            content: found.content)
+            isHole: found.isHole)
     }
 }

@@ -108,31 +108,30 @@ struct ComparisonWorker: Sendable {
         _ cell: Range<Int64>, _ first: inout IOBuffer, _ second: inout IOBuffer
     ) async throws -> Bool {
         var isZero = true
+        var walk = pair.walk()
         var position = cell.lowerBound
         while position < min(cell.upperBound, cursor.limit) {
-            guard let (end, step) = try await step(at: position, limit: cell.upperBound) else {
+            guard let step = try await step(&walk, at: position, limit: cell.upperBound) else {
                 return false
             }
-            if step == .statusDiffers {
+            if step.work == .statusDiffers {
                 cursor.found(.success(.blockStatus(at: position)), at: position)
                 return false
             }
-            if step != .nothing {
+            if step.work != .nothing {
                 isZero = false
-                guard try await compare(position..<end, step, &first, &second) else {
-                    return false
-                }
+                guard try await compare(step, &first, &second) else { return false }
             }
-            position = end
+            position = step.range.upperBound
         }
         return isZero
     }
 
     private func step(
-        at offset: Int64, limit: Int64
-    ) async throws -> (end: Int64, step: ImagePair.Step)? {
+        _ walk: inout ImagePair.Walk, at offset: Int64, limit: Int64
+    ) async throws -> ImagePair.Walk.Step? {
         do {
-            return try await pair.step(at: offset, limit: limit)
+            return try await walk.step(at: offset, limit: limit)
         } catch let error as ImageError {
             cursor.found(.failure(Comparison.Failure(.blockStatus, error)), at: offset)
             return nil
@@ -141,29 +140,33 @@ struct ComparisonWorker: Sendable {
 
     /// - Returns: false if this cell needs no further comparing.
     private func compare(
-        _ range: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
-        _ second: inout IOBuffer
+        _ step: ImagePair.Walk.Step, _ first: inout IOBuffer, _ second: inout IOBuffer
     ) async throws -> Bool {
+        let start = step.range.lowerBound
         do {
-            let found = try await firstDifference(in: range, step, &first, &second)
+            let found = try await firstDifference(in: step, &first, &second)
             guard let found else { return true }
-            let offset = range.lowerBound + Int64(found)
+            let offset = start + Int64(found)
             cursor.found(.success(.content(at: offset)), at: offset)
         } catch let error as ImageError {
-            cursor.found(.failure(Comparison.Failure(.reading, error)), at: range.lowerBound)
+            cursor.found(.failure(Comparison.Failure(.reading, error)), at: start)
         }
         return false
     }
 
     private func firstDifference(
-        in range: Range<Int64>, _ step: ImagePair.Step, _ first: inout IOBuffer,
-        _ second: inout IOBuffer
+        in step: ImagePair.Walk.Step, _ first: inout IOBuffer, _ second: inout IOBuffer
     ) async throws -> Int? {
-        if step != .readSecond { try await Self.read(range, of: pair.first, into: &first) }
-        if step != .readFirst { try await Self.read(range, of: pair.second, into: &second) }
+        let (range, found) = (step.range, step.mappings)
+        if step.work != .readSecond {
+            try await Self.read(range, found?.first, of: pair.first, into: &first)
+        }
+        if step.work != .readFirst {
+            try await Self.read(range, found?.second, of: pair.second, into: &second)
+        }
         let one = first.bytes.extracting(0..<range.count)
         let other = second.bytes.extracting(0..<range.count)
-        return switch step {
+        return switch step.work {
         case .readFirst: ByteComparison.firstNonzero(one)
         case .readSecond: ByteComparison.firstNonzero(other)
         default: ByteComparison.firstDifference(one, other)
@@ -171,11 +174,16 @@ struct ComparisonWorker: Sendable {
     }
 
     private static func read(
-        _ range: Range<Int64>, of source: any ImageSource, into buffer: inout IOBuffer
+        _ range: Range<Int64>, _ mapping: Mapping?, of source: any ImageSource,
+        into buffer: inout IOBuffer
     ) async throws {
         var all = buffer.mutableBytes
         var part = all.slice(0..<range.count)
-        try await source.read(into: &part, at: range.lowerBound)
+        if let mapping {
+            try await source.read([mapping], into: &part)
+        } else {
+            try await source.read(into: &part, at: range.lowerBound)
+        }
     }
 
     /// Moves the cursor past the zeros that follow, doubling the distance with each step: a
@@ -183,14 +191,16 @@ struct ComparisonWorker: Sendable {
     private func skipZeros(from start: Int64, step: Int64) async throws {
         guard cursor.beginSkipping() else { return }
         defer { cursor.endSkipping() }
+        var walk = pair.walk()
         var position = start
         var reach = step
         while position < cursor.limit {
             let limit = cursor.end - position > reach ? position + reach : cursor.end
             // The worker that compares this cell will meet the error and report it.
-            guard let (end, step) = try? await pair.step(at: position, limit: limit),
-                step == .nothing
+            guard let step = try? await walk.step(at: position, limit: limit),
+                step.work == .nothing
             else { return }
+            let end = step.range.upperBound
             position = end
             cursor.skip(to: position)
             if end == limit, reach < 1 << 50 { reach *= 2 }

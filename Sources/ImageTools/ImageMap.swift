@@ -2,25 +2,19 @@ import DiskImage
 import ImageDrivers
 import ImageFormats
 
-/// A range of a guest disk with the source and the host offset of its bytes.
-public struct MapEntry: Sendable, Equatable {
-    /// Guest offsets in bytes.
-    public var range: Range<Int64>
-    /// Index of the image in the chain that determines this range; 0 is the image itself.
-    public var depth: Int
-    public var content: StoredRun.Content
+/// The terms of qemu-img's `map`. The layer is the depth of the image in the chain: 0 is the image
+/// itself.
+extension Mapping {
+    var isPresent: Bool { content != .unallocated }
+    var isZero: Bool { content != .data && content != .compressed }
+    /// Clusters that are missing count as allocated ahead of their data.
+    var isData: Bool { isStored || content == .preallocated }
     /// Offset in that image's file, in bytes; nil if the range has none.
-    public var hostOffset: Int64?
+    var hostOffset: Int64? { content == .compressed ? nil : host?.lowerBound }
 
-    public var isPresent: Bool { content != .unallocated }
-    public var isZero: Bool { content != .data && content != .compressed }
-    public var isData: Bool {
-        content == .data || content == .preallocated || content == .compressed
-    }
-
-    /// Whether both entries have the same properties and are adjacent on the disk and in the file.
-    func isContinued(by next: MapEntry) -> Bool {
-        guard depth == next.depth, isPresent == next.isPresent, isZero == next.isZero,
+    /// Whether both have the same properties and are adjacent on the disk and in the file.
+    func isContinued(by next: Mapping) -> Bool {
+        guard layer == next.layer, isPresent == next.isPresent, isZero == next.isZero,
             isData == next.isData
         else { return false }
         switch (hostOffset, next.hostOffset) {
@@ -56,24 +50,18 @@ public struct ImageMap: Sendable {
     ///
     /// - Parameter range: guest offsets in bytes; clipped to the end of the disk.
     /// - Throws: `ImageError` for damaged tables, what `body` throws, `CancellationError`.
-    public func forEachEntry(
-        in range: Range<Int64>, _ body: (MapEntry) throws -> Void
+    public func forEachMapping(
+        in range: Range<Int64>, _ body: (Mapping) throws -> Void
     ) async throws {
-        let chain = Chain(layers)
+        var walk = MappingWalk(
+            LayeredSource(wholeSectorsOf: layers.map(\.image)), holes: .asQemu)
         let end = min(range.upperBound, guestSize)
         var position = range.lowerBound
-        var current: MapEntry?
-        var count = 0
+        var current: Mapping?
         while position < end {
-            count += 1
-            // Runs come by the million, and each check for cancellation costs time.
-            if count % 4096 == 0 { try Task.checkCancellation() }
-            let next: MapEntry
-            switch try chain.entry(at: position, limit: end) {
-            case .found(let entry): next = entry
-            case .missing(let depth, let limit):
+            guard let next = walk.known(at: position, limit: end) else {
                 try Task.checkCancellation()
-                try await chain.images[depth].runs.load(at: position, limit: limit)
+                try await walk.load(at: position, limit: end)
                 continue
             }
             position = next.range.upperBound
@@ -85,41 +73,5 @@ public struct ImageMap: Sendable {
             }
         }
         if let current { try body(current) }
-    }
-
-    /// The images of one walk with their run readers.
-    private final class Chain {
-        enum Answer {
-            case found(MapEntry)
-            /// The image at this depth has to load metadata first.
-            case missing(depth: Int, limit: Int64)
-        }
-
-        let images: [(size: Int64, runs: any StoredRunReader)]
-
-        init(_ layers: [OpenedLayer]) {
-            images = layers.map { ($0.image.guestSize, $0.image.storedRuns()) }
-        }
-
-        func entry(at offset: Int64, limit: Int64) throws -> Answer {
-            var limit = limit
-            var depth = 0
-            while true {
-                limit = min(limit, images[depth].size)
-                guard let run = try images[depth].runs.run(at: offset, limit: limit) else {
-                    return .missing(depth: depth, limit: limit)
-                }
-                let isLast = depth + 1 == images.count
-                // A backing file may be shorter than its overlay; zeros follow its end.
-                if run.content != .unallocated || isLast || offset >= images[depth + 1].size {
-                    return .found(
-                        MapEntry(
-                            range: run.range, depth: depth, content: run.content,
-                            hostOffset: run.hostOffset))
-                }
-                limit = run.range.upperBound
-                depth += 1
-            }
-        }
     }
 }

@@ -5,7 +5,7 @@ import ImageFormats
 /// Two guest disks side by side; the shorter one reads as zeros after its end.
 struct ImagePair: Sendable {
     /// The work that a range needs.
-    enum Step: Sendable, Equatable {
+    enum Work: Sendable, Equatable {
         /// Both disks are known to be zero.
         case nothing
         case readFirst
@@ -48,46 +48,58 @@ struct ImagePair: Sendable {
     var size: Int64 { first.virtualSize }
     var readGranularity: Int64 { max(first.readGranularity, second.readGranularity) }
 
-    /// The work to do from `offset` on, and the offset at which that ends: `limit` at most.
-    ///
-    /// - Throws: `ImageError` if metadata cannot be read.
-    func step(at offset: Int64, limit: Int64) async throws -> (end: Int64, step: Step) {
-        if let statuses { return try await strictStep(statuses, at: offset, limit: limit) }
-        let one = try await first.extent(at: offset, limit: limit)
-        let other = try await second.extent(at: offset, limit: one.range.upperBound)
-        let step: Step =
-            switch (Self.isZero(one), Self.isZero(other)) {
-            case (true, true): .nothing
-            case (true, false): .readSecond
-            case (false, true): .readFirst
-            case (false, false): .readBoth
-            }
-        return (other.range.upperBound, step)
-    }
+    func walk() -> Walk { Walk(self) }
 
-    private static func isZero(_ extent: Extent) -> Bool {
-        extent.content == .zero || extent.content == .backing
-    }
+    /// One way over both disks, front to back.
+    struct Walk {
+        /// A range with the work that it needs.
+        struct Step {
+            /// Guest offsets in bytes.
+            var range: Range<Int64>
+            var work: Work
+            /// What was found there; nil in strict mode, where metadata counts as qemu sees it.
+            var mappings: (first: Mapping, second: Mapping)?
+        }
 
-    private func strictStep(
-        _ statuses: (BlockStatusReader, BlockStatusReader), at offset: Int64, limit: Int64
-    ) async throws -> (end: Int64, step: Step) {
-        let one = try await Self.status(statuses.0, at: offset, limit: limit)
-        let other = try await Self.status(statuses.1, at: offset, limit: one.end)
-        let step: Step =
-            one.status != other.status
-            ? .statusDiffers
-            : one.status.isDisjoint(with: .zero) || one.status.contains(.missing)
-                ? .readBoth : .nothing
-        return (other.end, step)
-    }
+        private var first: MappingWalk
+        private var second: MappingWalk
+        private var statuses: (BlockStatusReader, BlockStatusReader)?
 
-    /// Block status in whole sectors: the last, partial sector has the status of its first part.
-    private static func status(
-        _ reader: BlockStatusReader, at offset: Int64, limit: Int64
-    ) async throws -> (end: Int64, status: BlockStatus) {
-        let found = try await reader.status(at: offset, limit: min(limit, reader.virtualSize))
-        let end = found.range.upperBound
-        return (end == reader.virtualSize ? min(limit, end.roundedUp(to: 512)) : end, found.status)
+        fileprivate init(_ pair: ImagePair) {
+            first = MappingWalk(pair.first)
+            second = MappingWalk(pair.second)
+            statuses = pair.statuses
+        }
+
+        /// The work to do from `offset` on, up to `limit` at most.
+        ///
+        /// - Throws: `ImageError` if metadata cannot be read.
+        mutating func step(at offset: Int64, limit: Int64) async throws -> Step {
+            if statuses != nil { return try await strictStep(at: offset, limit: limit) }
+            let one = try await first.mapping(at: offset, limit: limit)
+            let other = try await second.mapping(at: offset, limit: one.range.upperBound)
+            let work: Work =
+                switch (one.isStored, other.isStored) {
+                case (false, false): .nothing
+                case (false, true): .readSecond
+                case (true, false): .readFirst
+                case (true, true): .readBoth
+                }
+            return Step(
+                range: other.range, work: work, mappings: (one.clipped(to: other.range), other))
+        }
+
+        private mutating func strictStep(at offset: Int64, limit: Int64) async throws -> Step {
+            guard var (one, other) = statuses else { preconditionFailure() }
+            let (end, status) = try await one.status(at: offset, limit: limit)
+            let (otherEnd, otherStatus) = try await other.status(at: offset, limit: end)
+            statuses = (one, other)
+            let work: Work =
+                status != otherStatus
+                ? .statusDiffers
+                : status.isDisjoint(with: .zero) || status.contains(.missing)
+                    ? .readBoth : .nothing
+            return Step(range: offset..<otherEnd, work: work)
+        }
     }
 }

@@ -9,11 +9,11 @@ public struct MapPicture: Sendable {
     enum Kind: Int, CaseIterable, Sendable {
         case data, compressed, preallocated, zero, hole
 
-        init(_ content: StoredRun.Content) {
+        init(_ content: Mapping.Content) {
             switch content {
             case .data: self = .data
             case .compressed: self = .compressed
-            case .preallocated: self = .preallocated
+            case .preallocated, .missing: self = .preallocated
             case .zero: self = .zero
             case .hole, .unallocated: self = .hole
             }
@@ -107,26 +107,26 @@ public struct MapPicture: Sendable {
 
     var cellCount: Int { cells.count / Part.count }
 
-    public mutating func add(_ entry: MapEntry) {
-        let part = Part(Kind(entry.content), layer: entry.depth)
-        sums[part.index].bytes += Int64(entry.range.count)
+    public mutating func add(_ mapping: Mapping) {
+        let part = Part(Kind(mapping.content), layer: mapping.layer)
+        sums[part.index].bytes += Int64(mapping.range.count)
         sums[part.index].extents += 1
-        var position = entry.range.lowerBound
-        while position < entry.range.upperBound {
+        var position = mapping.range.lowerBound
+        while position < mapping.range.upperBound {
             let (cell, inCell) = (position - range.lowerBound).quotientAndRemainder(
                 dividingBy: cellSize)
-            let end = position + min(entry.range.upperBound - position, cellSize - inCell)
+            let end = position + min(mapping.range.upperBound - position, cellSize - inCell)
             cells[Int(cell) * Part.count + part.index] += end - position
             position = end
         }
-        if entry.isData, let hostOffset = entry.hostOffset { note(entry, at: hostOffset) }
+        if mapping.isData, let hostOffset = mapping.hostOffset { note(mapping, at: hostOffset) }
     }
 
-    private mutating func note(_ entry: MapEntry, at hostOffset: Int64) {
-        if let end = order.ends[entry.depth], hostOffset < end { order.stepsBack += 1 }
+    private mutating func note(_ mapping: Mapping, at hostOffset: Int64) {
+        if let end = order.ends[mapping.layer], hostOffset < end { order.stepsBack += 1 }
         order.pieces += 1
-        order.bytes += Int64(entry.range.count)
-        order.ends[entry.depth] = hostOffset + Int64(entry.range.count)
+        order.bytes += Int64(mapping.range.count)
+        order.ends[mapping.layer] = hostOffset + Int64(mapping.range.count)
     }
 
     /// The appearance of a cell.

@@ -35,21 +35,21 @@ public struct MapPrinter {
     }
 
     /// - Throws: `ImageError` for an entry that the table cannot show.
-    public mutating func add(_ entry: MapEntry) throws(ImageError) {
+    public mutating func add(_ mapping: Mapping) throws(ImageError) {
         switch form {
-        case .json: addObject(entry)
+        case .json: addObject(mapping)
         case .table:
-            guard entry.isData, !entry.isZero else { return }
-            guard let hostOffset = entry.hostOffset else {
+            guard mapping.isData, !mapping.isZero else { return }
+            guard let hostOffset = mapping.hostOffset else {
                 // The first words are qemu-img's, because callers search for them.
                 throw .invalid(
                     "File contains external, encrypted or compressed clusters: --output=json shows "
                         + "them")
             }
-            appendColumn(entry.range.lowerBound)
-            appendColumn(Int64(entry.range.count))
+            appendColumn(mapping.range.lowerBound)
+            appendColumn(Int64(mapping.range.count))
             appendColumn(hostOffset)
-            piece.append(contentsOf: fileNames[entry.depth])
+            piece.append(contentsOf: fileNames[mapping.layer])
             append("\n")
         }
         if piece.count >= Self.pieceSize { flush() }
@@ -69,17 +69,17 @@ public struct MapPrinter {
         piece.removeAll(keepingCapacity: true)
     }
 
-    private mutating func addObject(_ entry: MapEntry) {
+    private mutating func addObject(_ mapping: Mapping) {
         if !isFirst { append(",\n") }
         isFirst = false
         append("{ \"start\": ")
-        append(entry.range.lowerBound)
+        append(mapping.range.lowerBound)
         append(", \"length\": ")
-        append(Int64(entry.range.count))
+        append(Int64(mapping.range.count))
         append(", \"depth\": ")
-        append(Int64(entry.depth))
-        append(Self.flags(entry.content))
-        if let hostOffset = entry.hostOffset {
+        append(Int64(mapping.layer))
+        append(Self.flags(mapping.content))
+        if let hostOffset = mapping.hostOffset {
             append(", \"offset\": ")
             append(hostOffset)
         }
@@ -107,11 +107,11 @@ public struct MapPrinter {
         piece.append(UInt8(ascii: "0") + UInt8(truncatingIfNeeded: number % 10))
     }
 
-    private static func flags(_ content: StoredRun.Content) -> StaticString {
+    private static func flags(_ content: Mapping.Content) -> StaticString {
         switch content {
         case .unallocated: ", \"present\": false, \"zero\": true, \"data\": false"
         case .zero, .hole: ", \"present\": true, \"zero\": true, \"data\": false"
-        case .preallocated: ", \"present\": true, \"zero\": true, \"data\": true"
+        case .preallocated, .missing: ", \"present\": true, \"zero\": true, \"data\": true"
         case .data, .compressed: ", \"present\": true, \"zero\": false, \"data\": true"
         }
     }

@@ -50,16 +50,23 @@ public struct Measurement: Sendable {
     private static func allocatedData(
         _ image: OpenedImage, _ clusterSize: Int64
     ) async throws -> Int64 {
-        let reader = try await BlockStatusReader(image.layers.map(\.image))
+        let disk = LayeredSource(layers: image.layers.map(\.image))
+        var walk = MappingWalk(disk, holes: .asQemu)
         var sum: Int64 = 0
         var position: Int64 = 0
-        while position < reader.virtualSize {
-            try Task.checkCancellation()
-            let found = try await reader.status(at: position, limit: reader.virtualSize)
-            position = found.range.upperBound
-            if found.status.contains(.data), !found.status.contains(.zero) {
-                position = position.roundedUp(to: clusterSize)
-                sum += position - found.range.lowerBound.roundedDown(to: clusterSize)
+        while position < disk.virtualSize {
+            guard let mapping = walk.known(at: position, limit: disk.virtualSize) else {
+                try Task.checkCancellation()
+                try await walk.load(at: position, limit: disk.virtualSize)
+                continue
+            }
+            position = mapping.range.upperBound
+            // Clusters that are missing are zeros to qemu.
+            if mapping.content == .data || mapping.content == .compressed {
+                position = min(position.roundedUp(to: clusterSize), disk.virtualSize)
+                sum +=
+                    position.roundedUp(to: clusterSize)
+                    - mapping.range.lowerBound.roundedDown(to: clusterSize)
             }
         }
         return sum

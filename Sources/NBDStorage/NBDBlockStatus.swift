@@ -1,4 +1,5 @@
 import DiskImage
+import ImageStorage
 
 /// The answer of a server about a range, without gaps.
 struct NBDBlockStatus: Sendable {
@@ -21,14 +22,14 @@ struct NBDBlockStatus: Sendable {
             }
         }
         guard low < extents.count, extents[low].range.contains(offset) else { return nil }
-        let content = extents[low].content
+        let isHole = extents[low].isHole
         var end = extents[low].range.upperBound
         var next = low + 1
-        while next < extents.count, end < limit, extents[next].content == content {
+        while next < extents.count, end < limit, extents[next].isHole == isHole {
             end = extents[next].range.upperBound
             next += 1
         }
-        return Extent(range: offset..<min(end, limit), content: content)
+        return Extent(range: offset..<min(end, limit), isHole: isHole)
     }
 }
 

@@ -1,6 +1,7 @@
 import CNBD
 import DiskImage
 import Glibc
+import ImageStorage
 
 /// A connection through libnbd, used by one thread at a time.
 final class NBDHandle {
@@ -125,7 +126,7 @@ final class NBDHandle {
                     request.extents.append(
                         Extent(
                             range: start..<start + length,
-                            content: pairs[2 * index + 1] & 2 != 0 ? .zero : .data))
+                            isHole: pairs[2 * index + 1] & 2 != 0))
                     start += length
                 }
             },

@@ -1,4 +1,5 @@
 import DiskImage
+import ImageStorage
 import Synchronization
 
 /// A request that goes to a server in one message.

@@ -127,8 +127,8 @@ extension NBDStorage {
                 extent = answer.extent(at: position, limit: range.upperBound)
             }
             // The server says nothing more, so the rest counts as data.
-            let part = extent ?? Extent(range: position..<range.upperBound, content: .data)
-            if part.content != .zero { add(part.range) }
+            let part = extent ?? Extent(range: position..<range.upperBound, isHole: false)
+            if !part.isHole { add(part.range) }
             position = part.range.upperBound
         }
         return parts

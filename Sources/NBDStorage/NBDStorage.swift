@@ -221,7 +221,7 @@ public final class NBDStorage: WritableStorage {
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        guard facts.canBlockStatus else { return Extent(range: offset..<limit, content: .data) }
+        guard facts.canBlockStatus else { return Extent(range: offset..<limit, isHole: false) }
         let (known, changes) = status.withLock {
             ($0.known.extent(at: offset, limit: limit), $0.changes)
         }
@@ -233,7 +233,7 @@ public final class NBDStorage: WritableStorage {
         status.withLock { $0.note(answer, asOf: changes) }
         // If the server says nothing about a range, it has to be read.
         return answer.extent(at: offset, limit: limit)
-            ?? Extent(range: offset..<limit, content: .data)
+            ?? Extent(range: offset..<limit, isHole: false)
     }
 
     /// Asks the server for block status. The answer can be shorter or longer than the range.

@@ -88,7 +88,7 @@ struct MapCommand: ImageCommand {
             if range.isEmpty || range.lowerBound >= map.guestSize {
                 printer.addNothing(at: range.lowerBound)
             }
-            try await map.forEachEntry(in: range) {
+            try await map.forEachMapping(in: range) {
                 try printer.add($0)
                 try Output.checkReader()
             }
@@ -108,7 +108,7 @@ struct MapCommand: ImageCommand {
             min(range.lowerBound, map.guestSize)..<min(range.upperBound, map.guestSize)
         var picture = MapPicture(
             shown, layers: map.fileNames, columns: svg == nil ? screen.columns : Self.columnsInFile)
-        try await map.forEachEntry(in: shown) { picture.add($0) }
+        try await map.forEachMapping(in: shown) { picture.add($0) }
         guard let svg else {
             return Output.print(
                 picture.text(isColored: screen.isColored, isUnicode: screen.isUnicode))

@@ -12,7 +12,7 @@ import Testing
         placesInOrder: true)
 
     typealias Case = (
-        target: TargetTraits, storesZeros: Bool, content: Extent.Content, offset: Int64,
+        target: TargetTraits, storesZeros: Bool, content: Mapping.Content, offset: Int64,
         action: CopyAction
     )
 
@@ -22,7 +22,7 @@ import Testing
             (fresh, true, .zero, 0, .copy), (fresh, true, .data, 0, .copy),
             (device, false, .zero, 0, .zero), (device, true, .zero, 0, .copy),
             (device, false, .data, 0, .copy),
-            (overlay, false, .backing, 0, .skip), (overlay, true, .backing, 0, .skip),
+            (overlay, false, .unallocated, 0, .skip), (overlay, true, .unallocated, 0, .skip),
             (overlay, false, .zero, 0, .zero), (overlay, false, .zero, 1 << 20, .skip),
             (overlay, false, .data, 1 << 20, .copy),
             (oldOverlay, false, .zero, 0, .copy), (oldOverlay, false, .zero, 1 << 20, .skip),

@@ -21,23 +21,20 @@ import Testing
             5 << 16 | 1 << 63, 6 << 16 | 1 << 63, 8 << 16, 0, 0, 1, 9 << 16 | 1,
         ]
         let decoder = decoder()
-        func run(_ offset: Int64, limit: Int64 = 1 << 30) throws -> Qcow2Run {
-            try decoder.run(in: words, startingAt: 0, from: offset, limit: limit)
+        func first(_ offset: Int64, limit: Int64 = 1 << 30) throws -> Mapping {
+            try decoder.mappings(in: words, startingAt: 0, from: offset, limit: limit)[0]
         }
+        #expect(try first(100) == Mapping(100..<2 * size, .data, hostOffset: 5 * size + 100))
+        #expect(try first(100, limit: 200).range == 100..<200)
         #expect(
-            try run(100)
-                == Qcow2Run(
-                    range: 100..<2 * size, mapping: .standard(HostOffset(5 * size + 100))))
-        #expect(try run(100, limit: 200).range == 100..<200)
-        #expect(
-            try run(2 * size)
-                == Qcow2Run(range: 2 * size..<3 * size, mapping: .standard(HostOffset(8 * size))))
-        #expect(
-            try run(3 * size)
-                == Qcow2Run(range: 3 * size..<5 * size, mapping: .unallocated))
-        #expect(
-            try run(5 * size + 1)
-                == Qcow2Run(range: 5 * size + 1..<7 * size, mapping: .zero))
+            try first(2 * size) == Mapping(2 * size..<3 * size, .data, hostOffset: 8 * size))
+        #expect(try first(3 * size) == Mapping(3 * size..<5 * size, .unallocated))
+        #expect(try first(5 * size + 1) == Mapping(5 * size + 1..<6 * size, .zero))
+        // Zeros with a place of their own are apart.
+        #expect(try first(6 * size) == Mapping(6 * size..<7 * size, .zero, hostOffset: 9 * size))
+        let all = try decoder.mappings(in: words, startingAt: 0, from: 0, limit: 1 << 30)
+        #expect(all.map(\.range.lowerBound) == [0, 2, 3, 5, 6].map { $0 * size })
+        #expect(all.last?.range.upperBound == 7 * size)
     }
 
     @Test func readsSubclusters() throws {
@@ -45,29 +42,24 @@ import Testing
         // allocated.
         let words: [UInt64] = [7 << 16, 0b10001 | 0b10 << 32]
         let decoder = decoder(extended: true)
-        func mapping(_ offset: Int64) throws -> Qcow2Run {
-            try decoder.run(in: words, startingAt: 0, from: offset, limit: 1 << 16)
-        }
+        let all = try decoder.mappings(in: words, startingAt: 0, from: 0, limit: 10240)
+        let host: Int64 = 7 << 16
         #expect(
-            try mapping(0) == Qcow2Run(range: 0..<2048, mapping: .standard(HostOffset(7 << 16))))
-        #expect(try mapping(2048) == Qcow2Run(range: 2048..<4096, mapping: .zero))
-        #expect(try mapping(4096) == Qcow2Run(range: 4096..<8192, mapping: .unallocated))
-        #expect(
-            try mapping(8192)
-                == Qcow2Run(
-                    range: 8192..<10240, mapping: .standard(HostOffset(7 << 16 + 8192))))
+            all == [
+                Mapping(0..<2048, .data, hostOffset: host),
+                Mapping(2048..<4096, .zero, hostOffset: host + 2048),
+                Mapping(4096..<8192, .unallocated, hostOffset: host + 4096),
+                Mapping(8192..<10240, .data, hostOffset: host + 8192),
+            ])
     }
 
     @Test func readsCompressedEntries() throws {
         // 54 bits of offset for 64 KiB clusters; 3 further sectors.
         let entry: UInt64 = 1 << 62 | 3 << 54 | 0x12345
-        let run = try decoder().run(in: [entry], startingAt: 0, from: 0, limit: 1 << 16)
-        guard case .compressed(let cluster) = run.mapping else {
-            Issue.record("\(run)")
-            return
-        }
-        #expect(cluster.host == HostOffset(0x12345))
-        #expect(cluster.maximumLength == 4 * 512 - 0x145)
+        let found = try decoder().mappings(in: [entry], startingAt: 0, from: 0, limit: 1 << 16)
+        #expect(found.map(\.content) == [.compressed])
+        #expect(found[0].host?.lowerBound == 0x12345)
+        #expect(found[0].host?.count == 4 * 512 - 0x145)
     }
 
     /// A neighbour with the same stream is a cluster of its own.
@@ -76,15 +68,16 @@ import Testing
         let words = extended ? [entry, 0, entry, 0] : [entry, entry]
         let decoder = decoder(extended: extended)
         for (start, end) in [(0, 65536), (70_000, 131_072)] as [(Int64, Int64)] {
-            let run = try decoder.run(in: words, startingAt: 0, from: start, limit: 1 << 20)
-            #expect(run.range == start..<end)
+            let found = try decoder.mappings(
+                in: words, startingAt: 0, from: start, limit: 1 << 20)
+            #expect(found[0].range == start..<end)
         }
     }
 
     @Test func refusesDamagedEntries() {
         func refuses(_ decoder: Qcow2EntryDecoder, _ words: [UInt64]) {
             #expect(throws: ImageError.self) {
-                _ = try decoder.run(in: words, startingAt: 0, from: 0, limit: 1 << 14)
+                _ = try decoder.mappings(in: words, startingAt: 0, from: 0, limit: 1 << 14)
             }
         }
         refuses(decoder(), [5 << 16 | 512])  // not aligned
@@ -138,7 +131,8 @@ import Testing
                 guard source.virtualSize > 0 else { continue }
                 var buffer = try IOBuffer(byteCount: Int(min(source.virtualSize, 64 << 10)))
                 var span = buffer.mutableBytes
-                _ = try await source.extent(at: 0, limit: source.virtualSize)
+                _ = try await source.mappings(
+                    at: 0, limit: source.virtualSize, holes: .thorough)
                 try await source.read(into: &span, at: 0)
             } catch is ImageError {
                 continue
@@ -154,11 +148,63 @@ import Testing
         let bytes = try await readAll(source)
         // Behind the end of the middle layer there is nothing, whatever lies below it.
         #expect(String(decoding: bytes, as: UTF8.self) == "AAAABBBB\0\0\0\0\0\0\0\0")
-        var contents: [Extent.Content] = []
-        for block in 0..<Int64(4) {
-            contents.append(try await source.extent(at: block * 4, limit: 16).content)
+        let found = try await mappings(of: source)
+        #expect(found.map(\.content) == [.data, .data, .zero, .zero])
+        // Nothing below the end of the middle layer is asked.
+        #expect(found.map(\.layer) == [0, 1, 0, 0])
+        let shown = try await mappings(of: LayeredSource(layers: [top, middle], sizeBelow: .max))
+        #expect(shown.map(\.content) == [.data, .data, .zero, .unallocated])
+        let above = try await mappings(of: LayeredSource(layers: [top], sizeBelow: 14))
+        #expect(above.map(\.content) == [.data, .unallocated, .zero, .unallocated, .zero])
+        #expect(above.last?.range == 14..<16)
+    }
+
+    /// All mappings of a disk. Each begins where the one before ends.
+    private func mappings(of source: some ImageSource) async throws -> [Mapping] {
+        var walk = MappingWalk(source)
+        var all: [Mapping] = []
+        while (all.last?.range.upperBound ?? 0) < source.virtualSize {
+            let position = all.last?.range.upperBound ?? 0
+            all.append(try await walk.mapping(at: position, limit: source.virtualSize))
         }
-        #expect(contents == [.data, .data, .zero, .zero])
+        return all
+    }
+
+    /// A long answer ends somewhere, and the next one goes on there.
+    @Test func answersAreCut() async throws {
+        let blocks = 3 * Mapping.mostAtOnce
+        let top = SketchSource(String(repeating: "A-", count: blocks / 2), blockSize: 4)
+        let base = SketchSource(String(repeating: "BC", count: blocks), blockSize: 2)
+        let source = LayeredSource(layers: [top, base])
+        let first = try await source.mappings(
+            at: 0, limit: source.virtualSize, holes: .thorough)
+        #expect(first.count < blocks)
+        let all = try await mappings(of: source)
+        #expect(all.count == blocks / 2 * 3)
+        #expect(zip(all, all.dropFirst()).allSatisfy { $0.range.upperBound == $1.range.lowerBound })
+        let bytes = try await readAll(source)
+        #expect(String(decoding: bytes.prefix(16), as: UTF8.self) == "AAAABBCCAAAABBCC")
+    }
+
+    /// What was found is read, whatever part of a joined disk it is.
+    @Test func readsWhatWasFound() async throws {
+        let whole = try ConcatenatedSource([
+            SketchSource(String(repeating: "A", count: 128), blockSize: 4),
+            LayeredSource(layers: [
+                SketchSource("-B", blockSize: 256), SketchSource("C0", blockSize: 256),
+            ]),
+        ])
+        let part = SliceSource(whole, 500..<900)
+        let found = try await mappings(of: part)
+        #expect(found.map(\.layer) == [0, 0, 0, 2, 1])
+        var buffer = try IOBuffer(byteCount: 400)
+        var bytes = buffer.mutableBytes
+        try await part.read(found[...], into: &bytes)
+        let text = String(decoding: buffer.bytes.withUnsafeBytes { Array($0) }, as: UTF8.self)
+        #expect(
+            text
+                == String(repeating: "A", count: 12) + String(repeating: "C", count: 256)
+                + String(repeating: "B", count: 132))
     }
 
     @Test func joinsPaddedSources() async throws {
@@ -172,7 +218,7 @@ import Testing
         #expect(bytes[512..<1024].allSatisfy { $0 == 66 })
         #expect(bytes[1024..<1537].allSatisfy { $0 == 67 })
         #expect(bytes[1537...].allSatisfy { $0 == 0 })
-        let padding = try await source.extent(at: 1, limit: 2048)
-        #expect(padding == Extent(range: 1..<512, content: .zero))
+        let padding = try await source.mappings(at: 1, limit: 2048, holes: .thorough)
+        #expect(padding.map(\.range) == [1..<512] && padding[0].content == .zero)
     }
 }

@@ -109,26 +109,3 @@ import Testing
         #expect(!counts.hasNewSingles)
     }
 }
-
-@Suite struct HostPieceTests {
-    /// A file of two and a half clusters of 1024 bytes.
-    private func piece(at host: Int64, count: Int64 = 4096) -> HostPiece? {
-        HostPiece(at: host, count: count, behindEnd: 2560, clusterSize: 1024)
-    }
-
-    @Test func withinTheFileTheStorageIsAsked() {
-        #expect(piece(at: 0) == nil)
-        #expect(piece(at: 2559) == nil)
-    }
-
-    @Test func theRestOfTheLastClusterIsAHole() {
-        #expect(piece(at: 2560)?.content == .hole)
-        #expect(piece(at: 2560)?.count == 512)
-        #expect(piece(at: 2600, count: 100)?.count == 100)
-    }
-
-    @Test func wholeClustersBehindTheEndAreMissing() {
-        #expect(piece(at: 3072)?.content == .missing)
-        #expect(piece(at: 3072)?.count == 4096)
-    }
-}

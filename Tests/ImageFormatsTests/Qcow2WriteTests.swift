@@ -97,8 +97,9 @@ import Testing
         let sparse = try await write(bytes, Qcow2Options())
         let full = try await write(bytes, Qcow2Options(), minSparse: 0)
         #expect(full.size - sparse.size == 4 << 16)  // three clusters and an L2 table
-        let extent = try await Qcow2Source(MemoryStorage(full.bytes)).extent(at: 0, limit: 3 << 16)
-        #expect(extent == Extent(range: 0..<3 << 16, content: .data))
+        let found = try await Qcow2Source(MemoryStorage(full.bytes)).mappings(
+            at: 0, limit: 3 << 16, holes: .thorough)
+        #expect(found.map(\.range) == [0..<3 << 16] && found[0].content == .data)
     }
 
     /// A host cluster can be shared by more streams than a 16-bit refcount can count.

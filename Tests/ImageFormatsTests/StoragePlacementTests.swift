@@ -25,9 +25,11 @@ import Testing
 
         init(sharesBlocks: Bool = false) { self.sharesBlocks = sharesBlocks }
 
-        func share(_ location: HostLocation, at offset: Int64) -> Int64 {
-            log.withLock { $0.append(.shared(offset, count: location.range.count)) }
-            return Int64(location.range.count)
+        func share(
+            _ range: Range<Int64>, of holder: any BlockHolder, at offset: Int64
+        ) -> Int64 {
+            log.withLock { $0.append(.shared(offset, count: range.count)) }
+            return Int64(range.count)
         }
 
         var calls: [Call] { log.withLock { $0 } }
@@ -101,22 +103,14 @@ import Testing
             ])
     }
 
-    /// Each piece of this length lies somewhere else.
-    private struct Scattered: ImageSource {
-        let pieces: Int64
-        let holder = MemoryStorage()
-        var virtualSize: Int64 { 1 << 30 }
-        var readGranularity: Int64 { 1 }
-
-        func extent(at offset: Int64, limit: Int64) -> Extent {
-            Extent(range: offset..<limit, content: .data)
+    /// The origin of a buffer of which each piece of this length lies somewhere else.
+    private func scattered(_ pieces: Int64) -> BufferOrigin {
+        let mappings = (0..<(1 << 30) / pieces).prefix(1000).map { number in
+            let start = number * pieces
+            return Mapping(start..<start + pieces, .data, hostOffset: start)
         }
-        func location(at offset: Int64, limit: Int64) -> HostLocation? {
-            HostLocation(
-                holder: holder,
-                range: offset..<min(limit, (offset + 1).roundedUp(to: pieces)))
-        }
-        func read(into buffer: inout MutableRawSpan, at offset: Int64) {}
+        return BufferOrigin(
+            layers: [RawSource(MemoryStorage())], mappings: mappings, start: 0)
     }
 
     /// To share a short piece takes longer than to write it, and what is written goes together.
@@ -127,7 +121,7 @@ import Testing
             var placement = Placement()
             for (offset, positions) in writes { placement.append(.plain(positions), at: offset) }
             let recorder = Recorder(sharesBlocks: true)
-            let origin = BufferOrigin(source: Scattered(pieces: Int64(pieces)), start: 0)
+            let origin = scattered(Int64(pieces))
             try await recorder.writePlacement(placement, data: data.span.bytes, origin: origin)
             return recorder.calls
         }

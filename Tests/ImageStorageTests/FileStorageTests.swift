@@ -100,13 +100,13 @@ func contents(_ path: String) throws -> [UInt8] {
         }
         #expect(
             extents == [
-                Extent(range: 0..<131_072, content: .zero),
-                Extent(range: 131_072..<196_608, content: .data),
-                Extent(range: 196_608..<1 << 20, content: .zero),
+                Extent(range: 0..<131_072, isHole: true),
+                Extent(range: 131_072..<196_608, isHole: false),
+                Extent(range: 196_608..<1 << 20, isHole: true),
             ])
         // From the middle, and cut at a limit.
         let part = try await storage.extent(at: 140_000, limit: 150_000)
-        #expect(part == Extent(range: 140_000..<150_000, content: .data))
+        #expect(part == Extent(range: 140_000..<150_000, isHole: false))
     }
 
     @Test func refusesWhatIsNoDisk() throws {

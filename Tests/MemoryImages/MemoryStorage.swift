@@ -89,7 +89,7 @@ public final class MemoryStorage: WritableStorage {
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        Extent(range: offset..<limit, content: .data)
+        Extent(range: offset..<limit, isHole: false)
     }
 
     public func truncate(to size: Int64) async throws {

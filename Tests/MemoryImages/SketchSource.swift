@@ -5,11 +5,12 @@ import Synchronization
 
 /// A guest disk drawn as text, one character per block: `A`…`Z` data, `a`…`n` compressed data, `0`
 /// zeros, `-` left to the backing file, `o` data that is all zeros.
-public final class SketchSource: ImageSource {
+public final class SketchSource: ImageSource, ImageLayer {
     public let readGranularity: Int64 = 1
+    public let holder: (any BlockHolder)? = nil
     private let sketch: [Character]
     private let blockSize: Int64
-    /// Offset in bytes beyond which requests for extents or bytes fail.
+    /// Offset in bytes beyond which requests for mappings or bytes fail.
     private let failsFrom: Int64
     /// Offset in bytes beyond which a read waits until its task is cancelled.
     private let stallsFrom: Int64
@@ -46,22 +47,30 @@ public final class SketchSource: ImageSource {
         "0-o".contains(character) ? 0 : character.asciiValue ?? 0
     }
 
-    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+    public var layers: [any ImageLayer] { [self] }
+    public func isSparse() async throws -> Bool { false }
+
+    public func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
         if pause { await Task.yield() }
         if offset >= failsFrom { throw MemoryStorage.failure }
-        // One block per extent: the caller has to join them.
+        // One block at a time: the caller has to join them.
         let block = offset / blockSize
-        let content: Extent.Content =
+        let content: Mapping.Content =
             switch sketch[Int(block)] {
             case "0": .zero
-            case "-": .backing
+            case "-": .unallocated
             case "a"..."n": .compressed
             default: .data
             }
-        return Extent(range: offset..<min(limit, (block + 1) * blockSize), content: content)
+        return [Mapping(offset..<min(limit, (block + 1) * blockSize), content)]
     }
 
-    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+    public func read(
+        _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
+    ) async throws {
+        let offset = mappings.first?.layerOffset ?? 0
         readers.withLock {
             $0.now += 1
             $0.most = max($0.most, $0.now)
@@ -99,6 +108,6 @@ public func readAll(_ source: some ImageSource) async throws -> [UInt8] {
 extension BufferOrigin {
     /// The origin of bytes that a test has made up.
     public static var nowhere: BufferOrigin {
-        BufferOrigin(source: SketchSource("", blockSize: 1), start: 0)
+        BufferOrigin(layers: [], mappings: [], start: 0)
     }
 }

@@ -10,17 +10,21 @@ public struct FuzzDisk {
 
     public init(_ source: Qcow2Source) { self.source = source }
 
-    /// Asks for all extents and the locations of their bytes.
+    /// Asks for all mappings.
     public func walk() async throws {
         let end = min(source.virtualSize, Self.limit)
-        var position: Int64 = 0
-        while position < end {
-            let extent = try await source.extent(at: position, limit: end)
-            precondition(
-                extent.range.lowerBound == position && extent.range.upperBound <= end
-                    && !extent.range.isEmpty, "\(extent) at \(position)")
-            _ = try await source.location(at: position, limit: end)
-            position = extent.range.upperBound
+        for holes in [HoleSearch.thorough, .asQemu] {
+            var position: Int64 = 0
+            while position < end {
+                let found = try await source.mappings(at: position, limit: end, holes: holes)
+                precondition(!found.isEmpty)
+                for mapping in found {
+                    precondition(
+                        mapping.range.lowerBound == position && mapping.range.upperBound <= end
+                            && !mapping.range.isEmpty, "\(mapping) at \(position)")
+                    position = mapping.range.upperBound
+                }
+            }
         }
     }
 

@@ -49,7 +49,7 @@ public final class FuzzStorage: WritableStorage {
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
         precondition(offset >= 0 && offset < limit && limit <= size, "\(offset)..<\(limit)")
-        return Extent(range: offset..<limit, content: .data)
+        return Extent(range: offset..<limit, isHole: false)
     }
 
     public func requireSpace(_ bytes: Int64) throws {

@@ -140,21 +140,23 @@ public final class DigestStage: Sendable {
         _ range: Range<Int64>, to hash: borrowing Mutex<Hash>
     ) async throws {
         guard let skipped else { return try feedZeros(Int64(range.count), to: hash) }
+        var walk = MappingWalk(skipped)
         var position = range.lowerBound
         while position < range.upperBound {
-            let extent = try await skipped.extent(at: position, limit: range.upperBound)
-            if extent.content == .zero || extent.content == .backing {
-                try feedZeros(Int64(extent.range.count), to: hash)
+            let mapping = try await walk.mapping(at: position, limit: range.upperBound)
+            if mapping.isStored {
+                try await feedRead(mapping, of: skipped, to: hash)
             } else {
-                try await feedRead(extent.range, of: skipped, to: hash)
+                try feedZeros(Int64(mapping.range.count), to: hash)
             }
-            position = extent.range.upperBound
+            position = mapping.range.upperBound
         }
     }
 
     private func feedRead<Hash: ByteSink & ~Copyable>(
-        _ range: Range<Int64>, of source: any ImageSource, to hash: borrowing Mutex<Hash>
+        _ mapping: Mapping, of source: any ImageSource, to hash: borrowing Mutex<Hash>
     ) async throws {
+        let range = mapping.range
         // Reading a compressed cluster in two pieces would decompress it twice.
         let size = Pipeline.defaultChunk.roundedUp(to: source.readGranularity)
         var buffer = try IOBuffer(byteCount: Int(min(size, Int64(range.count))))
@@ -164,7 +166,7 @@ public final class DigestStage: Sendable {
             let count = Int(end - position)
             var all = buffer.mutableBytes
             var part = all.slice(0..<count)
-            try await source.read(into: &part, at: position)
+            try await source.read([mapping.clipped(to: position..<end)], into: &part)
             let bytes = buffer.bytes.extracting(0..<count)
             try hash.withLock { try $0.add(bytes) }
             position = end

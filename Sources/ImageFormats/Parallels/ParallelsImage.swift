@@ -3,7 +3,7 @@ import ImageStorage
 import Synchronization
 
 /// A Parallels image as a guest disk: one table says where each cluster lies.
-final class ParallelsImage: MappedImage {
+final class ParallelsImage: Image {
     let storage: any Storage
     private let header: ParallelsHeader
     /// The part of the table that was read last.
@@ -57,15 +57,20 @@ final class ParallelsImage: MappedImage {
     }
 
     var virtualSize: Int64 { header.virtualSize }
-    var readGranularity: Int64 { 1 }
 
-    func run(at offset: Int64, limit: Int64) async throws -> StoredRun {
+    func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
+        let mapping = try await mapping(at: offset, limit: limit)
+        return try await settled([mapping], clusterSize: header.clusterSize, holes)
+    }
+
+    /// The clusters that lie one behind the other from an offset on, or have no place.
+    private func mapping(at offset: Int64, limit: Int64) async throws -> Mapping {
         let clusterSize = header.clusterSize
         var cluster = offset / clusterSize
         let start = cluster * clusterSize
-        guard cluster < header.tableEntries else {
-            return StoredRun(range: offset..<limit, content: .unallocated)
-        }
+        guard cluster < header.tableEntries else { return Mapping(offset..<limit, .unallocated) }
         let slice = try await slice(of: cluster)
         let first = try host(of: cluster, in: slice)
         var end = start + clusterSize
@@ -75,8 +80,8 @@ final class ParallelsImage: MappedImage {
             guard next == first.map({ $0 + end - start }) else { break }
             end += clusterSize
         }
-        return StoredRun(
-            range: offset..<min(end, limit), content: first == nil ? .unallocated : .data,
+        return Mapping(
+            offset..<min(end, limit), first == nil ? .unallocated : .data,
             hostOffset: first.map { $0 + offset - start })
     }
 

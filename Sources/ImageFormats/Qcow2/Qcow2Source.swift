@@ -1,15 +1,14 @@
 import Concurrency
 import DiskImage
 import ImageStorage
+import Synchronization
 
 /// One qcow2 image as a guest disk, without what lies below it.
-///
-/// `extent` says `.backing` for what the image leaves to its backing file; `read` gives zeros
-/// there.
 public struct Qcow2Source: Image {
     public let header: Qcow2Header
     public let storage: any Storage
-    let tables: Qcow2Tables
+    private let tables: Qcow2Tables
+    private let preallocation = Preallocation()
     private let decompressors: ResourcePool<Qcow2Decompressor>
     /// For what is to be decompressed.
     private let inputs = IOBufferPool()
@@ -50,8 +49,6 @@ public struct Qcow2Source: Image {
         header.backingFile.map { BackingName($0, format: header.backingFormat) }
     }
 
-    public func storedRuns() -> any StoredRunReader { Qcow2RunReader(self) }
-
     /// Nearly every image has holes in its tables, so more than one of any size counts: clusters
     /// without blocks.
     public func isSparse() async throws -> Bool {
@@ -59,207 +56,135 @@ public struct Qcow2Source: Image {
         return try await isPreallocated()
     }
 
-    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        var extent = try await shortExtent(at: offset, limit: limit)
-        while extent.range.upperBound < limit {
-            let next = try await shortExtent(at: extent.range.upperBound, limit: limit)
-            guard next.content == extent.content else { break }
-            extent.range = offset..<next.range.upperBound
-        }
-        return extent
+    public func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
+        try await settled(
+            tables.mappings(at: offset, limit: limit), clusterSize: header.geometry.clusterSize,
+            holes)
     }
 
-    private func shortExtent(at offset: Int64, limit: Int64) async throws -> Extent {
-        let run = try await tables.run(at: offset, limit: limit)
-        switch run.mapping {
-        case .unallocated: return Extent(range: run.range, content: .backing)
-        case .zero: return Extent(range: run.range, content: .zero)
-        case .compressed: return Extent(range: run.range, content: .compressed)
-        case .standard(let host):
-            // Without holes only the end of the file is to be looked at.
-            guard storage.traits.hasHoles || host.bytes >= storage.size else {
-                return Extent(range: run.range, content: .data)
-            }
-            let piece = try await hostPiece(at: host, count: Int64(run.range.count))
-            return Extent(
-                range: run.range.lowerBound..<run.range.lowerBound + piece.count,
-                // `read` refuses clusters that are missing.
-                content: piece.content == .hole ? .zero : .data)
-        }
+    /// The answer about preallocation, once it is known.
+    private final class Preallocation: Sendable {
+        let isLikely = Mutex<Bool?>(nil)
     }
 
-    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
-        let first = try await tables.run(at: offset, limit: limit)
-        guard case .standard(let host) = first.mapping, host.bytes < storage.size else {
-            return nil
+    /// Refcounts that cannot be read are no reason not to read the disk.
+    public func isPreallocated() async throws -> Bool {
+        if let known = preallocation.isLikely.withLock({ $0 }) { return known }
+        let found: Bool
+        do {
+            found = try await Qcow2Preallocation.isLikely(self)
+        } catch is ImageError {
+            found = false
         }
-        var end = first.range.upperBound
-        while end < limit {
-            let next = try await tables.run(at: end, limit: limit)
-            guard case .standard(let nextHost) = next.mapping, nextHost == host + (end - offset)
-            else { break }
-            end = next.range.upperBound
-        }
-        // What lies beyond the end of the file reads as zeros and has to be made up.
-        let range = host.bytes..<min(host.bytes + end - offset, storage.size)
-        return HostLocation(holder: storage, range: range)
-    }
-
-    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
-        let end = offset + Int64(buffer.byteCount)
-        var position = offset
-        while position < end {
-            let run = try await tables.run(at: position, limit: end)
-            let place = Int(run.range.lowerBound - offset)..<Int(run.range.upperBound - offset)
-            switch run.mapping {
-            case .unallocated, .zero: buffer.zeroFill(place)
-            case .standard(let host):
-                var part = buffer.slice(place)
-                try await readStandard(into: &part, at: host, guest: position)
-            case .compressed(let cluster):
-                let batch = try await compressedBatch(from: run, cluster, limit: end)
-                try await readCompressed(batch, into: &buffer, bufferStart: offset)
-                position = batch.range.upperBound
-                continue
-            }
-            position = run.range.upperBound
-        }
-    }
-
-    /// The part of the last cluster that the file lacks reads as zeros: qemu extends files
-    /// lazily.
-    ///
-    /// - Throws: `ImageError` where a whole cluster is missing. None of qemu's ways to make an
-    ///   image leaves one behind the end, so the file was cut.
-    private func readStandard(
-        into buffer: inout MutableRawSpan, at host: HostOffset, guest: Int64
-    ) async throws {
-        let end = host.bytes + Int64(buffer.byteCount)
-        if end > storage.size {
-            let cluster = host.bytes.roundedDown(to: readGranularity)
-            let missing = max(cluster, storage.size.roundedUp(to: readGranularity))
-            if missing < end { throw isMissing("data", at: missing, guest + missing - host.bytes) }
-        }
-        let available = Int(max(0, min(Int64(buffer.byteCount), storage.size - host.bytes)))
-        if available > 0 {
-            var part = buffer.slice(0..<available)
-            try await storage.read(into: &part, at: host.bytes)
-        }
-        buffer.zeroFill(available..<buffer.byteCount)
-    }
-
-    private func isMissing(_ kind: String, at host: Int64, _ guest: Int64) -> ImageError {
-        .corrupt(
-            storage.name,
-            "the \(kind) cluster of guest offset \(guest.roundedDown(to: readGranularity)) at offset "
-                + "\(host) lies beyond the end of the file (\(storage.size) bytes): the image is cut "
-                + "short or damaged")
+        preallocation.isLikely.withLock { $0 = found }
+        return found
     }
 }
 
 // Compressed clusters: neighbours in the host are read by one call.
 extension Qcow2Source {
-    private struct Batch {
-        /// On the guest disk, in bytes.
-        var range: Range<Int64>
-        /// What to read of the file.
-        var host: Range<Int64>
-        /// Each cluster with the part of it that is wanted.
-        var clusters: [(wanted: Range<Int64>, cluster: Qcow2CompressedCluster)]
-    }
+    /// Larger reads save nothing more and cost every worker memory, in bytes.
+    private static var longestRead: Int64 { 64 << 10 }
 
-    /// Larger batches save nothing more and cost every worker memory, in bytes.
-    private static var maximumBatch: Int64 { 64 << 10 }
-
-    private func compressedBatch(
-        from run: Qcow2Run, _ cluster: Qcow2CompressedCluster, limit: Int64
-    ) async throws -> Batch {
-        var batch = Batch(
-            range: run.range, host: try hostRange(cluster, run.range.lowerBound),
-            clusters: [(run.range, cluster)])
-        while batch.range.upperBound < limit {
-            let next = try await tables.run(at: batch.range.upperBound, limit: limit)
-            guard case .compressed(let cluster) = next.mapping else { break }
-            let host = try hostRange(cluster, next.range.lowerBound)
-            // Streams share sectors, so the counted ends of neighbours overlap.
-            guard host.lowerBound >= batch.host.lowerBound,
-                host.lowerBound <= batch.host.upperBound,
-                host.upperBound - batch.host.lowerBound <= Self.maximumBatch
-            else { break }
-            batch.host = batch.host.lowerBound..<max(batch.host.upperBound, host.upperBound)
-            batch.range = batch.range.lowerBound..<next.range.upperBound
-            batch.clusters.append((next.range, cluster))
+    public func readCompressed(
+        _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
+    ) async throws {
+        let start = mappings.first?.range.lowerBound ?? 0
+        var rest = mappings
+        while let first = rest.first {
+            let (clusters, host) = try neighbours(rest)
+            rest = rest[clusters.endIndex...]
+            let end = clusters[clusters.endIndex - 1].range.upperBound
+            var part = buffer.slice(Int(first.range.lowerBound - start)..<Int(end - start))
+            try await readCompressed(clusters, host, into: &part)
         }
-        return batch
     }
 
-    /// Where a stream may lie, cut at the end of the file: the last one may end there.
-    private func hostRange(
-        _ cluster: Qcow2CompressedCluster, _ guest: Int64
-    ) throws(ImageError) -> Range<Int64> {
-        let start = cluster.host.bytes
-        guard start < storage.size else { throw isMissing("compressed", at: start, guest) }
-        return start..<min(start + cluster.maximumLength, storage.size)
+    /// The clusters at the front whose streams one call can read, and the place of all of them.
+    private func neighbours(
+        _ mappings: ArraySlice<Mapping>
+    ) throws(ImageError) -> (ArraySlice<Mapping>, host: Range<Int64>) {
+        var host = try streamRange(mappings[mappings.startIndex])
+        var index = mappings.startIndex + 1
+        while index < mappings.endIndex {
+            let next = try streamRange(mappings[index])
+            // Streams share sectors, so the counted ends of neighbours overlap.
+            guard next.lowerBound >= host.lowerBound, next.lowerBound <= host.upperBound,
+                next.upperBound - host.lowerBound <= Self.longestRead
+            else { break }
+            host = host.lowerBound..<max(host.upperBound, next.upperBound)
+            index += 1
+        }
+        return (mappings[..<index], host)
     }
 
+    /// The place of a stream, cut at the end of the file: the last one may end there.
+    private func streamRange(_ mapping: Mapping) throws(ImageError) -> Range<Int64> {
+        let host = mapping.host ?? 0..<0
+        guard host.lowerBound < storage.size else {
+            throw isMissing("compressed", at: host.lowerBound, guest: mapping.layerOffset)
+        }
+        return host.clamped(to: 0..<storage.size)
+    }
+
+    /// - Parameter host: the place of all the streams.
     private func readCompressed(
-        _ batch: Batch, into buffer: inout MutableRawSpan, bufferStart: Int64
+        _ clusters: ArraySlice<Mapping>, _ host: Range<Int64>, into buffer: inout MutableRawSpan
     ) async throws {
         // Reused: many threads that allocate and free odd sizes scatter the heap.
         // A stream that saved nothing is a little longer than its cluster.
-        let usual = Int(Self.maximumBatch) + 1024
-        let count = batch.host.count
+        let usual = Int(Self.longestRead) + 1024
         var input = try inputs.take(
-            byteCount: count <= usual ? usual : count.roundedUp(to: 64 << 10))
+            byteCount: host.count <= usual ? usual : host.count.roundedUp(to: 64 << 10))
         var all = input.mutableBytes
-        var inputSpan = all.slice(0..<batch.host.count)
-        try await storage.read(into: &inputSpan, at: batch.host.lowerBound)
+        var inputSpan = all.slice(0..<host.count)
+        try await storage.read(into: &inputSpan, at: host.lowerBound)
 
         // Not before: as many as there are threads are enough, for nothing is waited for from here
         // on.
         let decompressor = try decompressors.take()
         defer { decompressors.giveBack(decompressor) }
-        for (wanted, cluster) in batch.clusters {
-            let host = try hostRange(cluster, wanted.lowerBound)
-            let stream = input.bytes.extracting(
-                Int(
-                    host.lowerBound - batch.host.lowerBound)..<Int(
-                        host.upperBound - batch.host.lowerBound))
+        let start = clusters.first?.range.lowerBound ?? 0
+        for cluster in clusters {
+            let stream = try streamRange(cluster)
+            let bytes = input.bytes.extracting(
+                Int(stream.lowerBound - host.lowerBound)..<Int(stream.upperBound - host.lowerBound))
             let place =
-                Int(wanted.lowerBound - bufferStart)..<Int(wanted.upperBound - bufferStart)
+                Int(cluster.range.lowerBound - start)..<Int(cluster.range.upperBound - start)
+            var part = buffer.slice(place)
             do throws(Qcow2Decompressor.Failure) {
-                try decompress(
-                    stream, with: decompressor, wanted: wanted, into: &buffer, place: place)
+                try decompress(bytes, with: decompressor, from: cluster.layerOffset, into: &part)
             } catch {
                 if error == .noMemory { throw ImageError.outOfMemory() }
                 throw ImageError.corrupt(
                     storage.name,
                     "cannot decompress the cluster of guest offset "
-                        + "\(wanted.lowerBound.roundedDown(to: readGranularity)) at offset "
-                        + "\(cluster.host.bytes): \(error)")
+                        + "\(cluster.layerOffset.roundedDown(to: readGranularity)) at offset "
+                        + "\(stream.lowerBound): \(error)")
             }
         }
         inputs.giveBack(input)
     }
 
+    /// - Parameter offset: guest offset in bytes of what is wanted of the cluster.
     private func decompress(
-        _ stream: RawSpan, with decompressor: Qcow2Decompressor, wanted: Range<Int64>,
-        into buffer: inout MutableRawSpan, place: Range<Int>
+        _ stream: RawSpan, with decompressor: Qcow2Decompressor, from offset: Int64,
+        into buffer: inout MutableRawSpan
     ) throws(Qcow2Decompressor.Failure) {
         let clusterSize = Int(readGranularity)
-        if wanted.count == clusterSize {
-            var part = buffer.slice(place)
-            return try decompressor.decompress(stream, into: &part)
+        if buffer.byteCount == clusterSize {
+            return try decompressor.decompress(stream, into: &buffer)
         }
         // Only a part of the cluster is wanted, or the disk ends within it.
         var whole: IOBuffer
         do { whole = try IOBuffer(byteCount: clusterSize) } catch { throw .noMemory }
         var span = whole.mutableBytes
         try decompressor.decompress(stream, into: &span)
-        let skipped = Int(wanted.lowerBound % readGranularity)
-        let source = whole.bytes.extracting(skipped..<skipped + wanted.count)
-        var part = buffer.slice(place)
-        part.withUnsafeMutableBytes { destination in
+        let skipped = Int(offset % readGranularity)
+        let source = whole.bytes.extracting(skipped..<skipped + buffer.byteCount)
+        buffer.withUnsafeMutableBytes { destination in
             source.withUnsafeBytes { destination.copyMemory(from: $0) }
         }
     }

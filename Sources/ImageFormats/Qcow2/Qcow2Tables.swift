@@ -18,7 +18,7 @@ final class Qcow2Tables: Sendable {
 
     private let storage: any Storage
     private let geometry: Qcow2Geometry
-    let decoder: Qcow2EntryDecoder
+    private let decoder: Qcow2EntryDecoder
     private let l1: [UInt64]
     private let sliceBytes: Int64
     private let cache: Mutex<SliceCache>
@@ -37,18 +37,18 @@ final class Qcow2Tables: Sendable {
             "L1 table")
     }
 
-    /// What the disk holds from `offset` on, in one piece, up to `limit`.
-    func run(at offset: Int64, limit: Int64) async throws -> Qcow2Run {
+    /// What the tables say of the disk from `offset` on; `limit` as of `ImageSource.mappings`.
+    func mappings(at offset: Int64, limit: Int64) async throws -> [Mapping] {
         let entries = try await entries(at: offset, limit: limit)
         if entries.words.isEmpty {
-            return Qcow2Run(range: offset..<entries.range.upperBound, mapping: .unallocated)
+            return [Mapping(offset..<min(limit, entries.range.upperBound), .unallocated)]
         }
-        return try decoder.run(
+        return try decoder.mappings(
             in: entries.words, startingAt: entries.range.lowerBound, from: offset, limit: limit)
     }
 
     /// L2 entries, as many as are read at once.
-    struct Entries {
+    private struct Entries {
         /// None where there is no L2 table.
         var words: [UInt64]
         /// What they map, or how far there is no table: guest offsets in bytes.
@@ -58,7 +58,7 @@ final class Qcow2Tables: Sendable {
     /// The L2 entries around a guest offset.
     ///
     /// - Parameter limit: how far the caller will go, in bytes.
-    func entries(at offset: Int64, limit: Int64) async throws -> Entries {
+    private func entries(at offset: Int64, limit: Int64) async throws -> Entries {
         guard let slice = try slice(at: offset) else {
             let table = offset / geometry.l2Coverage
             return Entries(words: [], range: offset..<endOfUnallocated(table, limit))

@@ -10,21 +10,16 @@ public struct RawSource: Image {
     public var virtualSize: Int64 { storage.size }
     /// A sector that the file ends in is filled up with zeros.
     public var guestSize: Int64 { storage.size.roundedUp(to: guestSectorSize) }
-    public var readGranularity: Int64 { 1 }
 
-    public func isSparse() -> Bool { storage.traits.hasHoles }
-
-    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        try await storage.extent(at: offset, limit: limit)
-    }
-
-    public func storedRuns() -> any StoredRunReader { RawRunReader(storage) }
-
-    public func location(at offset: Int64, limit: Int64) async throws -> HostLocation? {
-        HostLocation(holder: storage, range: offset..<limit)
-    }
-
-    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
-        try await storage.read(into: &buffer, at: offset)
+    /// - Parameter limit: `guestSize` at most.
+    /// - Returns: one mapping, because storages with latency take long to look for many.
+    public func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
+        guard offset < storage.size else {
+            return [Mapping(offset..<limit, .hole, hostOffset: offset)]
+        }
+        let extent = try await storage.extent(at: offset, limit: min(limit, storage.size))
+        return [Mapping(extent.range, extent.isHole ? .hole : .data, hostOffset: offset)]
     }
 }

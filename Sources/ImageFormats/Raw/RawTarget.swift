@@ -72,8 +72,10 @@ public struct RawTarget: ImageTarget {
 
     public var sharesUnread: Bool { !looksForZeros && storage.sharesBlocks }
 
-    public func share(_ location: HostLocation, at guestOffset: Int64) -> Int64 {
-        storage.share(location, at: guestOffset)
+    public func share(
+        _ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64
+    ) -> Int64 {
+        storage.share(range, of: holder, at: guestOffset)
     }
 
     public func finish() async throws {}

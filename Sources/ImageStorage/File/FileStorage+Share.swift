@@ -32,14 +32,16 @@ extension FileStorage {
     /// The errors for another file system, and for one without reflinks.
     private static let neverShared = [EXDEV, EOPNOTSUPP, ENOTTY, ENOSYS]
 
-    public func share(_ location: HostLocation, at offset: Int64) -> Int64 {
-        guard let source = location.holder as? FileStorage, !source.traits.isDevice,
+    public func share(
+        _ range: Range<Int64>, of holder: any BlockHolder, at offset: Int64
+    ) -> Int64 {
+        guard let source = holder as? FileStorage, !source.traits.isDevice,
             let blockSize = sharing.withLock({ $0.blockSize(of: descriptor) })
         else { return 0 }
-        let start = location.range.lowerBound
+        let start = range.lowerBound
         guard start % blockSize == 0, offset % blockSize == 0 else { return 0 }
         // Only whole blocks can be shared, except at the end of both files.
-        let length = Int64(location.range.count)
+        let length = Int64(range.count)
         let endsBoth = start + length == source.size && offset + length == size
         let shared = endsBoth ? length : length.roundedDown(to: blockSize)
         guard shared > 0 else { return 0 }

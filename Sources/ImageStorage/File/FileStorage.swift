@@ -201,34 +201,29 @@ public final class FileStorage: WritableStorage {
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        if let last = lastExtent.withLock({ $0 }), last.range.contains(offset) {
-            return Extent(
-                range: offset..<min(last.range.upperBound, limit), content: last.content)
-        }
-        let found =
-            traits.hasHoles
-            ? allocatedExtent(at: offset)
-            : Extent(range: offset..<max(size, offset + 1), content: .data)
-        lastExtent.withLock { $0 = found }
-        return Extent(range: offset..<min(found.range.upperBound, limit), content: found.content)
+        // Callers ask for neighbours.
+        let last = lastExtent.withLock { $0 }
+        let found = last?.range.contains(offset) == true ? last : nil
+        let extent = found ?? allocatedExtent(at: offset)
+        if found == nil { lastExtent.withLock { $0 = extent } }
+        return Extent(
+            range: offset..<min(extent.range.upperBound, limit), isHole: extent.isHole)
     }
-
-    public func allocation(at offset: Int64) -> Extent? { allocatedExtent(at: offset) }
 
     /// The extent that SEEK_DATA and SEEK_HOLE report: blocks that were only reserved count as
     /// holes. Everything counts as data if they report nothing: on devices, on file systems without
     /// them, and on any error (which reading will report).
     private func allocatedExtent(at offset: Int64) -> Extent {
-        let everything = Extent(range: offset..<max(size, offset + 1), content: .data)
+        let everything = Extent(range: offset..<max(size, offset + 1), isHole: false)
         guard let data = seek(to: clinux_SEEK_DATA, from: offset) else {
             // ENXIO: no data from here to the end.
-            return errno == ENXIO ? Extent(range: everything.range, content: .zero) : everything
+            return errno == ENXIO ? Extent(range: everything.range, isHole: true) : everything
         }
-        if data > offset { return Extent(range: offset..<data, content: .zero) }
+        if data > offset { return Extent(range: offset..<data, isHole: true) }
         guard let hole = seek(to: clinux_SEEK_HOLE, from: offset),
             hole > offset
         else { return everything }
-        return Extent(range: offset..<hole, content: .data)
+        return Extent(range: offset..<hole, isHole: false)
     }
 
     private func seek(to what: Int32, from offset: Int64) -> Int64? {

@@ -66,8 +66,9 @@ let benchmarks: @Sendable () -> Void = {
         for _ in benchmark.scaledIterations {
             var offset: Int64 = 0
             while offset < source.virtualSize {
-                let extent = try await source.extent(at: offset, limit: source.virtualSize)
-                offset = extent.range.upperBound
+                let found = try await source.mappings(
+                    at: offset, limit: source.virtualSize, holes: .thorough)
+                offset = found[found.count - 1].range.upperBound
             }
         }
         benchmark.stopMeasurement()
@@ -132,16 +133,23 @@ struct SampleImage {
 }
 
 /// A source of data that takes no time to read.
-struct EmptyHanded: ImageSource {
+struct EmptyHanded: ImageSource, ImageLayer {
     let chunks: Int64
     var virtualSize: Int64 { chunks * Pipeline.defaultChunk }
     var readGranularity: Int64 { 1 }
 
-    func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        Extent(range: offset..<limit, content: .data)
+    var layers: [any ImageLayer] { [self] }
+    var holder: (any BlockHolder)? { nil }
+
+    func isSparse() async throws -> Bool { false }
+
+    func mappings(
+        at offset: Int64, limit: Int64, holes: HoleSearch
+    ) async throws -> [Mapping] {
+        [Mapping(offset..<limit, .data)]
     }
 
-    func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {}
+    func read(_ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan) async throws {}
 }
 
 /// A target that takes no time to write.

@@ -1,16 +1,5 @@
 import DiskImage
 
-/// Where the guest's bytes of one cluster or subcluster are.
-enum Qcow2Mapping: Sendable, Equatable {
-    /// Not in this image: the backing file decides.
-    case unallocated
-    case zero
-    /// As they are, from this host offset on.
-    case standard(HostOffset)
-    /// One compressed stream.
-    case compressed(Qcow2CompressedCluster)
-}
-
 /// What the L2 entry of a compressed cluster says.
 struct Qcow2CompressedCluster: Sendable, Equatable {
     let host: HostOffset
@@ -28,13 +17,6 @@ struct Qcow2CompressedCluster: Sendable, Equatable {
     }
 }
 
-/// A stretch of guest disk with one mapping; a standard one is contiguous in the host, too, and a
-/// compressed one lies within one cluster.
-struct Qcow2Run: Sendable, Equatable {
-    var range: Range<Int64>
-    var mapping: Qcow2Mapping
-}
-
 /// What L2 entries say of one cluster or subcluster, and where in the file it lies. What is zero or
 /// unallocated can have a place, too, that nobody has written to.
 enum Qcow2EntryState: Sendable, Equatable {
@@ -45,7 +27,7 @@ enum Qcow2EntryState: Sendable, Equatable {
     case compressed(_ entry: UInt64)
 }
 
-/// Reads L2 entries. Pure.
+/// Reads L2 entries: from guest offsets to mappings. Pure.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "L2 table entry" and "Extended L2 entries".
 struct Qcow2EntryDecoder: Sendable {
@@ -53,55 +35,94 @@ struct Qcow2EntryDecoder: Sendable {
     let version: Int
     let geometry: Qcow2Geometry
 
-    /// The longest run from `offset` on that these entries tell of.
+    /// The content from a guest offset on, as these entries tell it.
     ///
     /// - Parameters:
     ///   - words: consecutive L2 entries (two words each if extended), not empty.
     ///   - wordsStart: the guest offset that the first entry maps.
-    ///   - offset: where the run begins, within what the entries map.
-    ///   - limit: where it ends at the latest.
-    func run(
+    ///   - offset: within what the entries map.
+    ///   - limit: end of the answer at the latest.
+    /// - Returns: at most `Mapping.mostAtOnce`, each as long as its bytes, or the places of zeros,
+    ///   lie one behind the other; a compressed cluster is alone.
+    func mappings(
         in words: [UInt64], startingAt wordsStart: Int64, from offset: Int64, limit: Int64
-    ) throws(ImageError) -> Qcow2Run {
-        let step = geometry.subclusterSize
-        let first = try mapping(words, wordsStart, offset)
+    ) throws(ImageError) -> [Mapping] {
         let end = min(
             limit,
             wordsStart + Int64(words.count) / geometry.wordsPerL2Entry * geometry.clusterSize)
-        if case .compressed = first {
-            // A stream is one cluster, though its neighbour may have the same one.
-            let cluster = (offset + 1).roundedUp(to: geometry.clusterSize)
-            return Qcow2Run(range: offset..<min(cluster, end), mapping: first)
+        var result: [Mapping] = []
+        var position = offset
+        while position < end, result.count < Mapping.mostAtOnce {
+            let state = try state(words, wordsStart, position)
+            let stateEnd =
+                if case .compressed = state {
+                    (position + 1).roundedUp(to: geometry.clusterSize)
+                } else if geometry.hasExtendedL2 {
+                    try endOfSubclusters(state, words, wordsStart, position, end)
+                } else {
+                    endOfClusters(words, wordsStart, position)
+                }
+            result.append(mapping(position..<min(stateEnd, end), state))
+            position = result[result.count - 1].range.upperBound
         }
+        return result
+    }
+
+    private func mapping(_ range: Range<Int64>, _ state: Qcow2EntryState) -> Mapping {
+        switch state {
+        case .unallocated(let host): return Mapping(range, .unallocated, hostOffset: host?.bytes)
+        case .zero(let host): return Mapping(range, .zero, hostOffset: host?.bytes)
+        case .standard(let host): return Mapping(range, .data, hostOffset: host.bytes)
+        case .compressed(let entry):
+            let stream = Qcow2CompressedCluster(entry: entry, geometry)
+            var mapping = Mapping(range, .compressed)
+            mapping.host = stream.host.bytes..<stream.host.bytes + stream.maximumLength
+            return mapping
+        }
+    }
+
+    private func endOfSubclusters(
+        _ first: Qcow2EntryState, _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64,
+        _ end: Int64
+    ) throws(ImageError) -> Int64 {
+        let step = geometry.subclusterSize
         var position = (offset + 1).roundedUp(to: step)
         while position < end {
-            let next = try mapping(words, wordsStart, position)
+            let next = try state(words, wordsStart, position)
             guard Self.continues(first, by: position - offset, with: next) else { break }
             position += step
         }
-        return Qcow2Run(range: offset..<min(position, end), mapping: first)
+        return position
     }
 
     private static func continues(
-        _ first: Qcow2Mapping, by distance: Int64, with next: Qcow2Mapping
+        _ first: Qcow2EntryState, by distance: Int64, with next: Qcow2EntryState
     ) -> Bool {
         switch (first, next) {
-        case (.unallocated, .unallocated), (.zero, .zero): true
         case (.standard(let start), .standard(let host)): host == start + distance
+        case (.zero(let start), .zero(let host)),
+            (.unallocated(let start), .unallocated(let host)):
+            host == start.map { $0 + distance }
         default: false
         }
     }
 
-    private func mapping(
+    /// Without looking at the parts of each entry: an image of terabytes has millions of them. What
+    /// comes next is the first word again, or one cluster further.
+    private func endOfClusters(
         _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
-    ) throws(ImageError) -> Qcow2Mapping {
-        switch try state(words, wordsStart, offset) {
-        case .unallocated: return .unallocated
-        case .zero: return .zero
-        case .standard(let host): return .standard(host)
-        case .compressed(let entry):
-            return .compressed(Qcow2CompressedCluster(entry: entry, geometry))
+    ) -> Int64 {
+        let start = Int((offset - wordsStart) / geometry.clusterSize)
+        var index = start + 1
+        let word = words[start] & ~Qcow2Entry.copied
+        let hasHost = word & Qcow2Entry.offsetMask != 0
+        let step = hasHost ? UInt64(geometry.clusterSize) : 0
+        var expected = word &+ step
+        while index < words.count, words[index] & ~Qcow2Entry.copied == expected {
+            index += 1
+            expected &+= step
         }
+        return wordsStart + Int64(index) * geometry.clusterSize
     }
 
     /// What the entries say of the cluster or subcluster at a guest offset.

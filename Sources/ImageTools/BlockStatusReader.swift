@@ -1,0 +1,71 @@
+import DiskImage
+import ImageFormats
+
+/// The answer of metadata about a range of guest disk in qemu's terms, because `compare -s`
+/// compares the answers.
+struct BlockStatus: OptionSet {
+    let rawValue: UInt8
+
+    /// It has to be read to be known.
+    static let data = BlockStatus(rawValue: 1)
+    /// It reads as zeros.
+    static let zero = BlockStatus(rawValue: 2)
+    /// Some image of the chain decides what it is, and not the lack of any.
+    static let allocated = BlockStatus(rawValue: 4)
+    /// It lies somewhere as it is: not compressed, not made up.
+    static let hasOffset = BlockStatus(rawValue: 8)
+    /// The image allocates ahead of its data, so the file system was asked, too.
+    static let preallocated = BlockStatus(rawValue: 16)
+    /// A part of it lies in clusters wholly behind the end of the file: zeros to qemu, and an error
+    /// when it is read.
+    static let missing = BlockStatus(rawValue: 32)
+}
+
+/// Tells the block status of a guest disk, front to back.
+struct BlockStatusReader: Sendable {
+    private let virtualSize: Int64
+    private let isPreallocated: [Bool]
+    private var walk: MappingWalk
+
+    /// - Parameter images: from the image itself down; never empty.
+    init(_ images: [any Image]) async throws {
+        let disk = LayeredSource(layers: images, sizeBelow: .max)
+        virtualSize = disk.virtualSize
+        walk = MappingWalk(disk, holes: .asQemu)
+        var isPreallocated: [Bool] = []
+        for image in images { isPreallocated.append(try await image.isPreallocated()) }
+        self.isPreallocated = isPreallocated
+    }
+
+    /// The status from `offset` on, in whole sectors: the last, partial sector has the status of its
+    /// first part.
+    ///
+    /// - Returns: its end, too: `limit` at most.
+    /// - Throws: `ImageError` for damaged tables, and where they cannot be read.
+    mutating func status(
+        at offset: Int64, limit: Int64
+    ) async throws -> (end: Int64, status: BlockStatus) {
+        let mapping = try await walk.mapping(at: offset, limit: min(limit, virtualSize))
+        let end = mapping.range.upperBound
+        return (
+            end == virtualSize ? min(limit, end.roundedUp(to: guestSectorSize)) : end,
+            status(of: mapping)
+        )
+    }
+
+    private func status(of mapping: Mapping) -> BlockStatus {
+        switch mapping.content {
+        case .data:
+            isPreallocated[mapping.layer]
+                ? [.data, .allocated, .hasOffset, .preallocated] : [.data, .allocated, .hasOffset]
+        case .preallocated: [.data, .zero, .allocated, .hasOffset, .preallocated]
+        case .missing: [.data, .zero, .allocated, .hasOffset, .preallocated, .missing]
+        case .compressed: [.data, .allocated]
+        case .zero: [.zero, .allocated]
+        case .hole: [.zero, .allocated, .hasOffset]
+        // A backing file that is too short decides for zeros.
+        case .unallocated:
+            mapping.layer + 1 < isPreallocated.count ? [.zero, .allocated] : .zero
+        }
+    }
+}
