@@ -237,7 +237,8 @@ public actor ExtentIterator {
         let last = mapping.range.upperBound
         let runEnd = last == end ? end : last.roundedDown(to: granularity)
         if action == .copy, mapping.content == .data, sharesUnread() {
-            return Self.segment(mapping, position..<min(runEnd, position + Self.longestShare), .share)
+            return Self.segment(
+                mapping, position..<min(runEnd, position + Self.longestShare), .share)
         }
         var limit = cellEnd(after: position)
         if position == cellEnd(after: position - 1) {

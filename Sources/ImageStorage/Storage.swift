@@ -158,7 +158,8 @@ extension WritableStorage {
 
     public var sharesBlocks: Bool { false }
 
-    public func share(_ range: Range<Int64>, of holder: any BlockHolder, at offset: Int64) -> Int64 {
+    public func share(_ range: Range<Int64>, of holder: any BlockHolder, at offset: Int64) -> Int64
+    {
         0
     }
 

@@ -57,8 +57,9 @@ import Testing
         var buffer = try IOBuffer(byteCount: 2048)
         var bytes = buffer.mutableBytes
         try await image.read(into: &bytes, at: 0)
-        #expect(buffer.bytes.withUnsafeBytes { Array($0) }
-            == [UInt8](repeating: 7, count: 1536) + [UInt8](repeating: 0, count: 512))
+        #expect(
+            buffer.bytes.withUnsafeBytes { Array($0) }
+                == [UInt8](repeating: 7, count: 1536) + [UInt8](repeating: 0, count: 512))
         var more = try IOBuffer(byteCount: 1)
         var byte = more.mutableBytes
         await #expect(throws: ImageError.self) { try await image.read(into: &byte, at: 2048) }
