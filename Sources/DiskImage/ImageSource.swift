@@ -1,6 +1,6 @@
 /// A guest disk that can be read: a sequence of `virtualSize` bytes, whatever the format.
 ///
-/// A disk can be made of many images. It only says where everything is: the images that hold the
+/// A disk can consist of many images. It only tells where everything is; the images that hold the
 /// bytes are its `layers`, which read them.
 ///
 /// Calls may come from many tasks at once.
@@ -11,11 +11,11 @@ public protocol ImageSource: Sendable {
     /// The images that the mappings lead to. The layer of a mapping is an index into this list.
     var layers: [any ImageLayer] { get }
 
-    /// The content of the disk from `offset` on, and where it is.
+    /// The content of the disk from `offset` on, and its places.
     ///
     /// - Parameter limit: end of the search in bytes; `0 <= offset < limit <= virtualSize`.
-    /// - Returns: at least one mapping, the first from `offset` on, each from the end of the one
-    ///   before on, the last until `limit` at most. Neighbours can be alike.
+    /// - Returns: at least one mapping. The first begins at `offset`, each other one where its
+    ///   predecessor ends, and the last ends at `limit` at the latest. Neighbours can be alike.
     /// - Throws: `ImageError` for damaged tables, and where they cannot be read.
     func mappings(at offset: Int64, limit: Int64, holes: HoleSearch) async throws -> [Mapping]
 }
@@ -30,15 +30,14 @@ public protocol ImageLayer: Sendable {
     /// The object whose blocks hold the data; nil if they cannot be shared.
     var holder: (any BlockHolder)? { get }
 
-    /// Whether the file has holes where its data could be, so that zeros have already been left
-    /// out.
+    /// Whether the file has holes where data could be, so that zeros have already been left out.
     func isSparse() async throws -> Bool
 
-    /// Reads what was found.
+    /// Reads the bytes that mappings lead to.
     ///
     /// - Parameters:
-    ///   - mappings: stored stretches of this layer, one behind the other, found with
-    ///     `HoleSearch.thorough`; never empty.
+    ///   - mappings: contiguous stored stretches of this layer, found with `HoleSearch.thorough`;
+    ///     never empty.
     ///   - buffer: as long as all of them.
     func read(_ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan) async throws
 }

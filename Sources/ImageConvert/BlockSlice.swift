@@ -1,17 +1,17 @@
-/// Which part of its source `dd` copies.
+/// The part of its source that `dd` copies.
 public struct BlockSlice: Sendable, Equatable {
-    /// In bytes.
+    /// Length of a block in bytes.
     public var blockSize: Int64 = 512
-    /// In blocks from the start of the source, not from where the copying starts: so qemu-img has
-    /// it. nil: all.
+    /// End of the part in blocks, counted from the start of the source and not of the part, as in
+    /// qemu-img; nil copies to the end.
     public var count: Int64?
-    /// Blocks that are left out at the start.
+    /// Number of blocks that are left out at the start.
     public var skip: Int64 = 0
 
     public init() {}
 
-    /// - Parameter size: of the source, in bytes.
-    /// - Returns: nil if `skip` leads behind the end of what is to be copied.
+    /// - Parameter size: size of the source in bytes.
+    /// - Returns: nil if `skip` leads behind the end of the part.
     func range(of size: Int64) -> Range<Int64>? {
         let (counted, countOverflow) = (count ?? .max).multipliedReportingOverflow(by: blockSize)
         let end = countOverflow ? size : min(size, counted)

@@ -3,7 +3,7 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// One `swimg convert`: what to read, what to write, and how.
+/// One `swimg convert`: the images to read, the target to write, and the manner.
 ///
 /// ```swift
 /// var conversion = Conversion(sources: ["disk.qcow2"], target: "disk.raw")
@@ -14,57 +14,57 @@ public struct Conversion: Sendable {
     /// Paths, or names that a driver of `Storages` claims; several guest disks are joined to one.
     public var sources: [ImageName]
     public var target: ImageName
-    /// nil finds it out from the first bytes of each source.
+    /// nil detects the format from the first bytes of each source.
     public var sourceFormat: ImageFormat?
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
-    /// The number of chunks that may be on their way; nil for as many as help.
+    /// Largest number of chunks in flight; nil chooses as many as help.
     public var workers: Int?
-    /// The limit for the buffers of all chunks together, in bytes.
+    /// Limit for the buffers of all chunks together, in bytes.
     public var memory: Int64 = Pipeline.defaultMemory
-    /// What a chunk brings to be written waits for those before it; false is `-W`.
+    /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder = true
     public var compress = false
-    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil is 4096
-    /// where data has to be read in any case: what a raw target can share with a source that has
-    /// holes is not looked at.
+    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil means
+    /// 4096 for data that has to be read anyway; a raw target shares what it can with a source that
+    /// has holes, and does not search it.
     public var minSparse: Int64?
-    /// Share blocks with the source where the file system can, instead of copying them.
+    /// Shares blocks with the source, where the file system can, instead of copying them.
     public var sharesBlocks = true
-    /// Write into an existing target (`-n`).
+    /// Writes into an existing target (`-n`).
     public var skipsCreation = false
-    /// What the existing target holds reads as zeros.
+    /// Promises that the existing target reads as zeros.
     public var targetIsZero = false
     public var sourceCacheMode = CacheMode.writeback
     public var targetCacheMode = CacheMode.unsafe
-    /// Read images that somebody else writes to (`-U`).
+    /// Reads images that another program may be writing to (`-U`).
     public var shareForced = false
     /// The options of single storage drivers.
     public var storageOptions = StorageOptions()
-    /// The source as it was when this internal snapshot was taken (`-l`).
+    /// Reads the source as this internal snapshot recorded it (`-l`).
     public var snapshot: SnapshotName?
-    /// The target lies on this file, and so does the source (`-B`); its format (`-F`).
+    /// Backing file of the target, which the source lies on, too (`-B`), and its format (`-F`).
     public var backingFile: ImageName?
     public var backingFormat: String?
-    /// The part of the source that is copied; nil: all of it.
+    /// The part of the source that is copied; nil copies all of it.
     public var slice: BlockSlice?
-    /// How the digest is computed, if one is asked for and none is expected.
+    /// Algorithm of the digest if none is expected.
     public var digestAlgorithm = DigestAlgorithm.blkhash
-    /// Told the digest of the guest disk once all of it has passed by, before the target gets its
-    /// name.
+    /// Called with the digest of the guest disk when all of it has been copied, before the target
+    /// gets its name.
     public var onDigest: (@Sendable (_ digest: DiskDigest) -> Void)?
-    /// The conversion fails if the digest is another one.
+    /// The conversion fails if the digest differs from this one.
     public var expectedDigest: DiskDigest?
-    /// Told what a person should know though it is no failure.
+    /// Called with a message about a circumstance that is no failure.
     public var onWarning: (@Sendable (_ message: String) -> Void)?
-    /// Told how far the conversion is, in bytes of the guest disk, from any task.
+    /// Called from any task with the number of bytes done and the size of the guest disk.
     public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
 
     public static let workerRange = 1...64
     public static let largestMinSparse: Int64 = 16 << 20
     private static let defaultMinSparse: Int64 = 4096
 
-    /// `minSparse` as it counts where data is read.
+    /// `minSparse` for data that is read.
     var scannedMinSparse: Int64 { minSparse ?? Self.defaultMinSparse }
 
     public init(sources: [ImageName], target: ImageName) {
@@ -72,7 +72,7 @@ public struct Conversion: Sendable {
         self.target = target
     }
 
-    /// Converts. The target appears under its name when it is whole, and not at all otherwise.
+    /// Converts. The target gets its name when it is complete; after an error there is none.
     ///
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws {
@@ -91,7 +91,7 @@ public struct Conversion: Sendable {
         }
     }
 
-    /// Opens all that is read.
+    /// Opens all images that are read.
     private func open(_ plan: any NewImage) async throws -> TargetJob {
         var opener = ImageOpener(
             StorageAccess(
@@ -132,14 +132,14 @@ public struct Conversion: Sendable {
             sources: opened.flatMap { $0.layers.map(\.storage) })
     }
 
-    /// The file that a new target lies on: from `-B` and `-F`, or from the options.
+    /// The backing file of a new target, from `-B` and `-F` or from the options.
     private func backing(_ plan: any NewImage) -> BackingName? {
         guard let name = backingFile ?? plan.parameters.backingFile else { return nil }
         return BackingName(name, format: backingFormat ?? plan.parameters.backingFormat)
     }
 
-    /// All sources as one disk. A target with a backing file needs only what the source's top layer
-    /// does not leave to a backing file of its own.
+    /// Joins all sources to one disk. A target with a backing file needs only the parts that the
+    /// source does not leave to a backing file of its own.
     private func input(
         _ opened: [OpenedImage], leavesBacking: Bool
     ) throws(ImageError) -> CopyInput {
@@ -160,7 +160,7 @@ public struct Conversion: Sendable {
         return try ConcatenatedSource([SliceSource(source, range)])
     }
 
-    /// Finds what contradicts itself before anything is opened.
+    /// Refuses contradictory requests before anything is opened.
     private func checkedPlan() throws(ImageError) -> any NewImage {
         guard !sources.isEmpty else { throw .invalid("a source is needed") }
         guard snapshot == nil || sources.count == 1 else {
@@ -217,7 +217,7 @@ public struct Conversion: Sendable {
         }
     }
 
-    /// The same, with the target's plain name in place of its description.
+    /// The same conversion, with the target's plain name in place of its description.
     private func into(_ described: ImageDescription) throws(ImageError) -> Conversion {
         guard skipsCreation else {
             throw .invalid("a target that is described (json:) needs -n")
@@ -233,7 +233,7 @@ public struct Conversion: Sendable {
         return result
     }
 
-    /// The backing file has to be looked at: behind its end the target reads as zeros.
+    /// Opens the backing file for its size: behind its end the target reads as zeros.
     private func openBacking(
         _ backing: BackingName, _ opener: ImageOpener
     ) async throws -> OpenedImage {
@@ -241,7 +241,7 @@ public struct Conversion: Sendable {
         guard let format = ImageFormat.named(formatName) else {
             throw ImageError.invalid("unknown backing format '\(formatName)'")
         }
-        // Nothing is read but its size: it may be the disk of a running machine.
+        // No byte of it is read, so it may be the disk of a running machine.
         var opener = opener
         opener.access.shareForced = true
         return try await opener.open(

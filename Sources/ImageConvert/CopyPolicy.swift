@@ -1,18 +1,18 @@
 import DiskImage
 
-/// What is to be done with a range of the guest disk. The one place where that is decided.
+/// The action for a range of the guest disk.
 public enum CopyAction: Sendable, Equatable {
-    /// Nothing: the target already reads as it should.
+    /// The target already reads as it should.
     case skip
-    /// Make the target read as zeros, without reading the source.
+    /// The target is made to read as zeros; the source is not read.
     case zero
-    /// Read the source, look at every byte, write.
+    /// The source is read, searched for zeros and written.
     case copy
-    /// Let the target take over the source's blocks unread; copy what it cannot.
+    /// The target takes over the source's blocks unread; the rest is copied.
     case share
 }
 
-/// Decides from metadata alone. Pure.
+/// The one place that decides what happens to a range, from metadata alone. Pure.
 public struct CopyPolicy: Sendable {
     let target: TargetTraits
     /// Zeros are stored like data (`-S 0`).
@@ -23,11 +23,12 @@ public struct CopyPolicy: Sendable {
         self.storesZeros = storesZeros
     }
 
-    /// - Parameter offset: of what the target's `readsAsZero` does not change in, in bytes.
+    /// - Parameter offset: guest offset in bytes of a range that lies on one side of
+    ///   `readsAsZeroFrom`.
     public func action(for content: Mapping.Content, at offset: Int64) -> CopyAction {
         let readsAsZero = offset >= target.readsAsZeroFrom
         return switch content {
-        // What is missing is an error to be found by reading.
+        // Reading reports missing clusters.
         case .data, .compressed, .missing: .copy
         // The target's backing file is trusted to hold what the source's holds.
         case .unallocated where target.hasBacking: .skip

@@ -3,24 +3,24 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// An existing image that a conversion writes into (`-n`), and that is made anew for it.
+/// An existing image that a conversion writes into (`-n`).
 ///
-/// Parts that the conversion does not write stay as they were. So the image is rebuilt, with the
-/// properties of the old one, from both.
+/// Parts that the conversion does not write keep their content. So the image is rebuilt from both,
+/// with the properties of the old one.
 struct ExistingImage {
     let rebuilt: any NewImage
-    /// It holds nothing yet: there is nothing to keep.
+    /// The image holds nothing that would have to be kept.
     private let isEmpty: Bool
     private let image: OpenedImage
 
-    /// - Parameter name: of the target.
+    /// - Parameter name: name of the target.
     /// - Returns: nil if images of the format are plain: those are written as they stand.
     static func open(
         _ name: ImageName, _ format: ImageFormat, _ opener: ImageOpener
     ) async throws -> ExistingImage? {
         guard !format.driver.isPlain else { return nil }
         var opener = opener
-        // The target's own lock is taken when it is opened for writing.
+        // The target is locked when it is opened for writing.
         opener.access.shareForced = true
         let image = try await opener.open(name, format: format)
         let rebuilt = try format.creator().newImage(
@@ -40,10 +40,10 @@ struct ExistingImage {
         return true
     }
 
-    /// What the rebuilt image is to hold after `input` was written into it.
+    /// The content of the rebuilt image: `input`, and the old image below it.
     ///
-    /// - Parameter leavesBacking: the input leaves out what the backing file provides (`-B`): there
-    ///   the old image shows through.
+    /// - Parameter leavesBacking: whether the input leaves out what the backing file provides
+    ///   (`-B`): there the old image shows through.
     func under(_ input: CopyInput, leavesBacking: Bool, path: ImageName) throws -> CopyInput {
         let size = image.source.virtualSize
         let written = input.content.virtualSize
@@ -73,21 +73,21 @@ struct ExistingImage {
         return input
     }
 
-    /// Whether the old image has to be read while the new one is written.
+    /// Whether the old image is read while the new one is written.
     func isNeeded(under input: CopyInput, leavesBacking: Bool) -> Bool {
         !isEmpty && (leavesBacking || image.source.virtualSize > input.content.virtualSize)
     }
 
-    /// The files below the image: they are read while it is written.
+    /// The files below the image, which are read while it is written.
     var filesBelow: [FileIdentity] { Array(image.files.dropFirst()) }
 }
 
-/// What a pipeline copies: where it reads, and whose mappings decide what is copied at all.
+/// The source of a pipeline, and the source of the mappings that decide what is copied.
 struct CopyInput {
     var content: any ImageSource
     var extents: any ImageSource
 
-    /// The same with zeros behind it, up to a size in bytes.
+    /// The same with zeros at the end, up to a size in bytes.
     func padded(to size: Int64) throws(ImageError) -> CopyInput {
         guard size > content.virtualSize else { return self }
         let zeros = ZeroSource(virtualSize: size - content.virtualSize)

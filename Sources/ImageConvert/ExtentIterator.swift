@@ -6,8 +6,8 @@ public struct Chunk: Sendable, Equatable {
     public struct Segment: Sendable, Equatable {
         /// Guest offsets in bytes.
         public var range: Range<Int64>
-        /// `.copy`, `.zero` or `.share`; what is skipped has no segment, what is shared a chunk of
-        /// its own.
+        /// `.copy`, `.zero` or `.share`. Skipped ranges have no segment, and a chunk shares all of
+        /// its segments or none.
         public var action: CopyAction
         /// Where the bytes are: all of the range, unless it is zeros.
         var mappings: [Mapping]
@@ -19,21 +19,21 @@ public struct Chunk: Sendable, Equatable {
         }
     }
 
-    /// Its turn: 0, 1, 2, … in guest order, without gaps.
+    /// Number in guest order: 0, 1, 2, … without gaps.
     public var sequence: Int
-    /// Where the data buffer begins on the guest disk, in bytes, a multiple of a page: what is
-    /// copied lies behind it, within one cell of the grid.
+    /// Guest offset in bytes of the start of the data buffer, a multiple of a page: all copied
+    /// segments lie behind it, within one cell of the grid.
     public var start: Int64
-    /// Front to back, at least one.
+    /// In guest order, at least one.
     public var segments: [Segment]
-    /// How far the disk had been looked at before this chunk, in bytes.
+    /// Guest offset in bytes where the previous chunk ended.
     public var begin: Int64
-    /// How far the disk has been looked at when this chunk is done, in bytes.
+    /// Guest offset in bytes where the next chunk begins.
     public var end: Int64
-    /// It is for the target to share, not to be read.
+    /// Whether the target shares the chunk's data instead of writing what is read.
     var isShared: Bool { segments[0].action == .share }
 
-    /// What O_DIRECT wants offset and memory to agree in, in bytes.
+    /// O_DIRECT needs file offsets and memory addresses that agree in this many bytes.
     private static let pageSize: Int64 = 4096
 
     init(sequence: Int, segments: [Segment], begin: Int64, end: Int64) {
@@ -48,7 +48,7 @@ public struct Chunk: Sendable, Equatable {
     /// Where the bytes of the data buffer are.
     var mappings: [Mapping] { segments.flatMap(\.mappings) }
 
-    /// Some of what is copied has to be decompressed.
+    /// Whether a part of the chunk has to be decompressed.
     var isCompressed: Bool {
         segments.contains { $0.mappings.contains { $0.content == .compressed } }
     }
@@ -56,35 +56,35 @@ public struct Chunk: Sendable, Equatable {
     /// The sum of all segments, in bytes.
     var length: Int64 { segments.reduce(0) { $0 + Int64($1.range.count) } }
 
-    /// The size that the data buffer needs, in bytes: up to the end of the last copied segment.
+    /// Size of the data buffer in bytes, up to the end of the last copied segment.
     ///
-    /// - Parameter granularity: the last unit is filled up.
+    /// - Parameter granularity: the buffer ends at a multiple of this.
     func dataSize(_ granularity: Int64) -> Int {
         guard let last = segments.last(where: { $0.action == .copy }) else { return 0 }
         return Int((last.range.upperBound - start).roundedUp(to: granularity))
     }
 }
 
-/// Walks over the source and says what there is to do, chunk by chunk.
+/// Walks over the source and cuts it into chunks.
 ///
-/// Memory holds one answer of the source and one chunk, never a list of them. Chunks that need reading lie on a
-/// fixed grid; zeros may reach over many cells of it.
+/// Memory holds one answer of the source and one chunk, never a list of them. Chunks that need
+/// reading lie on a fixed grid; zeros may extend over many cells of it.
 ///
 /// The grid can begin a little into the disk (`gridStart`): a write that is not aligned to its own
 /// length fills a page cache with folios of several sizes, an aligned one with folios of its own
 /// size only. Measured on a virtual machine, aligned ones are slower there; probably their memory
 /// has been given back to the host.
 public actor ExtentIterator {
-    /// Zeros per chunk, in bytes: few calls where zeros are fast, and many chunks beside each other
-    /// where they have to be written.
+    /// Limit for the zeros of a chunk, in bytes: few calls where zeros are fast, and many
+    /// concurrent chunks where they have to be written.
     private static let longestZeroes: Int64 = 256 << 20
-    /// Blocks to share per chunk, in bytes: one call each, after which there is progress to be
-    /// seen.
+    /// Limit for the shared blocks of a chunk, in bytes, so that progress is reported now and then.
     private static let longestShare: Int64 = 1 << 30
-    /// Where zeros and what is skipped alternate for long, and where little pieces are shared.
+    /// Limit for chunks in which zeros and skipped ranges alternate, or which share many small
+    /// pieces.
     private static let mostSegments = 64
-    /// How far to ask the source, in bytes. Walking tables far ahead would keep all workers waiting
-    /// for the first chunk.
+    /// Distance in bytes up to which the source is asked. Walking tables far ahead would keep all
+    /// workers waiting for the first chunk.
     private static let lookAhead: Int64 = 1 << 30
 
     private let policy: CopyPolicy
@@ -97,12 +97,12 @@ public actor ExtentIterator {
     private var position: Int64 = 0
     private var sequence = 0
     private var mappings: MappingWalk
-    /// While one caller waits for the source, the actor would let the next one in; with both
-    /// half-way through the walk, chunks would come out of order.
+    /// While one caller waits for the source, the actor admits the next one; two callers in the
+    /// middle of the walk would cut chunks out of order.
     private let walk = SerialGate()
-    /// What could not be shared after all and is to be copied, the first at the end.
+    /// Data that could not be shared and is to be copied, in reverse order.
     private var left: [Mapping] = []
-    /// The number of chunks that are being shared, of which ranges may still come back.
+    /// Number of chunks being shared, which may still give data back.
     private var sharesInFlight = 0
     private var waitingForShares: [CheckedContinuation<Void, Never>] = []
 
@@ -128,10 +128,10 @@ public actor ExtentIterator {
         end = source.virtualSize
     }
 
-    /// The next chunk with something to do, nil at the end of the disk.
+    /// The next chunk with something to do; nil at the end of the disk.
     ///
-    /// - Parameter size: of a chunk that is copied, at most, in bytes, a multiple of the
-    ///   granularity; nil for as much as the one before.
+    /// - Parameter size: largest length of a copied chunk in bytes, a multiple of the granularity;
+    ///   nil keeps the previous one.
     public func next(upTo size: Int64? = nil) async throws -> Chunk? {
         while true {
             await walk.enter()
@@ -148,7 +148,7 @@ public actor ExtentIterator {
         }
     }
 
-    /// A chunk that was to be shared is done, but for what is to be copied.
+    /// Notes that a shared chunk is done, except for these mappings, which have to be copied.
     func takeBack(_ mappings: [Mapping]) {
         left += mappings.reversed()
         sharesInFlight -= 1
@@ -196,12 +196,12 @@ public actor ExtentIterator {
         return Chunk(sequence: sequence, segments: segments, begin: begin, end: position)
     }
 
-    /// Where the grid has its next line behind this guest offset.
+    /// The first line of the grid behind a guest offset.
     private func cellEnd(after offset: Int64) -> Int64 {
         (offset + 1 - gridStart + chunkSize).roundedUp(to: chunkSize) - chunkSize + gridStart
     }
 
-    /// Whether it is enough for a chunk, at the end of a cell. Zeros alone may go on.
+    /// Whether the segments up to the end of a cell are enough for a chunk. Zeros alone may go on.
     private func isFull(_ segments: [Chunk.Segment]) -> Bool {
         guard position == cellEnd(after: position - 1), let first = segments.first,
             let last = segments.last
@@ -227,8 +227,8 @@ public actor ExtentIterator {
         }
     }
 
-    /// A range from `position` on with one action, which stays within the chunk's cell unless it
-    /// starts one with nothing but zeros or nothing at all.
+    /// The next segment. It stays within the chunk's cell, unless it starts a cell and needs no
+    /// reading.
     private func nextStep() async throws -> Chunk.Segment {
         let mapping = try await mapping(at: position)
         let unitEnd = min(end, (position + 1).roundedUp(to: granularity))
@@ -248,8 +248,8 @@ public actor ExtentIterator {
             case .skip: limit = end
             }
         }
-        // Where the target begins to read as zeros, what is to be done with zeros changes; the unit
-        // that straddles this offset is treated as its first byte demands.
+        // Where the target begins to read as zeros, the action for zeros changes; the unit that
+        // straddles this offset is treated as its first byte demands.
         let change = policy.target.readsAsZeroFrom
         if position < change, change < min(runEnd, limit) {
             limit = max(change.roundedDown(to: granularity), unitEnd)
@@ -265,7 +265,7 @@ public actor ExtentIterator {
             range: range, action: action, mappings: isRead ? [mapping.clipped(to: range)] : [])
     }
 
-    /// A unit that several mappings share. It is copied unless all of them ask for the same.
+    /// A unit that several mappings share. It is copied unless all of them need the same action.
     private func mixedUnit(_ unitEnd: Int64) async throws -> Chunk.Segment {
         var parts: [Mapping] = []
         var action: CopyAction?
@@ -286,7 +286,7 @@ public actor ExtentIterator {
     private func mapping(at offset: Int64) async throws -> Mapping {
         let limit = min(end, offset + Self.lookAhead)
         if let known = mappings.known(at: offset, limit: limit) { return known }
-        // A copy: an actor lends its state to no asynchronous call.
+        // A copy, because an actor cannot pass its state to an asynchronous call as `inout`.
         var walk = mappings
         let found = try await walk.mapping(at: offset, limit: limit)
         mappings = walk

@@ -9,42 +9,42 @@ import Synchronization
 ///     one, walks the source     several at once,      places in guest order,
 ///     and cuts it into chunks   each with a buffer    writes in order or not
 ///
-/// What a raw target can share with the source passes through `ShareStage` instead of the last two.
+/// Data that a raw target can share with the source passes through `ShareStage` instead of the last
+/// two.
 ///
-/// A worker takes a chunk through all three stages before it takes the next. How many do that at
-/// once, and how long the chunks are, is the `Window`'s to say: that bounds the memory.
+/// A worker takes a chunk through all three stages before it takes the next. The `Window` decides
+/// how many chunks are in flight and how long they are, which bounds the memory.
 public struct Pipeline: Sendable {
-    /// Large enough that a page cache is filled in large folios, small enough that a chunk is still
-    /// in the core's cache when it is scanned and written, in bytes.
+    /// Length of a chunk in bytes: long enough for large folios in the page cache, short enough to
+    /// stay in the core's cache while it is scanned and written.
     public static let defaultChunk: Int64 = 448 << 10
-    /// Compressing takes so long that larger chunks would only cost memory, in bytes.
+    /// Length of a chunk that is compressed, in bytes; longer ones would only cost memory.
     public static let chunkToCompress: Int64 = 64 << 10
-    /// The limit for all buffers unless another one is given, in bytes.
+    /// Default limit for all buffers together, in bytes.
     public static let defaultMemory: Int64 = 64 << 20
 
-    /// The number of chunks on their way where copying is the work.
+    /// Number of chunks in flight if copying is the work.
     public var workers: Int
-    /// The number of chunks on their way where the storage waits; nil for as many as fit into
-    /// `memory`.
+    /// Number of chunks in flight if the storage waits; nil allows as many as fit into `memory`.
     public var mostWorkers: Int?
-    /// The limit for all buffers together, in bytes.
+    /// Limit for all buffers together, in bytes.
     public var memory: Int64 = Self.defaultMemory
-    /// The meters of the storages that are read and written: they decide about the window.
+    /// Meters of the storages that are read and written, by which the window finds its size.
     public var readMeters: [CallMeter] = []
     public var writeMeter: CallMeter?
-    /// How much a worker takes at a time, at least, where the target does not compress, in bytes.
+    /// Smallest length of a chunk in bytes, unless the target compresses.
     public var smallestChunk = Self.defaultChunk
-    /// A worker starts only if there can be as many for each: a small image is done sooner than a
-    /// thread has begun and a buffer got its pages. 1 where waiting is what takes the time.
+    /// Number of chunks for which another worker is started: a small image is done before a thread
+    /// has begun and a buffer got its pages. 1 if waiting takes the time.
     public var chunksPerWorker: Int64 = 4
-    /// What a chunk brings to be written waits for those before it; false is `-W`.
+    /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder: Bool
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
-    /// Hashes what passes by.
+    /// Computes a digest of the disk during the copy.
     public var digest: DigestStage?
-    /// Told how many bytes of the guest disk are done, now and then, from any task. The last of
-    /// them may still be on their way.
+    /// Called now and then, from any task, with the number of bytes done. The last of them may
+    /// still be in flight.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
     public init(
@@ -57,10 +57,10 @@ public struct Pipeline: Sendable {
         self.onProgress = onProgress
     }
 
-    /// Copies all of the source; the target is whole when this returns.
+    /// Copies all of the source; the target is complete on return.
     ///
-    /// - Parameter extents: whose mappings decide what is copied. For a target with a backing file
-    ///   that is the source's top layer alone, otherwise the source itself.
+    /// - Parameter extents: source of the mappings that decide what is copied. For a target with a
+    ///   backing file that is the source's top layer alone, otherwise the source itself.
     /// - Throws: the first error of any stage, or `CancellationError`; the target is worthless
     ///   then.
     public func copy(
@@ -68,10 +68,10 @@ public struct Pipeline: Sendable {
     ) async throws {
         let granularity = target.traits.granularity
         let smallest = max(Self.chunkToCompress, granularity, source.readGranularity)
-        // Whole clusters, whatever a server likes.
+        // Chunks are whole clusters, whatever length a server prefers.
         let chunkSize =
             target.compresses ? smallest : smallestChunk.roundedUp(to: smallest)
-        // From files without holes zeros were never left out: there they are looked for.
+        // A file without holes may store zeros, so its data is read and searched.
         let sharesUnread =
             digest == nil && target.sharesUnread ? try await source.isSparse() : false
         // A target that compresses needs a second buffer for each chunk.
@@ -111,7 +111,7 @@ public struct Pipeline: Sendable {
                                 if chunk.isShared { await iterator.takeBack([]) }
                                 throw error
                             }
-                            // All of it is done only when it is also written.
+                            // Not the last byte: the disk is done when the target is finished.
                             progress.reach(min(chunk.end, source.virtualSize - 1))
                         }
                     }
@@ -128,13 +128,13 @@ public struct Pipeline: Sendable {
     }
 }
 
-/// What a chunk passes through.
+/// The stages that a worker carries a chunk through.
 private struct Stages: Sendable {
     let reading: ReadStage
     let sharing: ShareStage
     let writing: WriteStage
     let digest: DigestStage?
-    /// For a chunk as the guest sees it, and for its compressed clusters.
+    /// Buffers for guest bytes, and for compressed clusters.
     private let dataPool = IOBufferPool()
     private let encodedPool = IOBufferPool()
 
@@ -145,12 +145,12 @@ private struct Stages: Sendable {
         self.digest = digest
     }
 
-    /// - Returns: what could not be shared and has to be copied, if the chunk was to be.
+    /// - Returns: the mappings of a shared chunk that have to be copied after all.
     func carry(
         _ chunk: Chunk, with pass: inout WindowPass
     ) async throws -> [Mapping] {
         guard !chunk.isShared else { return try await share(chunk) }
-        // Ranges that sharing left over may be cut in another way.
+        // Data that could not be shared may be cut at other places.
         let count = max(Int(pass.chunkSize), chunk.dataSize(reading.target.traits.granularity))
         var data = try dataPool.take(byteCount: count)
         var encoded = try encodedPool.take(byteCount: reading.target.compresses ? count : 0)
@@ -158,8 +158,8 @@ private struct Stages: Sendable {
         pass.noteRead(bytes: chunk.length)
         try await digest?.add(chunk, data: data.bytes)
         let placement = try await writing.place(pieces, of: chunk, encoded: encoded.bytes)
-        // Placing has copied what is compressed: others can use the memory while this chunk waits
-        // for its write.
+        // Placing has copied the compressed clusters, so other chunks can use the memory while this
+        // one waits for its write.
         encodedPool.giveBack(encoded)
         if placement.usesData {
             try await writing.write(placement, of: chunk, data: data.bytes)
@@ -171,7 +171,7 @@ private struct Stages: Sendable {
         return []
     }
 
-    /// In the chunk's turn.
+    /// Shares when it is the chunk's turn.
     private func share(_ chunk: Chunk) async throws -> [Mapping] {
         try await writing.enterTurn(of: chunk)
         let rest = sharing.share(chunk)
@@ -180,7 +180,7 @@ private struct Stages: Sendable {
     }
 }
 
-/// How far the workers have come, all together: never backwards.
+/// The progress of all workers together; it never goes back.
 private final class ProgressMark: Sendable {
     private let done = Mutex<Int64>(0)
     private let report: (@Sendable (Int64) -> Void)?
@@ -189,7 +189,7 @@ private final class ProgressMark: Sendable {
 
     func reach(_ offset: Int64) {
         guard let report else { return }
-        // Under the lock: a report must not overtake a later one.
+        // Called under the lock so that reports arrive in order.
         done.withLock {
             guard offset > $0 else { return }
             $0 = offset

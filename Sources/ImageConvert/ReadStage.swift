@@ -1,9 +1,9 @@
 import DiskImage
 import ImageStorage
 
-/// The second stage: fetches a chunk and brings it into the form in which it will be stored.
+/// The second stage: reads a chunk and encodes it for the target.
 ///
-/// All CPU work on a chunk happens here, in parallel: decompressing, looking for zeros,
+/// All CPU work on a chunk happens here, in parallel: decompressing, searching for zeros,
 /// compressing.
 struct ReadStage: Sendable {
     let source: any ImageSource
@@ -11,7 +11,7 @@ struct ReadStage: Sendable {
     let extents: any ImageSource
     let target: any ImageTarget
 
-    /// - Returns: the chunk in the form in which it will be stored; its bytes are in the buffers.
+    /// - Returns: the encoded chunk; its bytes are in the buffers.
     func prepare(
         _ chunk: Chunk, data: inout IOBuffer, encoded: inout IOBuffer
     ) async throws -> [EncodedPiece] {
@@ -34,7 +34,7 @@ struct ReadStage: Sendable {
         return pieces
     }
 
-    /// Reads guest bytes; behind the end of the disk zeros fill the target's last unit.
+    /// Reads guest bytes; zeros behind the end of the disk fill the target's last unit.
     private func fetch(
         _ segment: Chunk.Segment, to positions: Range<Int>, in data: inout IOBuffer
     ) async throws {
@@ -52,7 +52,8 @@ struct ReadStage: Sendable {
             if isOwn {
                 try await extents.read(run, into: &part)
             } else {
-                // The target's unit holds this, too, though its backing file would have it.
+                // The unit is stored whole, with a part that the target's backing file would
+                // provide.
                 try await source.read(into: &part, at: first.range.lowerBound)
             }
         }

@@ -1,14 +1,13 @@
 import DiskImage
 
-/// The second and third stage in one, where nothing has to be read: lets the target take over the
-/// blocks that hold the source's bytes, and says what has to be copied after all, like any other
-/// data.
+/// The second and third stage of a chunk that is not read: lets the target take over the blocks
+/// that hold the source's bytes.
 struct ShareStage: Sendable {
     /// The source of the chunks' mappings.
     let extents: any ImageSource
     let target: any ImageTarget
 
-    /// - Returns: what could not be shared, front to back.
+    /// - Returns: the mappings that could not be shared, in guest order.
     func share(_ chunk: Chunk) -> [Mapping] {
         let layers = extents.layers
         return chunk.mappings.compactMap { mapping in

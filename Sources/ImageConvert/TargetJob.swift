@@ -3,24 +3,22 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// The part of a conversion for which everything is open: makes the target in its format and fills
-/// it.
+/// The part of a conversion after all images are open: makes the target in its format and fills it.
 struct TargetJob {
     let conversion: Conversion
     let input: CopyInput
-    /// The target's image as it is to be made.
+    /// The image to make.
     let image: any NewImage
     let parameters: ImageParameters
     let request: TargetRequest
-    /// How many requests the source wants at once.
+    /// Number of concurrent requests that keep the source busy.
     let requestsInFlight: Int
-    /// And how long they should be, in bytes.
+    /// Best length of such a request in bytes.
     let requestSize: Int64
-    /// All that is read.
+    /// All storages that are read.
     let sources: [any Storage]
 
-    /// Every byte of a fully preallocated target is written, so each is written once: with what
-    /// belongs there.
+    /// A fully preallocated target stores every byte, zeros too, so each is written once.
     private var minSparse: Int64 {
         parameters.preallocation == .full ? 0 : conversion.scannedMinSparse
     }
@@ -33,11 +31,11 @@ struct TargetJob {
         conversion.expectedDigest?.algorithm ?? conversion.digestAlgorithm
     }
 
-    /// Chunks wait for their turn to be hashed.
+    /// Chunks are hashed one after the other.
     private var isHashedInOrder: Bool { isHashed && algorithm == .sha256 }
 
     func write(to storage: any WritableStorage) async throws {
-        // `-S 0` asks for blocks of the target's own: a shared hole would stay one.
+        // `-S 0` asks for blocks of the target's own, and a shared hole would stay a hole.
         let mayShare =
             conversion.sharesBlocks && minSparse > 0
             && !parameters.preallocation.takesBlocks
@@ -69,11 +67,11 @@ struct TargetJob {
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashedInOrder {
-            // A cluster that takes long to compress keeps those behind it from their places.
+            // A cluster that takes long to compress delays the placing of those behind it.
             let cores = IOExecutor.coreCount
             pipeline.workers = target.compresses ? 2 * cores : cores + 2
         }
-        // Order is for disks that turn, and for files that grow; a server has its requests all at
+        // Order matters for disks that turn and files that grow; a server gets all requests at
         // once.
         if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
@@ -88,8 +86,8 @@ struct TargetJob {
     }
 
     /// - Parameters:
-    ///   - skipped: what is left to the target's backing file belongs to the disk as well.
-    ///   - zerosBehind: so do zeros that have no place in the target, in bytes.
+    ///   - skipped: the content of the target's backing file, a part of the disk, too.
+    ///   - zerosBehind: number of zeros that belong to the disk and have no place in the target.
     private func digestStage(
         skipped: (any ImageSource)?, zerosBehind: Int64
     ) throws(ImageError) -> DigestStage {
@@ -104,9 +102,9 @@ struct TargetJob {
         }
     }
 
-    /// A raw target that is there already may end within the source's last sector. Zeros behind its
-    /// end are left out, because every reader pads a raw disk with them; for anything else a file
-    /// grows to the whole sector.
+    /// Fits the source to an existing raw target that ends within the source's last sector. Zeros
+    /// behind its end are left out, because every reader pads a raw disk with them; for any other
+    /// data the file grows to the whole sector.
     private func fitted(
         _ input: CopyInput, into storage: any WritableStorage
     ) async throws -> CopyInput {
@@ -127,7 +125,7 @@ struct TargetJob {
         return input
     }
 
-    /// Whether the target is written as it stands: it was not made for this conversion.
+    /// Whether the target existed before this conversion and is written as it stands.
     private func isThere(_ storage: any WritableStorage) -> Bool {
         conversion.skipsCreation || storage.traits.isRemote
     }
@@ -147,8 +145,8 @@ struct TargetJob {
     ) async throws -> any ImageTarget {
         let isFresh = storage.traits.readsAsZero
         if isFresh, minSparse == 0 { try storage.requireSpace(size) }
-        // Nothing depends on these, and a line on stderr counts as a failure where programs call
-        // us.
+        // A failure is not reported: nothing depends on the attributes, and callers take a line on
+        // stderr for an error.
         if isFresh { _ = storage.apply(parameters.attributes) }
         var settings = TargetSettings(minSparse: minSparse)
         settings.compress = conversion.compress

@@ -3,10 +3,9 @@ import DiskImage
 
 /// The third stage: places chunks in guest order and writes them.
 ///
-/// Placing is bookkeeping in memory and has its turn wherever places are handed out, so that the
-/// same bytes come out however the workers run. Writes have turns of their own when they are
-/// ordered, and happen beside each other when they are not: that is all that `-W` changes here. The
-/// next chunk is placed without waiting for a write.
+/// Placing is bookkeeping in memory. It has turns of its own where host offsets are handed out, so
+/// that the same bytes come out however the workers run, and no chunk waits for a write to be
+/// placed. Ordered writes take turns, too; with `-W` they do not, and nothing else changes.
 struct WriteStage: Sendable {
     /// The source of the chunks' mappings.
     let extents: any ImageSource
@@ -15,8 +14,8 @@ struct WriteStage: Sendable {
     private let writing: TurnGate?
     private let overlaps: @Sendable () -> Bool
 
-    /// - Parameter overlaps: whether ordered writes are only begun in order, because each waits for
-    ///   the storage and not for the one before it.
+    /// - Parameter overlaps: whether ordered writes only begin in order, because each waits for the
+    ///   storage and not for the one before it.
     init(
         extents: any ImageSource, target: any ImageTarget, isOrdered: Bool,
         overlaps: @escaping @Sendable () -> Bool
@@ -28,7 +27,7 @@ struct WriteStage: Sendable {
         writing = isOrdered ? TurnGate() : nil
     }
 
-    /// In the chunk's turn. To be followed by `write`.
+    /// Places a chunk when it is its turn. `write` must follow.
     ///
     /// - Throws: what the target throws, or `CancellationError` while waiting for a turn that will
     ///   not come because another worker failed.
@@ -68,7 +67,7 @@ struct WriteStage: Sendable {
         try await writing?.enter(chunk.sequence)
     }
 
-    /// Not to be called after an error: the group is cancelled then, and so are those who wait.
+    /// Not called after an error: the cancelled group wakes the waiting workers then.
     func leaveTurn(of chunk: Chunk) {
         placing?.leave()
         writing?.leave()

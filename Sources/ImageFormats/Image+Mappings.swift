@@ -6,8 +6,7 @@ extension Image {
     public var holder: (any BlockHolder)? { storage }
     public var readGranularity: Int64 { 1 }
 
-    /// What few bytes a file lacks is no reason to look for zeros no more, and holes in its tables
-    /// are in every file; whoever knows better says so.
+    /// Formats whose tables leave holes in every file know better.
     public func isSparse() async throws -> Bool { storage.traits.hasHoles }
 
     public func read(
