@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-// A package of its own, so that nobody who depends on swimg has to fetch a benchmark library.
+// A package of its own, so that packages which depend on swimg do not fetch a benchmark library.
 let package = Package(
     name: "Micro",
     dependencies: [

@@ -1,7 +1,7 @@
 /// A stretch of a guest disk: its content, as far as metadata can tell, and the place of its bytes.
 ///
-/// The one answer to "what is where", for all that reads or shows a disk: `read` takes the mappings
-/// that were found, so nobody goes through an image's tables twice.
+/// Conversions, `map`, `compare` and `measure` all work from mappings. `read` takes the mappings that
+/// were found, so an image's tables are walked once.
 public struct Mapping: Sendable, Equatable {
     public enum Content: Sendable, Equatable {
         /// Bytes stored as they are. They have to be read to be known, and may all be zeros.
@@ -72,9 +72,9 @@ public struct Mapping: Sendable, Equatable {
 
 /// The effort to find holes of a file under the data of an image.
 public enum HoleSearch: Sendable {
-    /// Every hole: what is known to be zero need not be read.
+    /// Looks for every hole: known zeros need not be read.
     case thorough
-    /// As qemu does for `map`, `measure` and `compare -s`: in raw images, and in images that
+    /// Looks where qemu does for `map`, `measure` and `compare -s`: in raw images, and in images that
     /// allocate clusters ahead of their data.
     case asQemu
 }

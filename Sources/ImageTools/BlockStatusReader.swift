@@ -6,13 +6,13 @@ import ImageFormats
 struct BlockStatus: OptionSet {
     let rawValue: UInt8
 
-    /// It has to be read to be known.
+    /// The bytes have to be read to be known.
     static let data = BlockStatus(rawValue: 1)
-    /// It reads as zeros.
+    /// The range reads as zeros.
     static let zero = BlockStatus(rawValue: 2)
-    /// Some image of the chain decides what it is, and not the lack of any.
+    /// An image of the chain determines the content, and not the lack of one.
     static let allocated = BlockStatus(rawValue: 4)
-    /// It lies somewhere as it is: not compressed, not made up.
+    /// The bytes have a place in a file, uncompressed.
     static let hasOffset = BlockStatus(rawValue: 8)
     /// The image allocates ahead of its data, so the file system was asked, too.
     static let preallocated = BlockStatus(rawValue: 16)

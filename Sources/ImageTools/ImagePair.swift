@@ -57,7 +57,7 @@ struct ImagePair: Sendable {
             /// Guest offsets in bytes.
             var range: Range<Int64>
             var work: Work
-            /// What was found there; nil in strict mode, where metadata counts as qemu sees it.
+            /// The places of the bytes; nil in strict mode, whose mappings are not for reading.
             var mappings: (first: Mapping, second: Mapping)?
         }
 

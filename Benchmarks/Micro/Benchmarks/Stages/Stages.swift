@@ -6,9 +6,9 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-// What one step of a conversion costs, without the others.
+// Times single steps of a conversion.
 
-/// Work that is done for its time alone: what `blackHole` is given is not optimised away.
+/// `blackHole` keeps results that nothing uses from being optimised away.
 let benchmarks: @Sendable () -> Void = {
     Benchmark.defaultConfiguration = .init(
         metrics: [.wallClock, .cpuTotal, .throughput], maxDuration: .seconds(3))
@@ -35,7 +35,7 @@ let benchmarks: @Sendable () -> Void = {
         }
     }
 
-    // Each sample makes an image first: it should do enough with it.
+    // Each sample makes an image first, so it should run many iterations.
     let many = Benchmark.Configuration(
         metrics: [.wallClock, .cpuTotal, .throughput], scalingFactor: .kilo,
         maxDuration: .seconds(5))
