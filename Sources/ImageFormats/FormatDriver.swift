@@ -18,7 +18,7 @@ public protocol FormatDriver: Sendable {
     ///
     /// - Parameters:
     ///   - prefix: text that precedes each key.
-    ///   - described: notes the values of the options.
+    ///   - described: receives the values of the options.
     func readOptions(
         from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
     ) throws(ImageError)

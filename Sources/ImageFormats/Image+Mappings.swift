@@ -116,7 +116,7 @@ extension Image {
 }
 
 extension Mapping {
-    /// Whether the mapping has no data behind an offset of the file.
+    /// Whether the mapping has no data at or behind an offset of the file.
     fileprivate func isWithin(_ size: Int64) -> Bool {
         content != .data || host.map { $0.upperBound <= size } ?? true
     }

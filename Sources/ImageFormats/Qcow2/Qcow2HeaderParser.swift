@@ -145,8 +145,8 @@ struct Qcow2HeaderParser {
         }
     }
 
-    /// Throws if the refcount table can lie nowhere. Reading does without the table, but neither a
-    /// check nor a description of such an image makes sense.
+    /// Throws if the size or offset of the refcount table is impossible. Reading does without the
+    /// table; a check or description of such an image would make no sense.
     private func checkRefcountTable(of header: Qcow2Header) throws(ImageError) {
         let length = header.refcountTableClusters * header.geometry.clusterSize
         guard length <= Qcow2Layout.maximumRefcountTable else {

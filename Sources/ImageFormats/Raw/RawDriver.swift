@@ -31,7 +31,7 @@ public struct RawDriver: FormatDriver {
 
     public func facts(of storage: any Storage) -> FormatFacts {
         var facts = FormatFacts(virtualSize: RawSource(storage).guestSize)
-        // As in qemu, a file counts as closed properly, and a server tells nothing.
+        // As in qemu, a file counts as closed properly, and a server's file as unknown.
         facts.isDirty = storage.traits.isRemote ? nil : false
         return facts
     }

@@ -60,7 +60,7 @@ final class Qcow2Checker {
     private let onMessage: @Sendable (String) -> Void
 
     var result = CheckResult()
-    /// Damage of refcounts and tables found so far.
+    /// Damage to refcounts and tables found so far.
     var damage = DamageCounts()
     var counts: ReferenceCounts
     /// Length of the file in bytes, in whole sectors as qemu counts them.

@@ -113,8 +113,8 @@ struct ReferenceCounts: Sendable {
     /// - Parameter onOverflow: called for a cluster whose count is already as high as a refcount
     ///   can be, and stays so.
     mutating func add(_ runs: ArraySlice<ClusterRun>, onOverflow: (_ cluster: Int) -> Void) {
-        // The chunk of the last single cluster, moved out of `chunks` for as long as single
-        // clusters hit it: scattered clusters come one by one.
+        // The chunk of the last single cluster, moved out of `chunks` while single clusters of this
+        // chunk follow, because scattered clusters come one by one.
         var current: [UInt16] = []
         var currentIndex: Int?
         func putBack() {
