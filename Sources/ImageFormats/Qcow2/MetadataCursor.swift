@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// Reads a table whose entries differ in length from front to back, in large reads.
+/// Reads a table of entries of different lengths, from front to back and in large reads.
 struct MetadataCursor: ~Copyable {
     private static let bufferSize = 64 << 10
 

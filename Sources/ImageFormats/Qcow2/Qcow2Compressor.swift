@@ -86,8 +86,8 @@ final class Qcow2Compressor: @unchecked Sendable {
     }
 
     /// Allocates ISA-L's state, for the fastest level. ISA-L's best level takes an eighth of the
-    /// time of zlib's default level, for streams that are some 7 % longer; zlib's own level 1 takes
-    /// a third of that time, and its streams are longer still.
+    /// time of zlib's default level, for streams that are some 7 % longer. zlib's own level 1 takes
+    /// a third of the default level's time, for streams that are longer still.
     private static func makeISAL() throws(ImageError) -> State {
         let size = cisal_level3_buffer_size()
         let stream = try allocate(MemoryLayout<isal_zstream>.size)
