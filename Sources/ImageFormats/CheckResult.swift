@@ -1,26 +1,26 @@
-/// What a check of an image found and repaired.
+/// The findings and repairs of an image check.
 public struct CheckResult: Sendable, Equatable {
-    /// Where the last used cluster ends, in bytes; 0 if that is not known.
+    /// End of the last used cluster in bytes; 0 if unknown.
     public var imageEndOffset: Int64 = 0
-    /// Clusters of the guest disk.
+    /// Number of clusters of the guest disk.
     public var totalClusters: Int64 = 0
-    /// What could not be looked at.
+    /// Number of refcounts and tables that the check could not read or write.
     public var checkErrors: Int64 = 0
-    /// Damage that is in the image still.
+    /// Number of errors that are still in the image.
     public var corruptions: Int64 = 0
-    /// Host clusters whose refcount is higher than the number of references to them.
+    /// Number of host clusters whose refcount is higher than the number of references to them.
     public var leaks: Int64 = 0
     public var corruptionsFixed: Int64 = 0
     public var leaksFixed: Int64 = 0
-    /// Guest clusters that have a host cluster or a compressed stream.
+    /// Number of guest clusters that have a host cluster or a compressed stream.
     public var allocatedClusters: Int64 = 0
-    /// Of these: not behind their neighbour in the file.
+    /// Number of allocated clusters that do not directly follow their predecessor in the file.
     public var fragmentedClusters: Int64 = 0
     public var compressedClusters: Int64 = 0
 
     public init() {}
 
-    /// Puts what was found in one part to what was found before.
+    /// Adds the counts of one part of the check.
     mutating func add(_ counts: DamageCounts) {
         checkErrors += counts.checkErrors
         corruptions += counts.corruptions
@@ -30,7 +30,7 @@ public struct CheckResult: Sendable, Equatable {
     }
 }
 
-/// How much is wrong, and how much has been put right.
+/// Numbers of errors found and repaired by one part of a check.
 struct DamageCounts: Sendable, Equatable {
     var checkErrors: Int64 = 0
     var corruptions: Int64 = 0
@@ -39,10 +39,10 @@ struct DamageCounts: Sendable, Equatable {
     var leaksFixed: Int64 = 0
 }
 
-/// What a check may repair.
+/// The errors that a repair is allowed to correct.
 public enum CheckRepair: String, Sendable {
-    /// Refcounts that are too high: nothing is lost if the check erred on the side of the image.
+    /// Refcounts that are too high, which only waste space.
     case leaks
-    /// Everything that can be.
+    /// Everything that can be repaired.
     case all
 }

@@ -1,8 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// Several guest disks one behind the other, each padded with zeros to whole sectors, as qemu-img
-/// joins its sources. One source alone is padded in the same way.
+/// Several guest disks joined one behind the other, each padded with zeros to whole sectors as in
+/// qemu-img. A single source is padded, too.
 public struct ConcatenatedSource: ImageSource {
     private struct Part {
         var source: any ImageSource
@@ -15,7 +15,7 @@ public struct ConcatenatedSource: ImageSource {
     public let layers: [any ImageLayer]
     public let virtualSize: Int64
 
-    /// - Throws: `ImageError` if the sum of the sizes is beyond what can be counted.
+    /// - Throws: `ImageError` if the sum of the sizes exceeds `largestDiskSize`.
     public init(_ sources: [any ImageSource]) throws(ImageError) {
         var parts: [Part] = []
         var layers: [any ImageLayer] = []
@@ -34,7 +34,7 @@ public struct ConcatenatedSource: ImageSource {
     }
 
     private func part(at offset: Int64) -> Part {
-        // Few parts, many calls on the same one; offsets within the disk are a precondition.
+        // A linear search suffices for few parts. An offset within the disk is a precondition.
         parts[parts.firstIndex { offset < $0.end } ?? parts.count - 1]
     }
 

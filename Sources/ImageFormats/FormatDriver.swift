@@ -1,38 +1,43 @@
 import DiskImage
 import ImageStorage
 
-/// The operations on images of one format. A format that can only be read has its name, its
-/// first bytes and `open`; all else is nil then.
+/// The operations on images of one format.
+///
+/// A format that can only be read needs no more than `name`, `recognizes` and `open(_:)`; its
+/// creator, checker and resizer are nil.
 public protocol FormatDriver: Sendable {
-    /// qemu's name.
+    /// qemu's name for the format.
     var name: String { get }
 
-    /// Whether a storage begins as images of this format do.
+    /// Whether a storage begins like an image of this format.
     ///
-    /// - Parameter start: the first 2048 bytes, or all there are.
+    /// - Parameter start: the first 2048 bytes, or all bytes of a shorter storage.
     func recognizes(_ start: RawSpan) -> Bool
 
-    /// Takes the options that a description (`json:`, `--image-opts`) has for this format.
+    /// Takes the options for this format out of a description (`json:`, `--image-opts`).
     ///
-    /// - Parameter prefix: stands before the keys.
+    /// - Parameters:
+    ///   - prefix: text that precedes each key.
+    ///   - described: receives the values of the options.
     func readOptions(
         from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
     ) throws(ImageError)
 
-    /// Opens an image without what it lies on.
+    /// Opens an image without the backing file below it.
     ///
-    /// - Throws: `ImageError` for anything that cannot be read as an image of this format.
+    /// - Throws: `ImageError` if the storage cannot be read as an image of this format.
     func open(_ storage: any Storage) async throws -> any Image
 
     /// Opens the disk as it was when an internal snapshot was taken.
     func open(_ storage: any Storage, snapshot: SnapshotName) async throws -> any Image
 
-    /// Describes an image, also one that cannot be read (encrypted, damaged below its header).
+    /// Reads the facts about an image, even if its disk cannot be read (encrypted, damaged below
+    /// its header).
     func facts(of storage: any Storage) async throws -> FormatFacts
 
-    /// The guest offset is the offset in the storage, for each byte.
+    /// Whether every guest offset equals the offset in the storage.
     var isPlain: Bool { get }
-    /// An image can name a backing file.
+    /// Whether an image can name a backing file.
     var canHaveBacking: Bool { get }
 
     var creator: (any ImageCreator)? { get }
@@ -67,7 +72,7 @@ public struct DescribedFormat: Sendable, Equatable {
     /// A part of a storage.
     public struct Window: Sendable, Equatable {
         public var offset: Int64
-        /// In bytes; nil reaches to the end.
+        /// Size in bytes; nil reaches to the end of the storage.
         public var size: Int64?
 
         public init(offset: Int64, size: Int64?) {
@@ -76,38 +81,39 @@ public struct DescribedFormat: Sendable, Equatable {
         }
     }
 
-    /// From the innermost out.
+    /// Parts to cut out of the storage; the first is a part of the file, each other one a part of
+    /// its predecessor.
     public var windows: [Window] = []
-    /// The backing file that the image names is not to be used.
+    /// Whether the backing file that the image names is ignored.
     public var ignoresBacking = false
 
     public init() {}
 }
 
-/// One image, open for reading, without what it lies on: what it leaves to that is `.unallocated`,
-/// and reads as zeros.
+/// One image, open for reading, without its backing file. Everything that the image leaves to that
+/// file is `.unallocated` and reads as zeros.
 ///
-/// `mappings` is all that most formats have to say; reading follows from it.
+/// Most formats implement only `mappings`; reading follows from it.
 public protocol Image: ImageSource, ImageLayer {
     var storage: any Storage { get }
 
-    /// The size of the disk in bytes, in whole sectors as qemu counts them.
+    /// Size of the guest disk in bytes, in whole sectors as qemu counts them.
     var guestSize: Int64 { get }
 
-    /// The file that the image lies on, as it names it; nil if there is none.
+    /// The backing file that the image names; nil if it names none.
     var backing: BackingName? { get }
 
-    /// Many clusters have a place, and the file has no blocks there: qemu looks for holes below
-    /// them then.
+    /// Whether many clusters have a place where the file has no blocks. qemu looks for holes below
+    /// the clusters of such an image.
     func isPreallocated() async throws -> Bool
 
-    /// Reads compressed clusters; parameters as of `read`.
+    /// Reads compressed clusters; the parameters are those of `read`.
     func readCompressed(
         _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
     ) async throws
 
-    /// Space in bytes that copies of the image's persistent bitmaps take in an image with clusters
-    /// of this size in bytes; nil for images that cannot have any.
+    /// Space in bytes for copies of the image's persistent bitmaps in an image with clusters of
+    /// `clusterSize` bytes; nil if the image cannot have bitmaps.
     func bitmapsSize(clusterSize: Int64) async throws -> Int64?
 }
 
@@ -126,10 +132,10 @@ extension Image {
     public func bitmapsSize(clusterSize: Int64) async throws -> Int64? { nil }
 }
 
-/// A backing file as an image, or a person, names it.
+/// Name and format of a backing file, as an image or a user gives them.
 public struct BackingName: Sendable, Equatable {
     public var name: ImageName
-    /// nil has to be found out.
+    /// nil if the format has to be detected.
     public var format: String?
 
     public init(_ name: ImageName, format: String?) {
@@ -138,18 +144,18 @@ public struct BackingName: Sendable, Equatable {
     }
 }
 
-/// An image's facts for `info`, beside its names and the space that its file takes.
+/// Facts about an image for `info`, without its file names and the space that its file takes.
 public struct FormatFacts: Sendable {
-    /// In bytes, a multiple of the sector size.
+    /// Size of the guest disk in bytes, a multiple of the sector size.
     public var virtualSize: Int64
-    /// In bytes; nil for formats without clusters.
+    /// Size of a cluster in bytes; nil for formats without clusters.
     public var clusterSize: Int64?
     public var backing: BackingName?
-    /// The image was not closed properly; nil if nothing could tell.
+    /// Whether the image was not closed properly; nil if unknown.
     public var isDirty: Bool?
     public var isEncrypted = false
     public var snapshots: [ImageSnapshot] = []
-    /// The format's own part, with qemu's keys in its order; nil where there is none.
+    /// Facts that only this format has, with qemu's keys in qemu's order; nil if it has none.
     public var details: [JSONValue.Member]?
 
     public init(virtualSize: Int64) { self.virtualSize = virtualSize }
@@ -157,41 +163,45 @@ public struct FormatFacts: Sendable {
 
 /// An internal snapshot of an image.
 public struct ImageSnapshot: Sendable, Equatable {
-    /// Bytes: mostly, but not necessarily, UTF-8.
+    /// Id as bytes, mostly but not necessarily UTF-8; the name, too.
     public var id: [UInt8]
     public var name: [UInt8]
-    /// The time when it was taken, since 1970 in UTC.
+    /// Time of the snapshot in seconds since 1970 (UTC).
     public var seconds: UInt32
     public var nanoseconds: UInt32
-    /// Time that the guest had run, in nanoseconds.
+    /// Time for which the guest had run, in nanoseconds.
     public var guestNanoseconds: UInt64
-    /// Size of the machine's state in bytes.
+    /// Size of the saved machine state in bytes.
     public var stateSize: UInt64
-    /// The number of instructions that the guest had executed; nil if they were not counted.
+    /// Number of instructions that the guest had executed; nil if they were not counted.
     public var instructionCount: UInt64?
 }
 
-/// Checks images of a format, and repairs them.
+/// Checks and repairs images of one format.
 public protocol ImageChecker: Sendable {
-    /// - Parameter onMessage: told of each finding, one line each.
-    /// - Throws: `ImageError` where the check cannot go on.
+    /// Checks an image without changing it.
+    ///
+    /// - Parameter onMessage: called with each finding, a single line.
+    /// - Throws: `ImageError` if the check cannot go on.
     func check(
         _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
     ) async throws -> CheckResult
 
-    /// Checks an image and puts right what can be.
+    /// Checks an image and repairs the errors that `repair` selects.
     func repair(
         _ storage: any WritableStorage, _ repair: CheckRepair,
         onMessage: @escaping @Sendable (String) -> Void
     ) async throws -> CheckResult
 }
 
-/// Changes the size of images of a format where they are.
+/// Resizes images of one format in place.
 public protocol ImageResizer: Sendable {
+    /// Changes the size of the guest disk.
+    ///
     /// - Parameters:
-    ///   - preallocation: of what is new.
-    ///   - openBacking: opens what the image lies on.
-    ///   - newSize: is told the size and gives the one it is to have, in bytes.
+    ///   - preallocation: mode for the new part of the disk.
+    ///   - openBacking: opens the backing file of the image.
+    ///   - newSize: called with the current size in bytes; returns the new size in bytes.
     /// - Throws: `ImageError` or `CancellationError`. The image is valid in any case.
     func resize(
         _ storage: any WritableStorage, preallocation: Preallocation,

@@ -6,7 +6,8 @@ extension Image {
     public var holder: (any BlockHolder)? { storage }
     public var readGranularity: Int64 { 1 }
 
-    /// Formats whose tables leave holes in every file know better.
+    /// Whether the storage has holes. A format whose tables leave holes in every file has its own
+    /// rule.
     public func isSparse() async throws -> Bool { storage.traits.hasHoles }
 
     public func read(
@@ -28,7 +29,7 @@ extension Image {
         }
     }
 
-    /// The mappings at the front that one call can read.
+    /// Returns the mappings at the front that one call can read.
     private static func neighbours(_ mappings: ArraySlice<Mapping>) -> ArraySlice<Mapping> {
         guard let first = mappings.first else { return mappings }
         guard first.content == .data else { return mappings.prefix { $0.content == .compressed } }
@@ -54,24 +55,26 @@ extension Image {
     }
 }
 
-// Holes under allocated clusters: the one rule, which all callers and formats follow.
+// The one rule for holes under allocated clusters, which all callers and formats follow.
 extension Image {
-    /// So many stretches of a file may be asked for before an answer ends: it can take long.
+    /// Largest number of file extents asked for per answer, because asking can take long.
     private var mostAsked: Int { 64 }
 
-    /// Looks at the file below the data that tables tell of. A cluster can be allocated and yet be
-    /// a hole of the file, or lie behind its end: the image was preallocated, or cut short.
+    /// Corrects the data mappings of tables by what the file holds there. An allocated cluster can
+    /// be a hole of the file or lie behind its end, because the image was preallocated or cut
+    /// short.
     ///
     /// - Parameters:
-    ///   - found: front to back.
-    ///   - clusterSize: in bytes. A file may end within its last cluster: the rest is zeros.
-    /// - Returns: the same stretches, in more pieces, but not necessarily all of them.
+    ///   - found: mappings from the tables, front to back.
+    ///   - clusterSize: in bytes. A file may end within its last cluster, whose rest then reads as
+    ///     zeros.
+    /// - Returns: the same stretches in more pieces, but not necessarily all of them.
     func settled(
         _ found: [Mapping], clusterSize: Int64, _ holes: HoleSearch
     ) async throws -> [Mapping] {
         if holes == .asQemu, try await !isPreallocated() { return found }
         let size = storage.size
-        // Without holes only the end of the file is to be looked at.
+        // Without holes, only the end of the file makes a difference.
         if !storage.traits.hasHoles, found.allSatisfy({ $0.isWithin(size) }) { return found }
         var result: [Mapping] = []
         var asked = 0
@@ -95,7 +98,8 @@ extension Image {
         return result
     }
 
-    /// The piece of the file that a stretch of allocated clusters begins with.
+    /// Returns length and content of the first piece of the file under a stretch of allocated
+    /// clusters.
     private func piece(
         at host: Range<Int64>, clusterSize: Int64
     ) async throws -> (count: Int64, content: Mapping.Content) {
@@ -112,7 +116,7 @@ extension Image {
 }
 
 extension Mapping {
-    /// Whether all of the data lies before an offset of the file.
+    /// Whether the mapping has no data at or behind an offset of the file.
     fileprivate func isWithin(_ size: Int64) -> Bool {
         content != .data || host.map { $0.upperBound <= size } ?? true
     }

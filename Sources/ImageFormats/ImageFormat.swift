@@ -1,12 +1,12 @@
 import DiskImage
 
-/// A disk format. All of them stand in one list (`ImageFormat.all`), each with its driver.
+/// A disk image format. One list (`ImageFormat.all`) holds all formats, each with its driver.
 public struct ImageFormat: Sendable, Hashable, CustomStringConvertible {
     public let driver: any FormatDriver
 
     public init(_ driver: any FormatDriver) { self.driver = driver }
 
-    /// qemu's name of it.
+    /// qemu's name for the format.
     public var name: String { driver.name }
     public var description: String { name }
 

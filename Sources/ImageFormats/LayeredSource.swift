@@ -1,32 +1,32 @@
 import DiskImage
 
-/// An image and all that lies below it, as the guest sees them together.
+/// An image and all images below it as the one disk that the guest sees.
 public struct LayeredSource: ImageSource {
     private struct Part {
         var source: any ImageSource
-        /// In bytes.
+        /// Size of the source in bytes.
         var size: Int64
         var firstLayer: Int
     }
 
-    /// From the image itself down to its base; never empty.
+    /// The image itself first, its base last; never empty.
     private let parts: [Part]
     private let sizeBelow: Int64
     public let layers: [any ImageLayer]
 
     /// - Parameters:
-    ///   - sources: from the image itself down to its base; not empty.
-    ///   - sizeBelow: of a disk that lies below these layers, in bytes. What none of them holds is
-    ///     `.unallocated` as far as that disk reaches, and `.zero` behind its end, or where there
-    ///     is none. A source with a disk below is good for its mappings only. `.max` leaves
-    ///     everything `.unallocated`.
+    ///   - sources: the image itself first, its base last; not empty.
+    ///   - sizeBelow: size in bytes of a disk below these layers; 0 if there is none. Ranges that
+    ///     no layer holds are `.unallocated` up to this size and `.zero` behind it. With a disk
+    ///     below, only the mappings of this source may be used: its reads do not include that disk.
+    ///     `.max` leaves everything `.unallocated`.
     public init(layers sources: [any ImageSource], sizeBelow: Int64 = 0) {
         self.init(sources.map { ($0, $0.virtualSize) }, sizeBelow: sizeBelow)
     }
 
-    /// The disk as `map` shows it: what no image holds is `.unallocated`.
+    /// The disk as `map` shows it: ranges that no image holds are `.unallocated`.
     ///
-    /// - Parameter images: each as long as its `guestSize`.
+    /// - Parameter images: the image itself first; each is as long as its `guestSize`.
     public init(wholeSectorsOf images: [any Image]) {
         self.init(images.map { ($0, $0.guestSize) }, sizeBelow: .max)
     }
@@ -46,7 +46,7 @@ public struct LayeredSource: ImageSource {
 
     public var virtualSize: Int64 { parts[0].size }
 
-    /// What no image holds has the layer of the last one that reaches so far.
+    /// A range that no image holds has the layer of the last image that reaches so far.
     public func mappings(
         at offset: Int64, limit: Int64, holes: HoleSearch
     ) async throws -> [Mapping] {
@@ -74,15 +74,16 @@ public struct LayeredSource: ImageSource {
         return result
     }
 
-    /// Adds what the images below hold of a stretch, all of it or until it is enough for one
-    /// answer.
+    /// Adds the mappings of the images below for an unallocated stretch, until the stretch ends or
+    /// the answer is long enough.
     private func append(
         _ mapping: Mapping, below depth: Int, _ holes: HoleSearch, to result: inout [Mapping]
     ) async throws {
         let end = mapping.range.upperBound
         var position = mapping.range.lowerBound
         while position < end {
-            // A backing file may be shorter than what lies on it: nothing follows.
+            // A backing file may be shorter than the image above it; behind its end there is
+            // nothing.
             guard depth + 1 < parts.count, position < parts[depth + 1].size else {
                 return append(mapping.clipped(to: position..<end), to: &result)
             }
@@ -92,7 +93,7 @@ public struct LayeredSource: ImageSource {
         }
     }
 
-    /// Adds what no image holds.
+    /// Adds a stretch that no image holds.
     private func append(_ mapping: Mapping, to result: inout [Mapping]) {
         if mapping.range.lowerBound < sizeBelow {
             result.append(mapping.clipped(to: 0..<sizeBelow))

@@ -5,7 +5,7 @@ public struct SliceSource: ImageSource {
     private let source: any ImageSource
     private let range: Range<Int64>
 
-    /// - Parameter range: in bytes, within the disk.
+    /// - Parameter range: guest offsets in bytes, within the disk.
     public init(_ source: any ImageSource, _ range: Range<Int64>) {
         self.source = source
         self.range = range
@@ -25,9 +25,11 @@ public struct SliceSource: ImageSource {
 }
 
 extension Mapping {
-    /// The same stretch on a disk that holds its disk at an offset.
+    /// Returns the same stretch as part of a larger disk.
     ///
-    /// - Parameter firstLayer: index of that disk's first layer.
+    /// - Parameters:
+    ///   - distance: offset in bytes of the mapping's disk on the larger disk.
+    ///   - firstLayer: index of the first layer of the mapping's disk.
     func moved(by distance: Int64, firstLayer: Int = 0) -> Mapping {
         var result = self
         result.range = range.lowerBound + distance..<range.upperBound + distance

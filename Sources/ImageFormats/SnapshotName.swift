@@ -1,15 +1,17 @@
 import DiskImage
 
-/// The internal snapshot of an image that `-l` means. Ids and names are bytes, as in the image.
+/// An internal snapshot, as the option `-l` names it. Ids and names are bytes, as in the image.
 public enum SnapshotName: Sendable, Equatable {
-    /// An id, or the name of one if no snapshot has such an id.
+    /// An id, or a name if no snapshot has this id.
     case either([UInt8])
-    /// Both have to be right; nil fits any.
+    /// An id and a name that both have to match; nil matches every snapshot.
     case exact(id: [UInt8]?, name: [UInt8]?)
 
+    /// Parses the value of `-l`.
+    ///
     /// - Parameter text: `snapshot.id=ID,snapshot.name=NAME`, one of the two, or an id or name
     ///   alone.
-    /// - Throws: `ImageError` for a list with anything else in it.
+    /// - Throws: `ImageError` for a list with any other key.
     public init(_ text: [UInt8]) throws(ImageError) {
         guard text.starts(withASCII: "snapshot.") else {
             self = .either(text)
@@ -39,9 +41,9 @@ public enum SnapshotName: Sendable, Equatable {
 }
 
 extension Qcow2Header {
-    /// The header as it would be if the snapshot were the disk.
+    /// Returns the header of the image with the snapshot's L1 table in place of the disk's.
     ///
-    /// - Parameter image: its name, for messages.
+    /// - Parameter image: name of the image, for messages.
     func of(_ snapshot: Qcow2Snapshot, in image: String) throws(ImageError) -> Qcow2Header {
         guard snapshot.l1Entries <= Self.maximumL1Entries,
             let offset = Int64(exactly: snapshot.l1Offset), offset % geometry.clusterSize == 0

@@ -2,13 +2,13 @@ import DiskImage
 import ImageStorage
 
 extension WritableStorage {
-    /// How much of it one call takes along, far below what the kernel does.
+    /// Largest number of parts in a run of neighbours, far below the kernel's limit for one call.
     private static var mostParts: Int { 64 }
 
-    /// Shorter pieces are written: on XFS to share one takes 40 to 60 µs, whatever its length, and
-    /// to fill as much page cache takes less up to here. 512 MiB of 4 KiB data and 4 KiB zeros in
-    /// turn took 4.0 s with all pieces shared and 0.9 s with all written; in pieces of 256 KiB both
-    /// take the same. In bytes.
+    /// Length in bytes from which on pieces are shared; shorter ones are written. On XFS, sharing a
+    /// piece takes 40 to 60 µs, whatever its length; up to here, filling as much page cache takes
+    /// less. 512 MiB of 4 KiB data and 4 KiB zeros in turn took 4.0 s with all pieces shared and
+    /// 0.9 s with all written; in pieces of 256 KiB both take the same time.
     private static var shortestShared: Int { 128 << 10 }
 
     func writeBytes(_ bytes: [UInt8], at offset: Int64) async throws {
@@ -16,8 +16,8 @@ extension WritableStorage {
         try await write(span, at: offset)
     }
 
-    /// Writes what a target has placed, plain clusters out of a chunk's buffer. Shares blocks with
-    /// the data's origin where it can.
+    /// Writes what a target has placed, with plain clusters from a chunk's buffer. Shares blocks
+    /// with the origin of the data where possible.
     func writePlacement(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin? = nil
     ) async throws {
@@ -42,9 +42,9 @@ extension WritableStorage {
         }
     }
 
-    /// Takes off what else is plain, up to a piece that is to be shared.
+    /// Removes the other plain writes from the front of `rest`, up to a piece that is to be shared.
     ///
-    /// - Returns: it and the first, wherever they go.
+    /// - Returns: these writes and `first`, whose host offsets need not be neighbours.
     private static func takeRuns(
         from first: Placement.Write, _ rest: inout ArraySlice<Placement.Write>,
         shorterThan limit: Int
@@ -62,9 +62,9 @@ extension WritableStorage {
         return runs
     }
 
-    /// Takes off the writes that follow one on the host, though not in the buffer.
+    /// Removes the writes that follow `first` on the host, though not in the buffer, from `rest`.
     ///
-    /// - Returns: their positions in the buffer.
+    /// - Returns: positions in the buffer of the removed writes.
     private static func takeNeighbours(
         of first: Placement.Write, from rest: inout ArraySlice<Placement.Write>,
         shorterThan limit: Int
@@ -82,13 +82,14 @@ extension WritableStorage {
         return parts
     }
 
-    /// Shares what is long enough and can be, and writes what lies between in one piece.
+    /// Shares the parts that are long enough and can be shared. Writes the bytes between them in
+    /// one piece each.
     private func writePlain(
         _ positions: Range<Int>, of data: RawSpan, at hostOffset: Int64, _ origin: BufferOrigin
     ) async throws {
         let toHost = hostOffset - Int64(positions.lowerBound)
         var position = positions.lowerBound
-        // From here to `position` is to be written.
+        // Start of the bytes before `position` that have to be written.
         var unwritten = position
         while position < positions.upperBound, sharesBlocks,
             let (holder, host) = origin.location(of: position..<positions.upperBound)

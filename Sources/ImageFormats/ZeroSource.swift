@@ -1,6 +1,6 @@
 import DiskImage
 
-/// A guest disk of nothing but zeros.
+/// A guest disk that holds only zeros.
 public struct ZeroSource: ImageSource {
     public let virtualSize: Int64
     public var layers: [any ImageLayer] { [] }

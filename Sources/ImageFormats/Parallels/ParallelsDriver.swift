@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// Expanding images of Parallels, to be read.
+/// The driver of expanding Parallels images, which can only be read.
 public struct ParallelsDriver: FormatDriver {
     public let name = "parallels"
 

@@ -6,12 +6,12 @@ import DiskImage
 struct ParallelsHeader: Equatable {
     static let length = 64
 
-    /// The unit that the entries of the block allocation table count.
+    /// The unit of the entries in the block allocation table.
     enum Kind {
         case sectors
         case clusters
 
-        /// nil for anything that does not begin as an image does.
+        /// Returns nil if the bytes are not the start of a Parallels image.
         init?(_ start: RawSpan) {
             guard start.byteCount >= 16 else { return nil }
             let magic = (0..<16).map { start.unsafeLoad(fromByteOffset: $0, as: UInt8.self) }
@@ -24,19 +24,19 @@ struct ParallelsHeader: Equatable {
     }
 
     let kind: Kind
-    /// In bytes.
+    /// Size of a cluster in bytes.
     let clusterSize: Int64
     let tableEntries: Int64
-    /// In bytes.
+    /// Size of the guest disk in bytes.
     let virtualSize: Int64
-    /// Nothing that the table names counts.
+    /// Whether the image is marked as empty: it reads as zeros, and its table names no clusters.
     let isEmpty: Bool
 
-    /// The largest cluster that qemu accepts, in sectors.
+    /// Largest cluster that qemu accepts, in sectors.
     private static let largestCluster: Int64 = Int64(Int32.max) / 513
     private static let mostEntries = Int64(Int32.max) / 4
 
-    /// - Parameter name: of the image, for messages.
+    /// - Parameter name: name of the image, for messages.
     init(_ bytes: RawSpan, name: String) throws(ImageError) {
         guard bytes.byteCount >= Self.length, let kind = Kind(bytes) else {
             throw .corrupt(name, "is not a Parallels image")
@@ -57,7 +57,7 @@ struct ParallelsHeader: Equatable {
         guard tableEntries <= Self.mostEntries else {
             throw .corrupt(name, "the block allocation table has \(tableEntries) entries")
         }
-        // Older images have no more than 32 bits for it.
+        // The older kind of image has only 32 bits for the size.
         let sectors = number(at: 36) | (kind == .clusters ? number(at: 40) << 32 : 0)
         guard (0...largestDiskSize / guestSectorSize).contains(sectors) else {
             throw .corrupt(name, "the disk has \(UInt64(bitPattern: sectors)) sectors")
@@ -68,8 +68,8 @@ struct ParallelsHeader: Equatable {
         isEmpty = number(at: 52) & 1 != 0
     }
 
-    /// The unit of table entries in bytes.
+    /// Unit of the table entries in bytes.
     var entryUnit: Int64 { kind == .clusters ? clusterSize : guestSectorSize }
-    /// Where header and table end, in bytes: no data lies before.
+    /// End of header and table in bytes; all data lies behind it.
     var dataStart: Int64 { Int64(Self.length) + tableEntries * 4 }
 }

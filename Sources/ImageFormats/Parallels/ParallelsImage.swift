@@ -2,16 +2,16 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// A Parallels image as a guest disk: one table says where each cluster lies.
+/// A Parallels image as a guest disk. One table holds the place of each cluster.
 final class ParallelsImage: Image {
     let storage: any Storage
     private let header: ParallelsHeader
     /// The part of the table that was read last.
     private let lastSlice = Mutex<Slice?>(nil)
 
-    /// A part of the block allocation table, as it is stored: numbers of 32 bits, little endian.
+    /// A part of the block allocation table as stored: 32-bit numbers, little endian.
     private struct Slice {
-        /// The numbers of the clusters.
+        /// Indices of the guest clusters whose entries the slice holds.
         var clusters: Range<Int64>
         var bytes: [UInt8]
 
@@ -22,12 +22,13 @@ final class ParallelsImage: Image {
         }
     }
 
-    /// The table can be as long as a header says, so it is read in slices of this many entries.
+    /// Number of entries in a slice. The table is as long as the header says, so it is not read at
+    /// once.
     private static let sliceEntries: Int64 = 16384
 
     /// Reads the header.
     ///
-    /// - Throws: `ImageError` for damaged and cut images.
+    /// - Throws: `ImageError` for damaged images and images cut short.
     init(_ storage: any Storage) async throws {
         let start = try await storage.readBytes(
             at: HostOffset(0), count: min(Int64(ParallelsHeader.length), storage.size), "header")
@@ -42,7 +43,8 @@ final class ParallelsImage: Image {
         if header.isEmpty { try await requireEmptyTable() }
     }
 
-    /// An image that is marked as empty reads as zeros. Clusters in its table contradict that.
+    /// Throws if the table names clusters, which contradicts the mark that the image is empty and
+    /// reads as zeros.
     private func requireEmptyTable() async throws {
         var cluster: Int64 = 0
         while cluster < header.tableEntries {
@@ -65,7 +67,8 @@ final class ParallelsImage: Image {
         return try await settled([mapping], clusterSize: header.clusterSize, holes)
     }
 
-    /// The clusters that lie one behind the other from an offset on, or have no place.
+    /// The clusters from an offset on that follow each other in the file, or that all have no
+    /// place.
     private func mapping(at offset: Int64, limit: Int64) async throws -> Mapping {
         let clusterSize = header.clusterSize
         var cluster = offset / clusterSize
@@ -98,7 +101,7 @@ final class ParallelsImage: Image {
         return slice
     }
 
-    /// The place of a cluster, in bytes; nil if it has none.
+    /// Place of a cluster in the file, in bytes; nil if the cluster has none.
     private func host(of cluster: Int64, in slice: Slice) throws(ImageError) -> Int64? {
         let entry = slice.entry(cluster)
         guard entry != 0 else { return nil }

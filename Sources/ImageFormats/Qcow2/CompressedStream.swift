@@ -2,29 +2,31 @@ import DiskImage
 
 /// Gathers compressed clusters in the order of their places, and hands them out as long runs.
 ///
-/// A compressed cluster ends anywhere, and the next one begins there. Written one by one they would
-/// be short and share pages: no way past the page cache, and a system call for each.
+/// A compressed cluster ends anywhere, and the next one begins there. Written one by one, they
+/// would be short and share pages: the writes could not bypass the page cache, and each would be a
+/// system call.
 struct CompressedStream: ~Copyable {
-    /// With half as much it takes 4 to 11 % more time, a third more gains little and costs memory:
-    /// there are as many as chunks on their way. In bytes.
+    /// Length of a run in bytes. With half of it, compressing takes 4 to 11 % more time; a third
+    /// more gains little and costs memory, because there are as many runs as chunks in flight.
     static let runSize = 192 << 10
 
-    /// Runs end at a multiple of this, in bytes. The rest of a cluster behind its last
-    /// stream stays unused: the layout goes elsewhere only when it will not come back.
+    /// Runs end at a multiple of this number of bytes. The padding overwrites nothing: the layout
+    /// leaves a cluster only when it will not come back, so the rest behind the last stream is
+    /// unused.
     private let unit: Int
-    /// Of a run, in bytes: a multiple of the unit.
+    /// Length of a run in bytes, a multiple of the unit.
     private let capacity: Int
     private var openRun: CompressedRun?
     private var spare: [CompressedRun] = []
 
-    /// - Parameter blockSize: what writes should be multiples of, in bytes.
+    /// - Parameter blockSize: best unit of writes to the storage, in bytes.
     init(clusterSize: Int64, blockSize: Int64 = 1) {
         unit = Int(min(clusterSize, max(Int64(IOBuffer.alignment), blockSize)))
         capacity = Int(Int64(Self.runSize).roundedUp(to: Int64(unit)))
     }
 
-    /// Takes bytes along. A run that is full, or that they do not continue, is added to the
-    /// placement.
+    /// Adds bytes to the open run. A run that is full, or that the bytes do not continue, is added
+    /// to the placement.
     mutating func append(
         _ bytes: RawSpan, at hostOffset: Int64, to placement: inout Placement
     ) throws(ImageError) {
@@ -50,12 +52,12 @@ struct CompressedStream: ~Copyable {
         return run
     }
 
-    /// Hands out the open run, if there is one, padded to a whole page or cluster.
+    /// Adds the open run, if there is one, to the placement, padded to a multiple of `unit`.
     mutating func close(_ placement: inout Placement) {
         guard let run = openRun else { return }
         run.pad(to: unit)
         openRun = nil
-        // One chunk can close many short runs. They must not take the memory of long ones until
+        // One chunk can close many short runs, which must not hold the memory of long ones until
         // they are written.
         if run.count < capacity / 4, let short = try? run.trimmed() {
             placement.append(.compressed(short), at: run.hostOffset)

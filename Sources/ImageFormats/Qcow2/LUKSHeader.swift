@@ -1,29 +1,29 @@
 import DiskImage
 import ImageStorage
 
-/// How an image is encrypted by LUKS, version 1; nothing of its keys.
+/// The LUKS header (version 1) of an encrypted image, without its keys.
 ///
 /// Source: "LUKS On-Disk Format Specification", version 1.2.3, section 2.1 ("PHDR").
 public struct LUKSHeader: Sendable, Equatable {
     public struct KeySlot: Sendable, Equatable {
-        /// nil for a slot without a key.
+        /// Number of iterations that derive the key of the slot; nil for a slot without a key.
         public let iterations: UInt32?
         public let stripes: UInt32
-        /// In bytes from the start of the LUKS header.
+        /// Place of the key material in bytes from the start of the LUKS header.
         public let keyOffset: Int64
     }
 
-    /// With the length of the key: `aes-256`.
+    /// Name of the cipher with the length of the key in bits, such as `aes-256`.
     public let cipher: String
-    /// `xts`.
+    /// Mode of the cipher, such as `xts`.
     public let mode: String
-    /// How the start value of a sector comes about: `plain64`, `essiv`.
+    /// Generator of the start value of a sector, such as `plain64` or `essiv`.
     public let startValue: String
-    /// `sha256` in `essiv:sha256`; nil where it needs none.
+    /// Hash that the generator uses, `sha256` in `essiv:sha256`; nil if it uses none.
     public let startValueHash: String?
     public let hash: String
     public let uuid: String
-    /// In bytes from the start of the LUKS header.
+    /// Offset of the payload in bytes from the start of the LUKS header.
     public let payloadOffset: Int64
     public let masterKeyIterations: UInt32
     public let slots: [KeySlot]
@@ -48,7 +48,7 @@ public struct LUKSHeader: Sendable, Equatable {
         guard Array(bytes[0..<6]) == Array("LUKS".utf8) + [0xba, 0xbe],
             bytes.bigEndian(at: 6, as: UInt16.self) == 1
         else { throw .corrupt(name, "the LUKS header is not one of version 1") }
-        // "xts-plain64", "cbc-essiv:sha256"
+        // Examples: "xts-plain64", "cbc-essiv:sha256".
         let spec = bytes.text(40..<72).split(separator: "-", maxSplits: 1).map(String.init)
         let keyBytes = Int(bytes.bigEndian(at: 108, as: UInt32.self))
         guard spec.count == 2, (1...1024).contains(keyBytes) else {

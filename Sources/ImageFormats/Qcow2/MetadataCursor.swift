@@ -1,27 +1,26 @@
 import DiskImage
 import ImageStorage
 
-/// Reads a table of entries that differ in length, piece by piece and front to back, in large
-/// reads.
+/// Reads a table of entries of different lengths, from front to back and in large reads.
 struct MetadataCursor: ~Copyable {
     private static let bufferSize = 64 << 10
 
     private let storage: any Storage
     private let what: String
-    /// Where the table ends at the latest, in bytes from the start of the storage.
+    /// Largest possible end of the table, in bytes from the start of the storage.
     private let end: Int64
-    /// Where the next bytes come from, in bytes from the start of the storage.
+    /// Offset of the next entry, in bytes from the start of the storage.
     private(set) var position: Int64
-    /// Behind the end of the storage are zeros.
+    /// Whether bytes behind the end of the storage read as zeros.
     private let isTolerant: Bool
     private var buffer: IOBuffer
-    /// What the buffer holds of the storage.
+    /// Range of the storage that the buffer holds, in bytes.
     private var held: Range<Int64>
 
     /// - Parameters:
-    ///   - what: the name of the table, for messages.
-    ///   - maximum: the table is no longer than this, in bytes.
-    ///   - isTolerant: what lies behind the end of the storage reads as zeros.
+    ///   - what: name of the table, for messages.
+    ///   - maximum: largest possible length of the table in bytes.
+    ///   - isTolerant: whether bytes behind the end of the storage read as zeros.
     init(
         _ storage: any Storage, _ what: String, at offset: UInt64, maximum: Int64,
         isTolerant: Bool = false
@@ -39,10 +38,11 @@ struct MetadataCursor: ~Copyable {
         end = start + min(maximum, Int64.max - start)
     }
 
-    /// The next bytes of the table.
+    /// Returns the next bytes of the table.
     ///
-    /// - Parameter count: at most 128 KiB.
-    /// - Throws: `ImageError` where the table or the file ends before.
+    /// - Parameter count: number of bytes. It is not checked against the memory, so it should not
+    ///   exceed some 130 KiB.
+    /// - Throws: `ImageError` if the table or the file ends before.
     mutating func next(_ count: Int) async throws -> [UInt8] {
         guard Int64(count) <= end - position else {
             throw ImageError.corrupt(storage.name, "the \(what) is too large or damaged")
@@ -63,7 +63,7 @@ struct MetadataCursor: ~Copyable {
         return result
     }
 
-    /// Passes over the bytes before the next multiple.
+    /// Skips the bytes before the next multiple of `multiple` in the storage.
     mutating func align(to multiple: Int64) { position = position.roundedUp(to: multiple) }
 
     private mutating func fill() async throws {

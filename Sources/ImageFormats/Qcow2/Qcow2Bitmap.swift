@@ -6,19 +6,19 @@ import ImageStorage
 /// Source: QEMU's docs/interop/qcow2.txt, section "Bitmaps".
 struct Qcow2Bitmap: Sendable, Equatable {
     let name: String
-    /// The piece of the disk that one bit stands for, in bytes.
+    /// Length in bytes of the piece of disk that one bit stands for.
     let granularity: Int64
-    /// It was not saved properly, and is void.
+    /// Whether the bitmap was not saved properly and is void.
     let isInUse: Bool
-    /// It records what is written from now on.
+    /// Whether every program that writes to the image has to record its writes in the bitmap.
     let isAuto: Bool
-    /// The table of its clusters.
+    /// Offset in bytes of the table that names the clusters of the bitmap.
     let tableOffset: UInt64
     let tableEntries: UInt32
 
     private static let fixedLength = 24
     private static let maximumNameLength = 1023
-    /// Of the bits of one bitmap, in bytes: what qemu allows.
+    /// Largest size of the bits of a bitmap in bytes (qemu's limit).
     private static let maximumSize: Int64 = 512 << 20
 
     static func readAll(
@@ -52,7 +52,7 @@ struct Qcow2Bitmap: Sendable, Equatable {
         return bitmaps
     }
 
-    /// How long its entry in the directory is, in bytes: entries begin at multiples of 8.
+    /// Length of a bitmap's entry in the directory, in bytes: entries begin at multiples of 8.
     static func entryLength(name: String) -> Int { entryLength(name.utf8.count) }
 
     private static func entryLength(_ nameLength: Int) -> Int {
@@ -71,7 +71,7 @@ struct Qcow2Bitmap: Sendable, Equatable {
             (1...Self.maximumSize).contains(bitmapBytes),
             flags & ~3 == 0, fixed[16] == 1, (9...31).contains(granularityBits), !name.isEmpty,
             Int(fixed.bigEndian(at: 18, as: UInt16.self)) <= Self.maximumNameLength,
-            // One that is in use may have been left behind by a disk of another size.
+            // A bitmap in use may be a leftover from when the disk had another size.
             flags & 1 != 0
                 || geometry.virtualSize.dividedUp(by: 1 << Int64(granularityBits)) <= bitmapBytes
                     * 8
@@ -83,16 +83,16 @@ struct Qcow2Bitmap: Sendable, Equatable {
     }
 }
 
-/// The header extension that says where the bitmap directory is.
+/// The header extension that describes the bitmap directory.
 struct Qcow2BitmapDirectory: Sendable, Equatable {
     private let content: [UInt8]
 
     private static let length = 24
     private static let maximumCount = 65535
-    /// 1024 bytes for each bitmap, as qemu has it.
+    /// Largest size of the directory in bytes: 1024 for each bitmap, as in qemu.
     private static let maximumSize = UInt64(1024 * maximumCount)
 
-    /// - Parameter content: of any length; `check` says whether it is right.
+    /// - Parameter content: bytes of any number; `check` validates them.
     init(_ content: RawSpan) { self.content = content.withUnsafeBytes { Array($0) } }
 
     func serialized() -> [UInt8] { content }
@@ -100,7 +100,7 @@ struct Qcow2BitmapDirectory: Sendable, Equatable {
     private var isWhole: Bool { content.count == Self.length }
     var count: Int { isWhole ? Int(content.bigEndian(at: 0, as: UInt32.self)) : 0 }
     private var reserved: UInt32 { isWhole ? content.bigEndian(at: 4, as: UInt32.self) : 0 }
-    /// In bytes.
+    /// Size of the directory in bytes.
     var size: UInt64 { isWhole ? content.bigEndian(at: 8, as: UInt64.self) : 0 }
     var offset: UInt64 { isWhole ? content.bigEndian(at: 16, as: UInt64.self) : 0 }
 

@@ -1,9 +1,9 @@
-/// How an image compresses its clusters: one method for all of them.
+/// The method by which an image compresses all its clusters.
 public enum Qcow2Compression: String, Sendable, CaseIterable {
     case zlib
     case zstd
 
-    /// What `compression_level` may be: low is fast, high is small.
+    /// Allowed values of `compression_level`: low is fast, high makes short streams.
     public var levels: ClosedRange<Int> {
         switch self {
         case .zlib: 1...9

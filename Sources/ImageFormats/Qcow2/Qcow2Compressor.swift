@@ -4,10 +4,10 @@ import CZstd
 import DiskImage
 import Glibc
 
-/// Packs clusters. Used by one task at a time; its state is made once and reused.
+/// Compresses clusters. Used by one task at a time; its state is allocated once and reused.
 ///
-/// Every deflate stream keeps to a window of 4 KiB: readers that stream a cluster use one of that
-/// size, as qemu writes it (see docs/mechanisms.md).
+/// Every deflate stream keeps to a window of 4 KiB, as qemu's streams do, because readers that
+/// stream a cluster use a window of that size (see docs/mechanisms.md).
 final class Qcow2Compressor: @unchecked Sendable {
     private static let windowBits: Int32 = 12
 
@@ -20,9 +20,9 @@ final class Qcow2Compressor: @unchecked Sendable {
     private let state: State
 
     /// - Parameters:
-    ///   - level: one of the method's `levels`; nil for the library's own.
-    ///   - clusterSize: in bytes; what is going to be packed each time.
-    /// - Throws: `ImageError` for want of memory.
+    ///   - level: one of the method's `levels`; nil for the library's default.
+    ///   - clusterSize: length in bytes of the clusters that will be compressed.
+    /// - Throws: `ImageError` if there is not enough memory.
     init(
         _ method: Qcow2Compression, level: Int? = nil, clusterSize: Int64
     ) throws(ImageError) {
@@ -36,10 +36,10 @@ final class Qcow2Compressor: @unchecked Sendable {
         }
     }
 
-    /// At the default level zstd takes two hash tables, whose sizes do not grow from 32 to 128 KiB
-    /// of input. With those below, in proportion to it, it takes an eighth less time there for
-    /// streams a little shorter; for smaller clusters its own are like that, for larger ones they
-    /// no longer fit into a core's cache.
+    /// Allocates zstd's state. At the default level zstd uses two hash tables, whose sizes do not
+    /// grow from 32 to 128 KiB of input. Sizes in proportion to the input, as set below, take an
+    /// eighth less time there and make streams a little shorter. For smaller clusters zstd's own
+    /// sizes are like these; for larger ones the tables no longer fit into a core's cache.
     private static func makeZstd(
         _ level: Int?, clusterSize: Int64
     ) throws(ImageError) -> OpaquePointer {
@@ -68,7 +68,7 @@ final class Qcow2Compressor: @unchecked Sendable {
         }
     }
 
-    /// memLevel 8 is faster than qemu's 9 here and gives the same size.
+    /// Allocates zlib's state. memLevel 8 is faster than qemu's 9 here and gives the same size.
     private static func makeDeflate(
         _ level: Int32
     ) throws(ImageError) -> UnsafeMutablePointer<z_stream> {
@@ -85,8 +85,9 @@ final class Qcow2Compressor: @unchecked Sendable {
         return stream
     }
 
-    /// The fastest level is ISA-L's best: an eighth of zlib's time at its default level for streams
-    /// that are some 7 % longer, where zlib's own level 1 takes a third and is longer still.
+    /// Allocates ISA-L's state, for the fastest level. ISA-L's best level takes an eighth of the
+    /// time of zlib's default level, for streams that are some 7 % longer. zlib's own level 1 takes
+    /// a third of the default level's time, for streams that are longer still.
     private static func makeISAL() throws(ImageError) -> State {
         let size = cisal_level3_buffer_size()
         let stream = try allocate(MemoryLayout<isal_zstream>.size)
@@ -106,7 +107,8 @@ final class Qcow2Compressor: @unchecked Sendable {
         return .isal(stream, tables: tables)
     }
 
-    /// Memory for a library's state, aligned to the lines of a cache; to be freed by `free`.
+    /// Allocates memory for a library's state, aligned to cache lines. The caller frees it with
+    /// `free`.
     private static func allocate(
         _ byteCount: Int
     ) throws(ImageError) -> UnsafeMutableRawPointer {
@@ -117,8 +119,11 @@ final class Qcow2Compressor: @unchecked Sendable {
         return memory
     }
 
-    /// - Returns: how long the stream is, or nil if it does not fit: then it is not worth storing.
-    /// - Throws: `ImageError` for want of memory.
+    /// Compresses a cluster into the output buffer.
+    ///
+    /// - Returns: length of the stream in bytes; nil if it does not fit and so is not worth
+    ///   storing.
+    /// - Throws: `ImageError` if there is not enough memory.
     func compress(
         _ cluster: RawSpan, into output: inout MutableRawSpan
     ) throws(ImageError) -> Int? {
@@ -139,9 +144,9 @@ final class Qcow2Compressor: @unchecked Sendable {
         _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
     ) -> Int? {
         guard deflateReset(stream) == Z_OK else { return nil }
-        // In a window of 4 KiB long searches find next to nothing: with these limits instead of
-        // those of level 6 (8, 16, 128, 128) it takes a fifth less time for streams 0.3 % longer. A
-        // reset undoes it.
+        // In a window of 4 KiB long searches find next to nothing. With these limits instead of
+        // those of level 6 (8, 16, 128, 128) compression takes a fifth less time, for streams 0.3 %
+        // longer. A reset undoes the tuning, so it is repeated for each cluster.
         if isTuned { deflateTune(stream, 4, 8, 32, 32) }
         stream.pointee.next_in = UnsafeMutablePointer(
             mutating: input.baseAddress?.assumingMemoryBound(to: Bytef.self))

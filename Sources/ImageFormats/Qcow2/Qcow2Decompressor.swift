@@ -4,13 +4,13 @@ import CZstd
 import DiskImage
 import ImageStorage
 
-/// Unpacks compressed clusters. Used by one task at a time.
+/// Decompresses clusters. Used by one task at a time.
 final class Qcow2Decompressor: @unchecked Sendable {
     enum Failure: Error, CustomStringConvertible {
         case damaged
         case tooShort
         case tooLong
-        /// It says nothing about the stream.
+        /// There is not enough memory, which says nothing about the stream.
         case noMemory
 
         var description: String {
@@ -27,7 +27,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
     private var deflate: OpaquePointer?
     private var zstd: OpaquePointer?
 
-    /// - Throws: `ImageError` for want of memory.
+    /// - Throws: `ImageError` if there is not enough memory.
     init(_ method: Qcow2Compression) throws(ImageError) {
         self.method = method
         switch method {
@@ -42,7 +42,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
         ZSTD_freeDCtx(zstd)
     }
 
-    /// Fills `cluster` from a stream, behind which foreign bytes may follow.
+    /// Fills `cluster` from a stream, which foreign bytes may follow.
     func decompress(_ stream: RawSpan, into cluster: inout MutableRawSpan) throws(Failure) {
         try stream.withUnsafeBytes { input throws(Failure) in
             try cluster.withUnsafeMutableBytes { output throws(Failure) in
@@ -54,8 +54,8 @@ final class Qcow2Decompressor: @unchecked Sendable {
         }
     }
 
-    /// libdeflate is twice as fast as zlib but wants a stream that yields a cluster exactly; zlib
-    /// is the judge of every other one.
+    /// Decompresses a deflate stream. libdeflate is twice as fast as zlib but accepts only a stream
+    /// that yields exactly a cluster; zlib judges all others.
     private func inflate(
         _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
     ) throws(Failure) {
@@ -66,8 +66,9 @@ final class Qcow2Decompressor: @unchecked Sendable {
         try inflateByZlib(input, output)
     }
 
-    /// qemu accepts a stream that yields more than a cluster, and so must we. One that ends before
-    /// its end mark was cut, even if it fills the cluster: nothing says that these are its bytes.
+    /// Decompresses a deflate stream by zlib. As in qemu, a stream may yield more than a cluster. A
+    /// stream that ends before its end mark was cut short, even if it fills the cluster: nothing
+    /// proves that the bytes are right.
     private func inflateByZlib(
         _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
     ) throws(Failure) {
@@ -76,7 +77,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
             inflateInit2_(&stream, -15, ZLIB_VERSION, Int32(MemoryLayout<z_stream>.size)) == Z_OK
         else { throw .noMemory }
         defer { inflateEnd(&stream) }
-        // zlib's interface is older than `const`: it only reads what next_in points to.
+        // zlib only reads through next_in: its interface is older than `const`.
         stream.next_in = UnsafeMutablePointer(
             mutating: input.baseAddress?.assumingMemoryBound(to: Bytef.self))
         stream.avail_in = uInt(input.count)
@@ -88,7 +89,7 @@ final class Qcow2Decompressor: @unchecked Sendable {
             throw status == Z_STREAM_END ? .tooShort : .damaged
         }
         if status == Z_STREAM_END { return }
-        // Full before the end mark: either more bytes or the mark must follow.
+        // The cluster is full before the end mark: either more bytes or the mark must follow.
         var extra: Bytef = 0
         status = withUnsafeMutablePointer(to: &extra) { extra in
             stream.next_out = extra
@@ -101,11 +102,12 @@ final class Qcow2Decompressor: @unchecked Sendable {
         }
     }
 
-    /// A stream may be several frames; together they must yield a cluster, no more and no less.
+    /// Decompresses a zstd stream. It may consist of several frames, which together must yield
+    /// exactly a cluster.
     private func unzstd(
         _ input: UnsafeRawBufferPointer, _ output: UnsafeMutableRawBufferPointer
     ) throws(Failure) {
-        // The usual case, one frame and no streaming buffers.
+        // The usual case is a single frame, which needs no streaming buffers.
         let frame = ZSTD_findFrameCompressedSize(input.baseAddress, input.count)
         if ZSTD_isError(frame) == 0 {
             let produced = ZSTD_decompressDCtx(

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-// The facts that `info` shows, with qemu's keys in its order.
+// The facts that `info` shows, with qemu's keys in qemu's order.
 extension Qcow2Description {
     /// The image's facts for `info`.
     var facts: FormatFacts {

@@ -1,8 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// A qcow2 image described by itself, also one that cannot be read: encrypted, with its data in
-/// another file, damaged below its header. No table of clusters is looked at.
+/// The description of a qcow2 image by its own metadata, available even if the disk cannot be read
+/// (encrypted, data in another file, damaged below the header). Tables of clusters are not read.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt.
 struct Qcow2Description: Sendable, Equatable {
@@ -16,16 +16,18 @@ struct Qcow2Description: Sendable, Equatable {
     let isCorrupt: Bool
     let hasLazyRefcounts: Bool
     let encryption: Encryption?
-    /// The external data file, as written in the image; nil if none is named.
+    /// Name of the external data file as written in the image; nil if none is named.
     let dataFile: String?
-    /// nil where the image holds its data itself.
+    /// Whether the external data file is raw; nil if the image holds its data itself.
     let dataFileIsRaw: Bool?
     let snapshots: [Qcow2Snapshot]
     let bitmaps: [Qcow2Bitmap]
 
     var refcountBits: Int { header.refcountBits }
 
-    /// - Throws: `ImageError` for anything that is no qcow2 image, or is damaged in what it says.
+    /// Reads all parts of the description.
+    ///
+    /// - Throws: `ImageError` if the storage holds no qcow2 image or one of these parts is damaged.
     static func read(from storage: any Storage) async throws -> Qcow2Description {
         let header = try await Qcow2Header.read(from: storage, for: .describing)
         return try await Qcow2Description(header, storage)
@@ -47,7 +49,7 @@ struct Qcow2Description: Sendable, Equatable {
         } else {
             bitmaps = []
         }
-        // The header has the place of LUKS's, if that is the method.
+        // With LUKS, the qcow2 header tells the place of the LUKS header.
         if header.encryptionMethod == Qcow2Header.luks, let place = header.encryptionHeader {
             encryption = .luks(try await LUKSHeader.read(from: storage, at: place))
         } else {

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// qcow2, versions 2 and 3.
+/// The driver of qcow2 images, versions 2 and 3.
 public struct Qcow2Driver: FormatDriver {
     public let name = "qcow2"
     public let canHaveBacking = true
@@ -80,7 +80,7 @@ struct Qcow2ImageResizer: ImageResizer {
 }
 
 extension ImageError {
-    /// The name of a backing file stands in an image, so an error has to say in which one.
+    /// Adds the image to an error about its backing file, whose name the image itself contains.
     fileprivate func naming(_ image: String) -> ImageError {
         guard let path, path != image, !message.contains("(the backing file of ") else {
             return self

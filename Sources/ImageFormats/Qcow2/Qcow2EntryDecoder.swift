@@ -1,13 +1,13 @@
 import DiskImage
 
-/// What the L2 entry of a compressed cluster says.
+/// The place of a compressed cluster's stream, from the L2 entry.
 struct Qcow2CompressedCluster: Sendable, Equatable {
     let host: HostOffset
-    /// The stream ends within this many bytes: the entry counts whole 512-byte sectors, so the last
-    /// stream of a file may have fewer.
+    /// Largest possible length of the stream in bytes. The entry counts whole 512-byte sectors, so
+    /// the last stream of a file may have fewer bytes.
     let maximumLength: Int64
 
-    /// - Parameter entry: of an L2 table, with its compressed flag.
+    /// - Parameter entry: an entry of an L2 table with the compressed flag.
     init(entry: UInt64, _ geometry: Qcow2Geometry) {
         let offsetBits = UInt64(geometry.compressedOffsetBits)
         let offset = Int64(entry & ((1 << offsetBits) - 1))
@@ -17,8 +17,8 @@ struct Qcow2CompressedCluster: Sendable, Equatable {
     }
 }
 
-/// What L2 entries say of one cluster or subcluster, and where in the file it lies. What is zero or
-/// unallocated can have a place, too, that nobody has written to.
+/// The state of one cluster or subcluster and its place in the file, from the L2 entries. A zero or
+/// unallocated cluster can have a place, too, which has never been written to.
 enum Qcow2EntryState: Sendable, Equatable {
     case unallocated(HostOffset?)
     case zero(HostOffset?)
@@ -27,7 +27,7 @@ enum Qcow2EntryState: Sendable, Equatable {
     case compressed(_ entry: UInt64)
 }
 
-/// Reads L2 entries: from guest offsets to mappings. Pure.
+/// Turns L2 entries into mappings. Pure.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "L2 table entry" and "Extended L2 entries".
 struct Qcow2EntryDecoder: Sendable {
@@ -35,15 +35,15 @@ struct Qcow2EntryDecoder: Sendable {
     let version: Int
     let geometry: Qcow2Geometry
 
-    /// The content from a guest offset on, as these entries tell it.
+    /// The mappings from a guest offset on, as far as these entries tell them.
     ///
     /// - Parameters:
     ///   - words: consecutive L2 entries (two words each if extended), not empty.
-    ///   - wordsStart: the guest offset that the first entry maps.
-    ///   - offset: within what the entries map.
+    ///   - wordsStart: guest offset in bytes of the disk that the first entry maps.
+    ///   - offset: guest offset in bytes, within the range of the entries.
     ///   - limit: end of the answer at the latest.
-    /// - Returns: at most `Mapping.mostAtOnce`, each as long as its bytes, or the places of zeros,
-    ///   lie one behind the other; a compressed cluster is alone.
+    /// - Returns: at most `Mapping.mostAtOnce` mappings. The bytes of each, or the places of its
+    ///   zeros, follow each other in the file; a compressed cluster has a mapping of its own.
     func mappings(
         in words: [UInt64], startingAt wordsStart: Int64, from offset: Int64, limit: Int64
     ) throws(ImageError) -> [Mapping] {
@@ -107,8 +107,9 @@ struct Qcow2EntryDecoder: Sendable {
         }
     }
 
-    /// Without looking at the parts of each entry: an image of terabytes has millions of them. What
-    /// comes next is the first word again, or one cluster further.
+    /// The guest offset at which a state ends in a table without subclusters. Whole entries are
+    /// compared, because an image of terabytes has millions of them: each entry equals the first
+    /// one, or is a cluster further than its predecessor.
     private func endOfClusters(
         _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
     ) -> Int64 {
@@ -125,7 +126,7 @@ struct Qcow2EntryDecoder: Sendable {
         return wordsStart + Int64(index) * geometry.clusterSize
     }
 
-    /// What the entries say of the cluster or subcluster at a guest offset.
+    /// The state of the cluster or subcluster at a guest offset.
     func state(
         _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
     ) throws(ImageError) -> Qcow2EntryState {
@@ -153,7 +154,8 @@ struct Qcow2EntryDecoder: Sendable {
         return host.map { .standard($0) } ?? .unallocated(nil)
     }
 
-    /// Bits 0 to 31 of the bitmap: allocated; 32 to 63: reads as zeros. Not both.
+    /// Decodes the bitmap of an extended entry: bits 0 to 31 say "allocated", bits 32 to 63 "reads
+    /// as zeros". A subcluster cannot be both.
     private func subclusterState(
         _ bitmap: UInt64, _ host: HostOffset?, _ offset: Int64, _ inCluster: Int64
     ) throws(ImageError) -> Qcow2EntryState {
@@ -170,7 +172,7 @@ struct Qcow2EntryDecoder: Sendable {
         }
     }
 
-    /// nil where the entry names no host cluster.
+    /// The host cluster of an entry; nil if the entry names none.
     private func hostOffset(
         _ entry: UInt64, _ guestOffset: Int64
     ) throws(ImageError) -> HostOffset? {

@@ -1,6 +1,7 @@
 import DiskImage
 
-/// A byte offset that knows what it counts in: guest and host offsets never mix by accident.
+/// A byte offset with the space that it belongs to, so that guest and host offsets never mix by
+/// accident.
 struct Offset<Space>: Hashable, Comparable, Sendable {
     var bytes: Int64
 
@@ -19,19 +20,19 @@ typealias GuestOffset = Offset<GuestSpace>
 /// An offset in the image file.
 typealias HostOffset = Offset<HostSpace>
 
-/// How a qcow2 image cuts its disk into clusters and its tables into entries.
+/// The division of a qcow2 image's disk into clusters and of its tables into entries.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "Header" and "Cluster mapping".
 public struct Qcow2Geometry: Sendable, Equatable {
     public static let allowedClusterBits = 9...21
-    /// Clusters are cut in 32 in images with extended L2 entries.
+    /// Number of subclusters in a cluster, in images with extended L2 entries.
     static let subclustersPerCluster: Int64 = 32
-    /// With such entries, in bytes.
+    /// Smallest cluster size with extended L2 entries, in bytes.
     public static let smallestExtendedCluster: Int64 = 16 << 10
 
     public let clusterBits: Int
     public let hasExtendedL2: Bool
-    /// Of the guest disk, in bytes.
+    /// Size of the guest disk in bytes.
     public let virtualSize: Int64
 
     public init(clusterBits: Int, hasExtendedL2: Bool = false, virtualSize: Int64) {
@@ -42,35 +43,36 @@ public struct Qcow2Geometry: Sendable, Equatable {
 
     public var clusterSize: Int64 { 1 << Int64(clusterBits) }
 
-    /// 64-bit words in one L2 entry.
+    /// Number of 64-bit words in an L2 entry.
     var wordsPerL2Entry: Int64 { hasExtendedL2 ? 2 : 1 }
 
     var l2Entries: Int64 { clusterSize / 8 / wordsPerL2Entry }
 
-    /// How much of the guest disk one L2 table maps, in bytes.
+    /// Number of bytes of the guest disk that one L2 table maps.
     var l2Coverage: Int64 { l2Entries * clusterSize }
 
-    /// How many L1 entries the disk needs.
+    /// Number of L1 entries that the disk needs.
     var l1Entries: Int64 { virtualSize.dividedUp(by: l2Coverage) }
 
-    /// The smallest piece of disk with a state of its own, in bytes.
+    /// Size in bytes of the smallest piece of disk with a state of its own.
     var subclusterSize: Int64 {
         hasExtendedL2 ? clusterSize / Self.subclustersPerCluster : clusterSize
     }
 
-    /// The width of the host offset in the L2 entry of a compressed cluster, in bits.
+    /// Width in bits of the host offset in the L2 entry of a compressed cluster.
     var compressedOffsetBits: Int64 { 62 - (Int64(clusterBits) - 8) }
 }
 
 /// The bits of L1 and L2 entries.
 enum Qcow2Entry {
-    /// The cluster's refcount is one.
+    /// The refcount of the cluster is one.
     static let copied: UInt64 = 1 << 63
     static let compressed: UInt64 = 1 << 62
-    /// Reads as zeros (version 3, standard clusters).
+    /// The cluster reads as zeros (version 3, standard clusters).
     static let zero: UInt64 = 1
     static let offsetMask: UInt64 = 0x00ff_ffff_ffff_fe00
-    /// The second word of an extended entry: which subclusters are allocated, which read as zeros.
+    /// Second word of an extended entry: the lower half says which subclusters are allocated, the
+    /// upper half which ones read as zeros.
     static let allSubclustersAllocated: UInt64 = 0x0000_0000_ffff_ffff
     static let allSubclustersZero: UInt64 = 0xffff_ffff_0000_0000
 }

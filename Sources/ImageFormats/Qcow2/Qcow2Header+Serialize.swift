@@ -1,7 +1,8 @@
 import DiskImage
 
 extension Qcow2Header {
-    /// The header cluster up to the last byte that means something, with all that was read of one.
+    /// Returns the first cluster up to its last meaningful byte, with all parts that a parsed
+    /// header had.
     ///
     /// - Throws: `ImageError` if the names do not fit into a cluster.
     func serialized() throws(ImageError) -> [UInt8] {

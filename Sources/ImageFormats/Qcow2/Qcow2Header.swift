@@ -5,19 +5,19 @@ import ImageStorage
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "Header" and "Header extensions".
 public struct Qcow2Header: Sendable, Equatable {
-    /// What an image begins with, in big endian order: "QFI\xfb".
+    /// The first four bytes of an image, "QFI\xfb", as a big-endian number.
     static let magic: UInt32 = 0x5146_49fb
     static let version2Length = 72
     static let version3Length = 104
-    /// Version 3 with the compression type, padded to a multiple of 8.
+    /// Length of a version 3 header with the compression type, padded to a multiple of 8.
     static let extendedLength = 112
-    /// What qemu accepts: an L1 table of 32 MiB.
+    /// Largest number of L1 entries that qemu accepts: a table of 32 MiB.
     static let maximumL1Entries: Int64 = (32 << 20) / 8
     static let maximumBackingNameLength = 1023
-    /// The encryption method LUKS.
+    /// Number of the encryption method LUKS.
     static let luks: UInt32 = 2
 
-    /// Where the fields are that are changed in place, in bytes.
+    /// Offsets of the fields that are changed in place, in bytes.
     enum FieldOffset {
         static let virtualSize: Int64 = 24
         static let refcountTable: Int64 = 48
@@ -40,7 +40,8 @@ public struct Qcow2Header: Sendable, Equatable {
     }
 
     enum AutoclearFeature {
-        /// Whoever wrote last to the image took care of its bitmaps. Without it they are void.
+        /// The last program that wrote to the image kept its bitmaps valid. Without this bit they
+        /// are void.
         static let bitmaps: UInt64 = 1 << 0
         static let rawDataFile: UInt64 = 1 << 1
         static let known = bitmaps | rawDataFile
@@ -58,7 +59,7 @@ public struct Qcow2Header: Sendable, Equatable {
     public var version: Int
     public var geometry: Qcow2Geometry
     public var compression: Qcow2Compression
-    /// As written in the image: relative names count from the image's folder.
+    /// Name as written in the image. A relative name counts from the image's folder.
     public var backingFile: ImageName?
     public var backingFormat: String?
     var l1Offset: HostOffset
@@ -71,20 +72,20 @@ public struct Qcow2Header: Sendable, Equatable {
     var incompatibleFeatures: UInt64 = 0
     var compatibleFeatures: UInt64 = 0
     var autoclearFeatures: UInt64 = 0
-    /// 0: none.
+    /// Number of the encryption method; 0 for none.
     var encryptionMethod: UInt32 = 0
-    /// The place where LUKS keeps what it needs.
+    /// Place of the LUKS header.
     var encryptionHeader: TableRange?
     /// The bitmap directory; stale unless `AutoclearFeature.bitmaps` is set.
     var bitmapExtension: Qcow2BitmapDirectory?
-    /// The external data file, as written in the image.
+    /// Name of the external data file as written in the image.
     var dataFile: String?
-    /// Extensions that mean nothing here, and the table of feature names: kept to be written back.
+    /// The table of feature names and all unknown extensions, kept to be written back.
     var otherExtensions: [Extension] = []
-    /// Fields behind those that are known.
+    /// Fields behind the known ones, kept to be written back.
     var otherFields: [UInt8] = []
 
-    /// A piece of the file that an image names, not checked against the file's size. In bytes.
+    /// A range of the file in bytes that an image names, not checked against the file's size.
     struct TableRange: Sendable, Equatable {
         var offset: UInt64
         var length: UInt64
@@ -102,18 +103,18 @@ public struct Qcow2Header: Sendable, Equatable {
 
     var hasDataFile: Bool { incompatibleFeatures & IncompatibleFeature.externalDataFile != 0 }
 
-    /// The image has extensions or fields that no version of the format known here has.
+    /// Whether the image has extensions or fields that are not known here.
     private var hasUnknownParts: Bool {
         !otherFields.isEmpty || otherExtensions.contains { $0.type != ExtensionType.featureNames }
     }
 
-    /// The image defers its refcounts (`lazy_refcounts`).
+    /// Whether the image defers updates of its refcounts (`lazy_refcounts`).
     public var hasLazyRefcounts: Bool {
         compatibleFeatures & CompatibleFeature.lazyRefcounts != 0
     }
 
-    /// Why an image written anew with the same options would not be the same image; nil if it
-    /// would.
+    /// Reason why an image created anew with the same options would differ from this one; nil if it
+    /// would not.
     public var reasonNotToRebuild: String? {
         if geometry.hasExtendedL2 { return "extended L2 entries" }
         if snapshotCount > 0 { return "internal snapshots" }
@@ -132,7 +133,8 @@ public struct Qcow2Header: Sendable, Equatable {
 
     /// Reads and checks the header of an image.
     ///
-    /// - Throws: `ImageError` for anything that is no qcow2 image, is damaged, or cannot be served.
+    /// - Throws: `ImageError` if the storage holds no qcow2 image, or one that is damaged or not
+    ///   supported.
     static func read(
         from storage: any Storage, for purpose: Qcow2HeaderParser.Purpose = .reading
     ) async throws -> Qcow2Header {

@@ -4,11 +4,12 @@ import ImageStorage
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
     enum Purpose {
-        /// To read the guest disk: an encrypted one is refused.
+        /// Reading the guest disk: encrypted images and those with an external data file are
+        /// refused.
         case reading
-        /// To describe the image with all that it says of itself.
+        /// Describing the image by everything that it tells about itself.
         case describing
-        /// To find the tables: the check itself says what is wrong with them.
+        /// Finding the tables: the check itself reports the errors in them.
         case checking
     }
 
@@ -23,7 +24,8 @@ struct Qcow2HeaderParser {
         self.purpose = purpose
     }
 
-    /// Reads what there is of the first cluster, after a look at what decides how long that is.
+    /// Reads the first cluster, as far as the file has it. Its fixed part is read first, because
+    /// that tells the cluster size.
     mutating func readFirstCluster(of storage: any Storage) async throws -> IOBuffer {
         var fixed = try IOBuffer(
             byteCount: Int(min(storage.size, Int64(Qcow2Header.extendedLength))))
@@ -61,7 +63,7 @@ struct Qcow2HeaderParser {
         return 1 << Int64(clusterBits)
     }
 
-    /// - Parameter bytes: the first cluster, or less of it if the file ends before.
+    /// - Parameter bytes: the first cluster, or its beginning if the file ends within it.
     func parse(_ bytes: RawSpan) throws(ImageError) -> Qcow2Header {
         guard bytes.byteCount >= headerLength else {
             throw .corrupt(name, "the header is cut short")
@@ -143,7 +145,8 @@ struct Qcow2HeaderParser {
         }
     }
 
-    /// Reading does without the refcount table, but an image where the table is wrong is no image.
+    /// Throws if the size or offset of the refcount table is impossible. Reading does without the
+    /// table; a check or description of such an image would make no sense.
     private func checkRefcountTable(of header: Qcow2Header) throws(ImageError) {
         let length = header.refcountTableClusters * header.geometry.clusterSize
         guard length <= Qcow2Layout.maximumRefcountTable else {
@@ -225,19 +228,20 @@ struct Qcow2HeaderParser {
         guard length <= Qcow2Header.maximumBackingNameLength else {
             throw .corrupt(name, "the backing file name is too long: \(length) bytes")
         }
-        // A check takes it where qemu does, and no part of the fixed header is a name.
+        // A check accepts a name wherever qemu does. Otherwise a name that begins within the fields
+        // of the header is an error.
         let start = purpose == .checking ? 0 : UInt64(headerLength)
         guard length <= bytes.byteCount, offset >= start,
             offset <= UInt64(bytes.byteCount - length)
         else {
             throw .corrupt(name, "the backing file name lies outside the first cluster")
         }
-        // A name that begins with its end names nothing.
+        // A name that begins with a NUL byte names nothing.
         let found = bytes.extracting(Int(offset)..<Int(offset) + length).bytesToNUL()
         return found.isEmpty ? nil : ImageName(bytes: found)
     }
 
-    /// Reads the extensions, up to their end mark or to the name of the backing file.
+    /// Reads the extensions up to their end mark or to the name of the backing file.
     private func parseExtensions(
         _ bytes: RawSpan, into header: inout Qcow2Header
     ) throws(ImageError) {
@@ -249,7 +253,8 @@ struct Qcow2HeaderParser {
             let type = bytes.bigEndian(at: position, as: UInt32.self)
             let length = Int(bytes.bigEndian(at: position + 4, as: UInt32.self))
             position += 8
-            // Of the last one, too: qemu opens no image with an end mark of a wrong length.
+            // This is checked for the end mark, too: qemu opens no image whose end mark has a wrong
+            // length.
             guard length <= end - position else {
                 throw .corrupt(name, "a header extension reaches beyond the header")
             }
@@ -273,7 +278,7 @@ struct Qcow2HeaderParser {
             }
         case Qcow2Header.ExtensionType.dataFile: header.dataFile = content.text()
         default:
-            // The spec: those that are unknown are to be ignored.
+            // Unknown extensions are to be ignored (spec, section "Header extensions").
             header.otherExtensions.append(
                 .init(type: type, content: content.withUnsafeBytes { Array($0) }))
         }
@@ -281,8 +286,8 @@ struct Qcow2HeaderParser {
 }
 
 extension Qcow2Header {
-    /// Names of incompatible features by their bits, as the image has them: entries of kind (1
-    /// byte, 0 for incompatible), bit (1 byte), name (46).
+    /// Names of the incompatible features by their bits, as the image lists them. An entry consists
+    /// of kind (1 byte, 0 for incompatible), bit (1 byte) and name (46 bytes).
     fileprivate var incompatibleFeatureNames: [Int: String] {
         var names: [Int: String] = [:]
         for table in otherExtensions where table.type == ExtensionType.featureNames {
@@ -297,7 +302,8 @@ extension Qcow2Header {
 }
 
 extension Qcow2Header.TableRange {
-    /// The extension that says where the encryption header is; nil if its length is wrong.
+    /// Parses the extension that tells the place of the encryption header; nil if its length is
+    /// wrong.
     init?(_ content: RawSpan) {
         guard content.byteCount == 16 else { return nil }
         offset = content.bigEndian(at: 0, as: UInt64.self)

@@ -1,21 +1,23 @@
 import DiskImage
 
-/// Where the clusters of a wholly preallocated image lie. Pure arithmetic: `Qcow2Layout` hands out
-/// host clusters in sequence, so the place of each follows from its number, and data can be written
-/// in any order.
+/// The places of the clusters of a wholly preallocated image. Pure arithmetic: `Qcow2Layout` hands
+/// out host clusters in sequence, so the place of each follows from its number, and data can be
+/// written in any order.
 struct Qcow2PreallocatedMap: Sendable {
     let geometry: Qcow2Geometry
-    /// How many clusters one refcount block counts.
+    /// Number of clusters that one refcount block counts.
     let clustersPerBlock: Int64
 
-    /// The host range of the guest's clusters from one on, as far as they lie in one piece.
+    /// The host range of the first guest clusters of a range, as many as follow each other in the
+    /// file.
     ///
-    /// - Parameter guest: a range in bytes that begins at a cluster.
+    /// - Parameter guest: range in bytes that begins at a cluster.
     func run(from guest: Range<Int64>) -> Range<Int64> {
         let clusterSize = geometry.clusterSize
         let first = guest.lowerBound / clusterSize
         let end = guest.upperBound.dividedUp(by: clusterSize)
-        // An L2 table stands before the data that it maps, a refcount block before what it counts.
+        // An L2 table precedes the data that it maps, and a refcount block the clusters that it
+        // counts: a run ends before either.
         let tableEnd = (first / geometry.l2Entries + 1) * geometry.l2Entries
         let host = hostCluster(first)
         let blockEnd = host.roundedDown(to: clustersPerBlock) + clustersPerBlock
@@ -23,7 +25,7 @@ struct Qcow2PreallocatedMap: Sendable {
         return host * clusterSize..<min(host + count, blockEnd) * clusterSize
     }
 
-    /// Where the pieces go: every cluster has its place already.
+    /// Returns the writes of pieces, whose clusters have their places already.
     func place(_ pieces: [EncodedPiece]) -> Placement {
         var placement = Placement()
         for piece in pieces {
@@ -47,8 +49,8 @@ struct Qcow2PreallocatedMap: Sendable {
     private func hostCluster(_ guestCluster: Int64) -> Int64 {
         let table = guestCluster / geometry.l2Entries
         let inTable = guestCluster % geometry.l2Entries
-        // Tables and data are handed out; what that skips is the first cluster of each block's
-        // range, and the header in the first.
+        // Tables and data take all clusters in sequence except the refcount block at the start of
+        // each block's range, and in the first range the header before it.
         let number = table * (geometry.l2Entries + 1) + 1 + inTable
         let inFirstRange = clustersPerBlock - 2
         guard number >= inFirstRange else { return number + 2 }
@@ -58,11 +60,12 @@ struct Qcow2PreallocatedMap: Sendable {
     }
 }
 
-// How a preallocated image is written: the tables first, so that data can follow in any order.
+// Writing a preallocated image: the tables come first, so that data can follow in any order.
 extension Qcow2Target {
-    /// Writes all tables, one L2 table after the other, and takes the blocks if that is asked for.
+    /// Writes all tables, one L2 table after the other, and allocates blocks if the options want
+    /// them.
     ///
-    /// - Parameter fillsWithZeros: write zeros to all the data clusters, too.
+    /// - Parameter fillsWithZeros: whether zeros are written to all data clusters, too.
     func preallocate(
         _ map: Qcow2PreallocatedMap, fillsWithZeros: Bool
     ) async throws -> Qcow2Layout.Ending {
@@ -88,8 +91,9 @@ extension Qcow2Target {
         return ending
     }
 
-    /// Reads as what lies below, or as zeros, until it is written, as qemu has it; where a
-    /// conversion writes, whole clusters of data follow.
+    /// Bitmap of each extended entry. As in qemu, a new cluster shows the backing file, or zeros,
+    /// until it is written. A conversion writes whole clusters of data, so its clusters are
+    /// allocated.
     private var preallocatedSubclusters: UInt64 {
         writesData ? Qcow2Entry.allSubclustersAllocated : 0
     }

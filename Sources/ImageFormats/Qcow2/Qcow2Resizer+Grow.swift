@@ -1,26 +1,26 @@
 import DiskImage
 import ImageStorage
 
-// New clusters come behind the end of the image: first everything is written there, then led to.
+// Growing: new clusters are written behind the end of the image before anything leads to them.
 extension Qcow2Resizer {
-    /// The image as it is to be.
+    /// The plan for a larger disk.
     private struct Growth {
         let geometry: Qcow2Geometry
         let preallocation: Preallocation
-        /// The clusters that are new, by their numbers on the guest disk.
+        /// Indices of the new clusters on the guest disk.
         let new: Range<Int64>
-        /// Where those end that would show the backing file.
+        /// End of the new clusters that would show the backing file, as an index on the guest disk.
         let hiddenEnd: Int64
-        /// The last old cluster, if its end would show something.
+        /// The last old cluster, if the part behind the old end would show something.
         var tail: Tail?
         var change: Change
     }
 
-    /// The last old cluster as it has to be.
+    /// The last old cluster with the content that it has to get.
     private struct Tail {
         let guestCluster: Int64
         let content: [UInt8]
-        /// Where its bytes can be changed; nil if the cluster has to move.
+        /// Offset in bytes at which the cluster can be changed in place; nil if it has to move.
         let host: Int64?
     }
 
@@ -67,8 +67,8 @@ extension Qcow2Resizer {
 
     // MARK: The last old cluster
 
-    /// The disk may end within a cluster: what that has behind the end, or the backing file, must
-    /// not show now.
+    /// The last old cluster, if the disk ends within it and the cluster or the backing file has
+    /// bytes behind the old end, which must not show now.
     private mutating func tail() async throws -> Tail? {
         let cluster = geometry.virtualSize / geometry.clusterSize
         let inCluster = Int(geometry.virtualSize % geometry.clusterSize)
@@ -81,14 +81,14 @@ extension Qcow2Resizer {
             host: try await ownCluster(try await entry(of: cluster)))
     }
 
-    /// Where the cluster stays, only what the guest does not see is written.
+    /// Clears the tail of a cluster that stays in place. The guest does not see these bytes yet.
     private func hideTail(_ growth: Growth) async throws {
         guard let tail = growth.tail, let host = tail.host else { return }
         let inCluster = geometry.virtualSize % geometry.clusterSize
         try await storage.writeBytes(Array(tail.content[Int(inCluster)...]), at: host + inCluster)
     }
 
-    /// As the guest would see it if nothing but the size were changed.
+    /// The content of the cluster as the guest would see it if only the size changed.
     private func contentOfLastCluster(_ cluster: Int64) async throws -> [UInt8] {
         var grown = header
         grown.geometry = geometry(virtualSize: (cluster + 1) * geometry.clusterSize)
@@ -108,7 +108,8 @@ extension Qcow2Resizer {
         return words[start..<start + step]
     }
 
-    /// Where a cluster's bytes may be changed: whole, plain, and nobody else's.
+    /// The offset in bytes of a cluster that can be changed in place, because it is stored whole
+    /// and plain and used only once; nil for any other entry.
     private mutating func ownCluster(_ entry: ArraySlice<UInt64>) async throws -> Int64? {
         guard let word = entry.first, !geometry.hasExtendedL2,
             word & (Qcow2Entry.compressed | Qcow2Entry.zero) == 0,
@@ -120,8 +121,9 @@ extension Qcow2Resizer {
 
     // MARK: New tables
 
-    /// The L1 table goes to a new place if it gets longer or any entry changes. Before everything
-    /// else: behind what is new it would keep the file from getting shorter again.
+    /// Allocates a new L1 table if it gets longer or any entry changes. This comes before
+    /// everything else: behind the new clusters, the table would keep the file from getting shorter
+    /// again.
     private mutating func placeL1(_ growth: inout Growth) async throws {
         var isChanged = growth.geometry.l1Entries > header.l1Entries
         for table in tables(growth) where !isChanged {
@@ -136,7 +138,7 @@ extension Qcow2Resizer {
             try await refcounts.allocate(count) * geometry.clusterSize)
     }
 
-    /// The L2 tables of all that is new, and of the last old cluster.
+    /// Indices of the L2 tables of the new clusters, and of the last old cluster if it changes.
     private func tables(_ growth: Growth) -> ClosedRange<Int64> {
         let first = growth.tail?.guestCluster ?? growth.new.lowerBound
         let last = max(first, growth.new.upperBound - 1)
@@ -151,8 +153,8 @@ extension Qcow2Resizer {
         Int(cluster % geometry.l2Entries * geometry.wordsPerL2Entry)
     }
 
-    /// Whether entries have to be written, or such have to go that lie behind the old end, where
-    /// nothing has cleared them.
+    /// Whether a table has to be written: for new entries, or because old entries behind the end of
+    /// the disk have never been cleared.
     private func needsWriting(_ table: Int64, _ growth: Growth) async throws -> Bool {
         let new = newClusters(growth, in: table)
         if let tail = growth.tail, tail.host == nil,
@@ -168,7 +170,7 @@ extension Qcow2Resizer {
         return try await readTable(table)[start..<end].contains { $0 != 0 }
     }
 
-    /// Writes the L2 tables that change, all to new places, and what they preallocate.
+    /// Writes the L2 tables that change, all to new places, and the clusters that they preallocate.
     private mutating func writeTables(_ growth: inout Growth) async throws {
         for table in tables(growth) where try await needsWriting(table, growth) {
             try Task.checkCancellation()
@@ -193,7 +195,8 @@ extension Qcow2Resizer {
                 words[word] = host
                 words[word + 1] = isHidden ? Qcow2Entry.allSubclustersZero : 0
             } else {
-                // Version 2 knows no zero clusters: there it is new ones that read as zeros.
+                // Version 2 has no zero flag. There, hidden clusters are always preallocated and
+                // read as zeros themselves.
                 let flag = isHidden && header.version >= 3 ? Qcow2Entry.zero : 0
                 words[word] = host | flag
             }
@@ -220,7 +223,7 @@ extension Qcow2Resizer {
         if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
     }
 
-    /// Makes new clusters read as zeros, and takes their blocks if that is asked for.
+    /// Makes new clusters read as zeros, and allocates their blocks if the mode asks for it.
     private func fill(_ clusters: Range<Int64>, _ preallocation: Preallocation) async throws {
         let range =
             clusters.lowerBound * geometry.clusterSize..<clusters.upperBound * geometry.clusterSize

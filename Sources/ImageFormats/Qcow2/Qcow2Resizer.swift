@@ -2,35 +2,37 @@ import DiskImage
 import ImageStorage
 
 /// Changes the size of a qcow2 image in place, by the rule of docs/architecture.md ("Changing an
-/// image in place"): reads all that it will touch, writes what is new to space that nothing names,
-/// and switches by one write to the header. What is not needed any more is freed after that.
+/// image in place"). It reads everything that it will touch, writes the new parts to space that
+/// nothing names, switches to them by one write to the header, and then frees what is no longer
+/// needed.
 ///
-/// Whatever ends the process, a valid image is left, with leaked clusters at worst.
+/// Whenever the process ends, it leaves a valid image, with leaked clusters at worst.
 public struct Qcow2Resizer {
-    /// The work that a resize has to do, and the header that follows from it.
+    /// The result of a resize: new values of header fields, and the clusters to free.
     struct Change {
         /// The new size of the guest disk, in bytes.
         let size: Int64
         var l1Offset: HostOffset
-        /// Host clusters to which nothing leads any more after the switch.
+        /// Host clusters that have one reference less after the switch, once for each reference.
         var freed: [Int64] = []
     }
 
     let storage: any WritableStorage
     let header: Qcow2Header
-    /// What lies below the image; nil if nothing does.
+    /// The disk of the backing file; nil if there is none.
     let backing: (any ImageSource)?
     var refcounts: Qcow2Refcounts
-    /// All that the header tells of, which can be more than the disk needs.
+    /// All entries that the header names, which can be more than the disk needs.
     var l1: [UInt64]
-    /// The header may lead to what is new.
+    /// Whether the header on disk may lead to the new parts.
     private var isSwitched = false
 
     var geometry: Qcow2Geometry { header.geometry }
 
     /// Reads all metadata.
     ///
-    /// - Throws: `ImageError` for images that have errors, or hold what resizing would harm.
+    /// - Throws: `ImageError` for images that have errors, or have parts that resizing would
+    ///   damage.
     public init(
         storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?
     ) async throws {
@@ -43,7 +45,7 @@ public struct Qcow2Resizer {
             throw ImageError.unsupported(
                 storage.name, "the image was not closed cleanly: repair it first (check -r all)")
         }
-        // Bitmaps have the size of the disk.
+        // Bitmaps cover the whole disk, so they would have to be resized, too.
         if header.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
             throw ImageError.unsupported(
                 storage.name, "resizing an image with bitmaps is not supported yet")
@@ -68,11 +70,11 @@ public struct Qcow2Resizer {
     }
 
     /// - Parameters:
-    ///   - size: of the guest disk, in bytes.
-    ///   - preallocation: of what is new.
-    /// - Throws: `ImageError`, in qemu-img's words where it refuses as well, or
-    ///   `CancellationError`. Until the header has been written nothing of the disk has changed,
-    ///   nor has the length of the file.
+    ///   - size: new size of the guest disk in bytes.
+    ///   - preallocation: mode for the new part of the disk.
+    /// - Throws: `ImageError`, in qemu-img's words where qemu-img refuses as well, or
+    ///   `CancellationError`. Before the header has been written, an error leaves the disk and the
+    ///   length of the file as they were.
     public mutating func resize(to size: Int64, preallocation: Preallocation) async throws {
         guard size % guestSectorSize == 0 else {
             throw ImageError.invalid("The new size must be a multiple of 512")
@@ -94,7 +96,7 @@ public struct Qcow2Resizer {
         if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
     }
 
-    /// Of the image with another size.
+    /// The geometry of the image with another size of the disk.
     func geometry(virtualSize: Int64) -> Qcow2Geometry {
         Qcow2Geometry(
             clusterBits: geometry.clusterBits, hasExtendedL2: geometry.hasExtendedL2,
@@ -103,7 +105,7 @@ public struct Qcow2Resizer {
 
     // MARK: Tables
 
-    /// The L2 table of an L1 entry, in words; zeros where there is none.
+    /// Reads the L2 table of an L1 entry as words; zeros if there is no table.
     func readTable(_ index: Int64) async throws -> [UInt64] {
         guard let host = try tableOffset(index) else {
             return [UInt64](repeating: 0, count: Int(geometry.clusterSize / 8))
@@ -130,7 +132,7 @@ public struct Qcow2Resizer {
 
     // MARK: The switch
 
-    /// The header from the size on, as far as it changes.
+    /// Returns the bytes of the header from the size on, up to the last field that changes.
     private func headerFields(_ change: Change, _ old: [UInt8]) -> [UInt8] {
         var fields: [UInt8] = []
         fields.appendBigEndian(UInt64(change.size))
@@ -141,7 +143,8 @@ public struct Qcow2Resizer {
         fields.appendBigEndian(UInt32(refcounts.place.clusters))
         fields += old[fields.count...]
         if header.version >= 3 {
-            // Who changes an image clears what it does not know (spec, "autoclear_features").
+            // A program that changes an image clears the autoclear bits that it does not know
+            // (spec, "autoclear_features"). The bit of bitmaps is never set here.
             let autoclear = Int(
                 Qcow2Header.FieldOffset.autoclearFeatures - Qcow2Header.FieldOffset.virtualSize)
             fields.replaceSubrange(autoclear..<autoclear + 8, with: repeatElement(0, count: 8))
@@ -149,12 +152,12 @@ public struct Qcow2Resizer {
         return fields
     }
 
-    /// Brings all that is new to stable storage and makes the header lead to it: one write, within
+    /// Brings the new parts to stable storage and makes the header lead to them by one write within
     /// a sector.
     ///
-    /// - Throws: `ImageError`. If the header could not be written, it is made what it was, so that
-    ///   what is new can be taken back. Where that fails as well, either header may be the one on
-    ///   disk, and both lead to a valid image.
+    /// - Throws: `ImageError`. If the header cannot be written, the old one is restored, so that
+    ///   the new parts can be taken back. If that fails as well, either header may be on disk, and
+    ///   both lead to a valid image.
     mutating func perform(_ change: inout Change) async throws {
         let oldTable = refcounts.place
         try await refcounts.settle()
@@ -181,7 +184,9 @@ public struct Qcow2Resizer {
         }
     }
 
-    /// - Returns: whether the header is certain to be the old one.
+    /// Writes an old header back.
+    ///
+    /// - Returns: whether the header on disk is certain to be the old one.
     private func restore(_ header: [UInt8], at offset: Int64) async -> Bool {
         do {
             try await storage.writeBytes(header, at: offset)
@@ -199,7 +204,7 @@ public struct Qcow2Resizer {
 
     // MARK: Freeing
 
-    /// The host clusters that L2 entries refer to, each as often as they do.
+    /// The host clusters that L2 entries refer to, once for each reference.
     func clusters(of words: ArraySlice<UInt64>) -> [Int64] {
         var found: [Int64] = []
         let step = Int(geometry.wordsPerL2Entry)
@@ -216,7 +221,7 @@ public struct Qcow2Resizer {
         return found
     }
 
-    /// Takes one reference from each cluster and gives back the blocks of those that are free now.
+    /// Takes one reference from each cluster and gives back the blocks of those that become free.
     mutating func release(_ clusters: [Int64]) async throws {
         var run: Range<Int64>?
         for cluster in clusters {
@@ -231,7 +236,8 @@ public struct Qcow2Resizer {
         await discard(run)
     }
 
-    /// Blocks that cannot be given back stay: that harms nobody.
+    /// Gives back the blocks of clusters. Blocks that cannot be given back stay, which does no
+    /// harm.
     private func discard(_ clusters: Range<Int64>?) async {
         guard let clusters, !storage.traits.isDevice else { return }
         let end = min(clusters.upperBound * geometry.clusterSize, storage.size)
@@ -244,18 +250,19 @@ public struct Qcow2Resizer {
 // MARK: Shrinking
 
 extension Qcow2Resizer {
-    /// The L2 table in which the disk is to end.
+    /// The L2 table in which the disk will end.
     private struct Boundary {
         let index: Int
         let host: HostOffset
-        /// The words from here on mean nothing any more.
+        /// Index of the first word behind the new end; it and its successors become meaningless.
         let firstGone: Int
         let words: [UInt64]
-        /// The cluster of a table without them, if a snapshot has the table, too.
+        /// The cluster of a copy without these words, if a snapshot shares the table.
         var copy: Int64?
     }
 
-    /// The size comes first: what is behind the end then means nothing, however far it is cleared.
+    /// Makes the disk shorter. The size is written first: entries behind the end then mean nothing,
+    /// however far they have been cleared.
     private mutating func shrink(to size: Int64) async throws {
         let firstGone = size.dividedUp(by: geometry.clusterSize)
         let firstTable = min(l1.count, Int(firstGone.dividedUp(by: geometry.l2Entries)))
@@ -282,7 +289,7 @@ extension Qcow2Resizer {
         try await refcounts.releaseEnd()
     }
 
-    /// - Parameter firstGone: the first guest cluster behind the new end.
+    /// - Parameter firstGone: index of the first guest cluster behind the new end.
     /// - Returns: nil if no table has to be changed.
     private mutating func boundary(_ firstGone: Int64) async throws -> Boundary? {
         let index = firstGone / geometry.l2Entries
@@ -301,7 +308,9 @@ extension Qcow2Resizer {
         return boundary
     }
 
-    /// - Returns: the clusters that have one reference less when all is on stable storage.
+    /// Removes the entries behind the end.
+    ///
+    /// - Returns: clusters that have one reference less once everything is on stable storage.
     private mutating func clear(_ boundary: Boundary) async throws -> [Int64] {
         let word = boundary.firstGone
         let freed = clusters(of: boundary.words[word...])

@@ -6,20 +6,20 @@ import ImageStorage
 /// Source: QEMU's docs/interop/qcow2.txt, section "Snapshots".
 struct Qcow2Snapshot: Sendable, Equatable {
     let facts: ImageSnapshot
-    /// Where the L1 table lies that maps the disk as it was then, as the entry says it.
+    /// Offset in bytes of the L1 table that maps the disk of the snapshot, as stored in the entry.
     let l1Offset: UInt64
     let l1Entries: Int64
 
     var id: [UInt8] { facts.id }
     var name: [UInt8] { facts.name }
 
-    /// In bytes.
+    /// Length of the entry's extra data in bytes.
     let extraLength: Int
 
-    /// qemu's limits.
+    /// qemu's limits: the number of snapshots, and the extra data of each in bytes.
     static let maximumCount: UInt32 = 65536
     private static let maximumExtraData = 1024
-    /// The limit of a table that is read, in bytes: 65536 snapshots with names of usual length.
+    /// Limit of the table in bytes: 65536 snapshots with names of usual length.
     private static let maximumTableSize: Int64 = 8 << 20
     private static let fixedLength = 40
 
@@ -43,9 +43,9 @@ struct Qcow2Snapshot: Sendable, Equatable {
         return snapshots
     }
 
-    /// Reads the next entry of a snapshot table: entries begin at multiples of 8.
+    /// Reads the next entry of a snapshot table; entries begin at multiples of 8.
     ///
-    /// - Throws: `TooMuchExtraData`; what the cursor throws.
+    /// - Throws: `TooMuchExtraData`, and the errors of the cursor.
     static func next(_ cursor: inout MetadataCursor) async throws -> Qcow2Snapshot {
         cursor.align(to: 8)
         let fixed = try await cursor.next(fixedLength)
@@ -67,7 +67,7 @@ struct Qcow2Snapshot: Sendable, Equatable {
             seconds: fixed.bigEndian(at: 16, as: UInt32.self),
             nanoseconds: fixed.bigEndian(at: 20, as: UInt32.self),
             guestNanoseconds: fixed.bigEndian(at: 24, as: UInt64.self),
-            // Larger states have their size in the extra data.
+            // The extra data has 64 bits for the size, the fixed part only 32.
             stateSize: extraLength >= 8
                 ? rest.bigEndian(at: 0, as: UInt64.self)
                 : UInt64(fixed.bigEndian(at: 32, as: UInt32.self)),

@@ -2,9 +2,9 @@ import DiskImage
 import ImageStorage
 
 extension Qcow2Source {
-    /// Space in bytes that copies of the image's bitmaps take in an image with clusters of this
-    /// size, all of each allocated; nil for images that cannot have any (version 2). A bitmap that
-    /// was not closed is void and does not count.
+    /// Space in bytes that copies of the image's bitmaps take, fully allocated, in an image with
+    /// clusters of `clusterSize` bytes; nil if the image cannot have bitmaps (version 2). A bitmap
+    /// that was not saved properly is void and does not count.
     ///
     /// - Throws: `ImageError` if the bitmap directory cannot be read.
     public func bitmapsSize(clusterSize: Int64) async throws -> Int64? {

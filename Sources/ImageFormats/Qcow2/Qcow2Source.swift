@@ -3,26 +3,27 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// One qcow2 image as a guest disk, without what lies below it.
+/// One qcow2 image as a guest disk, without its backing file.
 public struct Qcow2Source: Image {
     public let header: Qcow2Header
     public let storage: any Storage
     private let tables: Qcow2Tables
     private let preallocation = Preallocation()
     private let decompressors: ResourcePool<Qcow2Decompressor>
-    /// For what is to be decompressed.
+    /// Buffers for compressed streams.
     private let inputs = IOBufferPool()
 
     /// Opens an image: reads the header and the L1 table.
     ///
-    /// - Throws: `ImageError` for damaged, cut, encrypted and otherwise unreadable images.
+    /// - Throws: `ImageError` for images that are damaged, cut short, encrypted or otherwise
+    ///   unreadable.
     public init(_ storage: any Storage) async throws {
         try await self.init(storage, header: Qcow2Header.read(from: storage))
     }
 
-    /// Opens the disk as it was when a snapshot was taken. Its size is today's, as with qemu.
+    /// Opens the disk as it was when a snapshot was taken. As in qemu, its size is the present one.
     ///
-    /// - Throws: `ImageError`; also if the image has no such snapshot.
+    /// - Throws: `ImageError`, also if the image has no such snapshot.
     init(_ storage: any Storage, snapshot: SnapshotName) async throws {
         let header = try await Qcow2Header.read(from: storage)
         let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
@@ -33,7 +34,8 @@ public struct Qcow2Source: Image {
         try await self.init(storage, header: header.of(found, in: storage.name))
     }
 
-    /// - Parameter header: of the image, or what it could be.
+    /// - Parameter header: the image's header, or a changed one that leads to another disk in the
+    ///   image.
     init(_ storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage
         self.header = header
@@ -49,8 +51,8 @@ public struct Qcow2Source: Image {
         header.backingFile.map { BackingName($0, format: header.backingFormat) }
     }
 
-    /// Nearly every image has holes in its tables, so more than one of any size counts: clusters
-    /// without blocks.
+    /// Whether clusters lack blocks. Nearly every image has holes in its tables, so a hole alone
+    /// tells nothing.
     public func isSparse() async throws -> Bool {
         guard storage.traits.hasHoles else { return false }
         return try await isPreallocated()
@@ -64,12 +66,12 @@ public struct Qcow2Source: Image {
             holes)
     }
 
-    /// The answer about preallocation, once it is known.
+    /// The answer of `isPreallocated`; nil until it is known.
     private final class Preallocation: Sendable {
         let isLikely = Mutex<Bool?>(nil)
     }
 
-    /// Refcounts that cannot be read are no reason not to read the disk.
+    /// False if the refcounts cannot be read, because the disk can be read without them.
     public func isPreallocated() async throws -> Bool {
         if let known = preallocation.isLikely.withLock({ $0 }) { return known }
         let found: Bool
@@ -83,9 +85,10 @@ public struct Qcow2Source: Image {
     }
 }
 
-// Compressed clusters: neighbours in the host are read by one call.
+// Reading compressed clusters: one call reads the streams of neighbours in the file.
 extension Qcow2Source {
-    /// Larger reads save nothing more and cost every worker memory, in bytes.
+    /// Largest length of such a read in bytes. Longer ones save nothing more, and cost memory for
+    /// every worker.
     private static var longestRead: Int64 { 64 << 10 }
 
     public func readCompressed(
@@ -102,7 +105,8 @@ extension Qcow2Source {
         }
     }
 
-    /// The clusters at the front whose streams one call can read, and the place of all of them.
+    /// Returns the clusters at the front whose streams one call can read, and the place of all
+    /// these streams.
     private func neighbours(
         _ mappings: ArraySlice<Mapping>
     ) throws(ImageError) -> (ArraySlice<Mapping>, host: Range<Int64>) {
@@ -120,7 +124,7 @@ extension Qcow2Source {
         return (mappings[..<index], host)
     }
 
-    /// The place of a stream, cut at the end of the file: the last one may end there.
+    /// The place of a stream, clipped to the file: the last stream may end with the file.
     private func streamRange(_ mapping: Mapping) throws(ImageError) -> Range<Int64> {
         let host = mapping.host ?? 0..<0
         guard host.lowerBound < storage.size else {
@@ -129,12 +133,13 @@ extension Qcow2Source {
         return host.clamped(to: 0..<storage.size)
     }
 
-    /// - Parameter host: the place of all the streams.
+    /// - Parameter host: place of all the streams.
     private func readCompressed(
         _ clusters: ArraySlice<Mapping>, _ host: Range<Int64>, into buffer: inout MutableRawSpan
     ) async throws {
-        // Reused: many threads that allocate and free odd sizes scatter the heap.
-        // A stream that saved nothing is a little longer than its cluster.
+        // Buffers of one size are reused, because many threads that allocate and free odd sizes
+        // scatter the heap. The size has room for a stream that saved nothing and is a little
+        // longer than its cluster.
         let usual = Int(Self.longestRead) + 1024
         var input = try inputs.take(
             byteCount: host.count <= usual ? usual : host.count.roundedUp(to: 64 << 10))
@@ -142,8 +147,8 @@ extension Qcow2Source {
         var inputSpan = all.slice(0..<host.count)
         try await storage.read(into: &inputSpan, at: host.lowerBound)
 
-        // Not before: as many as there are threads are enough, for nothing is waited for from here
-        // on.
+        // Taken only now: nothing waits from here on, so there are never more decompressors than
+        // threads.
         let decompressor = try decompressors.take()
         defer { decompressors.giveBack(decompressor) }
         let start = clusters.first?.range.lowerBound ?? 0
@@ -168,7 +173,9 @@ extension Qcow2Source {
         inputs.giveBack(input)
     }
 
-    /// - Parameter offset: guest offset in bytes of what is wanted of the cluster.
+    /// Decompresses the bytes that are wanted of a cluster.
+    ///
+    /// - Parameter offset: guest offset in bytes of the first of them.
     private func decompress(
         _ stream: RawSpan, with decompressor: Qcow2Decompressor, from offset: Int64,
         into buffer: inout MutableRawSpan

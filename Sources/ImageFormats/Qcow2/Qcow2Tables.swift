@@ -2,17 +2,19 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// The L1 and L2 tables of an image being read: from guest offset to mapping.
+/// The L1 and L2 tables of an image that is read; they turn guest offsets into mappings.
 ///
 /// L2 tables are read in slices and kept in a small cache, so memory does not grow with the image.
-/// No lock is held while a slice is read; two tasks may read the same one, which harms nobody.
+/// No lock is held while a slice is read. Two tasks may read the same slice, which does no harm.
 final class Qcow2Tables: Sendable {
-    /// Of an L2 table, in bytes: a large read for small clusters' tables, a part of a large one's.
+    /// Largest length of a slice in bytes: a whole table of small clusters, a part of a table of
+    /// large ones.
     private static let sliceSize: Int64 = 64 << 10
-    /// Limit of the cache in bytes: the slices that workers read, which are neighbours, and some
-    /// that the walk ahead of them has read. Slices of small clusters may be read twice.
+    /// Limit of the cache in bytes. It has room for the slices that workers read, which are
+    /// neighbours, and for some that the walk ahead of them has read. Slices of small clusters may
+    /// be read twice.
     private static let cacheSize = 256 << 10
-    /// The limits of reading ahead where reading waits: in bytes, and in slices.
+    /// Limits of reading ahead where reading waits, in bytes and in slices.
     private static let aheadSize: Int64 = 1 << 20
     private static let mostAhead: Int64 = 32
 
@@ -23,8 +25,8 @@ final class Qcow2Tables: Sendable {
     private let sliceBytes: Int64
     private let cache: Mutex<SliceCache>
 
-    /// Reads the L1 table. One that is short, as a snapshot's can be of a disk that has grown
-    /// since, says nothing about the rest.
+    /// Reads the L1 table. A snapshot's table can be too short, because the disk has grown since;
+    /// the rest of the disk is unallocated then.
     init(storage: any Storage, header: Qcow2Header) async throws {
         self.storage = storage
         geometry = header.geometry
@@ -37,7 +39,8 @@ final class Qcow2Tables: Sendable {
             "L1 table")
     }
 
-    /// What the tables say of the disk from `offset` on; `limit` as of `ImageSource.mappings`.
+    /// The mappings of the disk from `offset` on, as the tables tell them; `limit` is that of
+    /// `ImageSource.mappings`.
     func mappings(at offset: Int64, limit: Int64) async throws -> [Mapping] {
         let entries = try await entries(at: offset, limit: limit)
         if entries.words.isEmpty {
@@ -47,17 +50,17 @@ final class Qcow2Tables: Sendable {
             in: entries.words, startingAt: entries.range.lowerBound, from: offset, limit: limit)
     }
 
-    /// L2 entries, as many as are read at once.
+    /// The L2 entries of one slice.
     private struct Entries {
-        /// None where there is no L2 table.
+        /// Empty if there is no L2 table.
         var words: [UInt64]
-        /// What they map, or how far there is no table: guest offsets in bytes.
+        /// Guest offsets in bytes that the entries map, or that have no L2 table.
         var range: Range<Int64>
     }
 
-    /// The L2 entries around a guest offset.
+    /// Returns the L2 entries around a guest offset.
     ///
-    /// - Parameter limit: how far the caller will go, in bytes.
+    /// - Parameter limit: guest offset in bytes up to which the caller will go.
     private func entries(at offset: Int64, limit: Int64) async throws -> Entries {
         guard let slice = try slice(at: offset) else {
             let table = offset / geometry.l2Coverage
@@ -70,13 +73,13 @@ final class Qcow2Tables: Sendable {
         return Entries(words: try await read(slice, with: next), range: slice.range)
     }
 
-    /// Where a slice is in the file, and what it maps: guest offsets in bytes.
+    /// The place of a slice in the file, and the guest offsets in bytes that it maps.
     private struct Slice {
         var offset: HostOffset
         var range: Range<Int64>
     }
 
-    /// - Returns: nil where there is no L2 table.
+    /// - Returns: nil if there is no L2 table.
     private func slice(at offset: Int64) throws(ImageError) -> Slice? {
         let table = offset / geometry.l2Coverage
         let entry = table < l1.count ? l1[Int(table)] : 0
@@ -87,7 +90,7 @@ final class Qcow2Tables: Sendable {
         return Slice(offset: l2Offset + number * sliceBytes, range: start..<start + coverage)
     }
 
-    /// Skips L1 entries without a table: a terabyte of nothing takes no time.
+    /// Skips L1 entries without a table, so that a terabyte of nothing takes no time.
     private func endOfUnallocated(_ table: Int64, _ limit: Int64) -> Int64 {
         var next = table + 1
         while next < l1.count, next * geometry.l2Coverage < limit,
@@ -116,8 +119,8 @@ final class Qcow2Tables: Sendable {
         return offset == 0 ? nil : HostOffset(offset)
     }
 
-    /// The slices that a walk comes to next and that have to be read. A damaged table ends the
-    /// list: the walk will find it.
+    /// Returns the slices that a walk comes to next and that are not in the cache. A damaged table
+    /// ends the list, because the walk will report it.
     private func slices(behind slice: Slice, limit: Int64) -> [Slice] {
         var found: [Slice] = []
         var offset = slice.range.upperBound
@@ -136,9 +139,9 @@ final class Qcow2Tables: Sendable {
         return found
     }
 
-    /// Reads slices all at once: where reading waits, they take no longer than one.
+    /// Reads slices concurrently: where reading waits, they take no longer than one.
     ///
-    /// - Parameter others: are kept for later; what is wrong with them is no matter yet.
+    /// - Parameter others: slices to keep in the cache; errors in them do not matter yet.
     private func read(_ slice: Slice, with others: [Slice]) async throws -> [UInt64] {
         guard !others.isEmpty else { return try await read(slice) }
         cache.withLock { $0.makeRoom(for: others.count + 1) }
@@ -157,7 +160,7 @@ final class Qcow2Tables: Sendable {
     }
 }
 
-/// Slices by host offset; the ones used longest ago go first.
+/// Slices by host offset. The least recently used ones are dropped first.
 private struct SliceCache {
     private struct Item {
         var words: [UInt64]
@@ -170,7 +173,8 @@ private struct SliceCache {
 
     init(capacity: Int) { self.capacity = capacity }
 
-    /// So many are about to come, and all are to stay until they have been used.
+    /// Raises the capacity for slices that are about to be read and have to stay until they are
+    /// used.
     mutating func makeRoom(for count: Int) { capacity = max(capacity, 2 * count) }
 
     mutating func find(_ offset: HostOffset) -> [UInt64]? {
@@ -186,7 +190,7 @@ private struct SliceCache {
         items[offset] = Item(words: words, lastUse: clock)
     }
 
-    /// Drops the older half at once, so that looking for the oldest costs little per insertion.
+    /// Drops the older half at once, so that finding the oldest costs little per insertion.
     private mutating func evict() {
         let uses = items.values.map { $0.lastUse }.sorted()
         let median = uses[uses.count / 2]

@@ -3,32 +3,33 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// A qcow2 image being written: clusters as they come, tables when complete, the header last.
+/// A qcow2 image that is being written: clusters as they come, tables when they are complete, the
+/// header last.
 public final class Qcow2Target: ImageTarget {
     public let traits: TargetTraits
     public let compresses: Bool
     let storage: any WritableStorage
     let options: Qcow2Options
-    /// Data will be written; false where an empty image is made.
+    /// Whether data will be written; false for an empty image.
     let writesData: Bool
     private let geometry: Qcow2Geometry
     private let keepsZeros: Bool
-    /// Where everything lies in an image that is preallocated.
+    /// The places of all clusters; nil if the image is not preallocated.
     private let preallocated: Qcow2PreallocatedMap?
-    /// How a preallocated image ends: known before the data is written.
+    /// The ending of a preallocated image, which is known before the data is written.
     private let knownEnding = Mutex<Qcow2Layout.Ending?>(nil)
     private let layout: Mutex<Qcow2Layout>
     private let compressors: ResourcePool<Qcow2Compressor>
 
-    /// Prepares an image on empty storage.
+    /// Plans an image on empty storage.
     ///
     /// - Parameters:
-    ///   - virtualSize: of the guest disk, in bytes.
-    ///   - compress: store clusters compressed where that makes them smaller.
+    ///   - virtualSize: size of the guest disk in bytes.
+    ///   - compress: whether clusters are compressed where that makes them smaller.
     ///   - minSparse: 0 stores zeros like data; otherwise a cluster of zeros is not stored.
-    ///   - writesData: false makes an image that holds nothing: only `prepare` and `finish` follow.
-    /// - Throws: `ImageError` for options that contradict each other or the size, and for want of
-    ///   memory.
+    ///   - writesData: false makes an image that holds nothing; only `prepare` and `finish` follow.
+    /// - Throws: `ImageError` if options contradict each other or the size, or if there is not
+    ///   enough memory.
     public init(
         storage: any WritableStorage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
         minSparse: Int, writesData: Bool = true
@@ -62,11 +63,11 @@ public final class Qcow2Target: ImageTarget {
             hasBacking: options.backing != nil,
             canWriteZeroes: options.version >= 3 || isPreallocated,
             placesInOrder: !isPreallocated)
-        // Names that do not fit should be known before the work.
+        // Names that do not fit cause an error before the work.
         _ = try header(nil).serialized()
     }
 
-    /// To be called first: makes the image's place ready, and preallocates.
+    /// Clears an old image's header and preallocates. Has to be called first.
     public func prepare() async throws {
         try await invalidateOldHeader()
         guard let preallocated else { return }
@@ -76,7 +77,8 @@ public final class Qcow2Target: ImageTarget {
         knownEnding.withLock { $0 = ending }
     }
 
-    /// Makes a device stop looking like the image it may hold. On an empty file: nothing to do.
+    /// Clears the first cluster of a device, so that it no longer looks like the image that it may
+    /// hold. An empty file needs nothing.
     private func invalidateOldHeader() async throws {
         guard storage.traits.isDevice else { return }
         let zeros = try IOBuffer.zeros(byteCount: Int(min(geometry.clusterSize, storage.size)))
@@ -91,7 +93,7 @@ public final class Qcow2Target: ImageTarget {
         let compressor = compresses ? try compressors.take() : nil
         defer { if let compressor { compressors.giveBack(compressor) } }
         var pieces: [EncodedPiece] = []
-        // What the last cluster has beyond the end of the disk is zero in the buffer.
+        // Behind the end of the disk, the buffer holds zeros for the rest of the last cluster.
         for start in stride(from: positions.lowerBound, to: positions.upperBound, by: clusterSize) {
             let cluster = start..<start + clusterSize
             let guest = guestOffset + Int64(start - positions.lowerBound)
@@ -109,7 +111,7 @@ public final class Qcow2Target: ImageTarget {
         let canBeZero = traits.canWriteZeroes || guest >= traits.readsAsZeroFrom
         if !keepsZeros, canBeZero, ZeroScan.isZero(data, cluster) { return .zero }
         guard let compressor else { return .plain(cluster) }
-        // A stream as long as the cluster would save nothing; the format asks for shorter ones.
+        // A stream as long as the cluster would save nothing, and the format requires shorter ones.
         var room = encoded.slice(used..<used + cluster.count - 1)
         guard let length = try compressor.compress(data.extracting(cluster), into: &room) else {
             return .plain(cluster)
@@ -119,7 +121,8 @@ public final class Qcow2Target: ImageTarget {
         return .compressed(positions)
     }
 
-    /// Joins neighbours; a compressed cluster stays alone, for it gets an entry of its own.
+    /// Adds a cluster to the pieces, joined to its neighbour if both have the same form. A
+    /// compressed cluster stays alone, because it gets an entry of its own.
     private static func append(
         _ form: EncodedPiece.Form, _ guestRange: Range<Int64>, to pieces: inout [EncodedPiece]
     ) {
@@ -165,7 +168,7 @@ public final class Qcow2Target: ImageTarget {
             try await storage.writePlacement(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
         }
-        // Whoever finds a header may rely on all that it leads to.
+        // Everything that the header leads to must be on stable storage before the header is.
         try await storage.flush()
         let header = try header(ending).serialized()
         try await storage.writeBytes(header, at: 0)

@@ -1,11 +1,14 @@
 import DiskImage
 import ImageStorage
 
-// Tables of big-endian numbers, read and written where they lie.
+// Reading and writing tables of big-endian numbers.
 extension Storage {
-    /// Longer than a slice of an L2 table, of which many are read: in bytes.
+    /// Length in bytes up to which tables are read without a check of the memory. Slices of L2
+    /// tables, of which many are read, are shorter.
     private static var longTable: Int64 { 256 << 10 }
 
+    /// Reads a part of a table as bytes.
+    ///
     /// - Throws: `ImageError` if the range reaches beyond the end.
     func readBytes(
         at offset: HostOffset, count: Int64, _ what: String
@@ -31,7 +34,7 @@ extension Storage {
                 "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
                     + "(\(size) bytes): the image is cut short or damaged")
         }
-        // Shorter tables fit into the margin that their readers ask for.
+        // Shorter tables fit into the margin that their readers have checked.
         if count > Self.longTable { try MemoryMargin.check(for: 2 * Int(count)) }
         var buffer = try IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes
@@ -39,9 +42,9 @@ extension Storage {
         return buffer
     }
 
-    /// Fills a buffer; what would lie beyond the end of the file is zeros.
+    /// Fills a buffer; bytes beyond the end of the file are zeros.
     ///
-    /// - Returns: how many bytes were there, 0 for none.
+    /// - Returns: number of bytes that the file has in the range.
     func readAvailable(into buffer: inout IOBuffer, at offset: Int64) async throws -> Int {
         let count = buffer.byteCount
         let available = offset < size ? Int(min(Int64(count), size - offset)) : 0
@@ -69,14 +72,14 @@ extension Storage {
 extension WritableStorage {
     /// Writes big-endian numbers.
     func writeWords(_ words: [UInt64], at offset: Int64) async throws {
-        // They are copied twice.
+        // The words are copied twice.
         try MemoryMargin.check(for: 2 * words.count * 8)
         try await writeBytes(words.bigEndianBytes, at: offset)
     }
 }
 
 extension RawSpan {
-    /// All of it as numbers of 64 bits.
+    /// The bytes as big-endian 64-bit numbers.
     func bigEndianWords() -> [UInt64] {
         [UInt64](unsafeUninitializedCapacity: byteCount / 8) { words, count in
             for index in words.indices {
@@ -88,7 +91,7 @@ extension RawSpan {
 }
 
 extension Array where Element == UInt64 {
-    /// As they are stored.
+    /// The bytes of the numbers as stored in an image.
     var bigEndianBytes: [UInt8] {
         map(\.bigEndian).withUnsafeBytes { [UInt8]($0) }
     }

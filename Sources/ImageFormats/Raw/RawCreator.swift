@@ -2,7 +2,7 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// Makes raw images.
+/// Creates raw images.
 struct RawCreator: ImageCreator {
     let canCompress = false
 
@@ -58,7 +58,7 @@ private struct NewRawImage: NewImage {
             looksForZeros: settings.looksForZeros, readsAsZero: settings.readsAsZero)
     }
 
-    /// In bytes.
+    /// Length in bytes of the part of a new file that is always written.
     private static let firstBlock: Int64 = 4096
 
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
@@ -72,13 +72,13 @@ private struct NewRawImage: NewImage {
             try storage.requireSpace(size)
             try storage.allocate(0..<size, preallocation)
         }
-        // The first block is there in any case, as qemu-img has it: who opens the file with
-        // O_DIRECT can find out the alignment by reading.
+        // As in qemu-img, the first block is always written, so that a program that opens the file
+        // with O_DIRECT can find out the alignment by reading.
         let written = preallocation == .full ? size : min(Self.firstBlock, size)
         try await storage.writeZeros(0..<written)
     }
 
-    /// Removes the header by which an old image on a device would be recognised.
+    /// Clears the first sector of a device, by which an old image there would be recognized.
     private func clearDevice(_ storage: any WritableStorage, _ size: Int64) async throws {
         guard preallocation == .off else {
             throw ImageError.invalid("Unsupported preallocation mode '\(preallocation.rawValue)'")

@@ -1,7 +1,8 @@
 import DiskImage
 import ImageStorage
 
-/// Raw images. Last in the list: what no other format claims is the guest's own bytes.
+/// The driver of raw images, last in the list of formats: a storage that no other format recognizes
+/// holds the guest's own bytes.
 public struct RawDriver: FormatDriver {
     public let name = "raw"
     public let isPlain = true
@@ -12,7 +13,8 @@ public struct RawDriver: FormatDriver {
 
     public func recognizes(_ start: RawSpan) -> Bool { true }
 
-    /// A part of a file is a disk of its own: one inside an archive.
+    /// Reads `offset` and `size`, which make a part of a file a disk of its own (inside an archive,
+    /// for example).
     public func readOptions(
         from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
     ) throws(ImageError) {
@@ -29,7 +31,7 @@ public struct RawDriver: FormatDriver {
 
     public func facts(of storage: any Storage) -> FormatFacts {
         var facts = FormatFacts(virtualSize: RawSource(storage).guestSize)
-        // As qemu has it, a file was closed, and a server says nothing.
+        // As in qemu, a file counts as closed properly, and a server's file as unknown.
         facts.isDirty = storage.traits.isRemote ? nil : false
         return facts
     }

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// Gives raw files another size.
+/// Resizes raw files.
 struct RawResizer: ImageResizer {
     func resize(
         _ storage: any WritableStorage, preallocation: Preallocation,

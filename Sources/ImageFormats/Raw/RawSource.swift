@@ -1,18 +1,18 @@
 import DiskImage
 import ImageStorage
 
-/// A raw image: the guest disk is what the storage holds, byte for byte.
+/// A raw image: the storage holds the guest disk byte for byte.
 public struct RawSource: Image {
     public let storage: any Storage
 
     public init(_ storage: any Storage) { self.storage = storage }
 
     public var virtualSize: Int64 { storage.size }
-    /// A sector that the file ends in is filled up with zeros.
+    /// Size in whole sectors; zeros fill the sector in which the file ends.
     public var guestSize: Int64 { storage.size.roundedUp(to: guestSectorSize) }
 
-    /// - Parameter limit: `guestSize` at most.
-    /// - Returns: one mapping, because storages with latency take long to look for many.
+    /// - Parameter limit: at most `guestSize`.
+    /// - Returns: one mapping, because searching for more takes long on storages with latency.
     public func mappings(
         at offset: Int64, limit: Int64, holes: HoleSearch
     ) async throws -> [Mapping] {

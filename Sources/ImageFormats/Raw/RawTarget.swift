@@ -1,10 +1,11 @@
 import DiskImage
 import ImageStorage
 
-/// A raw image being written: guest offsets are host offsets, so nothing has to be placed in order.
+/// A raw image that is being written. Guest offsets equal host offsets, so pieces are placed in any
+/// order.
 public struct RawTarget: ImageTarget {
-    /// Zeros are looked for in units of this size, as qemu-img does: the block size of nearly every
-    /// file system, so that what is left out takes no space.
+    /// Unit of the search for zeros in bytes, as in qemu-img: the block size of nearly every file
+    /// system, so that omitted zeros take no space.
     private static let scanUnit = 4096
 
     public let traits: TargetTraits
@@ -15,8 +16,8 @@ public struct RawTarget: ImageTarget {
 
     /// - Parameters:
     ///   - minSparse: runs of zeros of at least this many bytes are left out; 0 writes everything.
-    ///   - looksForZeros: also in what could be shared with the source unread.
-    ///   - readsAsZero: what is not written reads as zeros.
+    ///   - looksForZeros: whether zeros are searched for in data that could be shared unread, too.
+    ///   - readsAsZero: whether unwritten parts of the storage read as zeros.
     public init(
         storage: any WritableStorage, minSparse: Int, looksForZeros: Bool = true, readsAsZero: Bool
     ) {

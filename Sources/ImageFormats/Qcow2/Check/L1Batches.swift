@@ -1,7 +1,7 @@
 import Concurrency
 
-/// The entries of an L1 table that name an L2 table, some at a time: few at first, and one by one
-/// where reading waits.
+/// The entries of an L1 table that are not zero, in batches. Batches grow from a single entry on;
+/// while reads wait, each has a single entry.
 struct L1Batches: Sequence, IteratorProtocol {
     private let entries: [UInt64]
     private let tablesPerBatch: Int

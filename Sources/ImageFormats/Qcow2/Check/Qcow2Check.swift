@@ -3,15 +3,16 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// Checks a qcow2 image: whether its refcounts are what its tables refer to, and the tables sound.
+/// Checks a qcow2 image: whether its refcounts equal the numbers of references in its tables, and
+/// whether the tables are sound.
 ///
-/// Messages about single clusters have qemu-img's words, because programs read them.
+/// Messages about single clusters have qemu-img's words, because programs parse them.
 public struct Qcow2Check: Sendable {
     private let storage: any Storage
     private let repair: Qcow2Checker.Repair?
     private let onMessage: @Sendable (String) -> Void
 
-    /// - Parameter onMessage: told of each finding, one line each, in the order of the tables.
+    /// - Parameter onMessage: called with each finding, a single line, in the order of the tables.
     public init(
         _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
     ) {
@@ -20,7 +21,7 @@ public struct Qcow2Check: Sendable {
         self.onMessage = onMessage
     }
 
-    /// A check that puts right what it can.
+    /// A check that repairs the errors that `repair` selects.
     public init(
         repairing storage: any WritableStorage, _ repair: CheckRepair,
         onMessage: @escaping @Sendable (String) -> Void
@@ -30,8 +31,10 @@ public struct Qcow2Check: Sendable {
         self.onMessage = onMessage
     }
 
-    /// - Throws: `ImageError` where the image cannot be read or written, is no qcow2 image, or is
-    ///   damaged so that the check cannot go on.
+    /// Runs the check.
+    ///
+    /// - Throws: `ImageError` if the image cannot be read or written, is no qcow2 image, or is too
+    ///   damaged for the check to go on.
     public func run() async throws -> CheckResult {
         try await IOExecutor.run {
             let header = try await Qcow2Header.read(from: storage, for: .checking)
@@ -42,7 +45,7 @@ public struct Qcow2Check: Sendable {
     }
 }
 
-/// One run of a check. Used by one task; what it gives to child tasks is copied.
+/// One run of a check. Used by one task; child tasks get copies of what they need.
 final class Qcow2Checker {
     /// The repairs to make, and the storage to make them on.
     struct Repair {
@@ -57,12 +60,12 @@ final class Qcow2Checker {
     private let onMessage: @Sendable (String) -> Void
 
     var result = CheckResult()
-    /// What has been found about refcounts and tables so far.
+    /// Damage to refcounts and tables found so far.
     var damage = DamageCounts()
     var counts: ReferenceCounts
-    /// In bytes.
+    /// Length of the file in bytes, in whole sectors as qemu counts them.
     var fileSize: Int64
-    /// Up to the end of the file; what would lie behind reads as zeros.
+    /// The entries up to the end of the file, behind which all read as zeros.
     var l1: [UInt64]
     var refcountTable: [UInt64] = [] {
         didSet {
@@ -70,39 +73,41 @@ final class Qcow2Checker {
             blockClusters = Set(blocks.filter { $0 != 0 }.map { $0 / UInt64(self.clusterSize) })
         }
     }
-    /// The clusters of the refcount blocks.
+    /// Indices of the clusters that hold refcount blocks.
     private(set) var blockClusters: Set<UInt64> = []
-    /// Refcounts cannot be put right one by one: a block or the table is damaged or missing.
+    /// Whether refcounts cannot be repaired one by one, because a refcount block or the table is
+    /// damaged or missing.
     var needsRebuild = false
     var needsCopiedPass = false
     var lastUsedCluster = 0
-    /// Clusters that a damaged refcount table names: a repair must not write there before it is
+    /// Clusters that a damaged refcount table names. A repair must not write to them before it is
     /// done.
     var doubtfulClusters: Set<Int> = []
-    /// Clusters with more references than a refcount of the image can be.
+    /// Clusters with more references than a refcount of the image can hold.
     var overflows: Set<Int> = []
-    /// Clusters that are named and lie behind the end of the file, if there is to be a repair: what
-    /// is new must not go there.
+    /// Clusters behind the end of the file that tables name, collected for a full repair, which
+    /// must not place anything new there.
     var outside: [Range<UInt64>] = []
-    /// Repairs of table entries: written when all that there is has been looked at.
+    /// Repairs of table entries, written when everything has been checked.
     var pendingRepairs: [(offset: Int64, words: [UInt64])] = []
-    /// The number of times that L1 tables name each L2 table with several references; found out
-    /// when needed.
+    /// Number of times that L1 tables name each L2 table with several references; nil until needed.
     var sharedTables: [Int: UInt64]?
     var hasReportedUnalignedBlock = false
-    /// Findings are not told: they have been told before.
+    /// Whether findings are not reported, because they have been reported before.
     var isSilent = false
 
-    /// A child task reads and counts so much at a time, in bytes; where reading waits, one table.
+    /// Number of bytes of tables that a child task reads and counts at a time, unless reading
+    /// waits.
     private static let batchSize: Int64 = 256 << 10
-    /// More than cores, for a batch may wait for its turn; and where reading waits, as many as
-    /// memory is easily there for.
+    /// Number of batches in flight. A few suffice for work, although a batch may wait for its turn;
+    /// where reading waits, there are as many as easily fit into memory.
     var batchesInFlight: Int { storage.readMeter.isWaiting ? 64 : 4 }
-    /// Each can cost a chunk of the counts, long ones more.
+    /// Number of runs that are counted per check of the memory. Each run can cost a chunk of the
+    /// counts, a long one more.
     private static let runsPerMargin = 1024
-    /// The bytes of tables that are read before memory is asked for again.
+    /// Number of bytes of tables that are read per check of the memory.
     private static let bytesPerMargin: Int64 = 64 << 10
-    /// What qemu checks at most, in clusters.
+    /// Largest number of clusters that qemu checks.
     private static let maximumClusters = Int64(Int32.max)
 
     init(
@@ -113,7 +118,6 @@ final class Qcow2Checker {
         self.header = header
         mending = repair
         self.onMessage = onMessage
-        // Whole sectors, as qemu counts them.
         fileSize = storage.size.roundedUp(to: guestSectorSize)
         let clusters = fileSize.dividedUp(by: header.geometry.clusterSize)
         guard clusters <= Self.maximumClusters else {
@@ -124,7 +128,9 @@ final class Qcow2Checker {
         l1 = try await storage.readWords(at: header.l1Offset.bytes, count: header.l1Entries)
     }
 
-    /// - Throws: `ImageError` in a check that repairs nothing.
+    /// The storage to repair.
+    ///
+    /// - Throws: `ImageError` if the check repairs nothing.
     var writable: any WritableStorage {
         get throws(ImageError) {
             guard let mending else { throw .unsupported(storage.name, "is open for reading only") }
@@ -172,7 +178,7 @@ final class Qcow2Checker {
     }
 }
 
-// Counting what refers to each cluster.
+// Counting the references to each cluster.
 extension Qcow2Checker {
     func countReferences(_ snapshots: Snapshots, repairs: Bool) async throws {
         result.allocatedClusters = 0
@@ -207,12 +213,12 @@ extension Qcow2Checker {
         try apply(collector.references)
     }
 
-    /// Counts an L1 table and the L2 tables that it names: these are read and decoded beside each
-    /// other.
+    /// Counts the references of an L1 table and of the L2 tables that it names, which are read and
+    /// decoded concurrently.
     ///
     /// - Parameters:
-    ///   - l1: as much of it as there is.
-    ///   - entries: as many as it is said to have.
+    ///   - l1: the entries that the file has.
+    ///   - entries: number of entries that the table should have.
     func countTables(
         _ l1: [UInt64], at offset: UInt64, entries: Int64, isActive: Bool, repairs: Bool
     ) async throws {
@@ -239,10 +245,10 @@ extension Qcow2Checker {
         var buffer = try IOBuffer(byteCount: Int(clusterSize))
         let tablesPerMargin = Int(max(1, bytesPerMargin / clusterSize))
         for (number, entry) in l1.enumerated() {
-            // Each entry can bring a message.
+            // Each entry can cause a message, which takes memory.
             if number % tablesPerMargin == 0 { try MemoryMargin.check() }
             guard let offset = collector.addL1Entry(entry) else { continue }
-            // Whatever lies there: a table that is cut short goes on with zeros.
+            // A table that is cut short continues with zeros.
             let count = try await storage.readAvailable(into: &buffer, at: offset)
             guard count > 0 else { continue }
             collector.addL2Table(buffer.bytes, at: offset)
@@ -296,7 +302,7 @@ extension Qcow2Checker {
         damage.corruptionsFixed += 1
     }
 
-    /// Refcount blocks have one reference each, from the refcount table.
+    /// Counts the refcount blocks. Each has one reference, from the refcount table.
     private func countRefcountBlocks(repairs: Bool) async throws {
         doubtfulClusters = []
         for (index, entry) in refcountTable.enumerated() where entry != 0 {
@@ -332,7 +338,7 @@ extension Qcow2Checker {
 }
 
 extension ImageError {
-    /// A check that could not be brought to an end, in the words that qemu-img has for it.
+    /// The error for a check that could not be completed, in qemu-img's words.
     static func checkFailed(_ code: Int32) -> ImageError {
         ImageError(.system(errno: code), "Check failed: \(String(cString: strerror(code)))")
     }

@@ -8,7 +8,10 @@ extension Qcow2Checker {
         static let reserved: UInt64 = 0xff00_0000_0000_01fe
     }
 
-    /// - Throws: where the directory cannot be understood: what it refers to would look leaked.
+    /// Counts the references of bitmaps and their directory.
+    ///
+    /// - Throws: `ImageError` if the directory cannot be understood, because its clusters would
+    ///   look leaked.
     func countBitmaps() async throws {
         guard let directory = header.bitmapDirectory else { return }
         try directory.check(storage.name, clusterSize)

@@ -2,12 +2,12 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-// Whether the active tables say of their clusters' refcounts what these are (OFLAG_COPIED).
+// Checking OFLAG_COPIED, by which active tables say whether the refcount of a cluster is one.
 extension Qcow2Checker {
-    /// Reads all active tables once more; needed only where the marks of the counts contradict the
-    /// refcounts, or something has been repaired.
+    /// Reads all active tables again. That is needed only in a repair, or if the marks of the
+    /// counts contradict the refcounts.
     func checkCopiedFlags(_ snapshots: Snapshots) async throws {
-        // After the refcounts have been put right they tell what the flags are to be.
+        // Once the refcounts are right, they tell what the flags have to be.
         let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
         let repairs = repair == .all || (repair == .leaks && isSafe)
         if repair != nil { try await writable.flush() }
@@ -52,7 +52,7 @@ extension Qcow2Checker {
             guard hasCluster(entry) else { continue }
             let host = entry & Qcow2Entry.offsetMask
             let cluster = Int(host >> UInt64(header.geometry.clusterBits))
-            // The clusters of a data file have no refcounts, and are used once.
+            // The clusters of a data file have no refcounts and count as used once.
             guard
                 let refcount =
                     header.hasDataFile ? 1 : try await refcounts.refcount(of: cluster),
@@ -71,7 +71,7 @@ extension Qcow2Checker {
             damage.checkErrors += 1
             return
         }
-        // From the first changed entry to the last one: what lies around stays untouched.
+        // Only the entries from the first to the last changed one are written.
         var words = stride(from: first.position, through: last.position, by: 8).map {
             table.bytes.bigEndian(at: $0, as: UInt64.self)
         }
@@ -81,7 +81,8 @@ extension Qcow2Checker {
         damage.corruptionsFixed += Int64(fixed.count)
     }
 
-    /// A standard cluster with a place in the file, whether it reads as zeros or not.
+    /// Whether an entry names a standard cluster with a place in the file, even if it reads as
+    /// zeros.
     private func hasCluster(_ entry: UInt64) -> Bool {
         guard entry & Qcow2Entry.compressed == 0 else { return false }
         if entry & Qcow2Entry.offsetMask != 0 { return true }

@@ -2,22 +2,22 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// The snapshot table, as far as a check needs it.
+/// The parts of the snapshot table that a check needs.
 struct Snapshots: Sendable {
     var entries: [Qcow2Snapshot] = []
-    /// In bytes.
+    /// Length of the table in bytes.
     var tableSize: UInt64 = 0
     var damage = DamageCounts()
 }
 
 // Source: QEMU's docs/interop/qcow2.txt, section "Snapshots".
 extension Qcow2Checker {
-    /// 1024 bytes for each, in bytes, as qemu has it.
+    /// Limit of the table in bytes: 1024 for each snapshot, as in qemu.
     private static let maximumSnapshotTable: Int64 = 64 << 20
-    /// More than one entry has, in bytes.
+    /// Number of bytes that no entry exceeds.
     private static let longestEntry: Int64 = 256 << 10
-    /// Extra data that version 3 wants in each entry, in bytes: the large size of the machine's
-    /// state and the disk's size.
+    /// Length in bytes of the extra data that version 3 requires in each entry: the 64-bit size of
+    /// the machine state and the size of the disk.
     private static let neededExtraData = 16
 
     func readSnapshots() async throws -> Snapshots {
@@ -88,7 +88,8 @@ extension Qcow2Checker {
             repairs: repairs)
     }
 
-    /// As much of a snapshot's L1 table as there is, if it can be one.
+    /// Reads a snapshot's L1 table as far as the file has it; empty if its place or length is
+    /// invalid.
     func readL1(of entry: Qcow2Snapshot) async throws -> [UInt64] {
         guard let offset = Int64(exactly: entry.l1Offset), offset < storage.size,
             offset % clusterSize == 0, entry.l1Entries <= Qcow2Header.maximumL1Entries
@@ -96,7 +97,8 @@ extension Qcow2Checker {
         return try await storage.readWords(at: offset, count: entry.l1Entries)
     }
 
-    /// Text that a stranger has written, for a terminal: without control characters.
+    /// Returns text for a terminal, without control characters, because a stranger may have written
+    /// it.
     private static func shown(_ bytes: [UInt8]) -> String {
         String(
             String.UnicodeScalarView(

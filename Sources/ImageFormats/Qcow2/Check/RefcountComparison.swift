@@ -1,6 +1,6 @@
 import DiskImage
 
-/// What comparing some clusters' refcounts with the references to them has shown.
+/// The result of comparing refcounts with the numbers of references.
 struct RefcountComparison: Sendable, Equatable {
     struct Mismatch: Sendable, Equatable {
         var cluster: Int
@@ -11,14 +11,15 @@ struct RefcountComparison: Sendable, Equatable {
     var mismatches: [Mismatch] = []
     /// The last cluster that has a refcount or a reference.
     var lastUsed: Int?
-    /// An active entry says otherwise about a refcount than the refcount itself.
+    /// Whether the flag of an active entry contradicts the refcount.
     var contradictsMarks = false
 
-    /// Compares the clusters from `start` on.
+    /// Compares some clusters of a refcount block.
     ///
     /// - Parameters:
-    ///   - block: the refcount block of these clusters; empty stands for zeros.
-    ///   - range: which of them, counted from the block's first.
+    ///   - block: the refcount block; empty stands for zeros.
+    ///   - range: the clusters to compare, counted from the block's first.
+    ///   - firstOfBlock: index of the block's first cluster.
     mutating func compare(
         _ block: RawSpan, _ codec: RefcountCodec, _ range: Range<Int>, firstOfBlock: Int,
         with counts: ReferenceCounts

@@ -1,7 +1,7 @@
 import DiskImage
 
 /// Finds out which host clusters the entries of tables refer to. Pure; no entry, however wrong,
-/// ends it.
+/// ends the search.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "Cluster mapping", "L2 table entry" and
 /// "Extended L2 entries".
@@ -9,13 +9,13 @@ struct ReferenceCollector: Sendable {
     struct Context: Sendable {
         var geometry: Qcow2Geometry
         var hasDataFile: Bool
-        /// The file's length in bytes, up to a multiple of 512: a file that ends within a sector
-        /// ends with it.
+        /// Length of the file in bytes, rounded up to a multiple of 512: a file that ends within a
+        /// sector counts with the whole sector.
         var fileSize: Int64
-        /// The table is the guest disk's, not a snapshot's: only there does OFLAG_COPIED mean
-        /// anything.
+        /// Whether the table belongs to the guest disk, not to a snapshot; OFLAG_COPIED means
+        /// something only there.
         var isActive: Bool
-        /// What can be repaired in a table is to be.
+        /// Whether table entries are repaired where possible.
         var repairs: Bool
     }
 
@@ -38,7 +38,7 @@ struct ReferenceCollector: Sendable {
         clusterSize = context.geometry.clusterSize
     }
 
-    /// A piece of the file that something refers to, in bytes.
+    /// Adds a reference to a range of the file, in bytes.
     mutating func addRegion(offset: UInt64, size: UInt64, mark: ReferenceMark = .none) {
         guard size > 0 else { return }
         let (end, overflow) = offset.addingReportingOverflow(size)
@@ -60,7 +60,9 @@ struct ReferenceCollector: Sendable {
         }
     }
 
-    /// - Returns: where the L2 table is; nil if the entry names none.
+    /// Adds the reference of an L1 entry.
+    ///
+    /// - Returns: offset of the L2 table in bytes; nil if the entry is zero.
     mutating func addL1Entry(_ entry: UInt64) -> Int64? {
         guard entry != 0 else { return nil }
         if entry & Reserved.l1 != 0 {
@@ -77,9 +79,11 @@ struct ReferenceCollector: Sendable {
         return Int64(offset)
     }
 
+    /// Adds the references of an L2 table.
+    ///
     /// - Parameters:
-    ///   - bytes: all of a table.
-    ///   - tableOffset: where it is in the file.
+    ///   - bytes: the whole table.
+    ///   - tableOffset: its offset in the file, in bytes.
     mutating func addL2Table(_ bytes: RawSpan, at tableOffset: Int64) {
         let isExtended = context.geometry.hasExtendedL2
         let entrySize = isExtended ? 16 : 8
@@ -103,7 +107,7 @@ struct ReferenceCollector: Sendable {
         }
     }
 
-    /// An ordinary cluster in this file, about which there is nothing to say.
+    /// Whether an entry names an ordinary cluster in this file, with nothing to report.
     @inline(__always)
     private func isPlain(_ entry: UInt64, _ bitmap: UInt64) -> Bool {
         let extraordinary =
@@ -113,7 +117,7 @@ struct ReferenceCollector: Sendable {
             && (bitmap >> 32) & bitmap == 0 && !context.hasDataFile
     }
 
-    /// How many plain entries from `first` on name one cluster after the other.
+    /// Number of plain entries from `first` on whose clusters follow each other.
     private func plainRun(_ bytes: RawSpan, from first: Int, _ entrySize: Int) -> Int {
         let step = UInt64(clusterSize)
         let fileSize = UInt64(context.fileSize)
@@ -169,7 +173,8 @@ struct ReferenceCollector: Sendable {
         let offset = entry & Qcow2Entry.offsetMask
         let isZero = !context.geometry.hasExtendedL2 && entry & Qcow2Entry.zero != 0
         if offset == 0 {
-            // The first cluster of a data file is at offset 0; only the flag tells of it.
+            // The first cluster of a data file is at offset 0, so only the flag shows that it is
+            // allocated.
             guard !isZero, context.hasDataFile, entry & Qcow2Entry.copied != 0 else {
                 if bitmap & Self.allocationBits != 0 {
                     references.report(
@@ -190,14 +195,16 @@ struct ReferenceCollector: Sendable {
         }
         countData(at: offset, 1, &expected)
         if context.hasDataFile {
-            // Its clusters have no refcounts, and count as used once.
+            // The clusters of a data file have no refcounts and count as used once.
             if entry & Qcow2Entry.copied == 0 { references.needsCopiedPass = true }
         } else {
             addRegion(offset: offset, size: UInt64(clusterSize), mark: mark(entry))
         }
     }
 
-    /// - Returns: the entry will name no cluster any more.
+    /// Reports a cluster that does not begin at a multiple of the cluster size.
+    ///
+    /// - Returns: whether the entry will be repaired, so that it names no cluster any more.
     private mutating func reportUnaligned(
         _ offset: UInt64, _ bitmap: UInt64, holdsData: Bool, _ place: Int64
     ) -> Bool {
@@ -214,7 +221,8 @@ struct ReferenceCollector: Sendable {
             references.report("ERROR" + text)
             return false
         }
-        // No cluster, and zeros where there were zeros: an extended entry keeps its bitmap.
+        // The repaired entry names no cluster but still reads as zeros; an extended entry keeps its
+        // bitmap.
         let words = context.geometry.hasExtendedL2 ? [0, bitmap] : [Qcow2Entry.zero]
         references.report("Repairing" + text, .repairable(at: place, words))
         return true
@@ -242,7 +250,7 @@ struct ReferenceCollector: Sendable {
         guard context.isActive else { return }
         references.allocatedClusters += 1
         references.compressedClusters += 1
-        // What lies anywhere in a cluster is no cluster's neighbour.
+        // A stream can lie anywhere in a cluster, so it counts as the neighbour of none.
         references.fragmentedClusters += 1
     }
 }

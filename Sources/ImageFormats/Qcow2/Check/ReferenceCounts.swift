@@ -1,9 +1,9 @@
 import DiskImage
 
-/// Neighbouring host clusters to which a table refers; packed, because there can be one for each
+/// Neighbouring host clusters to which a table refers; packed, because there can be a run for each
 /// entry.
 struct ClusterRun: Sendable, Equatable {
-    /// The first of them: a number, not an offset.
+    /// Index of the first cluster; not an offset.
     private let first: UInt32
     private var countAndMark: UInt32
 
@@ -21,36 +21,37 @@ struct ClusterRun: Sendable, Equatable {
     var mark: UInt16 { UInt16(truncatingIfNeeded: (countAndMark & ~Self.countMask) >> 16) }
 }
 
-/// What the entry that refers to a cluster says about its refcount.
+/// The statement of an entry about the refcount of its cluster.
 enum ReferenceMark: UInt16, Sendable {
-    /// Nothing: the entry has no such flag, or is not in an active table.
+    /// No statement: the entry has no such flag, or is not in an active table.
     case none = 0
-    /// That it is one.
+    /// The refcount is one.
     case copied = 0x4000
-    /// That it is not one.
+    /// The refcount is not one.
     case shared = 0x8000
 }
 
-/// The number of references to each host cluster: 16 bits for each, in pieces made when the first
-/// is counted. Where few clusters of a piece are counted it holds these alone, so that memory goes
-/// with what the tables name, whatever lies between.
+/// The number of references to each host cluster: 16 bits for each, in chunks that are allocated
+/// when their first cluster is counted. As long as few clusters of a chunk are counted, it holds
+/// only these, so that memory grows with the clusters that tables name, whatever lies between.
 ///
-/// 14 bits count. The two others remember what the entries say about the refcount (OFLAG_COPIED),
-/// so that one walk over the tables tells whether all is well.
+/// 14 bits count. The other two remember what the entries say about the refcount (OFLAG_COPIED), so
+/// that one walk over the tables tells whether all flags are right.
 struct ReferenceCounts: Sendable {
     static let chunkSize = 1 << 11
     static let bytesPerCount = 2
     static let countMask: UInt16 = 0x3fff
 
     private(set) var clusterCount: Int
-    /// What a refcount of the image can be at most.
+    /// Largest value of a refcount of the image.
     private let maximum: UInt64
-    /// Empty where nothing is counted yet; shorter than `chunkSize` where few are: pairs of a
-    /// position and its value.
+    /// Empty if nothing is counted yet; shorter than `chunkSize` if few clusters are counted, and
+    /// then pairs of a position and its value.
     private var chunks: [[UInt16]]
-    /// Up to where pairs are looked for one by one, in elements.
+    /// Length in elements up to which a chunk consists of pairs, because finding one takes a linear
+    /// search.
     private static let longestPairs = 64
-    /// The counts of clusters whose 14 bits are all set.
+    /// Counts of the clusters whose 14 bits are all set.
     private var large: [Int: UInt64] = [:]
 
     init(clusterCount: Int, refcountBits: Int) {
@@ -75,7 +76,7 @@ struct ReferenceCounts: Sendable {
         return count == Self.countMask ? large[cluster] ?? UInt64(count) : UInt64(count)
     }
 
-    /// Where the value of a position is; nil if it is zero and has no place.
+    /// Index of a position's value in a chunk; nil if the value is zero and not stored.
     private static func place(of position: Int, in chunk: [UInt16]) -> Int? {
         if chunk.count == chunkSize { return position }
         var pair = 0
@@ -86,7 +87,7 @@ struct ReferenceCounts: Sendable {
         return nil
     }
 
-    /// Where the value of a position is, after one has been made if there was none.
+    /// Index of a position's value in a chunk. If the value is not stored, it is added first.
     private static func makePlace(of position: Int, in chunk: inout [UInt16]) -> Int {
         if let place = place(of: position, in: chunk) { return place }
         if chunk.count < longestPairs {
@@ -98,7 +99,7 @@ struct ReferenceCounts: Sendable {
         return position
     }
 
-    /// Values for all positions, from pairs.
+    /// Converts pairs to the values of all positions.
     private static func spread(_ pairs: [UInt16]) -> [UInt16] {
         var chunk = [UInt16](repeating: 0, count: chunkSize)
         for pair in stride(from: 0, to: pairs.count, by: 2) {
@@ -107,13 +108,13 @@ struct ReferenceCounts: Sendable {
         return chunk
     }
 
-    /// Counts one more reference to each cluster of some runs.
+    /// Adds one reference to each cluster of the runs.
     ///
-    /// - Parameter onOverflow: called for a cluster whose count is as high as a refcount can be,
-    ///   and stays so.
+    /// - Parameter onOverflow: called for a cluster whose count is already as high as a refcount
+    ///   can be, and stays so.
     mutating func add(_ runs: ArraySlice<ClusterRun>, onOverflow: (_ cluster: Int) -> Void) {
-        // The chunk of the last single cluster, taken out of the others: scattered ones come one by
-        // one.
+        // The chunk of the last single cluster, moved out of `chunks` while single clusters of this
+        // chunk follow, because scattered clusters come one by one.
         var current: [UInt16] = []
         var currentIndex: Int?
         func putBack() {
@@ -140,7 +141,7 @@ struct ReferenceCounts: Sendable {
         putBack()
     }
 
-    /// What the plain bits count without a look at the rest.
+    /// Count below which one can be added without a look at `large` and `maximum`.
     private var limit: UInt16 { UInt16(min(maximum, UInt64(Self.countMask) - 1)) }
 
     private mutating func add(_ run: ClusterRun, _ onOverflow: (_ cluster: Int) -> Void) {
@@ -161,7 +162,7 @@ struct ReferenceCounts: Sendable {
         }
     }
 
-    /// - Returns: the first cluster whose count has reached `limit`, or the end of the range.
+    /// - Returns: the first position whose count has reached `limit`, or the end of the range.
     private static func add(
         _ chunk: inout [UInt16], _ range: Range<Int>, _ mark: UInt16, _ limit: UInt16
     ) -> Int {
@@ -228,7 +229,7 @@ struct ReferenceCounts: Sendable {
         add([run]) { _ in }
     }
 
-    /// Makes clusters free again that `take` has taken.
+    /// Makes clusters free again that `take` has counted.
     mutating func release(_ clusters: Range<Int>) {
         for cluster in clusters {
             let index = cluster / Self.chunkSize
@@ -237,8 +238,8 @@ struct ReferenceCounts: Sendable {
         }
     }
 
-    /// Where as many neighbouring clusters have no reference, from `start` on; perhaps beyond the
-    /// end.
+    /// The first of `count` neighbouring clusters without references, from `start` on, perhaps
+    /// behind the end.
     func firstFree(_ count: Int, from start: Int, avoiding taken: Set<Int>) -> Int {
         var first = start
         var cluster = start

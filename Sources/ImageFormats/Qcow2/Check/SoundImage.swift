@@ -2,20 +2,24 @@ import DiskImage
 import ImageStorage
 import Synchronization
 
-/// An image whose metadata has been read in full and found sound: what a verb has to know before it
-/// changes anything in place (docs/architecture.md, "Changing an image in place").
+/// An image whose metadata has been read in full and found sound, which a verb has to know before
+/// it changes anything in place (docs/architecture.md, "Changing an image in place").
 ///
-/// Afterwards a refcount is never lower than the number of references, no place is named that is
-/// none, and what has a refcount of one is named once. So a cluster whose last reference goes is
-/// free, and a table with one reference can be written where it is.
+/// In such an image a refcount is never lower than the number of references, every place that is
+/// named is valid, and a cluster with a refcount of one is named once. So a cluster that loses its
+/// last reference is free, and a table with one reference can be written in place.
 ///
 /// The cost is that of `check`: each L2 table and refcount block is read once, and each host
 /// cluster in use takes two bytes of memory.
 struct SoundImage: Sendable {
-    /// The first cluster behind the file, and behind everything that a table or a refcount names.
+    /// Index of the first cluster behind the file and behind everything that a table or a refcount
+    /// names.
     let firstFree: Int64
 
-    /// - Throws: `ImageError` if the image has errors, in one line. Leaks are none.
+    /// Checks the image.
+    ///
+    /// - Throws: `ImageError` with a message of one line if the image has errors. Leaks are not
+    ///   errors.
     init(_ storage: any Storage) async throws {
         let first = Mutex<String?>(nil)
         let checker = try await Qcow2Checker(
@@ -30,12 +34,12 @@ struct SoundImage: Sendable {
             throw ImageError.corrupt(
                 storage.name, "the image has errors: repair it first (check -r all)\(detail)")
         }
-        // A device goes on behind the image.
+        // A device does not end with the image.
         firstFree = Int64(
             storage.traits.isDevice ? checker.lastUsedCluster + 1 : checker.counts.clusterCount)
     }
 
-    /// Sets the flags that say whether a refcount is one, after refcounts have been lowered.
+    /// Corrects the flags that say whether a refcount is one, after refcounts have been lowered.
     ///
     /// - Throws: `ImageError`.
     static func mendCopiedFlags(_ storage: any WritableStorage) async throws {
