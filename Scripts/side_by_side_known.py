@@ -98,6 +98,10 @@ def damage(pair):
             and pair.own.stderr.count("\n") == 1 and pair.verb != "check")
 
 
+def has_errors(pair):
+    return pair.verb == "resize" and "has errors: repair it first" in pair.own.stderr and pair.own.status == 1
+
+
 def not_closed(pair):
     return pair.verb == "resize" and "not closed cleanly" in pair.own.stderr and pair.own.status == 1
 
@@ -147,6 +151,7 @@ KNOWN = [
     ("resize of a disk that ends within a cluster", uncovered),
     ("resize --shrink and entries behind the end", behind_the_end),
     ("resize of an image that was not closed cleanly", not_closed),
+    ("resize of an image with errors", has_errors),
     ("compressed clusters with subclusters", refuses("a compressed cluster has subclusters")),
     ("compare -s: which offset", strict_offset),
     ("check -r and the snapshot table", snapshot_table),

@@ -12,7 +12,7 @@ public struct MappingWalk: Sendable {
     /// The mapping from a guest offset on.
     ///
     /// - Parameters:
-    ///   - offset: in bytes, not before that of an earlier call.
+    ///   - offset: in bytes. Before that of an earlier call, the source is asked again.
     ///   - limit: how far to ask the source, in bytes.
     /// - Throws: `ImageError` for damaged tables, and where they cannot be read.
     public mutating func mapping(at offset: Int64, limit: Int64) async throws -> Mapping {
@@ -27,7 +27,8 @@ public struct MappingWalk: Sendable {
     /// - Returns: nil if `load` has to be called first.
     public mutating func known(at offset: Int64, limit: Int64) -> Mapping? {
         while let first = found.first, first.range.upperBound <= offset { found.removeFirst() }
-        return found.first?.clipped(to: offset..<limit)
+        guard let first = found.first, first.range.contains(offset) else { return nil }
+        return first.clipped(to: offset..<limit)
     }
 
     /// Asks the source; parameters as of `mapping`.

@@ -157,12 +157,12 @@ struct ComparisonWorker: Sendable {
     private func firstDifference(
         in step: ImagePair.Walk.Step, _ first: inout IOBuffer, _ second: inout IOBuffer
     ) async throws -> Int? {
-        let (range, found) = (step.range, step.mappings)
+        let range = step.range
         if step.work != .readSecond {
-            try await Self.read(range, found?.first, of: pair.first, into: &first)
+            try await Self.read(range, step.first, of: pair.first, into: &first)
         }
         if step.work != .readFirst {
-            try await Self.read(range, found?.second, of: pair.second, into: &second)
+            try await Self.read(range, step.second, of: pair.second, into: &second)
         }
         let one = first.bytes.extracting(0..<range.count)
         let other = second.bytes.extracting(0..<range.count)
@@ -174,15 +174,15 @@ struct ComparisonWorker: Sendable {
     }
 
     private static func read(
-        _ range: Range<Int64>, _ mapping: Mapping?, of source: any ImageSource,
+        _ range: Range<Int64>, _ mappings: [Mapping], of source: any ImageSource,
         into buffer: inout IOBuffer
     ) async throws {
         var all = buffer.mutableBytes
         var part = all.slice(0..<range.count)
-        if let mapping {
-            try await source.read([mapping], into: &part)
-        } else {
+        if mappings.isEmpty {
             try await source.read(into: &part, at: range.lowerBound)
+        } else {
+            try await source.read(mappings[...], into: &part)
         }
     }
 

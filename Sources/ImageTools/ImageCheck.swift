@@ -24,8 +24,12 @@ public struct ImageCheck: Sendable {
         guard let repair else {
             let storage = try opener.openStorage(name)
             let known = try await format(of: storage)
-            return try await known.driver.checker?.check(storage, onMessage: onMessage)
-                .report(name, known)
+            guard let checker = known.driver.checker else {
+                // A damaged image is an error, also where nothing checks it further.
+                _ = try await known.driver.open(storage)
+                return nil
+            }
+            return try await checker.check(storage, onMessage: onMessage).report(name, known)
         }
         let storage = try openInPlace()
         let known = try await format(of: storage)

@@ -57,8 +57,9 @@ struct ImagePair: Sendable {
             /// Guest offsets in bytes.
             var range: Range<Int64>
             var work: Work
-            /// The places of the bytes; nil in strict mode, whose mappings are not for reading.
-            var mappings: (first: Mapping, second: Mapping)?
+            /// The places of the bytes; empty in strict mode, whose mappings are not for reading.
+            var first: [Mapping] = []
+            var second: [Mapping] = []
         }
 
         private var first: MappingWalk
@@ -76,17 +77,51 @@ struct ImagePair: Sendable {
         /// - Throws: `ImageError` if metadata cannot be read.
         mutating func step(at offset: Int64, limit: Int64) async throws -> Step {
             if statuses != nil { return try await strictStep(at: offset, limit: limit) }
-            let one = try await first.mapping(at: offset, limit: limit)
-            let other = try await second.mapping(at: offset, limit: one.range.upperBound)
-            let work: Work =
-                switch (one.isStored, other.isStored) {
-                case (false, false): .nothing
-                case (false, true): .readSecond
-                case (true, false): .readFirst
-                case (true, true): .readBoth
+            // As long as possible: neighbours are read together. Differences are counted in sectors
+            // from the start of a step, so a disk that ends within a sector has that alone.
+            let sectorEnd = offset.roundedUp(to: guestSectorSize)
+            let limit = sectorEnd > offset ? min(sectorEnd, limit) : limit
+            var step = Step(range: offset..<offset, work: .nothing)
+            while step.range.upperBound < limit {
+                try Task.checkCancellation()
+                let position = step.range.upperBound
+                let one: Mapping
+                let other: Mapping
+                do {
+                    one = try await first.mapping(at: position, limit: limit)
+                    other = try await second.mapping(at: position, limit: limit)
+                } catch {
+                    // The part before the damage is compared first.
+                    if position > offset { break }
+                    throw error
                 }
-            return Step(
-                range: other.range, work: work, mappings: (one.clipped(to: other.range), other))
+                let work = Self.work(one, other)
+                if position > offset, work != step.work { break }
+                step.work = work
+                step.range = offset..<min(one.range.upperBound, other.range.upperBound)
+                guard work != .nothing else { continue }
+                Self.append(one, to: &step.first)
+                Self.append(other, to: &step.second)
+            }
+            step.first.clipLast(to: step.range)
+            step.second.clipLast(to: step.range)
+            return step
+        }
+
+        private static func work(_ one: Mapping, _ other: Mapping) -> Work {
+            switch (one.isStored, other.isStored) {
+            case (false, false): .nothing
+            case (false, true): .readSecond
+            case (true, false): .readFirst
+            case (true, true): .readBoth
+            }
+        }
+
+        /// Adds a mapping, unless it is the rest of the last one.
+        private static func append(_ mapping: Mapping, to list: inout [Mapping]) {
+            if list.last.map({ $0.range.upperBound <= mapping.range.lowerBound }) ?? true {
+                list.append(mapping)
+            }
         }
 
         private mutating func strictStep(at offset: Int64, limit: Int64) async throws -> Step {
@@ -101,5 +136,11 @@ struct ImagePair: Sendable {
                     ? .readBoth : .nothing
             return Step(range: offset..<otherEnd, work: work)
         }
+    }
+}
+
+extension [Mapping] {
+    fileprivate mutating func clipLast(to range: Range<Int64>) {
+        if let last { self[count - 1] = last.clipped(to: range) }
     }
 }

@@ -144,6 +144,20 @@ import Testing
         #expect(sorted.map { $0.segments[0].range.lowerBound } == (0..<500).map { Int64($0) * 8 })
     }
 
+    /// What follows on shared data, in its unit, is looked at twice and left out never.
+    @Test func aMixedUnitFollowsOnShares() async throws {
+        let iterator = ExtentIterator(
+            source: SketchSource("A0", blockSize: 6),
+            policy: CopyPolicy(target: Self.traits(zeroFrom: 0), storesZeros: false),
+            granularity: 4, chunkSize: 8, sharesUnread: { true })
+        let shared = try #require(try await iterator.next())
+        #expect(shared.isShared && shared.segments.map(\.range) == [0..<4])
+        await iterator.takeBack([])
+        let copied = try #require(try await iterator.next())
+        #expect(copied.segments.map(\.range) == [4..<8] && copied.segments[0].action == .copy)
+        #expect(copied.mappings.map(\.range) == [4..<6, 6..<8])
+    }
+
     /// Ranges that could not be shared come back, to the next caller: also when the disk's end has
     /// been reached, where the others wait to see whether something is left.
     @Test func whatCouldNotBeSharedIsCopiedByAll() async throws {

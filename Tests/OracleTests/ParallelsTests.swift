@@ -122,6 +122,9 @@ import Testing
         #expect(own.status == 1 && own.errorText.contains(words), "\(own)")
         #expect(own.errorText.split(separator: "\n").count == 1, "\(own)")
         #expect(!FileManager.default.fileExists(atPath: folder.path("target")))
+        // Entries of the table are looked at when the disk is read.
+        let check = try run(Swimg.path, ["check", path])
+        #expect(check.status == (offset == 64 ? 63 : 1), "\(check)")
     }
 
     /// The table of a disk of terabytes is gigabytes long, and no more than a part is in memory.

@@ -140,36 +140,42 @@ public final class DigestStage: Sendable {
         _ range: Range<Int64>, to hash: borrowing Mutex<Hash>
     ) async throws {
         guard let skipped else { return try feedZeros(Int64(range.count), to: hash) }
+        // Reading a compressed cluster in two pieces would decompress it twice.
+        let size = Pipeline.defaultChunk.roundedUp(to: skipped.readGranularity)
+        var buffer = try IOBuffer(byteCount: Int(min(size, Int64(range.count))))
         var walk = MappingWalk(skipped)
         var position = range.lowerBound
         while position < range.upperBound {
-            let mapping = try await walk.mapping(at: position, limit: range.upperBound)
-            if mapping.isStored {
-                try await feedRead(mapping, of: skipped, to: hash)
-            } else {
-                try feedZeros(Int64(mapping.range.count), to: hash)
+            let limit = min(range.upperBound, (position + 1).roundedUp(to: size))
+            let run = try await Self.stored(&walk, from: position, limit: limit)
+            guard let last = run.last else {
+                let zeros = try await walk.mapping(at: position, limit: range.upperBound)
+                try feedZeros(Int64(zeros.range.count), to: hash)
+                position = zeros.range.upperBound
+                continue
             }
-            position = mapping.range.upperBound
+            let count = Int(last.range.upperBound - position)
+            var all = buffer.mutableBytes
+            var part = all.slice(0..<count)
+            try await skipped.read(run[...], into: &part)
+            let bytes = buffer.bytes.extracting(0..<count)
+            try hash.withLock { try $0.add(bytes) }
+            position = last.range.upperBound
         }
     }
 
-    private func feedRead<Hash: ByteSink & ~Copyable>(
-        _ mapping: Mapping, of source: any ImageSource, to hash: borrowing Mutex<Hash>
-    ) async throws {
-        let range = mapping.range
-        // Reading a compressed cluster in two pieces would decompress it twice.
-        let size = Pipeline.defaultChunk.roundedUp(to: source.readGranularity)
-        var buffer = try IOBuffer(byteCount: Int(min(size, Int64(range.count))))
-        var position = range.lowerBound
-        while position < range.upperBound {
-            let end = min(position + Int64(buffer.byteCount), range.upperBound)
-            let count = Int(end - position)
-            var all = buffer.mutableBytes
-            var part = all.slice(0..<count)
-            try await source.read([mapping.clipped(to: position..<end)], into: &part)
-            let bytes = buffer.bytes.extracting(0..<count)
-            try hash.withLock { try $0.add(bytes) }
-            position = end
+    /// The stored mappings from an offset on, up to the first zeros.
+    private static func stored(
+        _ walk: inout MappingWalk, from start: Int64, limit: Int64
+    ) async throws -> [Mapping] {
+        var run: [Mapping] = []
+        var position = start
+        while position < limit {
+            let mapping = try await walk.mapping(at: position, limit: limit)
+            guard mapping.isStored else { break }
+            run.append(mapping)
+            position = mapping.range.upperBound
         }
+        return run
     }
 }
