@@ -7,7 +7,7 @@ import Testing
 
 @Suite struct Qcow2WriteTests {
     /// Writes an image cluster by cluster, as the pipeline does but alone.
-    private func write(
+    func write(
         _ guest: [UInt8], _ options: Qcow2Options, compress: Bool = false, minSparse: Int = 4096
     ) async throws -> MemoryStorage {
         let storage = MemoryStorage()
