@@ -51,9 +51,7 @@ public struct Qcow2Resizer {
         self.storage = storage
         self.header = header
         self.backing = backing
-        let sound = try await SoundImage(storage)
-        refcounts = try await Qcow2Refcounts(
-            storage: storage, header: header, firstFree: sound.firstFree)
+        refcounts = try Qcow2Refcounts(try await SoundImage(storage), storage: storage)
         l1 = try await storage.readWords(
             at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")
         for index in l1.indices {

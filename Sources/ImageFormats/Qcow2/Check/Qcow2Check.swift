@@ -64,12 +64,7 @@ final class Qcow2Checker {
     var fileSize: Int64
     /// Up to the end of the file; what would lie behind reads as zeros.
     var l1: [UInt64]
-    var refcountTable: [UInt64] = [] {
-        didSet {
-            let blocks = refcountTable.lazy.map { $0 & Qcow2Entry.refcountBlockMask }
-            blockClusters = Set(blocks.filter { $0 != 0 }.map { $0 / UInt64(self.clusterSize) })
-        }
-    }
+    private(set) var refcounts: RefcountReader
     /// The clusters of the refcount blocks.
     private(set) var blockClusters: Set<UInt64> = []
     /// Refcounts cannot be put right one by one: a block or the table is damaged or missing.
@@ -121,6 +116,7 @@ final class Qcow2Checker {
         }
         try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
+        refcounts = RefcountReader(storage, header, table: [])
         l1 = try await storage.readWords(at: header.l1Offset.bytes, count: header.l1Entries)
     }
 
@@ -133,8 +129,6 @@ final class Qcow2Checker {
     }
 
     var clusterSize: Int64 { header.geometry.clusterSize }
-    var codec: RefcountCodec { RefcountCodec(bits: header.refcountBits) }
-    var blockEntries: Int { codec.entries(inBytes: clusterSize) }
 
     func run() async throws -> CheckResult {
         result.totalClusters = header.geometry.virtualSize.dividedUp(by: clusterSize)
@@ -149,7 +143,7 @@ final class Qcow2Checker {
     }
 
     private func checkRefcounts(_ snapshots: Snapshots) async throws {
-        refcountTable = try await readRefcountTable()
+        try await readRefcountTable()
         try await countReferences(snapshots, repairs: repair == .all)
         let counted = damage
         try await compareRefcounts(repair: nil)
@@ -165,10 +159,11 @@ final class Qcow2Checker {
         say(text)
     }
 
-    func readRefcountTable() async throws -> [UInt64] {
-        try await storage.readWords(
-            at: header.refcountTableOffset.bytes,
-            count: header.refcountTableClusters * clusterSize / 8)
+    func readRefcountTable() async throws {
+        refcounts = try await RefcountReader(reading: storage, header)
+        blockClusters = Set(
+            refcounts.table.indices.lazy.map(refcounts.blockOffset).filter { $0 != 0 }
+                .map { $0 / UInt64(self.clusterSize) })
     }
 }
 
@@ -299,8 +294,8 @@ extension Qcow2Checker {
     /// Refcount blocks have one reference each, from the refcount table.
     private func countRefcountBlocks(repairs: Bool) async throws {
         doubtfulClusters = []
-        for (index, entry) in refcountTable.enumerated() where entry != 0 {
-            let offset = entry & Qcow2Entry.refcountBlockMask
+        for (index, entry) in refcounts.table.enumerated() where entry != 0 {
+            let offset = refcounts.blockOffset(index)
             let cluster = Int(offset >> UInt64(header.geometry.clusterBits))
             if entry != offset {
                 needsRebuild = true
