@@ -128,25 +128,6 @@ public struct Qcow2Resizer {
 
     // MARK: The switch
 
-    /// The header from the size on, as far as it changes.
-    private func headerFields(_ change: Change, _ old: [UInt8]) -> [UInt8] {
-        var fields: [UInt8] = []
-        fields.appendBigEndian(UInt64(change.size))
-        fields.appendBigEndian(UInt32(0))  // encryption: none
-        fields.appendBigEndian(UInt32(l1.count))
-        fields.appendBigEndian(UInt64(change.l1Offset.bytes))
-        fields.appendBigEndian(UInt64(refcounts.place.offset.bytes))
-        fields.appendBigEndian(UInt32(refcounts.place.clusters))
-        fields += old[fields.count...]
-        if header.version >= 3 {
-            // Who changes an image clears what it does not know (spec, "autoclear_features").
-            let autoclear = Int(
-                Qcow2Header.FieldOffset.autoclearFeatures - Qcow2Header.FieldOffset.virtualSize)
-            fields.replaceSubrange(autoclear..<autoclear + 8, with: repeatElement(0, count: 8))
-        }
-        return fields
-    }
-
     /// Brings all that is new to stable storage and makes the header lead to it: one write, within
     /// a sector.
     ///
@@ -156,18 +137,19 @@ public struct Qcow2Resizer {
     mutating func perform(_ change: inout Change) async throws {
         let oldTable = refcounts.place
         try await refcounts.settle()
-        let start = Qcow2Header.FieldOffset.virtualSize
-        let end =
-            header.version >= 3
-            ? Qcow2Header.FieldOffset.autoclearFeatures + 8 : Int64(Qcow2Header.version2Length)
-        let old = try await storage.readBytes(
-            at: HostOffset(start), count: end - start, "header")
+        var new = header
+        new.geometry = geometry(virtualSize: change.size)
+        new.l1Offset = change.l1Offset
+        new.l1Entries = Int64(l1.count)
+        new.refcountTableOffset = refcounts.place.offset
+        new.refcountTableClusters = refcounts.place.clusters
+        // Who changes an image clears what it does not know (spec, "autoclear_features").
+        new.autoclearFeatures = 0
         isSwitched = true
         do {
-            try await storage.writeBytes(headerFields(change, old), at: start)
-            try await storage.flush()
+            try await storage.changeHeader(to: new)
         } catch {
-            isSwitched = !(await restore(old, at: start))
+            if (try? await storage.changeHeader(to: header)) != nil { isSwitched = false }
             throw error
         }
         if refcounts.place != oldTable {
@@ -176,17 +158,6 @@ public struct Qcow2Resizer {
         }
         if change.l1Offset != header.l1Offset {
             change.freed += clusters(header.l1Offset, bytes: header.l1Entries * 8)
-        }
-    }
-
-    /// - Returns: whether the header is certain to be the old one.
-    private func restore(_ header: [UInt8], at offset: Int64) async -> Bool {
-        do {
-            try await storage.writeBytes(header, at: offset)
-            try await storage.flush()
-            return true
-        } catch {
-            return false
         }
     }
 

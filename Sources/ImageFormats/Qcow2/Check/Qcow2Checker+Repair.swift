@@ -258,13 +258,9 @@ extension Qcow2Checker {
         try await writable.writeWords(table, at: tableOffset)
         try await writable.flush()
 
-        var fields: [UInt8] = []
-        fields.appendBigEndian(UInt64(tableOffset))
-        fields.appendBigEndian(UInt32(tableClusters))
-        try await writable.writeBytes(fields, at: Qcow2Header.FieldOffset.refcountTable)
-        try await writable.flush()
         header.refcountTableOffset = HostOffset(tableOffset)
         header.refcountTableClusters = tableClusters
+        try await writable.changeHeader(to: header)
     }
 
     /// Who writes to an image clears the autoclear bits that he does not know (the spec's header
@@ -273,7 +269,7 @@ extension Qcow2Checker {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
         header.autoclearFeatures = known
-        try await writable.writeWords([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
+        try await writable.changeHeader(to: header)
     }
 
     /// The image is sound: neither dirty nor corrupt.
@@ -283,14 +279,12 @@ extension Qcow2Checker {
         try await writable.flush()
         guard header.incompatibleFeatures & marks != 0 else { return }
         header.incompatibleFeatures &= ~marks
-        try await writable.writeWords(
-            [header.incompatibleFeatures],
-            at: Qcow2Header.FieldOffset.incompatibleFeatures)
-        try await writable.flush()
+        try await writable.changeHeader(to: header)
     }
 }
 
-/// Where the blocks and the table of new refcounts go. Pure.
+/// Where the blocks and the table of new refcounts go. Pure. Unlike `RefcountMetadataSize`, this has
+/// to look for gaps between other clusters, and makes no block for a range without references.
 struct RefcountLayout {
     /// Index of the block and host cluster, in order.
     private(set) var blocks: [(index: Int, cluster: Int)] = []
