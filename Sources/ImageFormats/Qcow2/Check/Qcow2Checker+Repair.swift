@@ -15,11 +15,11 @@ extension Qcow2Checker {
             (name: "header", offset: Int64(0), size: Int64(1)),
             (name: "L1 table", offset: header.l1Offset.bytes, size: header.l1Entries * 8),
         ]
-        let refcountPart = (
+        let refcountTable = (
             name: "refcount table", offset: header.refcountTableOffset.bytes,
             size: header.refcountTableClusters * clusterSize
         )
-        if !rebuilds { tables.append(refcountPart) }
+        if !rebuilds { tables.append(refcountTable) }
         for table in tables {
             for cluster in clusters(table.offset, table.size) {
                 let references = counts[cluster]
@@ -35,7 +35,7 @@ extension Qcow2Checker {
                     let blocks = refcounts.table.count {
                         $0 != 0 && $0 == UInt64(cluster) * UInt64(clusterSize)
                     }
-                    let isTable = clusters(refcountPart.offset, refcountPart.size)
+                    let isTable = clusters(refcountTable.offset, refcountTable.size)
                         .contains(cluster)
                     let going = UInt64(blocks) + (isTable ? 1 : 0)
                     // A count that has overflown may have been counted less often than it is named.
