@@ -9,25 +9,27 @@ import Testing
 @Suite struct Qcow2CheckTests {
     @Test(arguments: [1, 2, 4, 8, 16, 32, 64])
     func refcountsOfEveryWidth(bits: Int) {
-        let codec = RefcountCodec(bits: bits)
-        var block = [UInt8](repeating: 0, count: 512)
+        var block = RefcountBlock(bits: bits, byteCount: 512)
         let highest = bits == 64 ? UInt64.max : (1 << UInt64(bits)) - 1
-        #expect(codec.entries(inBytes: 512) == 4096 / bits)
+        #expect(block.count == 4096 / bits && block.maximum == highest)
         func value(_ index: Int) -> UInt64 {
             (UInt64(index) &* 0x9e37_79b9_7f4a_7c15 >> 7) & highest
         }
-        for index in 0..<4096 / bits { codec.write(value(index), into: &block, index) }
-        codec.write(highest, into: &block, 3)
-        codec.write(0, into: &block, 5)
-        let bytes = block.span.bytes
+        for index in 0..<4096 / bits { block[index] = value(index) }
+        block[3] = highest
+        block[5] = 0
+        var used: Int64 = 0
         for index in 0..<4096 / bits {
             let expected = index == 3 ? highest : index == 5 ? 0 : value(index)
-            #expect(codec.read(bytes, index) == expected)
+            #expect(block[index] == expected)
+            if index < 60, expected != 0 { used += 1 }
         }
+        #expect(block.countUsed(first: 60) == used)
+        #expect(RefcountBlock(bits: bits, bytes: []).countUsed(first: 60) == 0)
         // The order within a byte, and of bytes, as the specification has it.
-        var fresh = [UInt8](repeating: 0, count: 16)
-        codec.write(1, into: &fresh, 1)
-        #expect(bits < 8 ? fresh[0] == 1 << UInt8(bits) : fresh[2 * bits / 8 - 1] == 1)
+        var fresh = RefcountBlock(bits: bits, byteCount: 16)
+        fresh[1] = 1
+        #expect(bits < 8 ? fresh.bytes[0] == 1 << UInt8(bits) : fresh.bytes[2 * bits / 8 - 1] == 1)
     }
 
     @Test func countsGoBeyondTheirBits() {
@@ -56,7 +58,7 @@ import Testing
     @Test(arguments: [1, 2, 63, 64, 65, 4095, 4096, 5000], [1, 16, 64])
     func newRefcountsCountThemselves(used: Int, bits: Int) {
         let clusterSize: Int64 = 512
-        let perBlock = RefcountCodec(bits: bits).entries(inBytes: clusterSize)
+        let perBlock = RefcountBlock.count(bits: bits, byteCount: Int(clusterSize))
         var counts = ReferenceCounts(clusterCount: used, refcountBits: bits)
         counts.add([ClusterRun(cluster: 0, count: used, mark: .none)]) { _ in }
         let layout = RefcountLayout(

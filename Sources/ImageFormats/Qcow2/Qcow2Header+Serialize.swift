@@ -1,4 +1,5 @@
 import DiskImage
+import ImageStorage
 
 extension Qcow2Header {
     /// Returns the first cluster up to its last meaningful byte, with all parts that a parsed
@@ -21,6 +22,21 @@ extension Qcow2Header {
         bytes.appendBigEndian(UInt64(namesOffset))
         bytes.appendBigEndian(UInt32(names.count))
         bytes.appendBigEndian(UInt32(geometry.clusterBits))
+        bytes += changeableFields
+        if version >= 3 {
+            bytes.appendBigEndian(UInt32(refcountBits.trailingZeroBitCount))
+            bytes.appendBigEndian(UInt32(length))
+            bytes.append(compression.headerNumber)
+            bytes.append(contentsOf: repeatElement(0, count: Self.extendedLength - bytes.count))
+            bytes += otherFields
+        }
+        return bytes + extensions + names
+    }
+
+    /// From the size of the disk to the autoclear bits: what a change in place may touch. All of it
+    /// lies within a sector.
+    fileprivate var changeableFields: [UInt8] {
+        var bytes: [UInt8] = []
         bytes.appendBigEndian(UInt64(geometry.virtualSize))
         bytes.appendBigEndian(encryptionMethod)
         bytes.appendBigEndian(UInt32(l1Entries))
@@ -29,20 +45,14 @@ extension Qcow2Header {
         bytes.appendBigEndian(UInt32(refcountTableClusters))
         bytes.appendBigEndian(snapshotCount)
         bytes.appendBigEndian(snapshotTableOffset)
-        if version >= 3 {
-            bytes.appendBigEndian(
-                incompatibleFeatures
-                    | (compression == .zlib ? 0 : IncompatibleFeature.compressionType)
-                    | (geometry.hasExtendedL2 ? IncompatibleFeature.extendedL2 : 0))
-            bytes.appendBigEndian(compatibleFeatures)
-            bytes.appendBigEndian(autoclearFeatures)
-            bytes.appendBigEndian(UInt32(refcountBits.trailingZeroBitCount))
-            bytes.appendBigEndian(UInt32(length))
-            bytes.append(compression.headerNumber)
-            bytes.append(contentsOf: repeatElement(0, count: Self.extendedLength - bytes.count))
-            bytes += otherFields
-        }
-        return bytes + extensions + names
+        guard version >= 3 else { return bytes }
+        bytes.appendBigEndian(
+            incompatibleFeatures
+                | (compression == .zlib ? 0 : IncompatibleFeature.compressionType)
+                | (geometry.hasExtendedL2 ? IncompatibleFeature.extendedL2 : 0))
+        bytes.appendBigEndian(compatibleFeatures)
+        bytes.appendBigEndian(autoclearFeatures)
+        return bytes
     }
 
     private func serializedExtensions() -> [UInt8] {
@@ -72,6 +82,16 @@ extension Qcow2Header {
         bytes.appendBigEndian(ExtensionType.end)
         bytes.appendBigEndian(UInt32(0))
         return bytes
+    }
+}
+
+extension WritableStorage {
+    /// Changes an image's header in place by one write; returns when it is on stable storage.
+    ///
+    /// - Parameter header: as it was read, but for the fields that change.
+    func changeHeader(to header: Qcow2Header) async throws {
+        try await writeBytes(header.changeableFields, at: Qcow2Header.changeableOffset)
+        try await flush()
     }
 }
 

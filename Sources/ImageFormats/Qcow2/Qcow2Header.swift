@@ -17,14 +17,8 @@ public struct Qcow2Header: Sendable, Equatable {
     /// Number of the encryption method LUKS.
     static let luks: UInt32 = 2
 
-    /// Offsets of the fields that are changed in place, in bytes.
-    enum FieldOffset {
-        static let virtualSize: Int64 = 24
-        static let refcountTable: Int64 = 48
-        static let refcountTableClusters: Int64 = 56
-        static let incompatibleFeatures: Int64 = 72
-        static let autoclearFeatures: Int64 = 88
-    }
+    /// Offset of `changeableFields` in bytes.
+    static let changeableOffset: Int64 = 24
 
     enum IncompatibleFeature {
         static let dirty: UInt64 = 1 << 0

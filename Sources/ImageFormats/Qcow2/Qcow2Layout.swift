@@ -22,7 +22,7 @@ struct Qcow2Layout: ~Copyable {
     private var nextCluster: Int64
     private var l1: [UInt64]
     private var refcountTable: [UInt64]
-    private var refcounts: Qcow2RefcountBlock
+    private var refcounts: RefcountBlock
     private var openL2: (index: Int64, host: HostOffset, entries: [UInt64])?
     /// Behind the last compressed cluster, where the next one goes if it fits.
     private var compressedEnd: HostOffset?
@@ -35,7 +35,7 @@ struct Qcow2Layout: ~Copyable {
         stream = CompressedStream(clusterSize: clusterSize, blockSize: blockSize)
         l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
         // The header is cluster 0, its refcount block cluster 1.
-        refcounts = Qcow2RefcountBlock(bits: refcountBits, byteCount: Int(clusterSize))
+        refcounts = RefcountBlock(bits: refcountBits, byteCount: Int(clusterSize))
         clustersPerBlock = Int64(refcounts.count)
         refcounts[0] = 1
         refcounts[1] = 1
@@ -177,7 +177,7 @@ struct Qcow2Layout: ~Copyable {
     private mutating func openRefcountBlock(_ placement: inout Placement) {
         closeRefcountBlock(&placement)
         refcountTable.append(UInt64(nextCluster * clusterSize))
-        refcounts = Qcow2RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
+        refcounts = RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
         refcounts[0] = 1
         nextCluster += 1
         // A stream added to a cluster of the range before would have to be counted there.
@@ -241,19 +241,11 @@ struct Qcow2Layout: ~Copyable {
         closeL2(&placement)
         let start = nextCluster
         let l1Clusters = (Int64(l1.count) * 8).dividedUp(by: clusterSize)
-        let blocksBefore = Int64(refcountTable.count)
-        // The table counts the clusters that it takes itself: grow it until it fits.
-        var blocks = blocksBefore
-        var tableClusters: Int64 = 1
-        var end = start
-        while true {
-            end = start + l1Clusters + tableClusters + (blocks - blocksBefore)
-            let neededBlocks = end.dividedUp(by: clustersPerBlock)
-            let neededClusters = (neededBlocks * 8).dividedUp(by: clusterSize)
-            if neededBlocks <= blocks, neededClusters <= tableClusters { break }
-            blocks = max(blocks, neededBlocks)
-            tableClusters = max(tableClusters, neededClusters)
-        }
+        let others = start - Int64(refcountTable.count) + l1Clusters
+        let size = RefcountMetadataSize(
+            counting: others, clusterSize: clusterSize, refcountBits: refcounts.bits)
+        let tableClusters = size.tableClusters
+        let end = others + size.total
         guard tableClusters * clusterSize <= Self.maximumRefcountTable else {
             throw .invalid("the image grows too large for clusters of \(clusterSize) bytes")
         }
@@ -279,7 +271,7 @@ struct Qcow2Layout: ~Copyable {
             if index == 0 {
                 closeRefcountBlock(&placement)
                 refcountTable.append(UInt64(nextBlock.bytes))
-                refcounts = Qcow2RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
+                refcounts = RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
                 nextBlock = nextBlock + clusterSize
             }
             refcounts[index] = 1

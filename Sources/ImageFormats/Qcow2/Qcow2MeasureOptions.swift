@@ -57,7 +57,7 @@ struct Qcow2MeasureOptions {
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above "
                     + "(use compat=1.1 or greater)")
         }
-        file.refcountBits = bits
+        file.refcountBits = Int(bits)
     }
 
     private mutating func setPreallocation(_ text: String?) throws(ImageError) {

@@ -10,30 +10,19 @@ import ImageStorage
 /// New clusters lie behind everything else, and new blocks make a new table: until the header
 /// names that, the image is the old one, and `rollBack` can make the file as long as it was.
 struct Qcow2Refcounts {
-    private struct CachedBlock {
-        var block: Qcow2RefcountBlock
-        var isDirty = false
-        var lastUse = 0
-    }
-
     /// Where a refcount table lies, as the header says it.
     struct Table: Sendable, Equatable {
         var offset: HostOffset
         var clusters: Int64
     }
 
-    /// What the cache may hold, in bytes; four blocks in any case.
-    private static let cacheSize: Int64 = 8 << 20
-
     private let storage: any WritableStorage
     private let clusterSize: Int64
-    private let bits: Int
     private let clustersPerBlock: Int64
     private(set) var place: Table
-    /// Where each block lies; 0 where there is none.
-    private var table: [UInt64]
-    private var cache: [Int: CachedBlock] = [:]
-    private var clock = 0
+    private var cache: RefcountCache
+    /// The cached blocks that differ from those in the file.
+    private var changed: Set<Int> = []
     /// The first cluster behind everything: where new ones are taken.
     private var end: Int64
     /// The table has new blocks, so it has to be written anew.
@@ -50,49 +39,39 @@ struct Qcow2Refcounts {
     }
     private let origin: Origin
 
-    /// - Parameter firstFree: the first cluster behind everything that the image names.
-    /// - Throws: `ImageError` where the table or a block is damaged or cut short.
-    init(storage: any WritableStorage, header: Qcow2Header, firstFree: Int64) async throws {
+    /// - Throws: `ImageError` if the file ends within the table or a block.
+    init(_ image: SoundImage, storage: any WritableStorage) throws {
         self.storage = storage
-        let clusterSize = header.geometry.clusterSize
-        self.clusterSize = clusterSize
-        bits = header.refcountBits
-        clustersPerBlock = clusterSize * 8 / Int64(bits)
+        let table = image.refcounts.table
         place = Table(
-            offset: header.refcountTableOffset, clusters: header.refcountTableClusters)
-        guard place.clusters > 0,
-            place.clusters <= Qcow2Layout.maximumRefcountTable / clusterSize,
-            place.offset.bytes > 0, place.offset.bytes % clusterSize == 0
-        else { throw Self.damaged(storage, "the refcount table is invalid") }
-        table = try await storage.readWords(
-            at: place.offset, bytes: place.clusters * clusterSize, "refcount table")
-        // Blocks are read when they are needed, which may be late: what cannot be read shows now.
-        let lastPlace = storage.size - clusterSize
-        for entry in table where entry != 0 {
-            guard entry % UInt64(clusterSize) == 0, entry <= UInt64(max(0, lastPlace)) else {
-                throw Self.damaged(storage, "an entry of the refcount table is invalid")
-            }
+            offset: image.header.refcountTableOffset, clusters: image.header.refcountTableClusters)
+        clusterSize = image.refcounts.clusterSize
+        clustersPerBlock = Int64(image.refcounts.clustersPerBlock)
+        // A check takes zeros for what a file lacks of its last cluster, which cannot be changed.
+        guard place.offset.bytes <= storage.size - place.clusters * clusterSize,
+            Int64(table.max() ?? 0) <= storage.size - clusterSize
+        else {
+            throw ImageError.corrupt(
+                storage.name,
+                "the refcounts reach beyond the end of the file (\(storage.size) bytes): "
+                    + "try to repair the image (check -r)")
         }
-        end = firstFree
-        origin = Origin(table: table, end: firstFree, fileSize: storage.size)
-    }
-
-    private static func damaged(_ storage: any WritableStorage, _ message: String) -> ImageError {
-        .corrupt(storage.name, "\(message): try to repair the image (check -r)")
+        cache = RefcountCache(image.refcounts)
+        end = image.firstFree
+        origin = Origin(table: table, end: end, fileSize: storage.size)
     }
 
     // MARK: Counts
 
+    private var table: [UInt64] { cache.reader.table }
+
     mutating func count(of cluster: Int64) async throws -> UInt64 {
-        guard hasBlock(for: cluster) else { return 0 }
-        let index = Int(cluster / clustersPerBlock)
-        try await load(index)
-        return cache[index]?.block[Int(cluster % clustersPerBlock)] ?? 0
+        try await load(Int(cluster / clustersPerBlock))
+        return try await cache.refcount(of: Int(cluster)) ?? 0
     }
 
     private func hasBlock(for cluster: Int64) -> Bool {
-        let index = cluster / clustersPerBlock
-        return index < table.count && table[Int(index)] != 0
+        cache.reader.blockOffset(Int(cluster / clustersPerBlock)) != 0
     }
 
     /// Takes one reference away.
@@ -101,49 +80,35 @@ struct Qcow2Refcounts {
     mutating func lower(_ cluster: Int64) async throws -> Bool {
         let count = try await count(of: cluster)
         guard count > 0, cluster > 0 else {
-            throw Self.damaged(
-                storage, "cluster \(cluster) cannot be freed: its refcount is \(count)")
+            throw ImageError.corrupt(
+                storage.name,
+                "cluster \(cluster) cannot be freed: its refcount is \(count): try to repair the "
+                    + "image (check -r)")
         }
-        set(cluster, to: count - 1)
+        let index = Int(cluster / clustersPerBlock)
+        cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count - 1
+        changed.insert(index)
         if count == 2 { hasNewSingles = true }
         return count == 1
     }
 
-    private mutating func set(_ cluster: Int64, to count: UInt64) {
-        let index = Int(cluster / clustersPerBlock)
-        cache[index]?.block[Int(cluster % clustersPerBlock)] = count
-        cache[index]?.isDirty = true
-    }
-
     private mutating func load(_ index: Int) async throws {
-        clock += 1
-        if cache[index] == nil {
-            try await makeRoom()
-            let words = try await storage.readBytes(
-                at: HostOffset(Int64(table[index])), count: clusterSize, "refcount block")
-            cache[index] = CachedBlock(block: Qcow2RefcountBlock(bits: bits, bytes: words))
+        if cache.isFull, cache.blocks[index] == nil { try await writeChanged() }
+        try await cache.load(index)
+    }
+
+    private mutating func writeChanged() async throws {
+        for index in changed.sorted() {
+            guard let block = cache.blocks[index] ?? nil else { continue }
+            try await storage.writeBytes(block.bytes, at: Int64(table[index]))
         }
-        cache[index]?.lastUse = clock
-    }
-
-    private mutating func makeRoom() async throws {
-        guard cache.count >= max(4, Int(Self.cacheSize / clusterSize)),
-            let oldest = cache.min(by: { $0.value.lastUse < $1.value.lastUse })
-        else { return }
-        try await write(oldest.key)
-        cache[oldest.key] = nil
-    }
-
-    private mutating func write(_ index: Int) async throws {
-        guard let cached = cache[index], cached.isDirty else { return }
-        try await storage.writeBytes(cached.block.bytes, at: Int64(table[index]))
-        cache[index]?.isDirty = false
+        changed = []
     }
 
     /// Writes what has changed; returns when it is on stable storage, with all that was written
     /// before.
     mutating func flush() async throws {
-        for index in cache.keys.sorted() { try await write(index) }
+        try await writeChanged()
         try await storage.flush()
     }
 
@@ -176,15 +141,16 @@ struct Qcow2Refcounts {
         // The storage knows its size, whatever is written when; what is not written is zeros.
         if !storage.traits.isDevice { try await storage.truncate(to: newEnd * clusterSize) }
         if lastBlock >= table.count {
-            table.append(contentsOf: repeatElement(0, count: lastBlock + 1 - table.count))
+            cache.reader.table.append(
+                contentsOf: repeatElement(0, count: lastBlock + 1 - table.count))
         }
         for (place, index) in blocks.enumerated() {
-            try await makeRoom()
+            try await load(index)
             hasNewBlocks = true
-            table[index] = UInt64((start + Int64(place)) * clusterSize)
-            cache[index] = CachedBlock(
-                block: Qcow2RefcountBlock(bits: bits, byteCount: Int(clusterSize)),
-                isDirty: true, lastUse: clock)
+            cache.reader.table[index] = UInt64((start + Int64(place)) * clusterSize)
+            cache.blocks[index] = RefcountBlock(
+                bits: cache.reader.bits, byteCount: Int(clusterSize))
+            changed.insert(index)
         }
         try await setCounts(start..<newEnd, to: 1)
         return first
@@ -199,21 +165,22 @@ struct Qcow2Refcounts {
             if hasBlock(for: next) {
                 try await load(Int(index))
                 // Out of the cache meanwhile, or each change would copy the block.
-                if var cached = cache.removeValue(forKey: Int(index)) {
+                if var block = cache.blocks.removeValue(forKey: Int(index)) ?? nil {
                     for cluster in next..<stop {
                         let place = Int(cluster % clustersPerBlock)
-                        guard cached.block[place] != count else { continue }
-                        cached.block[place] = count
-                        cached.isDirty = true
+                        guard block[place] != count else { continue }
+                        block[place] = count
+                        changed.insert(Int(index))
                     }
-                    cache[Int(index)] = cached
+                    cache.blocks[Int(index)] = block
                 }
             }
             next = stop
         }
     }
 
-    /// The blocks that have to be made to count so many clusters more, and themselves.
+    /// The blocks that have to be made to count so many clusters more, and themselves. Unlike
+    /// `RefcountMetadataSize`, this has to look which blocks there are: any may be missing.
     private func missingBlocks(for count: Int64) -> [Int] {
         var missing: [Int] = []
         while true {
@@ -246,7 +213,8 @@ struct Qcow2Refcounts {
         }
         let first = try await allocate(clusters)
         let entries = Int(clusters * clusterSize / 8)
-        table.append(contentsOf: repeatElement(0, count: max(0, entries - table.count)))
+        cache.reader.table.append(
+            contentsOf: repeatElement(0, count: max(0, entries - table.count)))
         place = Table(offset: HostOffset(first * clusterSize), clusters: clusters)
         try await storage.writeWords(table, at: place.offset.bytes)
         hasNewBlocks = false
@@ -255,12 +223,13 @@ struct Qcow2Refcounts {
     /// Makes counts and file what they were before anything was allocated. Nothing may lead to
     /// that.
     mutating func rollBack() async throws {
-        cache = [:]
-        table = origin.table
+        cache.blocks = [:]
+        changed = []
+        cache.reader.table = origin.table
         let allocated = origin.end..<end
         end = origin.end
         try await setCounts(allocated, to: 0)
-        for index in cache.keys.sorted() { try await write(index) }
+        try await writeChanged()
         guard !storage.traits.isDevice, storage.size != origin.fileSize else { return }
         try await storage.truncate(to: origin.fileSize)
     }
@@ -284,8 +253,8 @@ struct Qcow2Refcounts {
         }
         for index in indices {
             try await storage.writeBytes([UInt8](repeating: 0, count: 8), at: entryOffset(index))
-            table[index] = 0
-            cache[index] = nil
+            cache.reader.table[index] = 0
+            cache.blocks[index] = nil
         }
         try await storage.flush()
         for cluster in dropped where hasBlock(for: cluster) { _ = try await lower(cluster) }
@@ -308,7 +277,7 @@ struct Qcow2Refcounts {
         let stop = min(clustersPerBlock, storage.size.dividedUp(by: clusterSize) - first)
         guard stop > 0 else { return nil }
         try await load(index)
-        guard let block = cache[index]?.block else { return nil }
+        guard let block = cache.blocks[index] ?? nil else { return nil }
         for place in stride(from: Int(stop) - 1, through: 0, by: -1) where block[place] != 0 {
             let found = first + Int64(place)
             if !ignored.contains(found) { return found }

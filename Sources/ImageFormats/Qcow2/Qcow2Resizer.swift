@@ -53,9 +53,7 @@ public struct Qcow2Resizer {
         self.storage = storage
         self.header = header
         self.backing = backing
-        let sound = try await SoundImage(storage)
-        refcounts = try await Qcow2Refcounts(
-            storage: storage, header: header, firstFree: sound.firstFree)
+        refcounts = try Qcow2Refcounts(try await SoundImage(storage), storage: storage)
         l1 = try await storage.readWords(
             at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")
         for index in l1.indices {
@@ -132,26 +130,6 @@ public struct Qcow2Resizer {
 
     // MARK: The switch
 
-    /// Returns the bytes of the header from the size on, up to the last field that changes.
-    private func headerFields(_ change: Change, _ old: [UInt8]) -> [UInt8] {
-        var fields: [UInt8] = []
-        fields.appendBigEndian(UInt64(change.size))
-        fields.appendBigEndian(UInt32(0))  // encryption: none
-        fields.appendBigEndian(UInt32(l1.count))
-        fields.appendBigEndian(UInt64(change.l1Offset.bytes))
-        fields.appendBigEndian(UInt64(refcounts.place.offset.bytes))
-        fields.appendBigEndian(UInt32(refcounts.place.clusters))
-        fields += old[fields.count...]
-        if header.version >= 3 {
-            // A program that changes an image clears the autoclear bits that it does not know
-            // (spec, "autoclear_features"). The bit of bitmaps is never set here.
-            let autoclear = Int(
-                Qcow2Header.FieldOffset.autoclearFeatures - Qcow2Header.FieldOffset.virtualSize)
-            fields.replaceSubrange(autoclear..<autoclear + 8, with: repeatElement(0, count: 8))
-        }
-        return fields
-    }
-
     /// Brings the new parts to stable storage and makes the header lead to them by one write within
     /// a sector.
     ///
@@ -161,18 +139,19 @@ public struct Qcow2Resizer {
     mutating func perform(_ change: inout Change) async throws {
         let oldTable = refcounts.place
         try await refcounts.settle()
-        let start = Qcow2Header.FieldOffset.virtualSize
-        let end =
-            header.version >= 3
-            ? Qcow2Header.FieldOffset.autoclearFeatures + 8 : Int64(Qcow2Header.version2Length)
-        let old = try await storage.readBytes(
-            at: HostOffset(start), count: end - start, "header")
+        var new = header
+        new.geometry = geometry(virtualSize: change.size)
+        new.l1Offset = change.l1Offset
+        new.l1Entries = Int64(l1.count)
+        new.refcountTableOffset = refcounts.place.offset
+        new.refcountTableClusters = refcounts.place.clusters
+        // Who changes an image clears what it does not know (spec, "autoclear_features").
+        new.autoclearFeatures = 0
         isSwitched = true
         do {
-            try await storage.writeBytes(headerFields(change, old), at: start)
-            try await storage.flush()
+            try await storage.changeHeader(to: new)
         } catch {
-            isSwitched = !(await restore(old, at: start))
+            if (try? await storage.changeHeader(to: header)) != nil { isSwitched = false }
             throw error
         }
         if refcounts.place != oldTable {
@@ -181,19 +160,6 @@ public struct Qcow2Resizer {
         }
         if change.l1Offset != header.l1Offset {
             change.freed += clusters(header.l1Offset, bytes: header.l1Entries * 8)
-        }
-    }
-
-    /// Writes an old header back.
-    ///
-    /// - Returns: whether the header on disk is certain to be the old one.
-    private func restore(_ header: [UInt8], at offset: Int64) async -> Bool {
-        do {
-            try await storage.writeBytes(header, at: offset)
-            try await storage.flush()
-            return true
-        } catch {
-            return false
         }
     }
 

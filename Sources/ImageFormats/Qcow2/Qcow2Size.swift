@@ -7,7 +7,7 @@ import DiskImage
 public struct Qcow2Size: Sendable {
     /// In bytes.
     public var clusterSize = Qcow2Options.defaultClusterSize
-    public var refcountBits: Int64 = 16
+    public var refcountBits = 16
     public var hasExtendedL2 = false
 
     public init() {}
@@ -29,18 +29,8 @@ public struct Qcow2Size: Sendable {
         let l2Tables = (virtualSize / clusterSize).dividedUp(by: l2Entries)
         let l1Clusters = (l2Tables * 8).dividedUp(by: clusterSize)
         let clusters = 1 + l2Tables + l1Clusters + virtualSize / clusterSize
-        return (clusters + refcountClusters(for: clusters)) * clusterSize
-    }
-
-    /// How many clusters refcount blocks and table take: they count themselves, too.
-    private func refcountClusters(for clusters: Int64) -> Int64 {
-        let clustersPerBlock = clusterSize * 8 / refcountBits
-        var own: Int64 = 0
-        while true {
-            let blocks = (clusters + own).dividedUp(by: clustersPerBlock)
-            let table = (blocks * 8).dividedUp(by: clusterSize)
-            if blocks + table == own { return own }
-            own = blocks + table
-        }
+        let refcounts = RefcountMetadataSize(
+            counting: clusters, clusterSize: clusterSize, refcountBits: refcountBits)
+        return (clusters + refcounts.total) * clusterSize
     }
 }

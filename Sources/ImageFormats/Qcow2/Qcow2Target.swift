@@ -50,7 +50,8 @@ public final class Qcow2Target: ImageTarget {
             isPreallocated
             ? Qcow2PreallocatedMap(
                 geometry: geometry,
-                clustersPerBlock: geometry.clusterSize * 8 / Int64(options.refcountBits)) : nil
+                clustersPerBlock: RefcountBlock.count(
+                    bits: options.refcountBits, byteCount: geometry.clusterSize)) : nil
         compressors = ResourcePool { () throws(ImageError) in
             try Qcow2Compressor(
                 options.compression, level: options.compressionLevel,

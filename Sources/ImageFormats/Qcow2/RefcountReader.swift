@@ -1,75 +1,92 @@
 import DiskImage
 import ImageStorage
 
-extension Qcow2Entry {
-    /// Where a refcount block is, in an entry of the refcount table.
-    static let refcountBlockMask: UInt64 = 0xffff_ffff_ffff_fe00
-}
-
-/// The refcounts as they are in the file.
+/// The refcounts as they are in the file: a table of the places of blocks.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, section "Host cluster management".
 struct RefcountReader: Sendable {
-    let storage: any Storage
-    let table: [UInt64]
-    let codec: RefcountCodec
-    let clusterSize: Int64
+    /// The place of a block in an entry of the table, a byte offset. The other bits are reserved.
+    static let offsetMask: UInt64 = 0xffff_ffff_ffff_fe00
 
-    var blockEntries: Int { codec.entries(inBytes: clusterSize) }
+    let storage: any Storage
+    /// In bytes.
+    let clusterSize: Int64
+    /// The width of one refcount.
+    let bits: Int
+    var table: [UInt64]
+
+    init(_ storage: any Storage, _ header: Qcow2Header, table: [UInt64]) {
+        self.storage = storage
+        self.table = table
+        clusterSize = header.geometry.clusterSize
+        bits = header.refcountBits
+    }
+
+    /// Reads the table as far as the file has it.
+    ///
+    /// - Parameter clusters: entries for more clusters are not needed.
+    init(
+        reading storage: any Storage, _ header: Qcow2Header, clusters: Int64 = .max
+    ) async throws {
+        self.init(storage, header, table: [])
+        // A header can name any length, and the file can be a hole: qemu opens no longer table.
+        let bytes = min(
+            header.refcountTableClusters * clusterSize, Qcow2Layout.maximumRefcountTable)
+        table = try await storage.readWords(
+            at: max(0, header.refcountTableOffset.bytes),
+            count: min(clusters.dividedUp(by: Int64(clustersPerBlock)), bytes / 8))
+    }
+
+    var clustersPerBlock: Int { RefcountBlock.count(bits: bits, byteCount: Int(clusterSize)) }
 
     /// 0 where there is no block.
     func blockOffset(_ index: Int) -> UInt64 {
-        index < table.count ? table[index] & Qcow2Entry.refcountBlockMask : 0
+        index < table.count ? table[index] & Self.offsetMask : 0
     }
 
-    /// - Returns: false if there is no block, or none in the file: all its refcounts are 0.
-    func readBlock(_ index: Int, into buffer: inout IOBuffer) async throws -> Bool {
+    /// - Returns: nil if the table names a place that is no cluster; an empty block where it names
+    ///   none, or one behind the end of the file. What a file that ends within the block lacks of it
+    ///   is zeros.
+    func block(_ index: Int) async throws -> RefcountBlock? {
         let offset = blockOffset(index)
-        guard offset != 0, offset < UInt64(storage.size) else { return false }
-        return try await storage.readAvailable(into: &buffer, at: Int64(offset)) > 0
+        guard offset % UInt64(clusterSize) == 0 else { return nil }
+        guard offset != 0, offset < UInt64(storage.size) else {
+            return RefcountBlock(bits: bits, bytes: [])
+        }
+        var buffer = try IOBuffer(byteCount: Int(clusterSize))
+        _ = try await storage.readAvailable(into: &buffer, at: Int64(offset))
+        return RefcountBlock(bits: bits, bytes: buffer.bytes.withUnsafeBytes { Array($0) })
     }
 }
 
 /// Single refcounts, of clusters that mostly lie near each other.
 struct RefcountCache {
-    private let reader: RefcountReader
-    /// Blocks by index; nil for one that is not there or cannot be.
-    private var blocks: [Int: Block] = [:]
+    var reader: RefcountReader
+    /// By their indices in the table; nil for one that cannot be.
+    var blocks: [Int: RefcountBlock?] = [:]
     private let capacity: Int
 
-    private enum Block {
-        case missing
-        case unaligned
-        case bytes([UInt8])
-    }
-
-    /// What the cache may hold, in bytes.
+    /// What the cache may hold, in bytes; four blocks in any case.
     private static let size = 8 << 20
 
     init(_ reader: RefcountReader) {
         self.reader = reader
-        capacity = max(2, Self.size / Int(reader.clusterSize))
+        capacity = max(4, Self.size / Int(reader.clusterSize))
     }
 
-    /// nil if the block cannot be read where the table says it is.
+    /// The next block to be loaded displaces all others.
+    var isFull: Bool { blocks.count >= capacity }
+
+    mutating func load(_ index: Int) async throws {
+        guard blocks[index] == nil else { return }
+        if isFull { blocks.removeAll(keepingCapacity: true) }
+        blocks[index] = .some(try await reader.block(index))
+    }
+
+    /// nil if the block cannot be where the table says it is.
     mutating func refcount(of cluster: Int) async throws -> UInt64? {
-        let index = cluster / reader.blockEntries
-        if blocks[index] == nil {
-            if blocks.count >= capacity { blocks.removeAll(keepingCapacity: true) }
-            blocks[index] = try await read(index)
-        }
-        switch blocks[index] {
-        case .unaligned: return nil
-        case .missing, nil: return 0
-        case .bytes(let bytes):
-            return reader.codec.read(bytes.span.bytes, cluster % reader.blockEntries)
-        }
-    }
-
-    private func read(_ index: Int) async throws -> Block {
-        guard reader.blockOffset(index) % UInt64(reader.clusterSize) == 0 else {
-            return .unaligned
-        }
-        var buffer = try IOBuffer(byteCount: Int(reader.clusterSize))
-        guard try await reader.readBlock(index, into: &buffer) else { return .missing }
-        return .bytes(buffer.bytes.withUnsafeBytes { Array($0) })
+        let (index, place) = cluster.quotientAndRemainder(dividingBy: reader.clustersPerBlock)
+        try await load(index)
+        return blocks[index]??[place]
     }
 }

@@ -67,12 +67,7 @@ final class Qcow2Checker {
     var fileSize: Int64
     /// The entries up to the end of the file, behind which all read as zeros.
     var l1: [UInt64]
-    var refcountTable: [UInt64] = [] {
-        didSet {
-            let blocks = refcountTable.lazy.map { $0 & Qcow2Entry.refcountBlockMask }
-            blockClusters = Set(blocks.filter { $0 != 0 }.map { $0 / UInt64(self.clusterSize) })
-        }
-    }
+    private(set) var refcounts: RefcountReader
     /// Indices of the clusters that hold refcount blocks.
     private(set) var blockClusters: Set<UInt64> = []
     /// Whether refcounts cannot be repaired one by one, because a refcount block or the table is
@@ -125,6 +120,7 @@ final class Qcow2Checker {
         }
         try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
+        refcounts = RefcountReader(storage, header, table: [])
         l1 = try await storage.readWords(at: header.l1Offset.bytes, count: header.l1Entries)
     }
 
@@ -139,8 +135,6 @@ final class Qcow2Checker {
     }
 
     var clusterSize: Int64 { header.geometry.clusterSize }
-    var codec: RefcountCodec { RefcountCodec(bits: header.refcountBits) }
-    var blockEntries: Int { codec.entries(inBytes: clusterSize) }
 
     func run() async throws -> CheckResult {
         result.totalClusters = header.geometry.virtualSize.dividedUp(by: clusterSize)
@@ -155,7 +149,7 @@ final class Qcow2Checker {
     }
 
     private func checkRefcounts(_ snapshots: Snapshots) async throws {
-        refcountTable = try await readRefcountTable()
+        try await readRefcountTable()
         try await countReferences(snapshots, repairs: repair == .all)
         let counted = damage
         try await compareRefcounts(repair: nil)
@@ -171,10 +165,11 @@ final class Qcow2Checker {
         say(text)
     }
 
-    func readRefcountTable() async throws -> [UInt64] {
-        try await storage.readWords(
-            at: header.refcountTableOffset.bytes,
-            count: header.refcountTableClusters * clusterSize / 8)
+    func readRefcountTable() async throws {
+        refcounts = try await RefcountReader(reading: storage, header)
+        blockClusters = Set(
+            refcounts.table.indices.lazy.map(refcounts.blockOffset).filter { $0 != 0 }
+                .map { $0 / UInt64(self.clusterSize) })
     }
 }
 
@@ -305,8 +300,8 @@ extension Qcow2Checker {
     /// Counts the refcount blocks. Each has one reference, from the refcount table.
     private func countRefcountBlocks(repairs: Bool) async throws {
         doubtfulClusters = []
-        for (index, entry) in refcountTable.enumerated() where entry != 0 {
-            let offset = entry & Qcow2Entry.refcountBlockMask
+        for (index, entry) in refcounts.table.enumerated() where entry != 0 {
+            let offset = refcounts.blockOffset(index)
             let cluster = Int(offset >> UInt64(header.geometry.clusterBits))
             if entry != offset {
                 needsRebuild = true

@@ -11,9 +11,7 @@ extension Qcow2Checker {
         let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
         let repairs = repair == .all || (repair == .leaks && isSafe)
         if repair != nil { try await writable.flush() }
-        var refcounts = RefcountCache(
-            RefcountReader(
-                storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize))
+        var refcounts = RefcountCache(refcounts)
         var buffer = try IOBuffer(byteCount: Int(clusterSize))
         for index in l1.indices {
             let offset = l1[index] & Qcow2Entry.offsetMask

@@ -10,24 +10,22 @@ extension Qcow2Checker {
 
     private struct Comparison: Sendable {
         var found = RefcountComparison()
-        /// Blocks that are at no place where one can be: index, offset.
-        var unaligned: (index: Int, offset: UInt64)?
+        /// The block is at no place where one can be.
+        var isUnaligned = false
         var clusters: Range<Int>
     }
 
     /// - Parameter repair: which mismatches are put right; without a block for a cluster none is.
     func compareRefcounts(repair: CheckRepair?) async throws {
         lastUsedCluster = 0
-        let step = max(blockEntries, Self.clustersPerComparison)
+        let step = max(refcounts.clustersPerBlock, Self.clustersPerComparison)
         let starts = stride(from: 0, to: counts.clusterCount, by: step)
-        let reader = RefcountReader(
-            storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
-        let counts = counts
+        let (refcounts, counts) = (refcounts, counts)
         try await inOrder(starts, width: batchesInFlight) { start in
             try Task.checkCancellation()
             try MemoryMargin.check()
             return try await Self.compare(
-                start..<min(start + step, counts.clusterCount), reader, counts)
+                start..<min(start + step, counts.clusterCount), refcounts, counts)
         } use: { comparisons in
             for comparison in comparisons { try await self.apply(comparison, repair) }
         }
@@ -35,23 +33,17 @@ extension Qcow2Checker {
 
     /// One comparison for each block of a range of clusters.
     private static func compare(
-        _ clusters: Range<Int>, _ reader: RefcountReader, _ counts: ReferenceCounts
+        _ clusters: Range<Int>, _ refcounts: RefcountReader, _ counts: ReferenceCounts
     ) async throws -> [Comparison] {
         var comparisons: [Comparison] = []
-        var buffer = try IOBuffer(byteCount: Int(reader.clusterSize))
-        let blockEntries = reader.blockEntries
-        for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: blockEntries) {
-            let part = first..<min(first + blockEntries, clusters.upperBound)
+        let perBlock = refcounts.clustersPerBlock
+        for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: perBlock) {
+            let part = first..<min(first + perBlock, clusters.upperBound)
             var comparison = Comparison(clusters: part)
-            let index = first / blockEntries
-            let offset = reader.blockOffset(index)
-            if offset % UInt64(reader.clusterSize) != 0 {
-                comparison.unaligned = (index, offset)
+            if let block = try await refcounts.block(first / perBlock) {
+                comparison.found.compare(block, 0..<part.count, firstOfBlock: first, with: counts)
             } else {
-                let isThere = try await reader.readBlock(index, into: &buffer)
-                comparison.found.compare(
-                    buffer.bytes.extracting(0..<(isThere ? buffer.byteCount : 0)), reader.codec,
-                    0..<part.count, firstOfBlock: first, with: counts)
+                comparison.isUnaligned = true
             }
             comparisons.append(comparison)
         }
@@ -59,9 +51,7 @@ extension Qcow2Checker {
     }
 
     private func apply(_ comparison: Comparison, _ repair: CheckRepair?) async throws {
-        if let (index, offset) = comparison.unaligned {
-            return reportUnaligned(index, offset, comparison.clusters)
-        }
+        if comparison.isUnaligned { return reportUnaligned(comparison.clusters) }
         let found = comparison.found
         if let last = found.lastUsed { lastUsedCluster = last }
         if found.contradictsMarks { needsCopiedPass = true }
@@ -87,9 +77,11 @@ extension Qcow2Checker {
         if !fixed.isEmpty { try await writeRefcounts(fixed) }
     }
 
-    private func reportUnaligned(_ index: Int, _ offset: UInt64, _ clusters: Range<Int>) {
+    private func reportUnaligned(_ clusters: Range<Int>) {
         if !hasReportedUnalignedBlock {
             hasReportedUnalignedBlock = true
+            let index = clusters.lowerBound / refcounts.clustersPerBlock
+            let offset = refcounts.blockOffset(index)
             say(
                 "qcow2: Image is corrupt: Refblock offset 0x\(hexadecimal(offset)) unaligned "
                     + "(reftable index: \(index == 0 ? "0" : "0x" + hexadecimal(index))); further "

@@ -15,11 +15,11 @@ extension Qcow2Checker {
             (name: "header", offset: Int64(0), size: Int64(1)),
             (name: "L1 table", offset: header.l1Offset.bytes, size: header.l1Entries * 8),
         ]
-        let refcounts = (
+        let refcountTable = (
             name: "refcount table", offset: header.refcountTableOffset.bytes,
             size: header.refcountTableClusters * clusterSize
         )
-        if !rebuilds { tables.append(refcounts) }
+        if !rebuilds { tables.append(refcountTable) }
         for table in tables {
             for cluster in clusters(table.offset, table.size) {
                 let references = counts[cluster]
@@ -32,10 +32,11 @@ extension Qcow2Checker {
                 let hasOverflow = overflows.contains(cluster)
                 guard references > 1 || hasOverflow else { continue }
                 if rebuilds {
-                    let blocks = refcountTable.count {
+                    let blocks = refcounts.table.count {
                         $0 != 0 && $0 == UInt64(cluster) * UInt64(clusterSize)
                     }
-                    let isTable = clusters(refcounts.offset, refcounts.size).contains(cluster)
+                    let isTable = clusters(refcountTable.offset, refcountTable.size)
+                        .contains(cluster)
                     let going = UInt64(blocks) + (isTable ? 1 : 0)
                     // A count that has overflown may have been counted less often than it is named.
                     if hasOverflow ? going > 0 : references <= going + 1 { continue }
@@ -178,9 +179,9 @@ extension Qcow2Checker {
     private func newLayout() throws -> RefcountLayout {
         let oldEnd = UInt64(counts.clusterCount)
         // Some words for each block.
-        try MemoryMargin.check(for: counts.clusterCount / blockEntries * 64)
+        try MemoryMargin.check(for: counts.clusterCount / refcounts.clustersPerBlock * 64)
         let layout = RefcountLayout(
-            &counts, blockEntries: blockEntries, clusterSize: clusterSize,
+            &counts, blockEntries: refcounts.clustersPerBlock, clusterSize: clusterSize,
             avoiding: doubtfulClusters)
         guard Int64(layout.tableClusters) * clusterSize <= Qcow2Layout.maximumRefcountTable else {
             throw ImageError.checkFailed(EFBIG)
@@ -205,21 +206,17 @@ extension Qcow2Checker {
     /// - Parameter mismatches: of clusters that one block counts, in order.
     func writeRefcounts(_ mismatches: [RefcountComparison.Mismatch]) async throws {
         guard let first = mismatches.first else { return }
-        let index = first.cluster / blockEntries
-        let reader = RefcountReader(
-            storage: storage, table: refcountTable, codec: codec, clusterSize: clusterSize)
-        var buffer = try IOBuffer(byteCount: Int(clusterSize))
-        guard try await reader.readBlock(index, into: &buffer) else { return }
+        let perBlock = refcounts.clustersPerBlock
+        let index = first.cluster / perBlock
+        guard var block = try await refcounts.block(index), !block.bytes.isEmpty else { return }
         // Any other count of a block than one made a rebuild necessary when it was counted.
-        let cluster = Int(reader.blockOffset(index) / UInt64(clusterSize))
+        let offset = Int64(refcounts.blockOffset(index))
+        let cluster = Int(offset / clusterSize)
         guard !overflows.contains(cluster) else {
             throw ImageError.corrupt(storage.name, sharing("refcount block", cluster))
         }
-        var block = buffer.bytes.withUnsafeBytes { Array($0) }
-        for mismatch in mismatches {
-            codec.write(mismatch.references, into: &block, mismatch.cluster % blockEntries)
-        }
-        try await writable.writeBytes(block, at: Int64(reader.blockOffset(index)))
+        for mismatch in mismatches { block[mismatch.cluster % perBlock] = mismatch.references }
+        try await writable.writeBytes(block.bytes, at: offset)
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
@@ -231,7 +228,7 @@ extension Qcow2Checker {
         damage.leaks = 0
         damage.checkErrors = 0
         needsRebuild = false
-        refcountTable = try await readRefcountTable()
+        try await readRefcountTable()
         try await countAgain(snapshots)
         let counted = damage
         // What the old structures took is free now.
@@ -250,25 +247,20 @@ extension Qcow2Checker {
         for (index, cluster) in layout.blocks {
             try Task.checkCancellation()
             table[index] = UInt64(cluster) * UInt64(clusterSize)
-            var block = [UInt8](repeating: 0, count: Int(clusterSize))
-            let first = index * blockEntries
-            let last = min(first + blockEntries, counts.clusterCount)
-            for cluster in first..<last {
-                codec.write(counts[cluster], into: &block, cluster - first)
+            var block = RefcountBlock(bits: header.refcountBits, byteCount: Int(clusterSize))
+            let first = index * block.count
+            for cluster in first..<min(first + block.count, counts.clusterCount) {
+                block[cluster - first] = counts[cluster]
             }
-            try await writable.writeBytes(block, at: Int64(cluster) * clusterSize)
+            try await writable.writeBytes(block.bytes, at: Int64(cluster) * clusterSize)
         }
         let tableOffset = Int64(layout.tableCluster) * clusterSize
         try await writable.writeWords(table, at: tableOffset)
         try await writable.flush()
 
-        var fields: [UInt8] = []
-        fields.appendBigEndian(UInt64(tableOffset))
-        fields.appendBigEndian(UInt32(tableClusters))
-        try await writable.writeBytes(fields, at: Qcow2Header.FieldOffset.refcountTable)
-        try await writable.flush()
         header.refcountTableOffset = HostOffset(tableOffset)
         header.refcountTableClusters = tableClusters
+        try await writable.changeHeader(to: header)
     }
 
     /// Who writes to an image clears the autoclear bits that he does not know (the spec's header
@@ -277,7 +269,7 @@ extension Qcow2Checker {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
         header.autoclearFeatures = known
-        try await writable.writeWords([known], at: Qcow2Header.FieldOffset.autoclearFeatures)
+        try await writable.changeHeader(to: header)
     }
 
     /// The image is sound: neither dirty nor corrupt.
@@ -287,14 +279,12 @@ extension Qcow2Checker {
         try await writable.flush()
         guard header.incompatibleFeatures & marks != 0 else { return }
         header.incompatibleFeatures &= ~marks
-        try await writable.writeWords(
-            [header.incompatibleFeatures],
-            at: Qcow2Header.FieldOffset.incompatibleFeatures)
-        try await writable.flush()
+        try await writable.changeHeader(to: header)
     }
 }
 
-/// Where the blocks and the table of new refcounts go. Pure.
+/// Where the blocks and the table of new refcounts go. Pure. Unlike `RefcountMetadataSize`, this has
+/// to look for gaps between other clusters, and makes no block for a range without references.
 struct RefcountLayout {
     /// Index of the block and host cluster, in order.
     private(set) var blocks: [(index: Int, cluster: Int)] = []

@@ -17,12 +17,11 @@ struct RefcountComparison: Sendable, Equatable {
     /// Compares some clusters of a refcount block.
     ///
     /// - Parameters:
-    ///   - block: the refcount block; empty stands for zeros.
+    ///   - block: the refcount block of these clusters.
     ///   - range: the clusters to compare, counted from the block's first.
     ///   - firstOfBlock: index of the block's first cluster.
     mutating func compare(
-        _ block: RawSpan, _ codec: RefcountCodec, _ range: Range<Int>, firstOfBlock: Int,
-        with counts: ReferenceCounts
+        _ block: RefcountBlock, _ range: Range<Int>, firstOfBlock: Int, with counts: ReferenceCounts
     ) {
         var position = range.lowerBound
         while position < range.upperBound {
@@ -32,29 +31,29 @@ struct RefcountComparison: Sendable, Equatable {
             let stop = min(
                 range.upperBound, chunkStart + ReferenceCounts.chunkSize - firstOfBlock)
             let chunk = counts.chunk(index)
-            if !chunk.isEmpty || !block.isEmpty {
-                comparePart(block, codec, position..<stop, firstOfBlock, chunk, chunkStart, counts)
+            if !chunk.isEmpty || !block.bytes.isEmpty {
+                comparePart(block, position..<stop, firstOfBlock, chunk, chunkStart, counts)
             }
             position = stop
         }
     }
 
     private mutating func comparePart(
-        _ block: RawSpan, _ codec: RefcountCodec, _ range: Range<Int>, _ firstOfBlock: Int,
-        _ chunk: [UInt16], _ chunkStart: Int, _ counts: ReferenceCounts
+        _ block: RefcountBlock, _ range: Range<Int>, _ firstOfBlock: Int, _ chunk: [UInt16],
+        _ chunkStart: Int, _ counts: ReferenceCounts
     ) {
         let shift = firstOfBlock - chunkStart
-        let hasBlock = !block.isEmpty
-        let isUsual = codec.bits == 16 && hasBlock && !chunk.isEmpty
+        let bytes = block.bytes.span.bytes
+        let isUsual = block.bits == 16 && !bytes.isEmpty && !chunk.isEmpty
         var last = -1
         for position in range {
             let refcount: UInt64
             let value: UInt16
             if isUsual {
-                refcount = UInt64(block.bigEndian(at: position * 2, as: UInt16.self))
+                refcount = UInt64(bytes.bigEndian(at: position * 2, as: UInt16.self))
                 value = chunk[position + shift]
             } else {
-                refcount = hasBlock ? codec.read(block, position) : 0
+                refcount = block[position]
                 value = chunk.isEmpty ? 0 : chunk[position + shift]
             }
             if refcount | UInt64(value) == 0 { continue }

@@ -56,7 +56,7 @@ struct ReferenceCounts: Sendable {
 
     init(clusterCount: Int, refcountBits: Int) {
         self.clusterCount = clusterCount
-        maximum = refcountBits == 64 ? .max : (1 << UInt64(refcountBits)) - 1
+        maximum = RefcountBlock.maximum(bits: refcountBits)
         chunks = Array(repeating: [], count: clusterCount.dividedUp(by: Self.chunkSize))
     }
 

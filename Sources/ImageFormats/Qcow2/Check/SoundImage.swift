@@ -12,6 +12,8 @@ import Synchronization
 /// The cost is that of `check`: each L2 table and refcount block is read once, and each host
 /// cluster in use takes two bytes of memory.
 struct SoundImage: Sendable {
+    let header: Qcow2Header
+    let refcounts: RefcountReader
     /// Index of the first cluster behind the file and behind everything that a table or a refcount
     /// names.
     let firstFree: Int64
@@ -34,6 +36,8 @@ struct SoundImage: Sendable {
             throw ImageError.corrupt(
                 storage.name, "the image has errors: repair it first (check -r all)\(detail)")
         }
+        header = checker.header
+        refcounts = checker.refcounts
         // A device does not end with the image.
         firstFree = Int64(
             storage.traits.isDevice ? checker.lastUsedCluster + 1 : checker.counts.clusterCount)
@@ -46,7 +50,7 @@ struct SoundImage: Sendable {
         let checker = try await Qcow2Checker(
             storage, try await Qcow2Header.read(from: storage, for: .checking),
             repair: .init(what: .all, storage: storage), onMessage: { _ in })
-        checker.refcountTable = try await checker.readRefcountTable()
+        try await checker.readRefcountTable()
         try await checker.checkCopiedFlags(Snapshots())
         try await storage.flush()
     }

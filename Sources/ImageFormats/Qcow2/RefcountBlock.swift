@@ -1,0 +1,76 @@
+import DiskImage
+
+/// One refcount block in memory: the reference counts of consecutive host clusters, as big-endian
+/// numbers, or as parts of a byte with the lowest bits first.
+///
+/// Source: QEMU's docs/interop/qcow2.txt, section "Host cluster management".
+struct RefcountBlock: Sendable {
+    /// The width of one count: a power of two from 1 to 64.
+    let bits: Int
+    /// A cluster; or nothing, which stands for counts of zero that cannot be changed.
+    private(set) var bytes: [UInt8]
+
+    init(bits: Int, bytes: [UInt8]) {
+        self.bits = bits
+        self.bytes = bytes
+    }
+
+    /// A block of zeros.
+    init(bits: Int, byteCount: Int) {
+        self.init(bits: bits, bytes: [UInt8](repeating: 0, count: byteCount))
+    }
+
+    /// How many clusters a block of so many bytes counts.
+    static func count<Size: FixedWidthInteger>(bits: Int, byteCount: Size) -> Size {
+        byteCount * 8 / Size(bits)
+    }
+
+    /// The largest count.
+    static func maximum(bits: Int) -> UInt64 { bits == 64 ? .max : (1 << UInt64(bits)) - 1 }
+
+    var count: Int { Self.count(bits: bits, byteCount: bytes.count) }
+    var maximum: UInt64 { Self.maximum(bits: bits) }
+
+    /// The count of a cluster, by its place in the block.
+    subscript(index: Int) -> UInt64 {
+        get {
+            if bytes.isEmpty { return 0 }
+            let block = bytes.span.bytes
+            return switch bits {
+            case 8: UInt64(block.unsafeLoad(fromByteOffset: index, as: UInt8.self))
+            case 16: UInt64(block.bigEndian(at: index * 2, as: UInt16.self))
+            case 32: UInt64(block.bigEndian(at: index * 4, as: UInt32.self))
+            case 64: block.bigEndian(at: index * 8, as: UInt64.self)
+            default: UInt64(bytes[index * bits / 8] >> UInt8(index * bits % 8)) & maximum
+            }
+        }
+        set {
+            precondition(newValue <= maximum)
+            guard bits < 8 else {
+                let size = bits / 8
+                for byte in 0..<size {
+                    bytes[index * size + byte] = UInt8(
+                        truncatingIfNeeded: newValue >> UInt64(8 * (size - 1 - byte)))
+                }
+                return
+            }
+            let shift = UInt8(index * bits % 8)
+            let byte = index * bits / 8
+            bytes[byte] = bytes[byte] & ~(UInt8(maximum) << shift) | UInt8(newValue) << shift
+        }
+    }
+
+    /// How many of the first counts are not zero.
+    func countUsed(first count: Int) -> Int64 {
+        let block = bytes.span.bytes
+        var result: Int64 = 0
+        for index in 0..<min(count, self.count) {
+            // The usual width first, without a look at the width for each.
+            let isUsed =
+                bits == 16
+                ? block.bigEndian(at: index * 2, as: UInt16.self) != 0 : self[index] != 0
+            if isUsed { result += 1 }
+        }
+        return result
+    }
+}
