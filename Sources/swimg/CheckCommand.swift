@@ -16,7 +16,7 @@ struct CheckCommand: ImageCommand {
             Example: swimg check -r leaks disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "qU", valued: "frT")
+    static let valuedLetters = "frT"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,

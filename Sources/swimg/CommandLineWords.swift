@@ -8,14 +8,14 @@ import NBDStorage
 /// command line in brackets, in nbdcopy's syntax, becomes one word. All words are in the form of
 /// `ArgumentBytes`, so each character is one byte.
 struct CommandLineWords {
-    private let letters: OptionLetters
+    private let command: any ImageCommand.Type
 
     /// The words after the program's name, in the parser's form.
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
         guard let verb = words.first, let command = Swimg.command(named: verb) else {
             return words
         }
-        return try [verb] + CommandLineWords(letters: command.letters).normalized(words.dropFirst())
+        return try [verb] + CommandLineWords(command: command).normalized(words.dropFirst())
     }
 
     private func normalized(_ words: ArraySlice<String>) throws(ImageError) -> [String] {
@@ -30,7 +30,7 @@ struct CommandLineWords {
             if word.hasPrefix("--") {
                 try checkLong(word)
                 result.append(word)
-            } else if letters.hasSignedSize, isNegativeSize(word) {
+            } else if command.hasSignedSize, isNegativeSize(word) {
                 result.append("\(Self.signedSizeMark)\(word)")
             } else if word.hasPrefix("-"), word.count > 1 {
                 try takeApart(word.dropFirst(), &rest, &result)
@@ -78,11 +78,10 @@ struct CommandLineWords {
     ) throws(ImageError) {
         var word = word
         while let letter = word.popFirst() {
-            if letters.missing.contains(String(letter)) { throw missing("-\(letter)") }
+            if command.missing.contains(String(letter)) { throw missing("-\(letter)") }
             result.append("-\(letter)")
-            if letters.flags.contains(letter) || letter == "h" { continue }
-            // The parser reports unknown letters.
-            guard letters.valued.contains(letter) else { continue }
+            // A flag, or unknown, which the parser reports.
+            guard command.valuedLetters.contains(letter) else { continue }
             if !word.isEmpty {
                 result.append(String(word))
             } else if let value = rest.popFirst() {
@@ -94,30 +93,10 @@ struct CommandLineWords {
 
     private func checkLong(_ word: String) throws(ImageError) {
         let name = word.dropFirst(2).prefix { $0 != "=" }
-        if letters.missing.contains(String(name)) { throw missing("--\(name)") }
+        if command.missing.contains(String(name)) { throw missing("--\(name)") }
     }
 
     private func missing(_ option: String) -> ImageError {
         .invalid("option '\(option)' is not supported yet")
-    }
-}
-
-/// The one-letter options of a verb, in the two groups that getopt distinguishes.
-struct OptionLetters {
-    var flags: String
-    var valued: String
-    /// Options of qemu-img's verb that this one does not support yet: letters and long names.
-    var missing: [String]
-    /// A size may be given as a difference, so `-10G` is a size and not an option.
-    var hasSignedSize: Bool
-
-    init(
-        flags: String = "", valued: String = "", missing: [String] = [],
-        hasSignedSize: Bool = false
-    ) {
-        self.flags = flags
-        self.valued = valued
-        self.missing = missing
-        self.hasSignedSize = hasSignedSize
     }
 }

@@ -16,7 +16,7 @@ struct CompareCommand: ImageCommand {
             Example: swimg compare -f qcow2 -F raw disk.qcow2 disk.raw
             """)
 
-    static let letters = OptionLetters(flags: "pqsU", valued: "fFT")
+    static let valuedLetters = "fFT"
     // Not 1, which means that the images differ.
     static let failureStatus: Int32 = 2
 

@@ -24,11 +24,8 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let letters = OptionLetters(
-        flags: "cCnpqUW", valued: "fOmSotTBFl",
-        missing: [
-            "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
-        ])
+    static let valuedLetters = "fOmSotTBFl"
+    static let missing = ["r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps"]
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,

@@ -17,7 +17,7 @@ struct CreateCommand: ImageCommand {
             Example: swimg create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "qu", valued: "fobF")
+    static let valuedLetters = "fobF"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,

@@ -15,7 +15,7 @@ struct DdCommand: ImageCommand {
             Example: swimg dd -f qcow2 -O raw bs=1M count=64 if=disk.qcow2 of=start.raw
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "fO")
+    static let valuedLetters = "fO"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,

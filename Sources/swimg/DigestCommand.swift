@@ -17,7 +17,7 @@ struct DigestCommand: ImageCommand {
             Example: swimg digest -f qcow2 disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "pU", valued: "f")
+    static let valuedLetters = "f"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,

@@ -16,7 +16,7 @@ struct InfoCommand: ImageCommand {
             Example: swimg info --output=json disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "f")
+    static let valuedLetters = "f"
 
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,

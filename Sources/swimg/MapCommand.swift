@@ -18,7 +18,7 @@ struct MapCommand: ImageCommand {
             Example: swimg map --output=picture --svg disk.svg disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "fsl")
+    static let valuedLetters = "fsl"
 
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,

@@ -16,8 +16,7 @@ struct MeasureCommand: ImageCommand {
             Example: swimg measure -O qcow2 --output=json -f raw disk.raw
             """)
 
-    static let letters = OptionLetters(
-        flags: "U", valued: "fOol")
+    static let valuedLetters = "fOol"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,

@@ -19,8 +19,8 @@ struct ResizeCommand: ImageCommand {
             Example: swimg resize --shrink -f raw disk.raw 5G
             """)
 
-    static let letters = OptionLetters(
-        flags: "q", valued: "f", hasSignedSize: true)
+    static let valuedLetters = "f"
+    static let hasSignedSize = true
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
