@@ -29,9 +29,15 @@ extension ImageFormat {
     /// - Returns: nil if there is no format of that name.
     public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
 
-    /// The names of the formats that images can be made in, for help texts: "raw or qcow2".
-    public static var creatableNames: String {
-        all.filter { $0.driver.creator != nil }.map(\.name).reversed().joined(separator: " or ")
+    /// The formats that images can be created in, for help texts: "raw or qcow2".
+    public static var creatableNames: String { names { _ in true } }
+
+    /// The formats that images can be compressed in, for help texts.
+    public static var compressingNames: String { names(where: \.canCompress) }
+
+    private static func names(where isMeant: (any ImageCreator) -> Bool) -> String {
+        all.filter { $0.driver.creator.map(isMeant) ?? false }.map(\.name).reversed()
+            .joined(separator: " or ")
     }
 
     /// Looks at the first bytes of a storage.

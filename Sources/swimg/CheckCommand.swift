@@ -51,10 +51,7 @@ struct CheckCommand: ImageCommand {
     private static let unsupportedStatus: Int32 = 63
 
     func run(_ signals: Signals) async throws {
-        guard ["human", "json"].contains(output) else {
-            throw ImageError.invalid("--output must be used with human or json as argument.")
-        }
-        let isHuman = output == "human"
+        let isHuman = try !wantsJSON(output)
         let show: @Sendable (String) -> Void = { [quiet] in if !quiet { Output.print($0) } }
         var check = try makeCheck()
         check.onMessage = { Output.printError($0 + "\n") }

@@ -21,21 +21,20 @@ struct CommandLineWords {
     private func normalized(_ words: ArraySlice<String>) throws(ImageError) -> [String] {
         var result: [String] = []
         var rest = words
+        var isPastOptions = false
         while let word = rest.popFirst() {
-            if word == "--" { return try result + [word] + joiningServers(rest) }
             if word == "[" {
                 result.append(try server(&rest))
-                continue
-            }
-            if word.hasPrefix("--") {
+            } else if isPastOptions || !word.hasPrefix("-") || word == "-" {
+                result.append(word)
+            } else if word.hasPrefix("--") {
+                isPastOptions = word == "--"
                 try checkLong(word)
                 result.append(word)
-            } else if command.hasSignedSize, isNegativeSize(word) {
+            } else if command.hasSignedSize, word.dropFirst().first?.isNumber ?? false {
                 result.append("\(Self.signedSizeMark)\(word)")
-            } else if word.hasPrefix("-"), word.count > 1 {
-                try takeApart(word.dropFirst(), &rest, &result)
             } else {
-                result.append(word)
+                try takeApart(word.dropFirst(), &rest, &result)
             }
         }
         return result
@@ -43,22 +42,6 @@ struct CommandLineWords {
 
     /// Marks a word that begins with a minus sign but is a size, not an option.
     static let signedSizeMark: Character = "="
-
-    private func isNegativeSize(_ word: String) -> Bool {
-        let behind = word.dropFirst()
-        return word.hasPrefix("-") && (behind.first?.isNumber ?? false)
-    }
-
-    private func joiningServers(
-        _ words: ArraySlice<String>
-    ) throws(ImageError) -> [String] {
-        var result: [String] = []
-        var rest = words
-        while let word = rest.popFirst() {
-            result.append(word == "[" ? try server(&rest) : word)
-        }
-        return result
-    }
 
     /// Takes the words after an opening bracket, up to the closing one, as one word.
     private func server(_ rest: inout ArraySlice<String>) throws(ImageError) -> String {

@@ -77,7 +77,7 @@ struct ConvertCommand: ImageCommand {
     @Flag(name: .customShort("C"), help: "Accepted: sharing is tried without being asked for.")
     var copyOffloading = false
 
-    @Flag(name: .customShort("c"), help: "Compress the target (qcow2).")
+    @Flag(name: .customShort("c"), help: "Compress the target (\(ImageFormat.compressingNames)).")
     var compress = false
 
     @Option(
@@ -104,8 +104,7 @@ struct ConvertCommand: ImageCommand {
     @Option(
         name: .customShort("t"), parsing: .unconditional,
         help: ArgumentHelp(
-            "Cache mode of the target: none, writethrough, writeback, directsync, unsafe.",
-            valueName: "mode"))
+            "Cache mode of the target: \(CacheMode.names).", valueName: "mode"))
     var targetCache = "unsafe"
 
     @Option(
@@ -113,12 +112,7 @@ struct ConvertCommand: ImageCommand {
         help: ArgumentHelp("Cache mode of the sources.", valueName: "mode"))
     var sourceCache = "writeback"
 
-    @Option(
-        name: .customShort("l"), parsing: .unconditional,
-        help: ArgumentHelp(
-            "The source as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
-            valueName: "snapshot"))
-    var snapshot: OptionText?
+    @OptionGroup var snapshot: SnapshotOptions
 
     @Option(
         name: .customShort("B"), parsing: .unconditional,
@@ -233,9 +227,7 @@ struct ConvertCommand: ImageCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
-        conversion.snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text.bytes)
-        }
+        conversion.snapshot = try snapshot.named()
         conversion.storageOptions = try nbd.options()
         let algorithm = try digestOptions.named()
         guard algorithm == nil || digest || expectedDigest != nil else {

@@ -70,7 +70,9 @@ struct CreateCommand: ImageCommand {
         }
         var creation = ImageCreation(name, format: try knownFormat())
         creation.options = given
-        creation.size = try words.dropFirst().first.map { try imageSize($0.description) }
+        creation.size = try words.dropFirst().first.map {
+            try sizeArgument($0.description, name: "image size")
+        }
         creation.backingFile = backingFile
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
@@ -91,18 +93,5 @@ struct CreateCommand: ImageCommand {
                 .invalid, path: words.first?.description, "Unknown file format '\(format)'")
         }
         return known
-    }
-
-    private func imageSize(_ text: String) throws(ImageError) -> Int64 {
-        switch ByteSizeText(text) {
-        case .bytes(let bytes): return bytes
-        case .outOfRange:
-            throw .invalid(
-                "Invalid image size specified. Must be between 0 and 9223372036854775807.")
-        case .malformed:
-            throw .invalid(
-                "Invalid image size specified. You may use k, M, G, T, P or E suffixes for "
-                    + "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
-        }
     }
 }

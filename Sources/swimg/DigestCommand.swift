@@ -41,9 +41,7 @@ struct DigestCommand: ImageCommand {
         guard files.count == 1, let path = files.first else {
             throw ImageError.invalid("Expecting one image file name")
         }
-        guard output == "human" || output == "json" else {
-            throw ImageError.invalid("--output must be used with human or json as argument.")
-        }
+        let isJSON = try wantsJSON(output)
         let printer = ProgressPrinter(isShown: progress)
         var job = GuestDigest(try access.name(path, format: format))
         job.format = try format.map(imageFormat)
@@ -60,7 +58,7 @@ struct DigestCommand: ImageCommand {
         }
         printer.finish()
         Output.print(
-            output == "json"
+            isJSON
                 ? Self.json(path, result)
                 : "\(result)  \(path.description.withoutControlCharacters)\n")
     }

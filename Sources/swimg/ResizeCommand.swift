@@ -33,7 +33,7 @@ struct ResizeCommand: ImageCommand {
     @Option(
         parsing: .unconditional,
         help: ArgumentHelp(
-            "How what is new takes its place: off, metadata, falloc, full.", valueName: "mode"))
+            "How the new part takes its place: \(Preallocation.names).", valueName: "mode"))
     var preallocation = "off"
 
     @Flag(name: .customShort("q"), help: "Show nothing but errors.")
@@ -83,20 +83,15 @@ struct ResizeCommand: ImageCommand {
         var text = Substring(word)
         if text.first == CommandLineWords.signedSizeMark { text.removeFirst() }
         let sign = text.first
-        let bytes = try sizeValue(String(sign == "+" || sign == "-" ? text.dropFirst() : text))
+        let signs: [Character?] = ["+", "-"]
+        if signs.contains(sign) { text.removeFirst() }
+        // A second sign is an error.
+        let bytes = try sizeValue(signs.contains(text.first) ? "" : String(text), of: "size")
         return switch sign {
         case "+": .by(bytes)
         case "-": .by(-bytes)
         default: .to(bytes)
         }
-    }
-
-    private func sizeValue(_ text: String) throws(ImageError) -> Int64 {
-        // A second sign is an error.
-        guard text.first != "+", text.first != "-" else {
-            return try ImageFormats.sizeValue("", of: "size")
-        }
-        return try ImageFormats.sizeValue(text, of: "size")
     }
 
     private static func guessWarning(_ path: String) -> String {
