@@ -70,8 +70,8 @@ private struct NewRawImage: NewImage {
             try storage.requireSpace(size)
             try storage.allocate(0..<size, preallocation)
         }
-        // The first block is there in any case, as qemu-img has it: who opens the file with
-        // O_DIRECT can find out the alignment by reading.
+        // The first block always exists, as with qemu-img: a program that opens the file with
+        // O_DIRECT finds out the alignment by reading.
         let written = preallocation == .full ? size : min(Self.firstBlock, size)
         try await storage.writeZeros(0..<written)
     }
