@@ -61,7 +61,9 @@ struct CommandLineWords {
     ) throws(ImageError) {
         var word = word
         while let letter = word.popFirst() {
-            if command.missing.contains(String(letter)) { throw missing("-\(letter)") }
+            if command.unsupportedOptions.contains(String(letter)) {
+                throw unsupported("-\(letter)")
+            }
             result.append("-\(letter)")
             // A flag, or unknown, which the parser reports.
             guard command.valuedLetters.contains(letter) else { continue }
@@ -76,10 +78,10 @@ struct CommandLineWords {
 
     private func checkLong(_ word: String) throws(ImageError) {
         let name = word.dropFirst(2).prefix { $0 != "=" }
-        if command.missing.contains(String(name)) { throw missing("--\(name)") }
+        if command.unsupportedOptions.contains(String(name)) { throw unsupported("--\(name)") }
     }
 
-    private func missing(_ option: String) -> ImageError {
+    private func unsupported(_ option: String) -> ImageError {
         .invalid("option '\(option)' is not supported yet")
     }
 }

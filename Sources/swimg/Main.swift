@@ -136,12 +136,12 @@ struct FailureWithStatus: Error {
 
 /// A verb of qemu-img.
 protocol ImageCommand: ParsableCommand, Sendable {
-    /// The letters of the options that a value follows. By hand, because the parser tells them only
-    /// in a description whose making takes longer than its parsing; a test compares the two.
+    /// The letters of the options that take a value. A list, because the parser tells them only in
+    /// its help, whose text takes as long to make as a command line to parse; a test compares both.
     static var valuedLetters: String { get }
     /// Letters and long names of options that qemu-img's verb has and this one does not support yet.
-    static var missing: [String] { get }
-    /// A size may be given as a difference, so `-10G` is a size and not an option.
+    static var unsupportedOptions: [String] { get }
+    /// Whether a word such as `-10G` is a size, not an option.
     static var hasSignedSize: Bool { get }
     /// The exit status if the command fails before it has a result.
     static var failureStatus: Int32 { get }
@@ -151,7 +151,7 @@ protocol ImageCommand: ParsableCommand, Sendable {
 }
 
 extension ImageCommand {
-    static var missing: [String] { [] }
+    static var unsupportedOptions: [String] { [] }
     static var hasSignedSize: Bool { false }
     static var failureStatus: Int32 { 1 }
 }

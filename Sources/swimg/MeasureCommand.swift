@@ -8,10 +8,10 @@ import ImageTools
 struct MeasureCommand: ImageCommand {
     static let configuration = CommandConfiguration(
         commandName: "measure",
-        abstract: "Tell how much space an image would take.",
+        abstract: "Calculate the space that an image would take.",
         discussion: """
-            Of an image that is to be converted, or of an empty disk (--size). A conversion with the same -O and -o \
-            stores no more than the required size.
+            Measures the result of converting an image, or of creating an empty one (--size). A \
+            conversion with the same -O and -o stores at most the required size.
 
             Example: swimg measure -O qcow2 --output=json -f raw disk.raw
             """)
@@ -36,12 +36,12 @@ struct MeasureCommand: ImageCommand {
 
     @Option(
         parsing: .unconditional,
-        help: ArgumentHelp("Of an empty disk, in bytes (k, M, G, T).", valueName: "size"))
+        help: ArgumentHelp("Size of an empty disk in bytes (k, M, G, T).", valueName: "size"))
     var size: String?
 
     @OptionGroup var snapshot: SnapshotOptions
 
-    @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
+    @Option(help: ArgumentHelp("Output form: human or json.", valueName: "form"))
     var output = "human"
 
     @OptionGroup var access: SourceOptions
@@ -66,7 +66,7 @@ struct MeasureCommand: ImageCommand {
             throw .invalid("Unknown file format '\(targetFormat)'")
         }
         measurement.targetFormat = format
-        for list in options { try measurement.options.add(list.bytes) }
+        measurement.options = try CreationOptions(options.map(\.bytes))
         measurement.snapshot = try snapshot.named()
         measurement.access = try access.access()
         return measurement

@@ -10,7 +10,7 @@ struct ResizeCommand: ImageCommand {
         commandName: "resize",
         abstract: "Change the size of a disk image.",
         discussion: """
-            The size is what the disk is to have, or with + or - before it, by how much to change it.
+            The size is the new one of the disk or, with + or - before it, the difference.
 
             A qcow2 image with errors is refused and stays as it is: check -r all repairs it.
 
@@ -27,13 +27,13 @@ struct ResizeCommand: ImageCommand {
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
-    @Flag(help: "Allow a smaller size; what lies beyond it is lost.")
+    @Flag(help: "Allow a smaller size; the data beyond it is lost.")
     var shrink = false
 
     @Option(
         parsing: .unconditional,
         help: ArgumentHelp(
-            "How the new part takes its place: \(Preallocation.names).", valueName: "mode"))
+            "Preallocation of the new part: \(Preallocation.names).", valueName: "mode"))
     var preallocation = "off"
 
     @Flag(name: .customShort("q"), help: "Show nothing but errors.")

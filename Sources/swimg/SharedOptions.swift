@@ -32,15 +32,15 @@ struct NBDServerOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "How long an NBD server may leave requests unanswered (default: for ever).",
+            "Time within which an NBD server has to answer (default: unlimited).",
             valueName: "seconds"))
     var timeout: String?
 
     @Option(
         help: ArgumentHelp(
             """
-            How long a lost NBD connection may take to be made anew (default: it is an error). A source has to be the \
-            same then; a target is written stably, which takes longer.
+            Time to restore a lost NBD connection (default: the loss is an error). A source must \
+            not have changed; every write to a target is made stable, which takes longer.
             """, valueName: "seconds"))
     var reconnect: String?
 

@@ -8,6 +8,11 @@ public struct CreationOptions: Sendable, Equatable {
 
     public init() {}
 
+    /// Reads the options of several `-o`; see `add`.
+    public init(_ lists: [[UInt8]]) throws(ImageError) {
+        for list in lists { try add(list) }
+    }
+
     public static func == (left: Self, right: Self) -> Bool {
         left.asksForHelp == right.asksForHelp
             && left.values.elementsEqual(right.values) { $0 == $1 }
