@@ -3,15 +3,15 @@ import ImageFormats
 import ImageStorage
 
 extension ImageFormat {
-    /// All formats there are. The first one that recognises an image's first bytes is its format.
+    /// All formats. The first one that recognises an image's first bytes is the image's format.
     public static let all: [ImageFormat] = [
         .qcow2,
         .parallels,
         .raw,
     ]
 
-    /// Formats that are known by their first bytes, and that nothing here can read: to take such an
-    /// image for raw would give wrong data.
+    /// Formats that are recognised and refused: to take such an image for raw would give wrong
+    /// data.
     private static let unreadable: [(name: String, magic: [UInt8], offset: Int)] = [
         ("qcow", Array("QFI".utf8) + [0xfb, 0, 0, 0, 1], 0),
         ("vmdk", Array("KDMV".utf8), 0), ("vmdk", Array("COWD".utf8), 0),
@@ -23,23 +23,29 @@ extension ImageFormat {
         ("cloop", Array("#!/bin/sh\n#V2.0 Format\n".utf8), 0),
     ]
 
-    /// The length of the start that formats are recognised by, in bytes.
+    /// The number of bytes at the start of an image that formats are recognised by.
     private static let probedLength: Int64 = 2048
 
     /// - Returns: nil if there is no format of that name.
     public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
 
-    /// The names of the formats that images can be made in, for help texts: "raw or qcow2".
-    public static var creatableNames: String {
-        all.filter { $0.driver.creator != nil }.map(\.name).reversed().joined(separator: " or ")
+    /// The formats that images can be created in, for help texts: "raw or qcow2".
+    public static var creatableNames: String { names { _ in true } }
+
+    /// The formats that images can be compressed in, for help texts.
+    public static var compressingNames: String { names(where: \.canCompress) }
+
+    private static func names(where isMeant: (any ImageCreator) -> Bool) -> String {
+        all.filter { $0.driver.creator.map(isMeant) ?? false }.map(\.name).reversed()
+            .joined(separator: " or ")
     }
 
-    /// Looks at the first bytes of a storage.
+    /// Recognises the format of an image by its first bytes.
     ///
-    /// A raw disk belongs to its guest, who may write another format's header into it: a caller who
-    /// knows the format should say so instead of asking here.
+    /// A caller that knows the format should not ask: the guest of a raw disk can write another
+    /// format's header to it.
     ///
-    /// - Throws: `ImageError` for a format that is known but cannot be read.
+    /// - Throws: `ImageError` for a format that is recognised but cannot be read.
     public static func probe(_ storage: any Storage) async throws -> ImageFormat {
         var buffer = try IOBuffer(byteCount: Int(min(storage.size, probedLength)))
         var span = buffer.mutableBytes

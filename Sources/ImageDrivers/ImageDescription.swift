@@ -5,38 +5,38 @@ import ImageStorage
 
 /// An image described by options instead of a name: qemu's `json:{…}` and `--image-opts`.
 ///
-/// Formats and storages say which options they understand. Options that only tune qemu are passed
-/// over, any other one is refused: it may change what the image holds.
+/// Formats and storages take the options that they understand. Options that only tune qemu are
+/// ignored. Any other is refused, because it could change the content of the image.
 public struct ImageDescription: Sendable, Equatable {
-    /// nil has to be found out.
+    /// The format; nil if the description does not name it.
     public private(set) var format: ImageFormat?
-    /// Where the bytes are: the path of a file or the name of an export.
+    /// The path of the file or the name of the export that holds the image.
     public private(set) var place: ImageName = ""
     private var details = DescribedFormat()
 
-    /// The backing file that the image names is not to be used.
+    /// Whether to open the image without the backing file that it names.
     public var ignoresBacking: Bool { details.ignoresBacking }
     /// The part of the storage that holds the image, from the innermost window out.
     var windows: [DescribedFormat.Window] { details.windows }
 
-    /// All of what is at the place.
+    /// Whether the image is all of the storage at `place`.
     public var isWhole: Bool { windows.isEmpty }
 
     private static let jsonPrefix = Array("json:".utf8)
-    /// Ends with the mark: nothing but `name(fromOptions:)` makes such a name.
+    /// Ends with the mark, which only names from `name(fromOptions:)` have.
     private static let optionsPrefix = Array("image-opts:".utf8) + [ImageName.mark]
 
-    /// The name that stands for the options of `--image-opts`: `key=value,…`.
+    /// Makes a name of the options of `--image-opts`: `key=value,…`.
     public static func name(fromOptions text: [UInt8]) -> ImageName {
         ImageName(bytes: optionsPrefix + text)
     }
 
-    /// Whether a name is for `init(_:)`, and could stand in an image.
+    /// Whether a name is a description in the form that images contain.
     static func isJSON(_ name: ImageName) -> Bool { name.bytes.starts(with: jsonPrefix) }
 
-    /// nil if the name is no description.
+    /// Reads the description in a name; nil if the name is none.
     ///
-    /// - Throws: `ImageError` for one that cannot be understood, or asks for what there is not.
+    /// - Throws: `ImageError` if the description is malformed or not supported.
     public init?(_ name: ImageName) throws(ImageError) {
         let options: [String: OptionValue]
         let text: [UInt8]
@@ -91,7 +91,7 @@ public struct ImageDescription: Sendable, Equatable {
             return try readStorage(&options, "file.")
         }
         guard let known = ImageFormat.named(driver) else {
-            // The bytes of a storage, as they are.
+            // The driver of a storage alone makes its bytes a raw image.
             format = .raw
             return try readStorage(&options, "", driver: driver)
         }
@@ -127,7 +127,7 @@ public struct ImageDescription: Sendable, Equatable {
         }
     }
 
-    /// With no driver said, the name tells which one it is.
+    /// Reads a name without a driver; the name decides on the driver when it is opened.
     private static func anyName(
         _ options: inout DescribedOptions, _ prefix: String
     ) throws(ImageError) -> ImageName {

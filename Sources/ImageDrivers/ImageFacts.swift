@@ -2,21 +2,22 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// An image's facts: those in its metadata, and those of its file.
+/// The facts that `info` shows of an image: from its metadata and about its file.
 public struct ImageFacts: Sendable {
-    /// The name by which it was opened.
+    /// The name that the image was opened by.
     public let name: ImageName
     /// The name as qemu shows it: NBD exports in one of their forms.
     public let fileName: String
     public let format: ImageFormat
     public let details: FormatFacts
-    /// Space that the file takes in its file system, in bytes; nil where nothing tells.
+    /// Space that the file takes in its file system, in bytes; nil if the storage cannot tell.
     public let actualSize: Int64?
 
-    /// The backing file as it can be opened from here; nil if it cannot, or there is none.
+    /// The backing file's name as this process can open it; nil if it cannot, or without a backing
+    /// file.
     public var fullBackingName: String? {
         guard let backing = details.backing?.name else { return nil }
-        // qemu shows the name of a protocol as it is, `file:` too.
+        // qemu leaves names with a protocol unchanged, even with `file:`.
         guard backing.protocolName == nil else { return backing.description }
         let path = HostPath(bytes: backing.bytes)
         guard !path.isAbsolute else { return path.description }
@@ -25,13 +26,13 @@ public struct ImageFacts: Sendable {
 }
 
 extension ImageOpener {
-    /// Looks at an image without opening what it lies on, nor any other file that it names.
+    /// Reads the facts of an image and opens none of the files that it names, unless asked to.
     ///
     /// - Parameters:
-    ///   - format: nil looks at the first bytes.
-    ///   - wholeChain: go on with the backing file, and with that one's, to the end.
-    /// - Returns: the image first; never empty.
-    /// - Throws: `ImageError`; also for a chain that leads back into itself.
+    ///   - format: nil detects it.
+    ///   - wholeChain: continues with the backing file, its backing file and so on.
+    /// - Returns: the facts of the image first; never empty.
+    /// - Throws: `ImageError`; also for a backing chain with a loop.
     public func facts(
         _ name: ImageName, format: ImageFormat?, wholeChain: Bool = false
     ) async throws -> [ImageFacts] {

@@ -2,27 +2,27 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// An image opened to be read, with all that lies below it.
+/// An image that is open for reading, with its backing chain.
 public struct OpenedImage: Sendable {
     public let format: ImageFormat
     /// The guest disk as the guest sees it.
     public let source: any ImageSource
-    /// The image without what lies below.
+    /// The image without its backing chain.
     public let topLayer: any Image
-    /// What lies below the image, as one guest disk; nil if nothing does.
+    /// The guest disk of the backing file; nil if there is none.
     public let backing: (any ImageSource)?
-    /// The image without what lies below, good for its mappings only: `.unallocated` is what the
-    /// disk below decides. What an image without one does not allocate is `.zero`.
+    /// The mappings of the image alone: `.unallocated` where the backing file decides, `.zero` if
+    /// there is none.
     public var ownLayer: any ImageSource {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }
-    /// The files behind it, the image itself first.
+    /// The files of the chain, the image's first.
     public let files: [FileIdentity]
-    /// The image and all that lies below it, one by one.
+    /// The images of the chain, the image itself first.
     public let layers: [OpenedLayer]
-    /// How many requests the most distant of its storages wants at once.
+    /// The largest `StorageTraits.requestsInFlight` in the chain.
     public let requestsInFlight: Int
-    /// And how long they should be, in bytes.
+    /// The largest `StorageTraits.requestSize` in the chain, in bytes.
     public let requestSize: Int64
 }
 
@@ -31,26 +31,27 @@ public struct OpenedLayer: Sendable {
     public let name: ImageName
     public let format: ImageFormat
     public let image: any Image
-    /// It was opened to be used without its backing file.
+    /// Whether its description leaves out the backing file.
     let ignoresBacking: Bool
 
     public var storage: any Storage { image.storage }
 }
 
-/// A file that an image names.
+/// The name and the format of an image that is to be opened.
 public struct BackingReference: Sendable {
     public let name: ImageName
-    /// nil has to be found out.
+    /// The format; nil to detect it.
     public let format: ImageFormat?
 }
 
-/// Opens images and, through one gate, the files that they name.
+/// Opens images and, if `backingGate` permits, the files that they name.
 public struct ImageOpener: Sendable {
     public var access: StorageAccess
-    /// Open the image that a person named as it was then (`-l`); what it lies on is today's.
+    /// Opens the image as this snapshot recorded it (`-l`); snapshots of its backing files are not
+    /// used.
     public var snapshot: SnapshotName?
-    /// Asked before what an image names is opened, with the path of a file or the name of an NBD
-    /// export, also where the image describes it (`json:{…}`); it can refuse by throwing.
+    /// Runs before a file or an export that an image names is opened, and throws to refuse it. The
+    /// name is a path or the name of an export, even if the image has a description (`json:{…}`).
     public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
 
     public init(
@@ -64,8 +65,8 @@ public struct ImageOpener: Sendable {
 
     /// Opens an image and its backing chain.
     ///
-    /// - Parameter format: nil looks at the first bytes.
-    /// - Throws: `ImageError`; also for a chain that leads back into itself.
+    /// - Parameter format: nil detects it.
+    /// - Throws: `ImageError`; also for a backing chain with a loop.
     public func open(_ name: ImageName, format: ImageFormat?) async throws -> OpenedImage {
         let layers = try await openChain(name, format: format)
         let images = layers.map(\.image)
@@ -78,15 +79,14 @@ public struct ImageOpener: Sendable {
             requestSize: layers.map(\.storage.traits.requestSize).max() ?? 0)
     }
 
-    /// Opens an image and its backing chain as single images, from the image itself down; never
-    /// empty.
+    /// Opens an image and its backing chain as single images, the image itself first.
     public func openChain(
         _ name: ImageName, format: ImageFormat?
     ) async throws -> [OpenedLayer] {
         try await openChain(from: BackingReference(name: name, format: format))
     }
 
-    /// Opens what lies below an image that is open already, as one guest disk.
+    /// Opens the backing chain of an image that is open already, as one guest disk.
     ///
     /// - Parameters:
     ///   - name: of the image.
@@ -100,7 +100,7 @@ public struct ImageOpener: Sendable {
         return LayeredSource(layers: layers.map(\.image))
     }
 
-    /// - Parameter image: names the first of them; nil if a person typed the name.
+    /// - Parameter image: the image that names the first one; nil if a person typed the name.
     private func openChain(
         from first: BackingReference, below image: (name: ImageName, file: FileIdentity?)? = nil
     ) async throws -> [OpenedLayer] {
@@ -117,11 +117,11 @@ public struct ImageOpener: Sendable {
         return layers
     }
 
-    /// Opens an image alone, without what it lies on.
+    /// Opens an image without its backing chain.
     ///
     /// - Parameters:
-    ///   - format: nil looks at the first bytes.
-    ///   - overlay: the image that names it; nil for a name that a person typed.
+    ///   - format: nil detects it.
+    ///   - overlay: the image that names this one; nil if a person typed the name.
     /// - Throws: `ImageError`.
     public func openLayer(
         _ name: ImageName, format: ImageFormat?, namedBy overlay: ImageName? = nil
@@ -140,7 +140,10 @@ public struct ImageOpener: Sendable {
             ignoresBacking: description?.ignoresBacking ?? false)
     }
 
-    /// The format that was asked for, or is described, or else is found out.
+    /// Decides on a format: the one asked for, the one described or, without either, the detected
+    /// one.
+    ///
+    /// - Throws: `ImageError`; also if the first two differ.
     public func knownFormat(
         _ asked: ImageFormat?, of storage: any Storage, described description: ImageDescription?
     ) async throws -> ImageFormat {
@@ -153,13 +156,13 @@ public struct ImageOpener: Sendable {
         return try await ImageFormat.probe(storage)
     }
 
-    /// What an image names as its backing file, after the gate has let it through; nil if nothing.
+    /// The backing file that an image names, if the gate permits it; nil if there is none.
     public func backing(of layer: OpenedLayer) throws -> BackingReference? {
         guard !layer.ignoresBacking, let backing = layer.image.backing else { return nil }
         return try reference(to: backing, in: layer.name)
     }
 
-    /// The file that a name in an image leads to, after the gate has let the name through.
+    /// The file or export that a name in an image means, if the gate permits it.
     func reference(
         to named: BackingName, in overlay: ImageName
     ) throws -> BackingReference {
@@ -179,10 +182,9 @@ public struct ImageOpener: Sendable {
         return BackingReference(name: backing, format: format)
     }
 
-    /// Opens what holds an image, without looking into it.
+    /// Opens the storage that holds an image, and reads nothing.
     ///
-    /// - Parameter overlay: the image that names it; nil for a name, or a description, that a
-    ///   person typed.
+    /// - Parameter overlay: the image that names this one; nil if a person typed the name.
     public func openStorage(
         _ name: ImageName, namedBy overlay: ImageName? = nil
     ) throws -> any Storage {
@@ -198,7 +200,7 @@ public struct ImageOpener: Sendable {
         }
     }
 
-    /// Adds to an error which image a name comes from, unless a person typed the name.
+    /// Adds to an error the image that a name comes from, unless a person typed the name.
     private static func blaming<Result>(
         _ overlay: ImageName?, for name: ImageName,
         _ body: () throws(ImageError) -> Result
@@ -213,19 +215,18 @@ public struct ImageOpener: Sendable {
         }
     }
 
-    /// - Parameter isTyped: by a person, who may have a server started and may say which keys and
-    ///   certificates are used. What stands in an image is a file or a plain export.
+    /// - Parameter isTyped: whether a person typed the name. Only such a name may start a server or
+    ///   choose keys and certificates; a name in an image means a file or a plain export.
     private func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
         try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
     }
 
-    /// The name of a backing file from here: relative paths count from the folder of the image that
-    /// names it, also behind `file:`. Exports and descriptions (`json:{…}`) stay as they are, so
-    /// the paths in them count from the working directory, as in qemu.
+    /// The name by which this process opens a backing file: relative paths, with `file:` or without,
+    /// count from the folder of the image that names it. Exports and descriptions (`json:{…}`) stay
+    /// unchanged, so the paths in them count from the working directory, as in qemu.
     ///
-    /// - Throws: `ImageError` for a name of a protocol that there is not, for an export behind TLS
-    ///   (which keys and certificates are used is for a person to say), and for a relative path in
-    ///   an image that is in no folder.
+    /// - Throws: `ImageError` for an unknown protocol, for an export behind TLS (only a person may
+    ///   choose keys and certificates), and for a relative path in an image that is in no folder.
     public static func backingName(
         _ name: ImageName, namedBy overlay: ImageName, isTyped: Bool = false
     ) throws(ImageError) -> ImageName {
@@ -245,16 +246,16 @@ public struct ImageOpener: Sendable {
     }
 }
 
-/// Finds a chain that leads back into itself.
+/// The images of a backing chain so far, to find a loop.
 struct ChainMembers {
     var files: [FileIdentity] = []
-    /// Where no file says who it is, or several images may be in one: any loop comes to the same
-    /// name again.
+    /// The names of storages without a `FileIdentity`, or that can be parts of one file: a loop
+    /// repeats a name.
     private var names: [ImageName] = []
 
     init(files: [FileIdentity] = []) { self.files = files }
 
-    /// - Throws: `ImageError` if it is there already.
+    /// - Throws: `ImageError` if the chain has this image already.
     mutating func add(_ storage: any Storage, _ name: ImageName) throws(ImageError) {
         if let file = storage.file, !(storage is StorageWindow) {
             guard !files.contains(file) else { throw Self.loop(name) }

@@ -10,13 +10,13 @@ struct CheckCommand: ImageCommand {
         commandName: "check",
         abstract: "Check a disk image for errors, and repair them.",
         discussion: """
-            Exits 0 if the image is sound, 2 if it has errors, 3 if clusters are leaked and nothing else \
-            is wrong, 63 if images of its format cannot be checked, 1 if the check failed.
+            Exit status: 0 the image is sound, 2 it has errors, 3 it has only leaked clusters, 63 \
+            images of its format cannot be checked, 1 the check failed.
 
             Example: swimg check -r leaks disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "qU", valued: "frT")
+    static let valuedLetters = "frT"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -25,13 +25,13 @@ struct CheckCommand: ImageCommand {
 
     @Option(
         name: .customLong("output"), parsing: .unconditional,
-        help: ArgumentHelp("How to show the outcome: human or json.", valueName: "form"))
+        help: ArgumentHelp("Output form: human or json.", valueName: "form"))
     var output = "human"
 
     @Option(
         name: .customShort("r"), parsing: .unconditional,
         help: ArgumentHelp(
-            "Repair: leaks lowers refcounts that are too high, all mends what can be mended.",
+            "Repair: leaks lowers refcounts that are too high, all repairs everything it can.",
             valueName: "what"))
     var repair: String?
 
@@ -51,10 +51,7 @@ struct CheckCommand: ImageCommand {
     private static let unsupportedStatus: Int32 = 63
 
     func run(_ signals: Signals) async throws {
-        guard ["human", "json"].contains(output) else {
-            throw ImageError.invalid("--output must be used with human or json as argument.")
-        }
-        let isHuman = output == "human"
+        let isHuman = try !wantsJSON(output)
         let show: @Sendable (String) -> Void = { [quiet] in if !quiet { Output.print($0) } }
         var check = try makeCheck()
         check.onMessage = { Output.printError($0 + "\n") }

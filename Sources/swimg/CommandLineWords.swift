@@ -8,34 +8,33 @@ import NBDStorage
 /// command line in brackets, in nbdcopy's syntax, becomes one word. All words are in the form of
 /// `ArgumentBytes`, so each character is one byte.
 struct CommandLineWords {
-    private let letters: OptionLetters
+    private let command: any ImageCommand.Type
 
     /// The words after the program's name, in the parser's form.
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
         guard let verb = words.first, let command = Swimg.command(named: verb) else {
             return words
         }
-        return try [verb] + CommandLineWords(letters: command.letters).normalized(words.dropFirst())
+        return try [verb] + CommandLineWords(command: command).normalized(words.dropFirst())
     }
 
     private func normalized(_ words: ArraySlice<String>) throws(ImageError) -> [String] {
         var result: [String] = []
         var rest = words
+        var isPastOptions = false
         while let word = rest.popFirst() {
-            if word == "--" { return try result + [word] + joiningServers(rest) }
             if word == "[" {
                 result.append(try server(&rest))
-                continue
-            }
-            if word.hasPrefix("--") {
+            } else if isPastOptions || !word.hasPrefix("-") || word == "-" {
+                result.append(word)
+            } else if word.hasPrefix("--") {
+                isPastOptions = word == "--"
                 try checkLong(word)
                 result.append(word)
-            } else if letters.hasSignedSize, isNegativeSize(word) {
+            } else if command.hasSignedSize, word.dropFirst().first?.isNumber ?? false {
                 result.append("\(Self.signedSizeMark)\(word)")
-            } else if word.hasPrefix("-"), word.count > 1 {
-                try takeApart(word.dropFirst(), &rest, &result)
             } else {
-                result.append(word)
+                try takeApart(word.dropFirst(), &rest, &result)
             }
         }
         return result
@@ -43,22 +42,6 @@ struct CommandLineWords {
 
     /// Marks a word that begins with a minus sign but is a size, not an option.
     static let signedSizeMark: Character = "="
-
-    private func isNegativeSize(_ word: String) -> Bool {
-        let behind = word.dropFirst()
-        return word.hasPrefix("-") && (behind.first?.isNumber ?? false)
-    }
-
-    private func joiningServers(
-        _ words: ArraySlice<String>
-    ) throws(ImageError) -> [String] {
-        var result: [String] = []
-        var rest = words
-        while let word = rest.popFirst() {
-            result.append(word == "[" ? try server(&rest) : word)
-        }
-        return result
-    }
 
     /// Takes the words after an opening bracket, up to the closing one, as one word.
     private func server(_ rest: inout ArraySlice<String>) throws(ImageError) -> String {
@@ -78,11 +61,12 @@ struct CommandLineWords {
     ) throws(ImageError) {
         var word = word
         while let letter = word.popFirst() {
-            if letters.missing.contains(String(letter)) { throw missing("-\(letter)") }
+            if command.unsupportedOptions.contains(String(letter)) {
+                throw unsupported("-\(letter)")
+            }
             result.append("-\(letter)")
-            if letters.flags.contains(letter) || letter == "h" { continue }
-            // The parser reports unknown letters.
-            guard letters.valued.contains(letter) else { continue }
+            // A flag, or unknown, which the parser reports.
+            guard command.valuedLetters.contains(letter) else { continue }
             if !word.isEmpty {
                 result.append(String(word))
             } else if let value = rest.popFirst() {
@@ -94,30 +78,10 @@ struct CommandLineWords {
 
     private func checkLong(_ word: String) throws(ImageError) {
         let name = word.dropFirst(2).prefix { $0 != "=" }
-        if letters.missing.contains(String(name)) { throw missing("--\(name)") }
+        if command.unsupportedOptions.contains(String(name)) { throw unsupported("--\(name)") }
     }
 
-    private func missing(_ option: String) -> ImageError {
+    private func unsupported(_ option: String) -> ImageError {
         .invalid("option '\(option)' is not supported yet")
-    }
-}
-
-/// The one-letter options of a verb, in the two groups that getopt distinguishes.
-struct OptionLetters {
-    var flags: String
-    var valued: String
-    /// Options of qemu-img's verb that this one does not support yet: letters and long names.
-    var missing: [String]
-    /// A size may be given as a difference, so `-10G` is a size and not an option.
-    var hasSignedSize: Bool
-
-    init(
-        flags: String = "", valued: String = "", missing: [String] = [],
-        hasSignedSize: Bool = false
-    ) {
-        self.flags = flags
-        self.valued = valued
-        self.missing = missing
-        self.hasSignedSize = hasSignedSize
     }
 }

@@ -9,14 +9,14 @@ struct CompareCommand: ImageCommand {
         commandName: "compare",
         abstract: "Find out whether two disk images have the same content.",
         discussion: """
-            Formats may differ, and one image may be larger if the rest of it reads as zeros. Exit status: \
-            0 the same, 1 different, 2 an image cannot be opened, 3 its metadata or 4 its data cannot \
-            be read.
+            Formats may differ, and one image may be larger if its rest reads as zeros. Exit \
+            status: 0 the same, 1 different, 2 an image cannot be opened, 3 its metadata or 4 its \
+            data cannot be read.
 
             Example: swimg compare -f qcow2 -F raw disk.qcow2 disk.raw
             """)
 
-    static let letters = OptionLetters(flags: "pqsU", valued: "fFT")
+    static let valuedLetters = "fFT"
     // Not 1, which means that the images differ.
     static let failureStatus: Int32 = 2
 

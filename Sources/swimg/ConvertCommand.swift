@@ -13,22 +13,21 @@ struct ConvertCommand: ImageCommand {
         commandName: "convert",
         abstract: "Convert a disk image to another format.",
         discussion: """
-            Several sources are joined to one target. The target appears under its name when it is \
-            whole; an existing one is untouched until then.
+            Several sources are joined to one target. The target gets its name when it is complete; \
+            an existing file of that name stays until then.
 
-            Sources and target can be NBD exports (nbd://host/export, nbd+unix:///?socket=path), also \
-            of a server that is started for it: its command line stands in brackets.
+            Sources and target can be NBD exports (nbd://host/export, nbd+unix:///?socket=path). A \
+            command line in brackets starts a server and means its export.
 
             Example: swimg convert -f qcow2 -O raw -m 8 -W disk.qcow2 disk.raw
 
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let letters = OptionLetters(
-        flags: "cCnpqUW", valued: "fOmSotTBFl",
-        missing: [
-            "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
-        ])
+    static let valuedLetters = "fOmSotTBFl"
+    static let unsupportedOptions = [
+        "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
+    ]
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -44,51 +43,48 @@ struct ConvertCommand: ImageCommand {
     @Option(
         name: .customShort("m"), parsing: .unconditional,
         help: ArgumentHelp(
-            "How many parts are worked on at once at most, 1 to 64 (default: as many as help).",
+            "Parts to convert at once, 1 to 64 (default: as many as help).",
             valueName: "number"))
     var workers: String?
 
     @Option(
         name: .customLong("memory"), parsing: .unconditional,
         help: ArgumentHelp(
-            "What the parts on their way may take together (k, M, G), 1M or more (default: 64M).",
+            "Memory for the parts in progress (k, M, G), 1M or more (default: 64M).",
             valueName: "size"))
     var memory: String?
 
     @Flag(
         name: .customShort("W"),
         help: ArgumentHelp(
-            "Write parts as they come, not in the disk's order. Without it writes to a storage "
-                + "that waits are only begun in order."))
+            "Write parts in any order. Without it, they are written in the disk's order, or begun "
+                + "in that order if the storage is slow to answer."))
     var unordered = false
 
     @Option(
         name: .customShort("S"), parsing: .unconditional,
         help: ArgumentHelp(
             "Shortest run of zeros to leave out, a multiple of 512 (k, M, G); 0 writes everything "
-                + "(default: 4k, but from a source with holes what can be shared is not looked at).",
+                + "(default: 4k, but shareable data of a source with holes is not searched).",
             valueName: "size"))
     var minSparse: String?
 
     @Flag(
         name: .customLong("no-clone"),
-        help:
-            "Copy the data, and look for zeros in all of it, even where the file system could share it."
+        help: "Copy all data, and search it for zeros, even if the file system could share it."
     )
     var noClone = false
 
     @Flag(name: .customShort("C"), help: "Accepted: sharing is tried without being asked for.")
     var copyOffloading = false
 
-    @Flag(name: .customShort("c"), help: "Compress the target (qcow2).")
+    @Flag(name: .customShort("c"), help: "Compress the target (\(ImageFormat.compressingNames)).")
     var compress = false
 
     @Option(
         name: .customShort("o"), parsing: .unconditionalSingleValue,
         help: ArgumentHelp(
-            """
-            Options of the new image, as key=value,…; -o help lists them.
-            """, valueName: "options"))
+            "Options of the new image, as key=value,…; -o help lists them.", valueName: "options"))
     var options: [OptionText] = []
 
     @Flag(name: .customShort("n"), help: "Write into an existing target.")
@@ -107,8 +103,7 @@ struct ConvertCommand: ImageCommand {
     @Option(
         name: .customShort("t"), parsing: .unconditional,
         help: ArgumentHelp(
-            "Cache mode of the target: none, writethrough, writeback, directsync, unsafe.",
-            valueName: "mode"))
+            "Cache mode of the target: \(CacheMode.names).", valueName: "mode"))
     var targetCache = "unsafe"
 
     @Option(
@@ -116,17 +111,13 @@ struct ConvertCommand: ImageCommand {
         help: ArgumentHelp("Cache mode of the sources.", valueName: "mode"))
     var sourceCache = "writeback"
 
-    @Option(
-        name: .customShort("l"), parsing: .unconditional,
-        help: ArgumentHelp(
-            "The source as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
-            valueName: "snapshot"))
-    var snapshot: OptionText?
+    @OptionGroup var snapshot: SnapshotOptions
 
     @Option(
         name: .customShort("B"), parsing: .unconditional,
         help: ArgumentHelp(
-            "The target lies on this file and leaves out what that provides.", valueName: "file"))
+            "The backing file of the target, which leaves out data that it provides.",
+            valueName: "file"))
     var backingFile: ImageName?
 
     @Option(
@@ -149,12 +140,12 @@ struct ConvertCommand: ImageCommand {
         help: "The existing target is described by options (with -n).")
     var targetImageOpts = false
 
-    @Flag(help: "Print the digest of the guest disk as it was written (and its target).")
+    @Flag(help: "Print the digest of the written guest disk, and the name of the target.")
     var digest = false
 
     @Option(
         name: .customLong("expect-digest"),
-        help: ArgumentHelp("Fail if that digest is another one.", valueName: "digest"))
+        help: ArgumentHelp("Fail if the digest differs from this one.", valueName: "digest"))
     var expectedDigest: String?
 
     @OptionGroup var digestOptions: DigestOptions
@@ -165,9 +156,14 @@ struct ConvertCommand: ImageCommand {
     var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        if try printsOptionHelp() { return }
+        let options = try CreationOptions(options.map(\.bytes))
+        if options.asksForHelp {
+            return Output.print(
+                try imageFormat(targetFormat ?? "raw").optionHelp(includesFile: files.count > 1))
+        }
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
+        conversion.options = options
         conversion.onProgress = { done, total in printer?.update(done: done, total: total) }
         let found = Mutex<DiskDigest?>(nil)
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
@@ -228,7 +224,6 @@ struct ConvertCommand: ImageCommand {
         }
         conversion.sharesBlocks = try sharesBlocks()
         conversion.compress = compress
-        for list in options { try conversion.options.add(list.bytes) }
         conversion.skipsCreation = skipCreation
         conversion.targetIsZero = targetIsZero
         conversion.targetCacheMode = try cacheMode(targetCache)
@@ -236,9 +231,7 @@ struct ConvertCommand: ImageCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
-        conversion.snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text.bytes)
-        }
+        conversion.snapshot = try snapshot.named()
         conversion.storageOptions = try nbd.options()
         let algorithm = try digestOptions.named()
         guard algorithm == nil || digest || expectedDigest != nil else {
@@ -254,15 +247,6 @@ struct ConvertCommand: ImageCommand {
             conversion.expectedDigest = digest
         }
         return conversion
-    }
-
-    private func printsOptionHelp() throws(ImageError) -> Bool {
-        var asked = CreationOptions()
-        for list in options { try asked.add(list.bytes) }
-        guard asked.asksForHelp else { return false }
-        Output.print(
-            try imageFormat(targetFormat ?? "raw").optionHelp(includesFile: files.count > 1))
-        return true
     }
 
     private func sharesBlocks() throws(ImageError) -> Bool {

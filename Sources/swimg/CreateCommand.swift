@@ -8,16 +8,16 @@ import ImageTools
 struct CreateCommand: ImageCommand {
     static let configuration = CommandConfiguration(
         commandName: "create",
-        abstract: "Create a disk image that holds nothing yet.",
+        abstract: "Create an empty disk image.",
         discussion: """
-            An existing file of that name is replaced when the new image is whole.
+            An existing file of that name is replaced when the new image is complete.
 
             Example: swimg create -f qcow2 disk.qcow2 20G
 
             Example: swimg create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "qu", valued: "fobF")
+    static let valuedLetters = "fobF"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -33,12 +33,12 @@ struct CreateCommand: ImageCommand {
 
     @Option(
         name: .customShort("b"), parsing: .unconditional,
-        help: ArgumentHelp("The file that the image lies on.", valueName: "file"))
+        help: ArgumentHelp("The backing file of the image.", valueName: "file"))
     var backingFile: ImageName?
 
     @Option(
         name: .customShort("F"), parsing: .unconditional,
-        help: ArgumentHelp("The format of that file.", valueName: "format"))
+        help: ArgumentHelp("The format of the backing file.", valueName: "format"))
     var backingFormat: String?
 
     @Flag(name: .customShort("u"), help: "Do not look at the backing file; needs a size.")
@@ -58,9 +58,8 @@ struct CreateCommand: ImageCommand {
     var words: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        var given = CreationOptions()
-        for list in options { try given.add(list.bytes) }
-        if given.asksForHelp {
+        let options = try CreationOptions(options.map(\.bytes))
+        if options.asksForHelp {
             return Output.print(
                 try knownFormat().optionHelp(includesFile: !words.isEmpty))
         }
@@ -69,8 +68,10 @@ struct CreateCommand: ImageCommand {
             throw ImageError.invalid("Unexpected argument: \(words[2])")
         }
         var creation = ImageCreation(name, format: try knownFormat())
-        creation.options = given
-        creation.size = try words.dropFirst().first.map { try imageSize($0.description) }
+        creation.options = options
+        creation.size = try words.dropFirst().first.map {
+            try sizeArgument($0.description, name: "image size")
+        }
         creation.backingFile = backingFile
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
@@ -91,18 +92,5 @@ struct CreateCommand: ImageCommand {
                 .invalid, path: words.first?.description, "Unknown file format '\(format)'")
         }
         return known
-    }
-
-    private func imageSize(_ text: String) throws(ImageError) -> Int64 {
-        switch ByteSizeText(text) {
-        case .bytes(let bytes): return bytes
-        case .outOfRange:
-            throw .invalid(
-                "Invalid image size specified. Must be between 0 and 9223372036854775807.")
-        case .malformed:
-            throw .invalid(
-                "Invalid image size specified. You may use k, M, G, T, P or E suffixes for "
-                    + "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
-        }
     }
 }

@@ -9,13 +9,13 @@ struct DdCommand: ImageCommand {
         commandName: "dd",
         abstract: "Copy a part of a disk image.",
         discussion: """
-            Operands: if=file of=file bs=size count=blocks skip=blocks. As with qemu-img, count= is where to \
-            stop, counted from the start of the source: count=10 skip=4 copies six blocks.
+            Operands: if=file of=file bs=size count=blocks skip=blocks. As with qemu-img, count= \
+            counts from the start of the source, with the skipped blocks: count=10 skip=4 copies six.
 
             Example: swimg dd -f qcow2 -O raw bs=1M count=64 if=disk.qcow2 of=start.raw
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "fO")
+    static let valuedLetters = "fO"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -30,7 +30,7 @@ struct DdCommand: ImageCommand {
 
     @OptionGroup var access: SourceOptions
 
-    @Argument(help: ArgumentHelp("What to copy, as key=value.", valueName: "operand"))
+    @Argument(help: ArgumentHelp("An operand, as key=value.", valueName: "operand"))
     var operands: [OptionText] = []
 
     func run(_ signals: Signals) async throws {

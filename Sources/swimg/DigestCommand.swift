@@ -10,14 +10,14 @@ struct DigestCommand: ImageCommand {
         commandName: "digest",
         abstract: "Print the digest of a disk image's content.",
         discussion: """
-            It is that of the guest disk, the same for every format and for what is sparse or \
-            compressed. The default, blkhash, is what blksum prints, and is computed on all cores; \
-            zeros cost no time. sha256 is what sha256sum says of the disk as a raw image.
+            The digest of a guest disk is the same in every format, sparse or compressed or \
+            neither. The default, blkhash, is the one that blksum prints; it is computed on all \
+            cores, and zeros cost no time. sha256 is the one that sha256sum prints for the raw disk.
 
             Example: swimg digest -f qcow2 disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "pU", valued: "f")
+    static let valuedLetters = "f"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -29,7 +29,7 @@ struct DigestCommand: ImageCommand {
     @Flag(name: .customShort("p"), help: "Show progress.")
     var progress = false
 
-    @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
+    @Option(help: ArgumentHelp("Output form: human or json.", valueName: "form"))
     var output = "human"
 
     @OptionGroup var access: SourceOptions
@@ -41,9 +41,7 @@ struct DigestCommand: ImageCommand {
         guard files.count == 1, let path = files.first else {
             throw ImageError.invalid("Expecting one image file name")
         }
-        guard output == "human" || output == "json" else {
-            throw ImageError.invalid("--output must be used with human or json as argument.")
-        }
+        let isJSON = try wantsJSON(output)
         let printer = ProgressPrinter(isShown: progress)
         var job = GuestDigest(try access.name(path, format: format))
         job.format = try format.map(imageFormat)
@@ -60,7 +58,7 @@ struct DigestCommand: ImageCommand {
         }
         printer.finish()
         Output.print(
-            output == "json"
+            isJSON
                 ? Self.json(path, result)
                 : "\(result)  \(path.description.withoutControlCharacters)\n")
     }

@@ -7,26 +7,25 @@ import ImageTools
 struct InfoCommand: ImageCommand {
     static let configuration = CommandConfiguration(
         commandName: "info",
-        abstract: "Show what is known of an image.",
+        abstract: "Show the properties of a disk image.",
         discussion: """
-            Only the image itself is looked at; what it lies on is named and, with --backing-chain, \
-            described too. Images that cannot be read (encrypted, with their data in another file) \
-            are described all the same.
+            Opens only the image itself; with --backing-chain, its backing files too. Images that \
+            cannot be converted (encrypted, or with their data in another file) are described, too.
 
             Example: swimg info --output=json disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "f")
+    static let valuedLetters = "f"
 
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
-    @Option(help: ArgumentHelp("For people or for programs: human, json.", valueName: "form"))
+    @Option(help: ArgumentHelp("Output form: human or json.", valueName: "form"))
     var output = "human"
 
-    @Flag(name: .customLong("backing-chain"), help: "Describe the files below the image, too.")
+    @Flag(name: .customLong("backing-chain"), help: "Describe the backing files, too.")
     var backingChain = false
 
     @OptionGroup var access: SourceOptions

@@ -136,7 +136,13 @@ struct FailureWithStatus: Error {
 
 /// A verb of qemu-img.
 protocol ImageCommand: ParsableCommand, Sendable {
-    static var letters: OptionLetters { get }
+    /// The letters of the options that take a value. A list, because the parser tells them only in
+    /// its help, whose text takes as long to make as a command line to parse; a test compares both.
+    static var valuedLetters: String { get }
+    /// Letters and long names of options that qemu-img's verb has and this one does not support yet.
+    static var unsupportedOptions: [String] { get }
+    /// Whether a word such as `-10G` is a size, not an option.
+    static var hasSignedSize: Bool { get }
     /// The exit status if the command fails before it has a result.
     static var failureStatus: Int32 { get }
 
@@ -145,6 +151,8 @@ protocol ImageCommand: ParsableCommand, Sendable {
 }
 
 extension ImageCommand {
+    static var unsupportedOptions: [String] { [] }
+    static var hasSignedSize: Bool { false }
     static var failureStatus: Int32 { 1 }
 }
 

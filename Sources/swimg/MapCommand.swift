@@ -8,7 +8,7 @@ import ImageTools
 struct MapCommand: ImageCommand {
     static let configuration = CommandConfiguration(
         commandName: "map",
-        abstract: "Show what is where: which parts of a disk lie in which places of which files.",
+        abstract: "Show which parts of a disk lie in which places of which files.",
         discussion: """
             For people: the parts that lie in files (human), or the whole disk as a picture in the \
             terminal (picture), which --svg writes to a file. For programs: json.
@@ -18,14 +18,14 @@ struct MapCommand: ImageCommand {
             Example: swimg map --output=picture --svg disk.svg disk.qcow2
             """)
 
-    static let letters = OptionLetters(flags: "U", valued: "fsl")
+    static let valuedLetters = "fsl"
 
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
-    @Option(help: ArgumentHelp("human, json or picture.", valueName: "form"))
+    @Option(help: ArgumentHelp("Output form: human, json or picture.", valueName: "form"))
     var output = "human"
 
     @Option(

@@ -8,16 +8,15 @@ import ImageTools
 struct MeasureCommand: ImageCommand {
     static let configuration = CommandConfiguration(
         commandName: "measure",
-        abstract: "Tell how much space an image would take.",
+        abstract: "Calculate the space that an image would take.",
         discussion: """
-            Of an image that is to be converted, or of an empty disk (--size). A conversion with the same -O and -o \
-            stores no more than the required size.
+            Measures the result of converting an image, or of creating an empty one (--size). A \
+            conversion with the same -O and -o stores at most the required size.
 
             Example: swimg measure -O qcow2 --output=json -f raw disk.raw
             """)
 
-    static let letters = OptionLetters(
-        flags: "U", valued: "fOol")
+    static let valuedLetters = "fOol"
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -26,7 +25,8 @@ struct MeasureCommand: ImageCommand {
 
     @Option(
         name: .customShort("O"), parsing: .unconditional,
-        help: ArgumentHelp("The format to measure for: raw or qcow2.", valueName: "format"))
+        help: ArgumentHelp(
+            "The format to measure for: \(ImageFormat.creatableNames).", valueName: "format"))
     var targetFormat = "raw"
 
     @Option(
@@ -36,17 +36,12 @@ struct MeasureCommand: ImageCommand {
 
     @Option(
         parsing: .unconditional,
-        help: ArgumentHelp("Of an empty disk, in bytes (k, M, G, T).", valueName: "size"))
+        help: ArgumentHelp("Size of an empty disk in bytes (k, M, G, T).", valueName: "size"))
     var size: String?
 
-    @Option(
-        name: .customShort("l"), parsing: .unconditional,
-        help: ArgumentHelp(
-            "The image as it was when an internal snapshot was taken: its id or name, or snapshot.id=…,snapshot.name=….",
-            valueName: "snapshot"))
-    var snapshot: OptionText?
+    @OptionGroup var snapshot: SnapshotOptions
 
-    @Option(help: ArgumentHelp("How to print: human or json.", valueName: "form"))
+    @Option(help: ArgumentHelp("Output form: human or json.", valueName: "form"))
     var output = "human"
 
     @OptionGroup var access: SourceOptions
@@ -55,16 +50,14 @@ struct MeasureCommand: ImageCommand {
     var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
+        let isJSON = try wantsJSON(output)
         let measurement = try makeMeasurement()
         let result = try await signals.result(
             of: { try await measurement.run() }, onStatus: {})
-        Output.print(output == "json" ? Self.json(result) : Self.text(result))
+        Output.print(isJSON ? Self.json(result) : Self.text(result))
     }
 
     private func makeMeasurement() throws(ImageError) -> Measurement {
-        guard output == "human" || output == "json" else {
-            throw .invalid("--output must be used with human or json as argument.")
-        }
         guard files.count <= 1 else {
             throw .invalid("At most one filename argument is allowed.")
         }
@@ -73,10 +66,8 @@ struct MeasureCommand: ImageCommand {
             throw .invalid("Unknown file format '\(targetFormat)'")
         }
         measurement.targetFormat = format
-        for list in options { try measurement.options.add(list.bytes) }
-        measurement.snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text.bytes)
-        }
+        measurement.options = try CreationOptions(options.map(\.bytes))
+        measurement.snapshot = try snapshot.named()
         measurement.access = try access.access()
         return measurement
     }
@@ -90,7 +81,7 @@ struct MeasureCommand: ImageCommand {
         case (_?, _?):
             throw .invalid("--size N cannot be used together with a filename.")
         case (nil, let bytes?):
-            guard sourceFormat == nil, snapshot == nil else {
+            guard sourceFormat == nil, snapshot.snapshot == nil else {
                 throw .invalid("--image-opts, -f, and -l require a filename argument.")
             }
             return .empty(bytes)

@@ -27,8 +27,8 @@ enum QemuImgHelp {
 
     private static let names = "[--object objectdef] [--image-opts]"
     private static let nbd = """
-        [--connections=number] [--requests=number] [--request-size=size] [--timeout=seconds] [--reconnect=seconds] \
-        [--multi-conn]
+        [--connections=number] [--requests=number] [--request-size=size] [--timeout=seconds] \
+        [--reconnect=seconds] [--multi-conn]
         """
 
     private static let usage = [

@@ -10,7 +10,7 @@ struct ResizeCommand: ImageCommand {
         commandName: "resize",
         abstract: "Change the size of a disk image.",
         discussion: """
-            The size is what the disk is to have, or with + or - before it, by how much to change it.
+            The size is the new one of the disk or, with + or - before it, the difference.
 
             A qcow2 image with errors is refused and stays as it is: check -r all repairs it.
 
@@ -19,21 +19,21 @@ struct ResizeCommand: ImageCommand {
             Example: swimg resize --shrink -f raw disk.raw 5G
             """)
 
-    static let letters = OptionLetters(
-        flags: "q", valued: "f", hasSignedSize: true)
+    static let valuedLetters = "f"
+    static let hasSignedSize = true
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
-    @Flag(help: "Allow a smaller size; what lies beyond it is lost.")
+    @Flag(help: "Allow a smaller size; the data beyond it is lost.")
     var shrink = false
 
     @Option(
         parsing: .unconditional,
         help: ArgumentHelp(
-            "How what is new takes its place: off, metadata, falloc, full.", valueName: "mode"))
+            "Preallocation of the new part: \(Preallocation.names).", valueName: "mode"))
     var preallocation = "off"
 
     @Flag(name: .customShort("q"), help: "Show nothing but errors.")
@@ -83,20 +83,15 @@ struct ResizeCommand: ImageCommand {
         var text = Substring(word)
         if text.first == CommandLineWords.signedSizeMark { text.removeFirst() }
         let sign = text.first
-        let bytes = try sizeValue(String(sign == "+" || sign == "-" ? text.dropFirst() : text))
+        let signs: [Character?] = ["+", "-"]
+        if signs.contains(sign) { text.removeFirst() }
+        // A second sign is an error.
+        let bytes = try sizeValue(signs.contains(text.first) ? "" : String(text), of: "size")
         return switch sign {
         case "+": .by(bytes)
         case "-": .by(-bytes)
         default: .to(bytes)
         }
-    }
-
-    private func sizeValue(_ text: String) throws(ImageError) -> Int64 {
-        // A second sign is an error.
-        guard text.first != "+", text.first != "-" else {
-            return try ImageFormats.sizeValue("", of: "size")
-        }
-        return try ImageFormats.sizeValue(text, of: "size")
     }
 
     private static func guessWarning(_ path: String) -> String {

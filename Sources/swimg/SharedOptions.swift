@@ -32,15 +32,15 @@ struct NBDServerOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "How long an NBD server may leave requests unanswered (default: for ever).",
+            "Time within which an NBD server has to answer (default: unlimited).",
             valueName: "seconds"))
     var timeout: String?
 
     @Option(
         help: ArgumentHelp(
             """
-            How long a lost NBD connection may take to be made anew (default: it is an error). A source has to be the \
-            same then; a target is written stably, which takes longer.
+            Time to restore a lost NBD connection (default: the loss is an error). A source must \
+            not have changed; every write to a target is made stable, which takes longer.
             """, valueName: "seconds"))
     var reconnect: String?
 
@@ -59,10 +59,10 @@ struct NBDServerOptions: ParsableArguments {
         var result = NBDOptions()
         if let connections {
             result.connections = try number(
-                connections, "connections", NBDOptions.connectionRange, 0)
+                connections, "connections", NBDOptions.connectionRange)
         }
         if let requests {
-            result.requests = try number(requests, "requests", NBDOptions.requestRange, 0)
+            result.requests = try number(requests, "requests", NBDOptions.requestRange)
         }
         if let requestSize {
             guard let size = parseByteSize(requestSize),
@@ -75,20 +75,18 @@ struct NBDServerOptions: ParsableArguments {
             result.requestSize = size
         }
         if let timeout {
-            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange, 0)
+            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange)
         }
         if let reconnect {
-            result.reconnectTime = try number(
-                reconnect, "reconnect", NBDOptions.reconnectRange, 0)
+            result.reconnectTime = try number(reconnect, "reconnect", NBDOptions.reconnectRange)
         }
         result.forcesMultiConn = multiConn
         return result
     }
 
     private func number(
-        _ text: String?, _ option: String, _ range: ClosedRange<Int>, _ usual: Int
+        _ text: String, _ option: String, _ range: ClosedRange<Int>
     ) throws(ImageError) -> Int {
-        guard let text else { return usual }
         guard let number = Int(text), range.contains(number) else {
             throw .invalid(
                 "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
@@ -165,18 +163,46 @@ func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {
 
 func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
     guard let mode = CacheMode(rawValue: name) else {
-        throw .invalid(
-            "invalid cache mode '\(name)': there are "
-                + CacheMode.allCases.map(\.rawValue).joined(separator: ", "))
+        throw .invalid("invalid cache mode '\(name)': there are \(CacheMode.names)")
     }
     return mode
+}
+
+extension CaseIterable where Self: RawRepresentable<String> {
+    /// The values of an option, for its help and for messages.
+    static var names: String { allCases.map(\.rawValue).joined(separator: ", ") }
+}
+
+/// Whether `--output` asks for JSON rather than text for people.
+func wantsJSON(_ output: String) throws(ImageError) -> Bool {
+    guard output == "human" || output == "json" else {
+        throw .invalid("--output must be used with human or json as argument.")
+    }
+    return output == "json"
+}
+
+/// The option that selects an internal snapshot of a source.
+struct SnapshotOptions: ParsableArguments {
+    @Option(
+        name: .customShort("l"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "The image as it was when an internal snapshot was taken: its id or name, or "
+                + "snapshot.id=…,snapshot.name=….",
+            valueName: "snapshot"))
+    var snapshot: OptionText?
+
+    /// The selected snapshot; nil if the option is absent.
+    func named() throws(ImageError) -> SnapshotName? {
+        try snapshot.map { text throws(ImageError) in try SnapshotName(text.bytes) }
+    }
 }
 
 /// The option that selects a digest algorithm.
 struct DigestOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "How the digest is computed: blkhash (the default) or sha256.", valueName: "name"))
+            "The digest's algorithm: \(DigestAlgorithm.names) (default: blkhash).",
+            valueName: "name"))
     var algorithm: String?
 
     /// The selected algorithm; nil if the option is absent.

@@ -1,12 +1,17 @@
 import DiskImage
 
-/// What `-o` says about a new image, still as text: `key=value,key=value`.
+/// The options of a new image as `-o` gives them, in text: `key=value,key=value`.
 public struct CreationOptions: Sendable, Equatable {
     public private(set) var values: [(key: String, value: [UInt8])] = []
-    /// `help` or `?` was among the keys: the options are to be listed, and nothing is to be done.
+    /// Whether `help` or `?` is among the keys: list the options instead of creating an image.
     public private(set) var asksForHelp = false
 
     public init() {}
+
+    /// Reads the options of several `-o`; see `add`.
+    public init(_ lists: [[UInt8]]) throws(ImageError) {
+        for list in lists { try add(list) }
+    }
 
     public static func == (left: Self, right: Self) -> Bool {
         left.asksForHelp == right.asksForHelp
@@ -15,10 +20,10 @@ public struct CreationOptions: Sendable, Equatable {
 
     public var isEmpty: Bool { values.isEmpty }
 
-    /// Adds the options of one `-o`. A doubled comma stands for a comma in a value, as with qemu; a
-    /// key alone means `key=on`, with `no` before it `key=off`.
+    /// Adds the options of one `-o`. As in qemu, a doubled comma stands for a comma in a value, a
+    /// key alone means `key=on`, and `nokey` means `key=off`.
     ///
-    /// - Throws: `ImageError` for a list with an empty place in it.
+    /// - Throws: `ImageError` for a list with an empty option.
     public mutating func add(_ text: [UInt8]) throws(ImageError) {
         let words = OptionWords.split(text)
         guard !words.contains([]) else {

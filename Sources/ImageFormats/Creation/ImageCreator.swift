@@ -1,26 +1,25 @@
 import DiskImage
 import ImageStorage
 
-/// Makes images of a format.
+/// The creator of a format's new images.
 public protocol ImageCreator: Sendable {
-    /// The keys of `-o`, in the order in which qemu-img prints them when it creates an image.
+    /// The keys of `-o`, in the order in which `qemu-img create` prints them.
     var options: [OptionDescription] { get }
-    /// Images can hold compressed clusters.
+    /// Whether images can hold compressed clusters.
     var canCompress: Bool { get }
 
     /// Reads the options.
     ///
-    /// - Throws: `ImageError` in qemu-img's words, or for what cannot be written yet.
+    /// - Throws: `ImageError` in qemu-img's words, or for an option that is not supported yet.
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage
 
-    /// A new image with the properties of one that is there, which is to be written into (`-n`).
+    /// Makes a new image to replace an existing one, with the same properties (`-n`). Plain images
+    /// are not replaced but overwritten.
     ///
-    /// Plain images are written as they stand and never rebuilt.
-    ///
-    /// - Throws: `ImageError` if the new image would lose something.
+    /// - Throws: `ImageError` if the new image would lack something that the old one has.
     func newImage(like image: any Image, backingSize: Int64) throws(ImageError) -> any NewImage
 
-    /// The size that an image with a disk would have.
+    /// Calculates the size that an image of a disk would have.
     func measure(
         _ disk: MeasuredDisk, _ options: TypedOptions
     ) async throws -> MeasuredSize
@@ -34,31 +33,29 @@ extension ImageCreator {
     }
 }
 
-/// An image that is to be made.
+/// A new image before it is written.
 public protocol NewImage: Sendable {
     var parameters: ImageParameters { get }
 
-    /// Places it on a backing file.
+    /// Gives the image a backing file.
     ///
-    /// - Parameter virtualSize: of the backing disk, in bytes.
+    /// - Parameter virtualSize: the size of the backing disk in bytes.
     mutating func setBacking(_ backing: BackingName, virtualSize: Int64)
 
-    /// Whether data and preallocation go together with a backing file.
-    ///
-    /// - Throws: `ImageError` if a conversion cannot make that.
+    /// Checks that a conversion can write the image with its options and a backing file.
     func checkBackedConversion() throws(ImageError)
 
-    /// Checks that all goes together.
+    /// Checks that the options are compatible.
     func check() throws(ImageError)
 
-    /// Begins the image.
+    /// Begins the image for a conversion to write.
     ///
-    /// - Parameter size: of the guest disk, in bytes.
+    /// - Parameter size: the size of the guest disk in bytes.
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget
 
-    /// Makes an image that holds nothing, or what its backing file holds.
+    /// Writes an image without data: it reads as zeros, or as its backing file.
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws
 }
 
@@ -70,33 +67,33 @@ extension NewImage {
     public func check() {}
 }
 
-/// The demands of a conversion on its target, whatever the format.
+/// Settings of a conversion for its target, for every format.
 public struct TargetSettings: Sendable {
     public var compress = false
-    /// Runs of zeros of at least this many bytes are not stored; 0 stores everything.
+    /// The length in bytes from which a run of zeros is left out; 0 stores everything.
     public var minSparse: Int64
-    /// Zeros are looked for also in what could be shared with the source unread.
+    /// Whether to look for zeros even in data that the file system could share unread.
     public var looksForZeros = false
-    /// The storage was there before, and is written as it stands.
+    /// Whether the storage existed before, and keeps its size.
     public var isThere = false
-    /// Parts that are not written read as zeros.
+    /// Whether the storage reads as zeros where nothing is written.
     public var readsAsZero = false
 
     public init(minSparse: Int64) { self.minSparse = minSparse }
 }
 
-/// A disk whose size in another image is asked for.
+/// The disk that `measure` calculates an image's size for.
 public struct MeasuredDisk: Sendable {
-    /// In bytes, a multiple of the sector size.
+    /// The size in bytes, a multiple of `guestSectorSize`.
     public var size: Int64
-    /// It is that of an image, and not one with nothing in it.
+    /// Whether the disk is that of an image, not an empty one.
     public var isImage = false
-    /// The sum of the disk's data in bytes, in whole clusters of the given size.
+    /// Counts the bytes of the disk's data, in whole clusters of the given size.
     public var allocatedData: @Sendable (_ clusterSize: Int64) async throws -> Int64
     /// See `Image.bitmapsSize`.
     public var bitmapsSize: @Sendable (_ clusterSize: Int64) async throws -> Int64?
 
-    /// A disk with nothing in it.
+    /// An empty disk.
     public init(emptyOfSize size: Int64) {
         self.size = size
         allocatedData = { _ in 0 }
@@ -118,11 +115,11 @@ public struct MeasuredDisk: Sendable {
 
 /// The sizes that `measure` shows, in bytes.
 public struct MeasuredSize: Sendable, Equatable {
-    /// The file with the disk's data in it.
+    /// The size of the file with the disk's data.
     public var required: Int64
-    /// The file with all clusters allocated.
+    /// The size of the file with all clusters allocated.
     public var fullyAllocated: Int64
-    /// The source's bitmaps; nil where there cannot be any.
+    /// The size of the source's bitmaps; nil if source or target cannot have any.
     public var bitmaps: Int64?
 
     public init(required: Int64, fullyAllocated: Int64, bitmaps: Int64? = nil) {

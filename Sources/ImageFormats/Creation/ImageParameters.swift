@@ -1,9 +1,9 @@
 import DiskImage
 import ImageStorage
 
-/// The options (`-o`) that new images of every format have.
+/// The options (`-o`) that all formats share.
 public struct ImageParameters: Sendable {
-    /// Size of the guest disk in bytes; nil takes it from the source or the backing file.
+    /// The size of the guest disk in bytes; nil takes it from the source or the backing file.
     public var size: Int64?
     public var backingFile: ImageName?
     public var backingFormat: String?
@@ -12,7 +12,7 @@ public struct ImageParameters: Sendable {
 
     public init() {}
 
-    /// - Parameter preallocation: reads the mode: formats differ in those they know.
+    /// - Parameter preallocation: reads the mode; formats differ in the modes that they know.
     /// - Throws: `ImageError` in qemu-img's words.
     init(
         _ options: TypedOptions,
@@ -29,5 +29,16 @@ public struct ImageParameters: Sendable {
         if let hint = attributes.extentSizeHint, hint > UInt32.max {
             throw .invalid("Extent size hint is too large")
         }
+    }
+}
+
+extension Preallocation {
+    /// - Throws: `ImageError` for an unknown mode, in the words of qemu-img where it reads the option
+    ///   itself.
+    init(option: String) throws(ImageError) {
+        guard let mode = Self(rawValue: option) else {
+            throw .invalid("invalid parameter value: \(option)")
+        }
+        self = mode
     }
 }

@@ -1,11 +1,11 @@
 import DiskImage
 
-/// One key that `-o` can name, as qemu-img knows it.
+/// An option of new images: a key of `-o`.
 public struct OptionDescription: Sendable {
     public enum Kind: Sendable {
         case text, switchable, number, size
 
-        /// As qemu-img's listings say.
+        /// The name of the kind in qemu-img's listings.
         var label: String {
             switch self {
             case .text: "<str>"
@@ -19,11 +19,11 @@ public struct OptionDescription: Sendable {
     public let name: String
     public let kind: Kind
     public let help: String
-    /// The value that is printed if none was given; nil prints nothing.
+    /// The value that `create` prints if none is given; nil prints nothing.
     public var usual: String?
-    /// The option is one of the file that holds the image, not of its format.
+    /// Whether the option belongs to the file that holds the image, not to the format.
     public var isOfFile = false
-    /// Ours: qemu-img's listings do not have it.
+    /// Whether qemu-img lacks the option; listings then omit it.
     public var isOwn = false
 
     public init(
@@ -59,8 +59,8 @@ extension ImageFormat {
 
     /// The text that `-o help` prints.
     ///
-    /// - Parameter includesFile: also what the file that holds the image can be asked for: a name
-    ///   for it was given.
+    /// - Parameter includesFile: also lists the options of the file that holds the image, as
+    ///   qemu-img does if the command line names a file.
     public func optionHelp(includesFile: Bool) throws(ImageError) -> String {
         let listed = try creator().options
             .filter { !$0.isOwn && (includesFile || !$0.isOfFile) }

@@ -1,7 +1,7 @@
 import DiskImage
 
-/// The options of `-o` with their values read: each key is known and each value of its kind.
-/// Whether they make sense together is for `ImageParameters`.
+/// The options of `-o` with known keys and values of the right kinds. The format's creator checks
+/// that they are compatible.
 public struct TypedOptions: Sendable {
     private let format: ImageFormat
     private let known: [OptionDescription]
@@ -42,10 +42,7 @@ public struct TypedOptions: Sendable {
         }
     }
 
-    /// Keys that qemu-img knows and that cannot be written yet; to say that they are off does no
-    /// harm.
-    ///
-    /// - Throws: `ImageError` if one of them is used.
+    /// Refuses options that qemu-img has and this program does not support yet, unless they are off.
     func refuseKeys(startingWith prefixes: [String]) throws(ImageError) {
         for option in known where prefixes.contains(where: option.name.hasPrefix) {
             guard let value = text(option.name), isOn(option.name) != false else { continue }
@@ -60,10 +57,9 @@ public struct TypedOptions: Sendable {
     public func number(_ key: String) -> Int64? { numbers[key] }
     public func isOn(_ key: String) -> Bool? { switches[key] }
 
-    /// The line that qemu-img prints when it creates an image: the options in its order, the usual
-    /// values filled in.
+    /// The line that `qemu-img create` prints: all options in its order, with defaults.
     ///
-    /// - Parameter size: of the guest disk, in bytes.
+    /// - Parameter size: the size of the guest disk in bytes.
     public func creationLine(_ path: ImageName, size: Int64) -> String {
         var line = "Formatting '\(path)', fmt=\(format.name)"
         for option in known {
@@ -83,7 +79,9 @@ public struct TypedOptions: Sendable {
     }
 }
 
-/// A size in bytes as qemu's options take it.
+/// Reads a size in bytes in the form of qemu's options.
+///
+/// - Throws: `ImageError` in qemu's words, with the option's name.
 public func sizeValue(_ text: String, of name: String) throws(ImageError) -> Int64 {
     guard let bytes = parseByteSize(text) else {
         throw .invalid(

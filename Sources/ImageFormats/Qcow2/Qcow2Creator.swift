@@ -21,12 +21,9 @@ struct Qcow2Creator: ImageCreator {
     private static func qcow2Options(
         _ options: TypedOptions, _ parameters: ImageParameters
     ) throws(ImageError) -> Qcow2Options {
-        var qcow2 = Qcow2Options()
+        var qcow2 = layout(options)
         qcow2.preallocation = parameters.preallocation
-        qcow2.clusterSize = options.number("cluster_size") ?? Qcow2Options.defaultClusterSize
-        qcow2.refcountBits = Int(options.number("refcount_bits") ?? 16)
         qcow2.lazyRefcounts = options.isOn("lazy_refcounts") ?? false
-        qcow2.extendedL2 = options.isOn("extended_l2") ?? false
         if let compat = options.text("compat") { qcow2.version = try version(compat) }
         if let name = options.text("compression_type") {
             guard let type = Qcow2Compression(rawValue: name) else {
@@ -39,6 +36,15 @@ struct Qcow2Creator: ImageCreator {
             qcow2.compressionLevel = level
         }
         try qcow2.check()
+        return qcow2
+    }
+
+    /// The options that shape clusters and tables, as yet unchecked.
+    private static func layout(_ options: TypedOptions) -> Qcow2Options {
+        var qcow2 = Qcow2Options()
+        qcow2.clusterSize = options.number("cluster_size") ?? qcow2.clusterSize
+        qcow2.refcountBits = options.number("refcount_bits").map { Int($0) } ?? qcow2.refcountBits
+        qcow2.extendedL2 = options.isOn("extended_l2") ?? qcow2.extendedL2
         return qcow2
     }
 
@@ -81,20 +87,45 @@ struct Qcow2Creator: ImageCreator {
     func measure(
         _ disk: MeasuredDisk, _ options: TypedOptions
     ) async throws -> MeasuredSize {
-        let asked = try Qcow2MeasureOptions(options)
-        let file = asked.file
-        guard file.isAllowed(virtualSize: disk.size) else {
+        let asked = try Self.measuredOptions(options)
+        let clusterSize = asked.clusterSize
+        let rounded = disk.size.roundedUp(to: clusterSize)
+        let geometry = Qcow2Geometry(asked, virtualSize: rounded)
+        guard geometry.l1Entries <= Qcow2Header.maximumL1Entries else {
             throw ImageError.invalid(
                 "The image size is too large (try using a larger cluster size)")
         }
-        let rounded = disk.size.roundedUp(to: file.clusterSize)
         // Nothing tells which part of the disk the backing file will provide.
-        let isWhole = asked.allocatesAll || asked.hasBacking && disk.isImage
-        let data = isWhole ? rounded : try await disk.allocatedData(file.clusterSize)
-        let fullyAllocated = file.fullyAllocated(virtualSize: rounded)
+        let isWhole =
+            asked.preallocation.takesBlocks || options.text("backing_file") != nil && disk.isImage
+        let data = isWhole ? rounded : try await disk.allocatedData(clusterSize)
+        let fullyAllocated = geometry.fullyAllocatedSize(refcountBits: asked.refcountBits)
         return MeasuredSize(
             required: fullyAllocated - rounded + data, fullyAllocated: fullyAllocated,
-            bitmaps: asked.canHaveBitmaps ? try await disk.bitmapsSize(file.clusterSize) : nil)
+            bitmaps: asked.version >= 3 ? try await disk.bitmapsSize(clusterSize) : nil)
+    }
+
+    /// Reads the options that change the size. Others pass unchecked, and the messages differ from
+    /// those of `create`: as in qemu-img.
+    private static func measuredOptions(
+        _ options: TypedOptions
+    ) throws(ImageError) -> Qcow2Options {
+        var qcow2 = layout(options)
+        try qcow2.checkClusterSize()
+        if let compat = options.text("compat") {
+            guard ["0.10", "1.1"].contains(compat) else {
+                throw .invalid("Invalid compatibility level: '\(compat)'")
+            }
+            qcow2.version = try version(compat)
+        }
+        try qcow2.checkRefcountBits(remedy: "compat=1.1")
+        if let mode = options.text("preallocation") {
+            qcow2.preallocation = try Preallocation(option: mode)
+        }
+        if options.text("encrypt.format") == "luks" {
+            throw .invalid("option 'encrypt.format=luks' is not supported yet")
+        }
+        return qcow2
     }
 }
 

@@ -16,7 +16,9 @@ enum Qcow2OptionTable {
         OptionDescription("encrypt.hash-alg", .text, "Name of encryption hash algorithm"),
         OptionDescription(
             "encrypt.iter-time", .number, "Time to spend in PBKDF in milliseconds"),
-        OptionDescription("cluster_size", .size, "qcow2 cluster size", usual: "65536"),
+        OptionDescription(
+            "cluster_size", .size, "qcow2 cluster size", usual: "\(Qcow2Options.defaultClusterSize)"
+        ),
         OptionDescription("extended_l2", .switchable, "Extended L2 tables", usual: "off"),
         OptionDescription(
             "preallocation", .text,

@@ -38,40 +38,47 @@ public struct Qcow2Options: Sendable, Equatable {
 
     public init() {}
 
-    /// Checks that the options go together; in qemu-img's words, which people search for.
+    /// Checks that the options go together; in qemu's words, which people search for.
     public func check() throws(ImageError) {
-        guard clusterSize.isPowerOfTwo,
-            Qcow2Geometry.allowedClusterBits.contains(clusterSize.trailingZeroBitCount)
-        else {
-            throw .invalid("Cluster size must be a power of two between 512 and 2048k")
-        }
-        if extendedL2 {
-            try needsVersion3("Extended L2 entries are")
-            guard clusterSize >= Qcow2Geometry.smallestExtendedCluster else {
-                throw .invalid(
-                    "Extended L2 entries are only supported with cluster sizes of at least "
-                        + "\(Qcow2Geometry.smallestExtendedCluster) bytes")
-            }
-        }
+        if extendedL2 { try needsVersion3("Extended L2 entries are") }
+        try checkClusterSize()
         guard preallocation == .off || backing == nil || extendedL2 else {
             throw .invalid(
                 "Backing file and preallocation can only be used at the same time if extended_l2 "
                     + "is on")
         }
         if lazyRefcounts { try needsVersion3("Lazy refcounts") }
+        try checkRefcountBits(remedy: "version=v3")
+        if compression != .zlib { try needsVersion3("Non-zlib compression type is") }
+        if let compressionLevel, !compression.levels.contains(compressionLevel) {
+            throw .invalid(
+                "the compression level for \(compression) must be between "
+                    + "\(compression.levels.lowerBound) and \(compression.levels.upperBound)")
+        }
+    }
+
+    func checkClusterSize() throws(ImageError) {
+        guard clusterSize.isPowerOfTwo,
+            Qcow2Geometry.allowedClusterBits.contains(clusterSize.trailingZeroBitCount)
+        else {
+            throw .invalid("Cluster size must be a power of two between 512 and 2048k")
+        }
+        guard !extendedL2 || clusterSize >= Qcow2Geometry.smallestExtendedCluster else {
+            throw .invalid(
+                "Extended L2 entries are only supported with cluster sizes of at least "
+                    + "\(Qcow2Geometry.smallestExtendedCluster) bytes")
+        }
+    }
+
+    /// - Parameter remedy: names version 3 in the message; qemu's `create` and `measure` differ.
+    func checkRefcountBits(remedy: String) throws(ImageError) {
         guard refcountBits.isPowerOfTwo, refcountBits <= 64 else {
             throw .invalid("Refcount width must be a power of two and may not exceed 64 bits")
         }
         guard version == 3 || refcountBits == 16 else {
             throw .invalid(
                 "Different refcount widths than 16 bits require compatibility level 1.1 or above "
-                    + "(use version=v3 or greater)")
-        }
-        if compression != .zlib { try needsVersion3("Non-zlib compression type is") }
-        if let compressionLevel, !compression.levels.contains(compressionLevel) {
-            throw .invalid(
-                "the compression level for \(compression) must be between "
-                    + "\(compression.levels.lowerBound) and \(compression.levels.upperBound)")
+                    + "(use \(remedy) or greater)")
         }
     }
 
@@ -84,14 +91,21 @@ public struct Qcow2Options: Sendable, Equatable {
 
     func geometry(virtualSize: Int64) throws(ImageError) -> Qcow2Geometry {
         try check()
-        let geometry = Qcow2Geometry(
-            clusterBits: clusterSize.trailingZeroBitCount, hasExtendedL2: extendedL2,
-            virtualSize: virtualSize)
+        let geometry = Qcow2Geometry(self, virtualSize: virtualSize)
         guard geometry.l1Entries <= Qcow2Header.maximumL1Entries else {
             throw .invalid(
                 "The image size is too large for file format 'qcow2' "
                     + "(try using a larger cluster size)")
         }
         return geometry
+    }
+}
+
+extension Qcow2Geometry {
+    /// - Parameter options: with a cluster size that is permitted.
+    init(_ options: Qcow2Options, virtualSize: Int64) {
+        self.init(
+            clusterBits: options.clusterSize.trailingZeroBitCount,
+            hasExtendedL2: options.extendedL2, virtualSize: virtualSize)
     }
 }

@@ -17,9 +17,7 @@ struct RawCreator: ImageCreator {
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage {
         NewRawImage(
             parameters: try ImageParameters(options) { name throws(ImageError) in
-                guard let mode = Preallocation(rawValue: name) else {
-                    throw .invalid("invalid parameter value: \(name)")
-                }
+                let mode = try Preallocation(option: name)
                 guard mode != .metadata else {
                     throw .invalid("Unsupported preallocation mode: metadata")
                 }
