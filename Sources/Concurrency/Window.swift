@@ -25,19 +25,6 @@ package struct Window {
         /// Length of a chunk in bytes if waiting takes the time and no more chunks are allowed.
         package var longestChunk: Int64
         package var cores: Int
-
-        package init(
-            base: Int, most: Int, unit: Int64, shortChunk: Int64, longChunk: Int64,
-            longestChunk: Int64, cores: Int
-        ) {
-            self.base = base
-            self.most = most
-            self.unit = unit
-            self.shortChunk = shortChunk
-            self.longChunk = longChunk
-            self.longestChunk = longestChunk
-            self.cores = cores
-        }
     }
 
     /// Length of a chunk in bytes if waiting takes the time, whatever the length of a request.

@@ -138,13 +138,6 @@ private struct Stages: Sendable {
     private let dataPool = IOBufferPool()
     private let encodedPool = IOBufferPool()
 
-    init(reading: ReadStage, sharing: ShareStage, writing: WriteStage, digest: DigestStage?) {
-        self.reading = reading
-        self.sharing = sharing
-        self.writing = writing
-        self.digest = digest
-    }
-
     /// - Returns: the mappings of a shared chunk that have to be copied after all.
     func carry(
         _ chunk: Chunk, with pass: inout WindowPass
