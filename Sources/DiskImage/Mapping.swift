@@ -66,7 +66,7 @@ public struct Mapping: Sendable, Equatable {
         return result
     }
 
-    /// The number of mappings after which an answer ends, so that nobody waits long for the first.
+    /// Largest number of mappings in an answer, so that the first one comes soon.
     public static let mostAtOnce = 512
 }
 

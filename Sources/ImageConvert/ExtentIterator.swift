@@ -181,7 +181,7 @@ public actor ExtentIterator {
         var segments: [Chunk.Segment] = []
         let begin = position
         while position < end {
-            // What is skipped may be as long as a header says.
+            // Skipped ranges may be as long as a header claims.
             try Task.checkCancellation()
             let step = try await nextStep()
             let isShare = step.action == .share

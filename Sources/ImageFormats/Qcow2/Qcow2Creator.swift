@@ -61,7 +61,8 @@ struct Qcow2Creator: ImageCreator {
     }
 
     /// The image is rebuilt with the properties of the old one: exact tables, no leftovers, and the
-    /// old image stands until the new one is whole. What a rebuilt image would lose is refused.
+    /// old image stays until the new one is complete. Images with parts that a rebuilt one would
+    /// lose are refused.
     func newImage(
         like image: any Image, backingSize: Int64
     ) throws(ImageError) -> any NewImage {
@@ -95,7 +96,7 @@ struct Qcow2Creator: ImageCreator {
             throw ImageError.invalid(
                 "The image size is too large (try using a larger cluster size)")
         }
-        // Nothing tells which part of the disk the backing file will provide.
+        // Metadata does not tell which part of the disk the backing file will provide.
         let isWhole =
             asked.preallocation.takesBlocks || options.text("backing_file") != nil && disk.isImage
         let data = isWhole ? rounded : try await disk.allocatedData(clusterSize)

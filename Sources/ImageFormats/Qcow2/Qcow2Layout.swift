@@ -11,12 +11,12 @@ import DiskImage
 /// to be written then: memory holds one of each and one run of compressed clusters, whatever the
 /// size of the image. L1 and refcount table come last, when their contents and sizes are known.
 struct Qcow2Layout: ~Copyable {
-    /// What qemu accepts: a refcount table of 8 MiB.
+    /// Longest refcount table that qemu accepts, in bytes.
     static let maximumRefcountTable: Int64 = 8 << 20
 
     private let geometry: Qcow2Geometry
     private let clusterSize: Int64
-    /// How many clusters one refcount block counts.
+    /// Number of clusters that one refcount block counts.
     private let clustersPerBlock: Int64
 
     private var nextCluster: Int64
@@ -24,11 +24,11 @@ struct Qcow2Layout: ~Copyable {
     private var refcountTable: [UInt64]
     private var refcounts: RefcountBlock
     private var openL2: (index: Int64, host: HostOffset, entries: [UInt64])?
-    /// Behind the last compressed cluster, where the next one goes if it fits.
+    /// End of the last compressed cluster, where the next one begins if it fits.
     private var compressedEnd: HostOffset?
     private var stream: CompressedStream
 
-    /// - Parameter blockSize: what writes to the storage should be multiples of, in bytes.
+    /// - Parameter blockSize: best unit of writes to the storage, in bytes.
     init(_ geometry: Qcow2Geometry, refcountBits: Int, blockSize: Int64 = 1) {
         self.geometry = geometry
         clusterSize = geometry.clusterSize
@@ -45,15 +45,15 @@ struct Qcow2Layout: ~Copyable {
 
     /// Finds a place for each piece, in guest order, and completes the tables that lie behind it.
     ///
-    /// - Parameter encoded: where the compressed clusters are.
-    /// - Throws: `ImageError` for want of memory.
+    /// - Parameter encoded: the buffer with the compressed clusters.
+    /// - Throws: `ImageError` if memory is short.
     mutating func place(
         _ pieces: [EncodedPiece], encoded: RawSpan
     ) throws(ImageError) -> Placement {
         if let last = pieces.last,
             (last.guestRange.upperBound - 1) / geometry.l2Coverage != openL2?.index
         {
-            // Tables are opened, and others closed.
+            // Room for the tables that are opened and closed.
             try MemoryMargin.check(for: 4 * Int(clusterSize))
         }
         var placement = Placement()
@@ -115,12 +115,12 @@ struct Qcow2Layout: ~Copyable {
         try stream.append(bytes, at: host.bytes, to: &placement)
     }
 
-    /// Takes back a run that a placement brought, once it is written.
+    /// Takes back a run of a placement that has been written.
     mutating func reuse(_ run: CompressedRun) { stream.reuse(run) }
 
-    /// Gives all clusters that one L2 table maps a place each, without anything to write there.
+    /// Gives a place to every cluster that one L2 table maps, with nothing to write there.
     ///
-    /// - Parameter subclusters: what extended entries say of theirs.
+    /// - Parameter subclusters: second word of extended entries.
     mutating func preallocate(table: Int64, subclusters: UInt64) -> Placement {
         var placement = Placement()
         let end = min((table + 1) * geometry.l2Coverage, geometry.virtualSize)
@@ -189,8 +189,8 @@ struct Qcow2Layout: ~Copyable {
         placement.append(.metadata(refcounts.bytes), at: Int64(host))
     }
 
-    /// Finds room for a compressed cluster as qemu does: behind the last one, also over the edge of
-    /// its host cluster if the next one is free, and else in a new one.
+    /// Finds room for a compressed cluster as qemu does: behind the last one, across the end of its
+    /// host cluster if the next one is free, or else in a new one.
     private mutating func allocateBytes(
         _ count: Int64, _ placement: inout Placement
     ) -> HostOffset {
@@ -231,7 +231,8 @@ struct Qcow2Layout: ~Copyable {
         var end: HostOffset
     }
 
-    /// Places what is still open, then L1 table, refcount table and the blocks that count these.
+    /// Places the open tables, then the L1 table, the refcount table and the blocks that count
+    /// these.
     ///
     /// - Throws: `ImageError` if the image has grown beyond what a refcount table can count.
     mutating func finish() throws(ImageError) -> Ending {
@@ -261,7 +262,7 @@ struct Qcow2Layout: ~Copyable {
             refcountTableClusters: tableClusters, end: HostOffset(end * clusterSize))
     }
 
-    /// Counts the clusters of the tail, in the open block and in as many new ones as it takes.
+    /// Counts the clusters of the tail in the open block and in new ones.
     private mutating func placeTail(
         _ clusters: Range<Int64>, blocksAt firstBlock: HostOffset, _ placement: inout Placement
     ) {

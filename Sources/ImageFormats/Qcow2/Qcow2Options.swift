@@ -1,32 +1,32 @@
 import DiskImage
 
-/// How a new qcow2 image is to be: what `-o` can say.
+/// The options of a new qcow2 image, as `-o` sets them.
 public struct Qcow2Options: Sendable, Equatable {
     public static let defaultClusterSize: Int64 = 64 << 10
 
-    /// 3 (`compat=1.1`) or 2 (`compat=0.10`).
+    /// Version of the format: 3 (`compat=1.1`) or 2 (`compat=0.10`).
     public var version = 3
-    /// In bytes, a power of two from 512 to 2 MiB.
+    /// Size of a cluster in bytes, a power of two from 512 to 2 MiB.
     public var clusterSize = Self.defaultClusterSize
     public var compression = Qcow2Compression.zlib
-    /// One of `compression.levels`; nil takes the library's own.
+    /// One of `compression.levels`; nil is the library's default.
     public var compressionLevel: Int?
     public var backing: Backing?
-    /// Of one reference count, in bits: a power of two from 1 to 64.
+    /// Width of a refcount in bits, a power of two from 1 to 64.
     public var refcountBits = 16
-    /// Reference counts may be stale while a machine runs: `lazy_refcounts`.
+    /// Whether refcounts may be stale while a machine runs (`lazy_refcounts`).
     public var lazyRefcounts = false
-    /// Clusters are cut in 32 subclusters, each with a state of its own.
+    /// Whether clusters are divided into 32 subclusters, each with a state of its own.
     public var extendedL2 = false
     public var preallocation = Preallocation.off
 
-    /// What the new image will lie on.
+    /// The backing file of a new image.
     public struct Backing: Sendable, Equatable {
-        /// As it is to be written into the image.
+        /// The name to write into the image.
         public var file: ImageName
-        /// nil if the image does not say.
+        /// The format to write into the image; nil writes none.
         public var format: String?
-        /// Of the backing guest disk, in bytes.
+        /// Size of the backing file's guest disk in bytes.
         public var virtualSize: Int64
 
         public init(file: ImageName, format: String?, virtualSize: Int64) {
@@ -38,7 +38,7 @@ public struct Qcow2Options: Sendable, Equatable {
 
     public init() {}
 
-    /// Checks that the options go together; in qemu's words, which people search for.
+    /// Checks that the options are compatible; messages are qemu's, because people search for them.
     public func check() throws(ImageError) {
         if extendedL2 { try needsVersion3("Extended L2 entries are") }
         try checkClusterSize()
@@ -102,7 +102,7 @@ public struct Qcow2Options: Sendable, Equatable {
 }
 
 extension Qcow2Geometry {
-    /// - Parameter options: with a cluster size that is permitted.
+    /// - Parameter options: options with a valid cluster size.
     init(_ options: Qcow2Options, virtualSize: Int64) {
         self.init(
             clusterBits: options.clusterSize.trailingZeroBitCount,

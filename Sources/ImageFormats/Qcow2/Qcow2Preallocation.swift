@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// Whether an image has many clusters that its file has no blocks for.
+/// Finds out whether many clusters of an image have no blocks in its file.
 enum Qcow2Preallocation {
     /// Counts clusters in use until there are clearly more of them than the file has room for. The
     /// limit is qemu's, because its `map` shows by what it finds: a ninth more, or two.

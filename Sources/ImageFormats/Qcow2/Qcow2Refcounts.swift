@@ -10,7 +10,7 @@ import ImageStorage
 /// New clusters lie behind everything else, and new blocks make a new table: until the header
 /// names that, the image is the old one, and `rollBack` can make the file as long as it was.
 struct Qcow2Refcounts {
-    /// Where a refcount table lies, as the header says it.
+    /// The place of a refcount table, as the header names it.
     struct Table: Sendable, Equatable {
         var offset: HostOffset
         var clusters: Int64
@@ -23,18 +23,18 @@ struct Qcow2Refcounts {
     private var cache: RefcountCache
     /// The cached blocks that differ from those in the file.
     private var changed: Set<Int> = []
-    /// The first cluster behind everything: where new ones are taken.
+    /// Index of the first cluster behind everything, where new ones are allocated.
     private var end: Int64
-    /// The table has new blocks, so it has to be written anew.
+    /// Whether there are new blocks, so that a new table has to be written.
     private var hasNewBlocks = false
-    /// A cluster's count has fallen to one: entries that name it have to say so.
+    /// Whether a count has fallen to one, so that entries need their copied flag.
     private(set) var hasNewSingles = false
 
     /// The state before the first allocation.
     private struct Origin {
         var table: [UInt64]
         var end: Int64
-        /// In bytes.
+        /// Length of the file in bytes.
         var fileSize: Int64
     }
     private let origin: Origin
@@ -47,7 +47,8 @@ struct Qcow2Refcounts {
             offset: image.header.refcountTableOffset, clusters: image.header.refcountTableClusters)
         clusterSize = image.refcounts.clusterSize
         clustersPerBlock = Int64(image.refcounts.clustersPerBlock)
-        // A check takes zeros for what a file lacks of its last cluster, which cannot be changed.
+        // A check takes the missing part of a file's last cluster for zeros, but it cannot be
+        // changed.
         guard place.offset.bytes <= storage.size - place.clusters * clusterSize,
             Int64(table.max() ?? 0) <= storage.size - clusterSize
         else {
@@ -105,7 +106,7 @@ struct Qcow2Refcounts {
         changed = []
     }
 
-    /// Writes what has changed; returns when it is on stable storage, with all that was written
+    /// Writes the changed blocks. On return they are on stable storage, with everything written
     /// before.
     mutating func flush() async throws {
         try await writeChanged()
@@ -114,9 +115,9 @@ struct Qcow2Refcounts {
 
     // MARK: Allocation
 
-    /// Takes clusters in one piece behind the end of the image, each with a count of 1.
+    /// Allocates contiguous clusters behind the end of the image, each with a count of 1.
     ///
-    /// - Returns: the first of them.
+    /// - Returns: index of the first one.
     mutating func allocate(_ count: Int64) async throws -> Int64 {
         let blocks = missingBlocks(for: count)
         let start = end
@@ -136,9 +137,9 @@ struct Qcow2Refcounts {
                 "the device is too small: \(String(cString: strerror(ENOSPC)))")
         }
         try MemoryMargin.check(for: (lastBlock + 1 - min(table.count, lastBlock)) * 8)
-        // First of all: what fails in between is rolled back up to here.
+        // Set first: a failure from here on is rolled back to the old end.
         end = newEnd
-        // The storage knows its size, whatever is written when; what is not written is zeros.
+        // The file has its new length from now on, and reads as zeros where nothing is written.
         if !storage.traits.isDevice { try await storage.truncate(to: newEnd * clusterSize) }
         if lastBlock >= table.count {
             cache.reader.table.append(
@@ -156,7 +157,8 @@ struct Qcow2Refcounts {
         return first
     }
 
-    /// Counts that were there before mean nothing: they are of clusters behind the end.
+    /// Sets counts without reading them: the clusters lie behind the end, so old counts mean
+    /// nothing.
     private mutating func setCounts(_ clusters: Range<Int64>, to count: UInt64) async throws {
         var next = clusters.lowerBound
         while next < clusters.upperBound {
@@ -164,7 +166,7 @@ struct Qcow2Refcounts {
             let stop = min(clusters.upperBound, (index + 1) * clustersPerBlock)
             if hasBlock(for: next) {
                 try await load(Int(index))
-                // Out of the cache meanwhile, or each change would copy the block.
+                // The block leaves the cache meanwhile, or each change would copy it.
                 if var block = cache.blocks.removeValue(forKey: Int(index)) ?? nil {
                     for cluster in next..<stop {
                         let place = Int(cluster % clustersPerBlock)
@@ -179,8 +181,8 @@ struct Qcow2Refcounts {
         }
     }
 
-    /// The blocks that have to be made to count so many clusters more, and themselves. Unlike
-    /// `RefcountMetadataSize`, this has to look which blocks there are: any may be missing.
+    /// The blocks that have to be made to count so many more clusters, and themselves. Unlike
+    /// `RefcountMetadataSize`, this depends on the blocks that exist: any may be missing.
     private func missingBlocks(for count: Int64) -> [Int] {
         var missing: [Int] = []
         while true {
@@ -192,8 +194,8 @@ struct Qcow2Refcounts {
         }
     }
 
-    /// Brings all counts to stable storage, with everything that was written before; new blocks by
-    /// a new table, to which the header has to lead next.
+    /// Brings all counts to stable storage, with everything written before. New blocks get a new
+    /// table, to which the header has to lead next.
     mutating func settle() async throws {
         if hasNewBlocks { try await placeTable() }
         try await flush()
@@ -201,12 +203,12 @@ struct Qcow2Refcounts {
 
     private mutating func placeTable() async throws {
         var clusters = place.clusters
-        // The table's own clusters can need a block, and that an entry.
+        // The table's own clusters can need another block, and that another entry.
         while true {
             let entries = max(table.count, (missingBlocks(for: clusters).last ?? 0) + 1)
             let needed = (Int64(entries) * 8).dividedUp(by: clusterSize)
             guard needed > clusters else { break }
-            // Some more, so that it need not become longer again soon.
+            // Some spare entries, so that the table need not grow again soon.
             clusters = max(
                 needed,
                 min(needed + needed / 2, Qcow2Layout.maximumRefcountTable / clusterSize))
@@ -220,8 +222,8 @@ struct Qcow2Refcounts {
         hasNewBlocks = false
     }
 
-    /// Makes counts and file what they were before anything was allocated. Nothing may lead to
-    /// that.
+    /// Restores the counts and the file from before the first allocation. Nothing may lead to the
+    /// allocated clusters.
     mutating func rollBack() async throws {
         cache.blocks = [:]
         changed = []
@@ -236,10 +238,10 @@ struct Qcow2Refcounts {
 
     // MARK: The end
 
-    /// Gives up the blocks that count nothing any more, and cuts a file behind its last cluster.
+    /// Frees blocks that count nothing any more, and cuts a file behind its last cluster.
     mutating func releaseEnd() async throws {
         try await flush()
-        // From the end on: a block lies in the range of the one before it as a rule.
+        // From the end on, because a block mostly lies in the range of the one before it.
         var dropped: Set<Int64> = []
         var indices: [Int] = []
         for index in table.indices.reversed() where table[index] != 0 {
@@ -268,8 +270,8 @@ struct Qcow2Refcounts {
 
     private func entryOffset(_ index: Int) -> Int64 { place.offset.bytes + Int64(index) * 8 }
 
-    /// The last cluster of a block's range that is in use. Counts of what lies behind the end of
-    /// the storage say nothing: a program may have died before it wrote there.
+    /// The last used cluster of a block's range. Counts of clusters behind the end of the storage
+    /// do not matter: a program may have died before it wrote there.
     private mutating func lastUsed(
         in index: Int, except ignored: Set<Int64> = []
     ) async throws -> Int64? {

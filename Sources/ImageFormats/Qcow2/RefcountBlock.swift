@@ -5,9 +5,9 @@ import DiskImage
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Host cluster management".
 struct RefcountBlock: Sendable {
-    /// The width of one count: a power of two from 1 to 64.
+    /// Width of a count in bits, a power of two from 1 to 64.
     let bits: Int
-    /// A cluster; or nothing, which stands for counts of zero that cannot be changed.
+    /// A cluster of counts; empty for counts of zero that cannot be changed.
     private(set) var bytes: [UInt8]
 
     init(bits: Int, bytes: [UInt8]) {
@@ -20,7 +20,7 @@ struct RefcountBlock: Sendable {
         self.init(bits: bits, bytes: [UInt8](repeating: 0, count: byteCount))
     }
 
-    /// How many clusters a block of so many bytes counts.
+    /// Number of clusters that a block of this length counts.
     static func count<Size: FixedWidthInteger>(bits: Int, byteCount: Size) -> Size {
         byteCount * 8 / Size(bits)
     }
@@ -60,12 +60,12 @@ struct RefcountBlock: Sendable {
         }
     }
 
-    /// How many of the first counts are not zero.
+    /// Number of the first counts that are not zero.
     func countUsed(first count: Int) -> Int64 {
         let block = bytes.span.bytes
         var result: Int64 = 0
         for index in 0..<min(count, self.count) {
-            // The usual width first, without a look at the width for each.
+            // The usual width comes first and needs no test for each count.
             let isUsed =
                 bits == 16
                 ? block.bigEndian(at: index * 2, as: UInt16.self) != 0 : self[index] != 0

@@ -1,17 +1,18 @@
 import DiskImage
 
-/// The size of refcount blocks and table of an image without holes, which count themselves, too.
+/// The number of clusters for refcount blocks and table of an image without holes. They count
+/// themselves, too.
 struct RefcountMetadataSize: Equatable {
     private(set) var blocks: Int64 = 0
     private(set) var tableClusters: Int64 = 0
 
-    /// In clusters.
+    /// Number of clusters of both.
     var total: Int64 { blocks + tableClusters }
 
     /// - Parameters:
-    ///   - clusters: the number of all other clusters.
-    ///   - clusterSize: in bytes.
-    ///   - refcountBits: the width of one refcount.
+    ///   - clusters: number of all other clusters.
+    ///   - clusterSize: size of a cluster in bytes.
+    ///   - refcountBits: width of a refcount in bits.
     init(counting clusters: Int64, clusterSize: Int64, refcountBits: Int) {
         let clustersPerBlock = RefcountBlock.count(bits: refcountBits, byteCount: clusterSize)
         var before: Self

@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-/// The refcounts as they are in the file: a table of the places of blocks.
+/// The refcounts of a file: a table with the places of refcount blocks.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Host cluster management".
 struct RefcountReader: Sendable {
@@ -9,9 +9,9 @@ struct RefcountReader: Sendable {
     static let offsetMask: UInt64 = 0xffff_ffff_ffff_fe00
 
     let storage: any Storage
-    /// In bytes.
+    /// Size of a cluster in bytes.
     let clusterSize: Int64
-    /// The width of one refcount.
+    /// Width of a refcount in bits.
     let bits: Int
     var table: [UInt64]
 
@@ -29,7 +29,7 @@ struct RefcountReader: Sendable {
         reading storage: any Storage, _ header: Qcow2Header, clusters: Int64 = .max
     ) async throws {
         self.init(storage, header, table: [])
-        // A header can name any length, and the file can be a hole: qemu opens no longer table.
+        // A header can name any length, and the file can be a hole; qemu opens no longer table.
         let bytes = min(
             header.refcountTableClusters * clusterSize, Qcow2Layout.maximumRefcountTable)
         table = try await storage.readWords(
@@ -39,14 +39,15 @@ struct RefcountReader: Sendable {
 
     var clustersPerBlock: Int { RefcountBlock.count(bits: bits, byteCount: Int(clusterSize)) }
 
-    /// 0 where there is no block.
+    /// Offset of a block in bytes; 0 if there is none.
     func blockOffset(_ index: Int) -> UInt64 {
         index < table.count ? table[index] & Self.offsetMask : 0
     }
 
-    /// - Returns: nil if the table names a place that is no cluster; an empty block where it names
-    ///   none, or one behind the end of the file. What a file that ends within the block lacks of it
-    ///   is zeros.
+    /// Reads a block.
+    ///
+    /// - Returns: nil if the table names an unaligned place; an empty block if it names none, or
+    ///   one behind the end of the file. A block that the file ends in is filled up with zeros.
     func block(_ index: Int) async throws -> RefcountBlock? {
         let offset = blockOffset(index)
         guard offset % UInt64(clusterSize) == 0 else { return nil }
@@ -59,14 +60,14 @@ struct RefcountReader: Sendable {
     }
 }
 
-/// Single refcounts, of clusters that mostly lie near each other.
+/// A cache of refcount blocks, for clusters that mostly lie near each other.
 struct RefcountCache {
     var reader: RefcountReader
-    /// By their indices in the table; nil for one that cannot be.
+    /// Blocks by index in the table; nil for an unaligned one.
     var blocks: [Int: RefcountBlock?] = [:]
     private let capacity: Int
 
-    /// What the cache may hold, in bytes; four blocks in any case.
+    /// Size of the cache in bytes; it holds at least four blocks.
     private static let size = 8 << 20
 
     init(_ reader: RefcountReader) {
@@ -83,7 +84,7 @@ struct RefcountCache {
         blocks[index] = .some(try await reader.block(index))
     }
 
-    /// nil if the block cannot be where the table says it is.
+    /// The refcount of a cluster; nil if its block is at an unaligned place.
     mutating func refcount(of cluster: Int) async throws -> UInt64? {
         let (index, place) = cluster.quotientAndRemainder(dividingBy: reader.clustersPerBlock)
         try await load(index)

@@ -5,17 +5,18 @@ import ImageStorage
 
 // Comparing refcounts with references.
 extension Qcow2Checker {
-    /// The number of clusters that a child task compares at a time: whole blocks.
+    /// Number of clusters that a child task compares at a time, in whole blocks.
     private static let clustersPerComparison = 1 << 15
 
     private struct Comparison: Sendable {
         var found = RefcountComparison()
-        /// The block is at no place where one can be.
+        /// Whether the table names an unaligned place for the block.
         var isUnaligned = false
         var clusters: Range<Int>
     }
 
-    /// - Parameter repair: which mismatches are put right; without a block for a cluster none is.
+    /// - Parameter repair: the mismatches to repair; those without a refcount block are not
+    ///   repaired.
     func compareRefcounts(repair: CheckRepair?) async throws {
         lastUsedCluster = 0
         let step = max(refcounts.clustersPerBlock, Self.clustersPerComparison)

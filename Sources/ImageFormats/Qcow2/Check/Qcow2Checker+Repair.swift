@@ -103,12 +103,12 @@ extension Qcow2Checker {
         return try await isOnlyTable(offset, snapshots)
     }
 
-    /// Puts right what can be. All has been looked at, and nothing written yet: what cannot get
-    /// better is left as it is.
+    /// Repairs the image. Everything has been read, and nothing written yet: damage that cannot be
+    /// repaired stays as it is.
     ///
-    /// - Parameter counted: the damage without that of refcounts.
-    /// - Throws: `ImageError` where the repair could make it worse, before anything is written, or
-    ///   where writing fails.
+    /// - Parameter counted: the damage except that of refcounts.
+    /// - Throws: `ImageError` if the repair could make the image worse, before anything is written,
+    ///   or if writing fails.
     func mend(
         _ repair: CheckRepair, _ snapshots: Snapshots, _ counted: DamageCounts
     ) async throws {
@@ -134,10 +134,10 @@ extension Qcow2Checker {
         damage.corruptionsFixed -= failed
     }
 
-    /// Gives up the repairs of entries in tables that must not be written. Such entries go on
-    /// naming their clusters, so all references are counted again.
+    /// Drops the repairs of entries in tables that must not be written. Such entries still name
+    /// their clusters, so all references are counted again.
     ///
-    /// - Returns: how many they are.
+    /// - Returns: number of dropped repairs.
     private func dropImpossibleRepairs(_ snapshots: Snapshots) async throws -> Int64 {
         var possible: [(offset: Int64, words: [UInt64])] = []
         for repair in pendingRepairs {
@@ -231,7 +231,7 @@ extension Qcow2Checker {
         try await readRefcountTable()
         try await countAgain(snapshots)
         let counted = damage
-        // What the old structures took is free now.
+        // The clusters of the old structures are free now.
         try await compareRefcounts(repair: .leaks)
         if needsRebuild { say("ERROR rebuilt refcount structure is still broken") }
         damage = counted
@@ -263,8 +263,8 @@ extension Qcow2Checker {
         try await writable.changeHeader(to: header)
     }
 
-    /// Who writes to an image clears the autoclear bits that he does not know (the spec's header
-    /// section).
+    /// A program that writes to an image clears the autoclear bits that it does not know (the
+    /// spec's header section).
     private func clearUnknownFeatures() async throws {
         let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
         guard known != header.autoclearFeatures else { return }
@@ -272,7 +272,7 @@ extension Qcow2Checker {
         try await writable.changeHeader(to: header)
     }
 
-    /// The image is sound: neither dirty nor corrupt.
+    /// Marks the image as neither dirty nor corrupt.
     func markClean() async throws {
         let marks =
             Qcow2Header.IncompatibleFeature.dirty | Qcow2Header.IncompatibleFeature.corrupt
@@ -283,8 +283,8 @@ extension Qcow2Checker {
     }
 }
 
-/// Where the blocks and the table of new refcounts go. Pure. Unlike `RefcountMetadataSize`, this has
-/// to look for gaps between other clusters, and makes no block for a range without references.
+/// The places of new refcount blocks and a new table. Pure. Unlike `RefcountMetadataSize`, this
+/// searches gaps between other clusters, and makes no block for a range without references.
 struct RefcountLayout {
     /// Index of the block and host cluster, in order.
     private(set) var blocks: [(index: Int, cluster: Int)] = []
