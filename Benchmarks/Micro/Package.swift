@@ -6,7 +6,7 @@ let package = Package(
     name: "Micro",
     dependencies: [
         .package(name: "swimg", path: "../.."),
-        // Without its default traits: jemalloc would count allocations, and replace what we measure.
+        // Without its default traits, because jemalloc would replace the allocator to measure.
         .package(url: "https://github.com/ordo-one/benchmark", from: "1.38.1", traits: []),
     ],
     targets: [

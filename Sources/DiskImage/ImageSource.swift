@@ -13,7 +13,8 @@ public protocol ImageSource: Sendable {
 
     /// The content of the disk from `offset` on, and its places.
     ///
-    /// - Parameter limit: end of the search in bytes; `0 <= offset < limit <= virtualSize`.
+    /// - Parameter limit: end of the search in bytes; `0 <= offset < limit <= virtualSize`, or the
+    ///   end of the last sector for an image that is asked in whole sectors.
     /// - Returns: at least one mapping. The first begins at `offset`, each other one where its
     ///   predecessor ends, and the last ends at `limit` at the latest. Neighbours can be alike.
     /// - Throws: `ImageError` for damaged tables, and where they cannot be read.
@@ -30,7 +31,8 @@ public protocol ImageLayer: Sendable {
     /// The object whose blocks hold the data; nil if they cannot be shared.
     var holder: (any BlockHolder)? { get }
 
-    /// Whether the file has holes where data could be, so that zeros have already been left out.
+    /// Whether the file has holes where data could be, so that its data need not be searched for
+    /// zeros.
     func isSparse() async throws -> Bool
 
     /// Reads the bytes that mappings lead to.

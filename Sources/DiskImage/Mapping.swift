@@ -1,7 +1,7 @@
 /// A stretch of a guest disk: its content, as far as metadata can tell, and the place of its bytes.
 ///
-/// Conversions, `map`, `compare` and `measure` all work from mappings. `read` takes the mappings that
-/// were found, so an image's tables are walked once.
+/// Conversions, `map`, `compare` and `measure` all work from mappings. `read` takes the mappings
+/// that were found, so an image's tables are walked once.
 public struct Mapping: Sendable, Equatable {
     public enum Content: Sendable, Equatable {
         /// Bytes stored as they are. They have to be read to be known, and may all be zeros.
@@ -12,7 +12,8 @@ public struct Mapping: Sendable, Equatable {
         case zero
         /// Zeros, because a raw image has a hole.
         case hole
-        /// Zeros, because the place of an allocated cluster is a hole of the file.
+        /// Zeros, because the place of an allocated cluster is a hole of the file, or lies behind
+        /// the end of a file that ends within the cluster.
         case preallocated
         /// Left to the image below; zeros if there is none.
         case unallocated
@@ -24,9 +25,9 @@ public struct Mapping: Sendable, Equatable {
     /// Guest offsets in bytes; never empty.
     public var range: Range<Int64>
     public var content: Content
-    /// The place of the bytes in the storage of the layer, as long as `range`; the whole stream for
-    /// compressed clusters, or as much as it can take at most. nil if there is no place. What reads
-    /// as zeros or is left to the image below can have a place, too.
+    /// The place of the bytes in the storage of the layer, as long as `range`; for a compressed
+    /// cluster that of its whole stream, or of as many bytes as the stream can have. nil if there
+    /// is no place. Zeros and unallocated clusters can have one, too.
     public var host: Range<Int64>?
     /// Index into the source's `layers`.
     public var layer = 0
@@ -74,7 +75,7 @@ public struct Mapping: Sendable, Equatable {
 public enum HoleSearch: Sendable {
     /// Looks for every hole: known zeros need not be read.
     case thorough
-    /// Looks where qemu does for `map`, `measure` and `compare -s`: in raw images, and in images that
-    /// allocate clusters ahead of their data.
+    /// Looks where qemu does for `map`, `measure` and `compare -s`: in raw images, and in images
+    /// that allocate clusters ahead of their data.
     case asQemu
 }

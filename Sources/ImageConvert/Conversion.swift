@@ -72,7 +72,8 @@ public struct Conversion: Sendable {
         self.target = target
     }
 
-    /// Converts. The target gets its name when it is complete; after an error there is none.
+    /// Converts. The target gets its name when it is complete. After an error nothing new has the
+    /// name, and an old file keeps it, unless it is written in place.
     ///
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws {
@@ -217,7 +218,7 @@ public struct Conversion: Sendable {
         }
     }
 
-    /// The same conversion, with the target's plain name in place of its description.
+    /// Returns this conversion with the target's plain name in place of its description.
     private func into(_ described: ImageDescription) throws(ImageError) -> Conversion {
         guard skipsCreation else {
             throw .invalid("a target that is described (json:) needs -n")

@@ -12,7 +12,8 @@ public enum CopyAction: Sendable, Equatable {
     case share
 }
 
-/// The one place that decides what happens to a range, from metadata alone. Pure.
+/// Decides from metadata alone whether a range is skipped, zeroed or copied. Whether a copy can be
+/// shared is for `ExtentIterator` to see. Pure.
 public struct CopyPolicy: Sendable {
     let target: TargetTraits
     /// Zeros are stored like data (`-S 0`).

@@ -87,7 +87,7 @@ struct CopyInput {
     var content: any ImageSource
     var extents: any ImageSource
 
-    /// The same with zeros at the end, up to a size in bytes.
+    /// Returns both sources with zeros at the end, up to a size in bytes.
     func padded(to size: Int64) throws(ImageError) -> CopyInput {
         guard size > content.virtualSize else { return self }
         let zeros = ZeroSource(virtualSize: size - content.virtualSize)

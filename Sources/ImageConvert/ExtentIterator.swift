@@ -9,7 +9,7 @@ public struct Chunk: Sendable, Equatable {
         /// `.copy`, `.zero` or `.share`. Skipped ranges have no segment, and a chunk shares all of
         /// its segments or none.
         public var action: CopyAction
-        /// Where the bytes are: all of the range, unless it is zeros.
+        /// The places of the bytes of a segment that is copied or shared; empty for other ones.
         var mappings: [Mapping]
 
         public init(range: Range<Int64>, action: CopyAction, mappings: [Mapping] = []) {
@@ -96,12 +96,12 @@ public actor ExtentIterator {
 
     private var position: Int64 = 0
     private var sequence = 0
-    private var mappings: MappingWalk
+    private var walk: MappingWalk
     /// While one caller waits for the source, the actor admits the next one; two callers in the
     /// middle of the walk would cut chunks out of order.
-    private let walk = SerialGate()
+    private let turn = SerialGate()
     /// Data that could not be shared and is to be copied, in reverse order.
-    private var left: [Mapping] = []
+    private var toCopy: [Mapping] = []
     /// Number of chunks being shared, which may still give data back.
     private var sharesInFlight = 0
     private var waitingForShares: [CheckedContinuation<Void, Never>] = []
@@ -119,7 +119,7 @@ public actor ExtentIterator {
     ) {
         precondition(chunkSize % granularity == 0 && gridStart % granularity == 0)
         precondition(gridStart < chunkSize)
-        mappings = MappingWalk(source)
+        walk = MappingWalk(source)
         self.policy = policy
         self.granularity = granularity
         self.chunkSize = chunkSize
@@ -134,11 +134,11 @@ public actor ExtentIterator {
     ///   nil keeps the previous one.
     public func next(upTo size: Int64? = nil) async throws -> Chunk? {
         while true {
-            await walk.enter()
-            defer { walk.leave() }
+            await turn.enter()
+            defer { turn.leave() }
             try Task.checkCancellation()
             if let size { chunkSize = size }
-            if let chunk = nextLeft() { return chunk }
+            if let chunk = nextToCopy() { return chunk }
             if let chunk = try await findNext() {
                 if chunk.isShared { sharesInFlight += 1 }
                 return chunk
@@ -150,23 +150,23 @@ public actor ExtentIterator {
 
     /// Notes that a shared chunk is done, except for these mappings, which have to be copied.
     func takeBack(_ mappings: [Mapping]) {
-        left += mappings.reversed()
+        toCopy += mappings.reversed()
         sharesInFlight -= 1
         for waiter in waitingForShares { waiter.resume() }
         waitingForShares = []
     }
 
-    private func nextLeft() -> Chunk? {
-        guard let first = left.last else { return nil }
+    private func nextToCopy() -> Chunk? {
+        guard let first = toCopy.last else { return nil }
         let cell = first.range.lowerBound..<cellEnd(after: first.range.lowerBound)
         var parts: [Mapping] = []
-        while let next = left.last, next.range.lowerBound < cell.upperBound,
+        while let next = toCopy.last, next.range.lowerBound < cell.upperBound,
             next.range.lowerBound == parts.last?.range.upperBound ?? cell.lowerBound
         {
-            left.removeLast()
+            toCopy.removeLast()
             parts.append(next.clipped(to: cell))
             if next.range.upperBound > cell.upperBound {
-                left.append(next.clipped(to: cell.upperBound..<next.range.upperBound))
+                toCopy.append(next.clipped(to: cell.upperBound..<next.range.upperBound))
             }
         }
         let range = cell.lowerBound..<parts[parts.count - 1].range.upperBound
@@ -285,11 +285,11 @@ public actor ExtentIterator {
 
     private func mapping(at offset: Int64) async throws -> Mapping {
         let limit = min(end, offset + Self.lookAhead)
-        if let known = mappings.known(at: offset, limit: limit) { return known }
+        if let known = walk.known(at: offset, limit: limit) { return known }
         // A copy, because an actor cannot pass its state to an asynchronous call as `inout`.
-        var walk = mappings
-        let found = try await walk.mapping(at: offset, limit: limit)
-        mappings = walk
+        var copy = walk
+        let found = try await copy.mapping(at: offset, limit: limit)
+        walk = copy
         return found
     }
 }

@@ -221,9 +221,10 @@ public struct ImageOpener: Sendable {
         try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
     }
 
-    /// The name by which this process opens a backing file: relative paths, with `file:` or without,
-    /// count from the folder of the image that names it. Exports and descriptions (`json:{…}`) stay
-    /// unchanged, so the paths in them count from the working directory, as in qemu.
+    /// The name by which this process opens a backing file: relative paths, with `file:` or
+    /// without, count from the folder of the image that names it. Exports and descriptions
+    /// (`json:{…}`) stay unchanged, so the paths in them count from the working directory, as in
+    /// qemu.
     ///
     /// - Throws: `ImageError` for an unknown protocol, for an export behind TLS (only a person may
     ///   choose keys and certificates), and for a relative path in an image that is in no folder.

@@ -16,7 +16,7 @@ extension Image {
         let start = mappings.first?.range.lowerBound ?? 0
         var rest = mappings
         while let first = rest.first {
-            if first.content == .missing { throw isMissing(first) }
+            if first.content == .missing { throw missingCluster(first) }
             let run = Self.neighbours(rest)
             rest = rest[run.endIndex...]
             let end = run[run.endIndex - 1].range.upperBound
@@ -41,17 +41,19 @@ extension Image {
         }
     }
 
-    private func isMissing(_ mapping: Mapping) -> ImageError {
-        isMissing("data", at: mapping.host?.lowerBound ?? 0, guest: mapping.layerOffset)
+    private func missingCluster(_ mapping: Mapping) -> ImageError {
+        let host = mapping.host?.lowerBound ?? 0
+        return missingCluster(
+            "data", at: host - mapping.layerOffset % readGranularity, guest: mapping.layerOffset)
     }
 
     /// The error for a cluster that lies behind the end of the file.
-    func isMissing(_ kind: String, at host: Int64, guest: Int64) -> ImageError {
-        .corrupt(
+    func missingCluster(_ kind: String, at host: Int64, guest: Int64) -> ImageError {
+        let cluster = guest.roundedDown(to: readGranularity)
+        return .corrupt(
             storage.name,
-            "the \(kind) cluster of guest offset \(guest.roundedDown(to: readGranularity)) at offset "
-                + "\(host) lies beyond the end of the file (\(storage.size) bytes): the image is cut "
-                + "short or damaged")
+            "the \(kind) cluster of guest offset \(cluster) at offset \(host) lies beyond the end "
+                + "of the file (\(storage.size) bytes): the image is cut short or damaged")
     }
 }
 
@@ -85,7 +87,9 @@ extension Image {
                 if rest.content == .data, let host = rest.host {
                     if asked == mostAsked { return result }
                     asked += 1
-                    let piece = try await piece(at: host, clusterSize: clusterSize)
+                    let piece = try await piece(
+                        at: host, cluster: host.lowerBound - rest.layerOffset % clusterSize,
+                        clusterSize: clusterSize)
                     var part = rest.clipped(to: position..<position + piece.count)
                     part.content = piece.content
                     result.append(part)
@@ -100,12 +104,14 @@ extension Image {
 
     /// Returns length and content of the first piece of the file under a stretch of allocated
     /// clusters.
+    ///
+    /// - Parameter cluster: offset in the file of the cluster in which the stretch begins, in
+    ///   bytes; not a multiple of its size in every format.
     private func piece(
-        at host: Range<Int64>, clusterSize: Int64
+        at host: Range<Int64>, cluster: Int64, clusterSize: Int64
     ) async throws -> (count: Int64, content: Mapping.Content) {
         let (start, size) = (host.lowerBound, storage.size)
         guard start < size else {
-            let cluster = start.roundedDown(to: clusterSize)
             return cluster < size
                 ? (min(Int64(host.count), cluster + clusterSize - start), .preallocated)
                 : (Int64(host.count), .missing)
@@ -116,7 +122,7 @@ extension Image {
 }
 
 extension Mapping {
-    /// Whether the mapping has no data at or behind an offset of the file.
+    /// Whether all of its data lies before an offset of the file.
     fileprivate func isWithin(_ size: Int64) -> Bool {
         content != .data || host.map { $0.upperBound <= size } ?? true
     }

@@ -2,7 +2,7 @@
 public struct Extent: Sendable, Equatable {
     /// In bytes; never empty.
     public var range: Range<Int64>
-    /// Nothing is stored: it reads as zeros. What is no hole may turn out to be zeros, too.
+    /// Whether nothing is stored here, so that it reads as zeros. Data can be all zeros, too.
     public var isHole: Bool
 
     public init(range: Range<Int64>, isHole: Bool) {

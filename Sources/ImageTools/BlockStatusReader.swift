@@ -37,20 +37,19 @@ struct BlockStatusReader: Sendable {
         self.isPreallocated = isPreallocated
     }
 
-    /// The status from `offset` on, in whole sectors: the last, partial sector has the status of its
-    /// first part.
+    /// The status from `offset` on, in whole sectors: a sector in which a disk of the chain ends
+    /// has the status of its first part.
     ///
-    /// - Returns: its end, too: `limit` at most.
+    /// - Parameters:
+    ///   - offset: a multiple of the sector size.
+    ///   - limit: end of the search in bytes, a multiple of the sector size.
+    /// - Returns: the status and its end, another multiple.
     /// - Throws: `ImageError` for damaged tables, and where they cannot be read.
     mutating func status(
         at offset: Int64, limit: Int64
     ) async throws -> (end: Int64, status: BlockStatus) {
         let mapping = try await walk.mapping(at: offset, limit: min(limit, virtualSize))
-        let end = mapping.range.upperBound
-        return (
-            end == virtualSize ? min(limit, end.roundedUp(to: guestSectorSize)) : end,
-            status(of: mapping)
-        )
+        return (mapping.range.upperBound.roundedUp(to: guestSectorSize), status(of: mapping))
     }
 
     private func status(of mapping: Mapping) -> BlockStatus {

@@ -61,7 +61,12 @@ public struct ImageMap: Sendable {
         while position < end {
             guard let next = walk.known(at: position, limit: end) else {
                 try Task.checkCancellation()
-                try await walk.load(at: position, limit: end)
+                do {
+                    try await walk.load(at: position, limit: end)
+                } catch {
+                    if let current { try body(current) }
+                    throw error
+                }
                 continue
             }
             position = next.range.upperBound

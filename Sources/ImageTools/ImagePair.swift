@@ -96,7 +96,9 @@ struct ImagePair: Sendable {
                     throw error
                 }
                 let work = Self.work(one, other)
-                if position > offset, work != step.work { break }
+                // Reading what is missing throws, so it has a step of its own.
+                let isMissing = one.content == .missing || other.content == .missing
+                if position > offset, work != step.work || isMissing { break }
                 step.work = work
                 step.range = offset..<min(one.range.upperBound, other.range.upperBound)
                 guard work != .nothing else { continue }

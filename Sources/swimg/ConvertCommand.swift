@@ -13,8 +13,8 @@ struct ConvertCommand: ImageCommand {
         commandName: "convert",
         abstract: "Convert a disk image to another format.",
         discussion: """
-            Several sources are joined to one target. The target gets its name when it is complete; \
-            an existing file of that name stays until then.
+            Several sources are joined to one target. The target gets its name when it is \
+            complete; an existing file of that name stays until then.
 
             Sources and target can be NBD exports (nbd://host/export, nbd+unix:///?socket=path). A \
             command line in brackets starts a server and means its export.

@@ -10,7 +10,8 @@ struct DdCommand: ImageCommand {
         abstract: "Copy a part of a disk image.",
         discussion: """
             Operands: if=file of=file bs=size count=blocks skip=blocks. As with qemu-img, count= \
-            counts from the start of the source, with the skipped blocks: count=10 skip=4 copies six.
+            counts from the start of the source, with the skipped blocks: count=10 skip=4 copies \
+            six.
 
             Example: swimg dd -f qcow2 -O raw bs=1M count=64 if=disk.qcow2 of=start.raw
             """)

@@ -144,7 +144,7 @@ import Testing
         #expect(sorted.map { $0.segments[0].range.lowerBound } == (0..<500).map { Int64($0) * 8 })
     }
 
-    /// What follows on shared data, in its unit, is looked at twice and left out never.
+    /// A mixed unit behind shared data is looked at twice, and copied.
     @Test func aMixedUnitFollowsOnShares() async throws {
         let iterator = ExtentIterator(
             source: SketchSource("A0", blockSize: 6),

@@ -5,7 +5,7 @@ import Testing
 
 @testable import ImageFormats
 
-/// What lies in the file below the clusters that an image has.
+/// Holes and ends of the file below the clusters of an image.
 @Suite struct MappingTests {
     /// An image of one stretch of clusters of 1024 bytes in a file of two and a half of them.
     private struct Clusters: Image {
@@ -42,6 +42,21 @@ import Testing
         #expect(
             try await found(at: 1024, from: 1600)[0]
                 == Mapping(1600..<2048, .preallocated, hostOffset: 2624))
+    }
+
+    /// Clusters need not lie at multiples of their size: that depends on the format.
+    @Test func theLastClusterBeginsAnywhere() async throws {
+        #expect(
+            try await found(at: 512) == [
+                Mapping(0..<2048, .data, hostOffset: 512),
+                Mapping(2048..<4096, .missing, hostOffset: 2560),
+            ])
+        #expect(
+            try await found(at: 1100) == [
+                Mapping(0..<1460, .data, hostOffset: 1100),
+                Mapping(1460..<2048, .preallocated, hostOffset: 2560),
+                Mapping(2048..<4096, .missing, hostOffset: 3148),
+            ])
     }
 
     /// qemu looks below clusters only where an image allocates ahead of its data.

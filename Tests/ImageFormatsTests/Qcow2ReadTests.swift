@@ -74,6 +74,18 @@ import Testing
         }
     }
 
+    /// Damage further on ends an answer, so that the part before it can be used.
+    @Test(arguments: [false, true]) func goodEntriesComeBeforeDamage(_ extended: Bool) throws {
+        let entries: [UInt64] = [5 << 16, 6 << 16, 7 << 16 | 1 << 60]
+        let words = extended ? entries.flatMap { [$0, 0xffff_ffff] } : entries
+        let decoder = decoder(extended: extended)
+        let found = try decoder.mappings(in: words, startingAt: 0, from: 0, limit: 1 << 20)
+        #expect(found == [Mapping(0..<131_072, .data, hostOffset: 5 << 16)])
+        #expect(throws: ImageError.self) {
+            _ = try decoder.mappings(in: words, startingAt: 0, from: 131_072, limit: 1 << 20)
+        }
+    }
+
     @Test func refusesDamagedEntries() {
         func refuses(_ decoder: Qcow2EntryDecoder, _ words: [UInt64]) {
             #expect(throws: ImageError.self) {
@@ -186,7 +198,7 @@ import Testing
         #expect(String(decoding: bytes.prefix(16), as: UTF8.self) == "AAAABBCCAAAABBCC")
     }
 
-    /// What was found is read, whatever part of a joined disk it is.
+    /// Mappings that were found are read by the right layer of a joined disk.
     @Test func readsWhatWasFound() async throws {
         let whole = try ConcatenatedSource([
             SketchSource(String(repeating: "A", count: 128), blockSize: 4),

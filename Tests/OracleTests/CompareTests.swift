@@ -84,6 +84,50 @@ import Testing
         }
     }
 
+    /// A difference before damage is the answer, though both are found in one table.
+    @Test func aDifferenceBeforeDamage() throws {
+        let folder = try TempFolder()
+        let bytes = noise(6, 1 << 20)
+        let raw = try folder.write("raw", bytes)
+        let image = folder.path("image")
+        try Qemu.img("convert", "-f", "raw", "-O", "qcow2", "-o", "cluster_size=4k", raw, image)
+        var changed = bytes
+        changed[5000] ^= 1
+        let other = try folder.write("other", changed)
+        let file = try FileHandle(forUpdating: URL(fileURLWithPath: image))
+        func number(_ offset: UInt64) throws -> UInt64 {
+            try file.seek(toOffset: offset)
+            return try (file.read(upToCount: 8) ?? Data()).reduce(0) { $0 << 8 | UInt64($1) }
+        }
+        let mask: UInt64 = 0x00ff_ffff_ffff_fe00
+        let entry = try number(number(40)) & mask + 3 * 8
+        let first = try number(entry) >> 56
+        try file.seek(toOffset: entry)
+        file.write(Data([UInt8(first) | 0x10]))
+        try file.close()
+        try expectSame(["-f", "qcow2", "-F", "raw", image, other])
+        let damaged = try run(Swimg.path, ["compare", "-f", "qcow2", "-F", "raw", image, raw])
+        #expect(damaged.status > 1 && damaged.errorText.contains("bad L2 entry"), "\(damaged)")
+    }
+
+    /// A backing file that ends within the last sector cuts it in two.
+    @Test func strictModeWithinTheLastSector() throws {
+        let folder = try TempFolder()
+        let bytes = noise(7, 1000)
+        let short = try folder.write("short", bytes)
+        let base = try folder.write("base", bytes + [UInt8](repeating: 0, count: 10))
+        let top = folder.path("top")
+        try Qemu.img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top, "1024")
+        try expectSame(["-s", "-f", "raw", "-F", "qcow2", base, top])
+        try expectSame(["-s", "-f", "qcow2", "-F", "raw", top, base])
+        for pair in [[short, top], [top, short]] {
+            let formats =
+                pair[0] == top ? ["-f", "qcow2", "-F", "raw"] : ["-f", "raw", "-F", "qcow2"]
+            let outcome = try run(Swimg.path, ["compare", "-s"] + formats + pair)
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        }
+    }
+
     /// Strict mode compares allocation independently of the content.
     @Test func strictMode() throws {
         let folder = try TempFolder()

@@ -33,8 +33,8 @@ public struct ImageParameters: Sendable {
 }
 
 extension Preallocation {
-    /// - Throws: `ImageError` for an unknown mode, in the words of qemu-img where it reads the option
-    ///   itself.
+    /// - Throws: `ImageError` for an unknown mode, in the words of qemu-img where it reads the
+    ///   option itself.
     init(option: String) throws(ImageError) {
         guard let mode = Self(rawValue: option) else {
             throw .invalid("invalid parameter value: \(option)")

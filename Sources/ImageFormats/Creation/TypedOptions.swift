@@ -42,7 +42,8 @@ public struct TypedOptions: Sendable {
         }
     }
 
-    /// Refuses options that qemu-img has and this program does not support yet, unless they are off.
+    /// Refuses options that qemu-img has and this program does not support yet, unless they are
+    /// off.
     func refuseKeys(startingWith prefixes: [String]) throws(ImageError) {
         for option in known where prefixes.contains(where: option.name.hasPrefix) {
             guard let value = text(option.name), isOn(option.name) != false else { continue }

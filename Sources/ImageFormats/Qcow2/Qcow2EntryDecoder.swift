@@ -42,6 +42,7 @@ struct Qcow2EntryDecoder: Sendable {
     ///   - wordsStart: guest offset in bytes of the disk that the first entry maps.
     ///   - offset: guest offset in bytes, within the range of the entries.
     ///   - limit: end of the answer at the latest.
+    /// - Throws: `ImageError` if the first entry is damaged. Damage further on ends the answer.
     /// - Returns: at most `Mapping.mostAtOnce` mappings. The bytes of each, or the places of its
     ///   zeros, follow each other in the file; a compressed cluster has a mapping of its own.
     func mappings(
@@ -53,12 +54,18 @@ struct Qcow2EntryDecoder: Sendable {
         var result: [Mapping] = []
         var position = offset
         while position < end, result.count < Mapping.mostAtOnce {
-            let state = try state(words, wordsStart, position)
+            let state: Qcow2EntryState
+            do throws(ImageError) {
+                state = try self.state(words, wordsStart, position)
+            } catch {
+                if result.isEmpty { throw error }
+                break
+            }
             let stateEnd =
                 if case .compressed = state {
                     (position + 1).roundedUp(to: geometry.clusterSize)
                 } else if geometry.hasExtendedL2 {
-                    try endOfSubclusters(state, words, wordsStart, position, end)
+                    endOfSubclusters(state, words, wordsStart, position, end)
                 } else {
                     endOfClusters(words, wordsStart, position)
                 }
@@ -84,12 +91,13 @@ struct Qcow2EntryDecoder: Sendable {
     private func endOfSubclusters(
         _ first: Qcow2EntryState, _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64,
         _ end: Int64
-    ) throws(ImageError) -> Int64 {
+    ) -> Int64 {
         let step = geometry.subclusterSize
         var position = (offset + 1).roundedUp(to: step)
         while position < end {
-            let next = try state(words, wordsStart, position)
-            guard Self.continues(first, by: position - offset, with: next) else { break }
+            guard let next = try? state(words, wordsStart, position),
+                Self.continues(first, by: position - offset, with: next)
+            else { break }
             position += step
         }
         return position

@@ -128,7 +128,7 @@ extension Qcow2Source {
     private func streamRange(_ mapping: Mapping) throws(ImageError) -> Range<Int64> {
         let host = mapping.host ?? 0..<0
         guard host.lowerBound < storage.size else {
-            throw isMissing("compressed", at: host.lowerBound, guest: mapping.layerOffset)
+            throw missingCluster("compressed", at: host.lowerBound, guest: mapping.layerOffset)
         }
         return host.clamped(to: 0..<storage.size)
     }
