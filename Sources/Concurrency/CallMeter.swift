@@ -10,12 +10,18 @@ public struct CallTimes: Sendable, Equatable {
     /// Number of calls; `sleeps` is the number of those that slept.
     public var calls: Double
     public var sleeps: Double
+    /// Elapsed time in nanoseconds from which the calls count as waiting.
+    public var patience: Double
 
-    public init(wall: Double = 0, work: Double = 0, calls: Double = 0, sleeps: Double = 0) {
+    public init(
+        wall: Double = 0, work: Double = 0, calls: Double = 0, sleeps: Double = 0,
+        patience: Double? = nil
+    ) {
         self.wall = wall
         self.work = work
         self.calls = calls
         self.sleeps = sleeps
+        self.patience = patience ?? Self.manyTimes * work
     }
 
     /// The times of a single call.
@@ -28,11 +34,13 @@ public struct CallTimes: Sendable, Equatable {
     /// A single call that slept is not enough. It can be a hiccup: a file system that begins a
     /// transaction, or another process that has the processor.
     public var isWaiting: Bool {
-        wall > Self.manyTimes * work && wall - work > Self.noticeable && sleeps >= Self.fewCalls
+        wall > patience && wall - work > Self.noticeable && sleeps >= Self.fewCalls
             && 2 * sleeps >= calls
     }
 
-    private static let manyTimes = 4.0
+    /// Ratio of elapsed to processor time from which calls count as waiting, unless their meter has
+    /// another.
+    public static let manyTimes = 4.0
     /// Half a millisecond, in nanoseconds.
     private static let noticeable = 500_000.0
     /// Two calls, the first of which `faded` has already reduced to 7/8.
@@ -41,13 +49,15 @@ public struct CallTimes: Sendable, Equatable {
     public static func + (left: CallTimes, right: CallTimes) -> CallTimes {
         CallTimes(
             wall: left.wall + right.wall, work: left.work + right.work,
-            calls: left.calls + right.calls, sleeps: left.sleeps + right.sleeps)
+            calls: left.calls + right.calls, sleeps: left.sleeps + right.sleeps,
+            patience: left.patience + right.patience)
     }
 
     public static func - (left: CallTimes, right: CallTimes) -> CallTimes {
         CallTimes(
             wall: left.wall - right.wall, work: left.work - right.work,
-            calls: left.calls - right.calls, sleeps: left.sleeps - right.sleeps)
+            calls: left.calls - right.calls, sleeps: left.sleeps - right.sleeps,
+            patience: left.patience - right.patience)
     }
 
     /// Measures a closure that makes one system call in this thread and does nothing else. `errno`
@@ -68,15 +78,18 @@ public struct CallTimes: Sendable, Equatable {
     /// These sums with 7/8 of their weight, so that later calls count more than earlier ones.
     public var faded: CallTimes {
         CallTimes(
-            wall: wall * 7 / 8, work: work * 7 / 8, calls: calls * 7 / 8, sleeps: sleeps * 7 / 8)
+            wall: wall * 7 / 8, work: work * 7 / 8, calls: calls * 7 / 8, sleeps: sleeps * 7 / 8,
+            patience: patience * 7 / 8)
     }
 }
 
 /// Adds up the calls that move data to or from a storage, and tells whether they wait or work.
 public final class CallMeter: Sendable {
     private let sums = Mutex<(all: CallTimes, recent: CallTimes)>((CallTimes(), CallTimes()))
+    private let manyTimes: Double
 
-    public init() {}
+    /// - Parameter manyTimes: ratio of elapsed to processor time from which calls count as waiting.
+    public init(manyTimes: Double = CallTimes.manyTimes) { self.manyTimes = manyTimes }
 
     /// The times of all calls so far.
     public var total: CallTimes { sums.withLock { $0.all } }
@@ -85,6 +98,8 @@ public final class CallMeter: Sendable {
     public var isWaiting: Bool { sums.withLock { $0.recent.isWaiting } }
 
     public func note(_ times: CallTimes) {
+        var times = times
+        times.patience = manyTimes * times.work
         sums.withLock {
             $0.all = $0.all + times
             $0.recent = $0.recent.faded + times

@@ -77,7 +77,7 @@ public struct Chunk: Sendable, Equatable {
 public actor ExtentIterator {
     /// Limit for the zeros of a chunk, in bytes: few calls where zeros are fast, and many
     /// concurrent chunks where they have to be written.
-    private static let longestZeroes: Int64 = 256 << 20
+    private static let longestZeroes: Int64 = 1 << 30
     /// Limit for the shared blocks of a chunk, in bytes, so that progress is reported now and then.
     private static let longestShare: Int64 = 1 << 30
     /// Limit for chunks in which zeros and skipped ranges alternate, or which share many small

@@ -34,11 +34,31 @@ extension WritableStorage {
                     try await writeRuns(runs, of: data)
                 }
             case .compressed(let run): try await self.write(run.bytes, at: write.hostOffset)
-            case .metadata(let table):
-                try await writeBytes(table, at: write.hostOffset)
+            case .metadata:
+                try await writeTables([write] + Self.takeTables(from: &rest))
             case .zeros(let length):
                 try await zero(write.hostOffset..<write.hostOffset + length, mayUnmap: true)
             }
+        }
+    }
+
+    /// Removes the tables from the front of `rest`.
+    private static func takeTables(
+        from rest: inout ArraySlice<Placement.Write>
+    ) -> ArraySlice<Placement.Write> {
+        let tables = rest.prefix { if case .metadata = $0.bytes { true } else { false } }
+        rest.removeFirst(tables.count)
+        return tables
+    }
+
+    /// Writes tables at once: their order means nothing, and each may have to wait.
+    private func writeTables(_ tables: [Placement.Write]) async throws {
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for table in tables {
+                guard case .metadata(let bytes) = table.bytes else { continue }
+                group.addTask { try await self.writeBytes(bytes, at: table.hostOffset) }
+            }
+            try await group.waitForAll()
         }
     }
 

@@ -15,7 +15,9 @@ public final class FileStorage: WritableStorage {
     let descriptor: Int32
     let cacheMode: CacheMode
     private let knownSize: Atomic<Int64>
-    public let readMeter = CallMeter()
+    /// Reads wait only for the storage, so twice their own time is enough to tell. Writes also wait
+    /// for the lock of their file.
+    public let readMeter = CallMeter(manyTimes: 2)
     public let writeMeter = CallMeter()
     /// The means that the file system has refused, which are not tried again.
     let refusedZeroing = Mutex<ZeroMeans>([])
