@@ -21,7 +21,7 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build demo test deb side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build demo test deb side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency bench-http bench-imageio microbench manual docs install fmt lint clean
 
 # setup must finish before build starts.
 .NOTPARALLEL:
@@ -103,6 +103,15 @@ bench-latency: setup-test build
 # Compares copies between servers in memory; uses the disk of `bench`.
 bench-nbd: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/nbd.py $(BUILD)/release/swimg
+
+# Compares reading from an HTTP server with curl, nbdkit and qemu-img; uses a part of the disk of
+# `bench`.
+bench-http: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/remote.py $(BUILD)/release/swimg
+
+# Compares uploads to ovirt-imageio, and downloads, with its own client.
+bench-imageio: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Benchmarks/imageio_upload.py $(BUILD)/release/swimg
 
 # Measures the steps of a conversion separately. A separate package, because it needs a library.
 microbench: setup-test

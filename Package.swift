@@ -15,8 +15,8 @@ let package = Package(
         .library(
             name: "ImageConvert",
             targets: [
-                "ImageConvert", "ImageDrivers", "ImageFormats", "NBDStorage", "ImageStorage",
-                "Concurrency", "DiskImage",
+                "ImageConvert", "ImageDrivers", "ImageFormats", "ImageioStorage",
+                "HTTPStorage", "NBDStorage", "ImageStorage", "Concurrency", "DiskImage",
             ]),
         .library(name: "ImageTools", targets: ["ImageTools"]),
     ],
@@ -27,8 +27,8 @@ let package = Package(
         .executableTarget(
             name: "swimg",
             dependencies: [
-                "ImageTools", "ImageConvert", "ImageDrivers", "ImageFormats", "NBDStorage",
-                "ImageStorage", "Concurrency", "DiskImage", "CLinux",
+                "ImageTools", "ImageConvert", "ImageDrivers", "ImageFormats", "HTTPStorage",
+                "NBDStorage", "ImageStorage", "Concurrency", "DiskImage", "CLinux",
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
             ],
             swiftSettings: strict),
@@ -49,7 +49,10 @@ let package = Package(
         // The lists of formats and storages, and what opens images by them.
         .target(
             name: "ImageDrivers",
-            dependencies: ["ImageFormats", "NBDStorage", "ImageStorage", "DiskImage"],
+            dependencies: [
+                "ImageFormats", "ImageioStorage", "HTTPStorage", "NBDStorage", "ImageStorage",
+                "DiskImage",
+            ],
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
@@ -70,9 +73,18 @@ let package = Package(
                 "DiskImage", "CNBD", "CLinux",
             ],
             swiftSettings: strict),
+        .target(
+            name: "HTTPStorage",
+            dependencies: ["ImageStorage", "Concurrency", "DiskImage", "CCurl"],
+            swiftSettings: strict),
+        .target(
+            name: "ImageioStorage",
+            dependencies: ["HTTPStorage", "ImageStorage", "Concurrency", "DiskImage"],
+            swiftSettings: strict),
         .target(name: "DiskImage", swiftSettings: strict),
         .target(name: "CLinux"),
         .target(name: "CNBD"),
+        .target(name: "CCurl"),
         .target(name: "CDigest"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
@@ -90,6 +102,9 @@ let package = Package(
             name: "ImageStorageTests", dependencies: ["ImageStorage", "CLinux"],
             swiftSettings: strict),
         .testTarget(name: "NBDStorageTests", dependencies: ["NBDStorage"], swiftSettings: strict),
+        .testTarget(
+            name: "ImageioStorageTests", dependencies: ["ImageioStorage"], swiftSettings: strict),
+        .testTarget(name: "HTTPStorageTests", dependencies: ["HTTPStorage"], swiftSettings: strict),
         .testTarget(
             name: "ImageFormatsTests", dependencies: ["ImageFormats", "MemoryImages", "CZlib"],
             swiftSettings: strict),

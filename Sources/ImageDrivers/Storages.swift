@@ -1,11 +1,15 @@
 import DiskImage
+import HTTPStorage
 import ImageStorage
+import ImageioStorage
 import NBDStorage
 
 /// The list of the kinds of storage. The first one that claims a name opens it.
 public enum Storages {
     public static let all: [any StorageDriver] = [
         NBDDriver(),
+        HTTPDriver(),
+        ImageioDriver(),
         NullDriver(),
         FileDriver(),
     ]

@@ -1,5 +1,6 @@
 import ArgumentParser
 import DiskImage
+import HTTPStorage
 import ImageConvert
 import ImageDrivers
 import ImageFormats
@@ -10,7 +11,10 @@ import NBDStorage
 struct NBDServerOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
-            "Connections to an NBD export that allows several, 1 to 16 (default: up to 4).",
+            """
+            Connections to an HTTP server, or to an NBD export that allows several, 1 to 16 \
+            (default: up to 16, and up to 4).
+            """,
             valueName: "number"))
     var connections: String?
 
@@ -32,7 +36,9 @@ struct NBDServerOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "Time within which an NBD server has to answer (default: unlimited).",
+            """
+            Time within which a server has to answer (default: 30 for HTTP, unlimited for NBD).
+            """,
             valueName: "seconds"))
     var timeout: String?
 
@@ -49,20 +55,25 @@ struct NBDServerOptions: ParsableArguments {
         help: "Use several connections also where the NBD server does not announce multi-conn.")
     var multiConn = false
 
+    @OptionGroup var http: HTTPServerOptions
+
     func options() throws(ImageError) -> StorageOptions {
         var options = StorageOptions()
         options.nbd = try nbdOptions()
+        options.http = try http.options()
+        if let connections = options.nbd.connections { options.http.connections = connections }
+        if let timeout = options.nbd.timeout { options.http.timeout = timeout }
         return options
     }
 
     private func nbdOptions() throws(ImageError) -> NBDOptions {
         var result = NBDOptions()
         if let connections {
-            result.connections = try number(
+            result.connections = try optionNumber(
                 connections, "connections", NBDOptions.connectionRange)
         }
         if let requests {
-            result.requests = try number(requests, "requests", NBDOptions.requestRange)
+            result.requests = try optionNumber(requests, "requests", NBDOptions.requestRange)
         }
         if let requestSize {
             guard let size = parseByteSize(requestSize),
@@ -75,25 +86,27 @@ struct NBDServerOptions: ParsableArguments {
             result.requestSize = size
         }
         if let timeout {
-            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange)
+            result.timeout = try optionNumber(timeout, "timeout", NBDOptions.timeoutRange)
         }
         if let reconnect {
-            result.reconnectTime = try number(reconnect, "reconnect", NBDOptions.reconnectRange)
+            result.reconnectTime = try optionNumber(
+                reconnect, "reconnect", NBDOptions.reconnectRange)
         }
         result.forcesMultiConn = multiConn
         return result
     }
+}
 
-    private func number(
-        _ text: String, _ option: String, _ range: ClosedRange<Int>
-    ) throws(ImageError) -> Int {
-        guard let number = Int(text), range.contains(number) else {
-            throw .invalid(
-                "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
-                    + "\(range.upperBound)")
-        }
-        return number
+/// Reads the number of an option.
+func optionNumber(
+    _ text: String, _ option: String, _ range: ClosedRange<Int>
+) throws(ImageError) -> Int {
+    guard let number = Int(text), range.contains(number) else {
+        throw .invalid(
+            "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
+                + "\(range.upperBound)")
     }
+    return number
 }
 
 /// Options for naming images: by path, NBD name or image options.

@@ -96,7 +96,7 @@ private func withLocalSocket<Result>(
 
 private let addressSize = socklen_t(MemoryLayout<sockaddr_in>.size)
 
-private func freePort() throws -> Int {
+func freePort() throws -> Int {
     let port = withLocalSocket(port: 0) { descriptor, address -> Int? in
         var size = addressSize
         guard bind(descriptor, address, size) == 0, getsockname(descriptor, address, &size) == 0
@@ -111,6 +111,6 @@ private func freePort() throws -> Int {
     return port
 }
 
-private func canConnect(to port: Int) -> Bool {
+func canConnect(to port: Int) -> Bool {
     withLocalSocket(port: port) { connect($0, $1, addressSize) == 0 }
 }

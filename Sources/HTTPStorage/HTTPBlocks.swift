@@ -1,0 +1,142 @@
+import DiskImage
+import Glibc
+import ImageStorage
+import Synchronization
+
+/// Reads ranges of a file, and reads ahead for short reads that follow each other.
+///
+/// Tables and compressed clusters are read in small pieces, each of which would cost a request.
+/// Where one lies behind what has been read ahead, the next blocks are read as a whole. Long reads
+/// are requests of their own, straight into the caller's memory.
+final class HTTPBlocks: Sendable {
+    /// Length of a block in bytes.
+    private static let blockSize: Int64 = 2 << 20
+    /// Number of blocks that are read ahead, and that are kept.
+    private static let ahead: Int64 = 3
+    private static let capacity = 6
+    /// Length in bytes from which a read is a request of its own.
+    private static let longRead: Int64 = 512 << 10
+
+    private struct State {
+        var blocks: [Int64: Block] = [:]
+        var clock = 0
+    }
+
+    private struct Block {
+        var bytes: Task<BlockBytes, any Error>
+        var lastUse: Int
+    }
+
+    private let file: HTTPFile
+    /// Offset in bytes of the first block; what lies before is known.
+    private let start: Int64
+    private let state = Mutex(State())
+    /// Number of the block in which the rest of the file begins.
+    private var first: Int64 { start / Self.blockSize }
+
+    init(_ file: HTTPFile, from start: Int64) {
+        self.file = file
+        self.start = start
+    }
+
+    func read(_ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer) async throws {
+        let pieces = state.withLock { plan(range, &$0) }
+        for piece in pieces {
+            let place = Int(piece.range.lowerBound - range.lowerBound)
+            let room = UnsafeMutableRawBufferPointer(
+                rebasing: memory[place..<place + piece.range.count])
+            if let block = piece.block {
+                let bytes = try await withTaskCancellationHandler {
+                    try await block.value
+                } onCancel: {
+                    block.cancel()
+                }
+                bytes.copy(piece.range, to: room)
+            } else {
+                try await file.read(piece.range, into: room)
+            }
+        }
+    }
+
+    /// A part of a read, in a block or by a request of its own.
+    private struct Piece {
+        var range: Range<Int64>
+        var block: Task<BlockBytes, any Error>?
+    }
+
+    private func plan(_ range: Range<Int64>, _ state: inout State) -> [Piece] {
+        var pieces: [Piece] = []
+        var offset = range.lowerBound
+        while offset < range.upperBound {
+            let number = offset / Self.blockSize
+            let part = offset..<min(range.upperBound, (number + 1) * Self.blockSize)
+            offset = part.upperBound
+            if state.blocks[number] == nil, range.count < Self.longRead,
+                number == first || state.blocks[number - 1] != nil
+            {
+                // The first short read may be the only one.
+                let last = number == first ? number : number + Self.ahead
+                for next in number...last { load(next, &state) }
+            }
+            if let block = use(number, &state) {
+                pieces.append(Piece(range: part, block: block))
+            } else if let last = pieces.last, last.block == nil {
+                pieces[pieces.count - 1].range = last.range.lowerBound..<part.upperBound
+            } else {
+                pieces.append(Piece(range: part))
+            }
+        }
+        return pieces
+    }
+
+    private func use(
+        _ number: Int64, _ state: inout State
+    ) -> Task<BlockBytes, any Error>? {
+        state.clock += 1
+        state.blocks[number]?.lastUse = state.clock
+        // The block behind the last one that is read ahead is fetched when this one is used.
+        guard let block = state.blocks[number] else { return nil }
+        if state.blocks[number + 1] != nil { load(number + Self.ahead, &state) }
+        return block.bytes
+    }
+
+    private func load(_ number: Int64, _ state: inout State) {
+        let end = min(file.version.size, (number + 1) * Self.blockSize)
+        let begin = max(start, number * Self.blockSize)
+        guard state.blocks[number] == nil, begin < end else { return }
+        let range = begin..<end
+        if state.blocks.count >= Self.capacity,
+            let oldest = state.blocks.min(by: { $0.value.lastUse < $1.value.lastUse })
+        {
+            state.blocks[oldest.key] = nil
+        }
+        state.clock += 1
+        let task = Task { [file] in
+            let block = try BlockBytes(range)
+            try await file.read(range, into: block.memory)
+            return block
+        }
+        state.blocks[number] = Block(bytes: task, lastUse: state.clock)
+    }
+}
+
+/// The bytes of a block.
+private final class BlockBytes: @unchecked Sendable {
+    // Written before others see the object.
+    let memory: UnsafeMutableRawBufferPointer
+    private let range: Range<Int64>
+
+    init(_ range: Range<Int64>) throws(ImageError) {
+        self.range = range
+        guard let start = malloc(range.count) else { throw .outOfMemory(range.count) }
+        memory = UnsafeMutableRawBufferPointer(start: start, count: range.count)
+    }
+
+    deinit { free(memory.baseAddress) }
+
+    func copy(_ part: Range<Int64>, to room: UnsafeMutableRawBufferPointer) {
+        let place = Int(part.lowerBound - range.lowerBound)
+        room.copyMemory(
+            from: UnsafeRawBufferPointer(rebasing: memory[place..<place + part.count]))
+    }
+}
