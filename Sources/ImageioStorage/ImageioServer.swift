@@ -1,0 +1,278 @@
+import DiskImage
+import FoundationEssentials
+import Glibc
+import HTTPStorage
+import ImageStorage
+import Synchronization
+
+/// The connections to a daemon. Each carries one request at a time; the daemon opens the disk for
+/// each of them anew.
+final class ImageioServer: Sendable {
+    /// The daemon's answer to OPTIONS.
+    struct Features: Decodable {
+        var features: [String]?
+        var max_readers: Int?
+        var max_writers: Int?
+        var unix_socket: String?
+    }
+
+    /// A part of the disk, as the daemon describes it.
+    struct Part: Decodable {
+        var start: Int64
+        var length: Int64
+        var zero: Bool
+        var hole: Bool?
+    }
+
+    let address: ImageioAddress
+    private let url: String
+    private let settings: HTTPSettings
+    /// The settings of requests that may take long.
+    private let patientSettings: HTTPSettings
+    private let loops: [HTTPLoop]
+    /// For each connection: number of requests on their way, and whether it has written.
+    private let states: Mutex<[(load: Int, hasWritten: Bool)]>
+
+    private init(
+        _ address: ImageioAddress, url: String, _ options: HTTPOptions, loops: [HTTPLoop]
+    ) {
+        self.address = address
+        self.url = url
+        self.loops = loops
+        (settings, patientSettings) = Self.settings(options)
+        states = Mutex(loops.map { _ in (0, false) })
+    }
+
+    deinit { for loop in loops { loop.close() } }
+
+    /// Number of connections.
+    var connections: Int { loops.count }
+
+    private static func settings(_ options: HTTPOptions) -> (HTTPSettings, HTTPSettings) {
+        var patient = options
+        patient.timeout = 0
+        return (HTTPSettings(options), HTTPSettings(patient))
+    }
+
+    /// Connects, and asks what the daemon can do and where the disk has data.
+    ///
+    /// - Returns: the parts of the disk; nil if the daemon does not tell.
+    /// - Throws: `ImageError`.
+    static func open(
+        _ address: ImageioAddress, _ options: HTTPOptions, forWriting: Bool
+    ) throws(ImageError) -> (ImageioServer, Features, [Part]?) {
+        var options = options
+        options.socket = address.socket
+        let first = try HTTPLoop(most: 1)
+        let once = ImageioServer(address, url: address.url, options, loops: [first])
+        let (greeting, isLocal) = try once.ask(HTTPCommand("OPTIONS"))
+        var url = address.url
+        var features = Features()
+        if greeting.status == 200 {
+            features = try once.decode(Features.self, greeting.body)
+        } else if greeting.status != 405, greeting.status != 204 {
+            throw once.refusal("cannot open", greeting.status, greeting.reason, greeting.body)
+        }
+        if isLocal, options.socket == nil, let socket = features.unix_socket {
+            // The way through the socket is shorter, and needs no encryption.
+            var local = options
+            local.socket = HostPath(socket)
+            let path = url.drop { $0 != "/" }.dropFirst(2).drop { $0 != "/" }
+            let near = ImageioServer(
+                address, url: "http://localhost" + path, local, loops: [try HTTPLoop(most: 1)])
+            if let (answer, _) = try? near.ask(HTTPCommand("OPTIONS")), answer.status == 200 {
+                (options, url) = (local, near.url)
+            }
+        }
+        let most = forWriting ? features.max_writers : features.max_readers
+        let count = max(1, min(options.connections, most ?? 1))
+        var loops: [HTTPLoop] = []
+        for _ in 0..<count { loops.append(try HTTPLoop(most: 1)) }
+        let server = ImageioServer(address, url: url, options, loops: loops)
+        var parts: [Part]?
+        if features.features?.contains("extents") == true {
+            let (answer, _) = try server.ask(HTTPCommand(), "/extents")
+            guard answer.status == 200 else {
+                throw server.refusal("cannot open", answer.status, answer.reason, answer.body)
+            }
+            parts = try server.decode([Part].self, answer.body)
+        }
+        for loop in loops { try loop.start() }
+        return (server, features, parts)
+    }
+
+    /// Sends a request before the threads run.
+    private func ask(
+        _ command: HTTPCommand, _ suffix: String = ""
+    ) throws(ImageError) -> (ImageioSink.Answer, isLocal: Bool) {
+        let sink = ImageioSink()
+        let request = try HTTPRequest(
+            patientSettings, address: url + suffix, command, into: sink)
+        var outcome: HTTPRequest.Outcome?
+        var isOver = false
+        request.onEnd = {
+            outcome = $0
+            isOver = true
+        }
+        loops[0].submit(request)
+        loops[0].run { isOver || Task.isCancelled }
+        guard let outcome, outcome.code == 0 else {
+            throw failure("cannot open", outcome?.failure ?? "interrupted")
+        }
+        return (sink.answer(outcome), outcome.isLocal)
+    }
+
+    private func decode<Value: Decodable>(
+        _ type: Value.Type, _ body: [UInt8]
+    ) throws(ImageError) -> Value {
+        do {
+            return try JSONDecoder().decode(type, from: Data(body))
+        } catch {
+            throw failure("cannot open", "the server's answer makes no sense")
+        }
+    }
+
+    /// Reads a range, which is within the disk.
+    func read(
+        _ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer
+    ) async throws -> HTTPRequest.Outcome {
+        let sink = ImageioSink(memory)
+        let what = "cannot read \(range.count) bytes at offset \(range.lowerBound)"
+        let outcome = try await send(HTTPCommand(range: range), into: sink, what)
+        guard outcome.answer.status == 206, sink.count == memory.count else {
+            throw failure(what, "the server sends \(sink.count) bytes")
+        }
+        return outcome
+    }
+
+    func write(
+        _ bytes: UnsafeRawBufferPointer, at offset: Int64
+    ) async throws -> HTTPRequest.Outcome {
+        let end = offset + Int64(bytes.count)
+        return try await send(
+            HTTPCommand(
+                "PUT",
+                headers: [
+                    "Content-Range: bytes \(offset)-\(end - 1)/*",
+                    "Content-Type: application/octet-stream",
+                ], body: bytes), "?flush=n", changes: true,
+            "cannot write \(bytes.count) bytes at offset \(offset)")
+    }
+
+    func zero(_ range: Range<Int64>) async throws {
+        let words =
+            #"{"op":"zero","offset":\#(range.lowerBound),"size":\#(range.count),"flush":false}"#
+        try await patch(
+            words, changes: true, "cannot zero \(range.count) bytes at offset \(range.lowerBound)")
+    }
+
+    /// Flushes on each connection that has written, because each has opened the disk for itself.
+    func flush() async throws {
+        let numbers = states.withLock { states in states.indices.filter { states[$0].hasWritten } }
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            for number in numbers {
+                group.addTask {
+                    try await self.patch(#"{"op":"flush"}"#, on: number, "cannot flush")
+                }
+            }
+            try await group.waitForAll()
+        }
+    }
+
+    private func patch(
+        _ words: String, on number: Int? = nil, changes: Bool = false, _ what: String
+    ) async throws {
+        let body = UnsafeMutableRawBufferPointer.allocate(
+            byteCount: words.utf8.count, alignment: 1)
+        defer { body.deallocate() }
+        body.copyBytes(from: words.utf8)
+        _ = try await send(
+            HTTPCommand(
+                "PATCH", headers: ["Content-Type: application/json"],
+                body: UnsafeRawBufferPointer(body)), on: number, isPatient: true, changes: changes,
+            what)
+    }
+
+    /// Sends a request, and returns when it is answered well.
+    ///
+    /// - Parameters:
+    ///   - number: number of the connection; nil takes the one that has least to do.
+    ///   - changes: whether the request changes the disk.
+    ///   - what: beginning of the error message.
+    private func send(
+        _ command: HTTPCommand, _ suffix: String = "", on number: Int? = nil,
+        into sink: ImageioSink = ImageioSink(), isPatient: Bool = false, changes: Bool = false,
+        _ what: String
+    ) async throws -> HTTPRequest.Outcome {
+        let number = states.withLock { states in
+            let chosen =
+                number ?? states.indices.min { states[$0].load < states[$1].load } ?? 0
+            states[chosen].load += 1
+            if changes { states[chosen].hasWritten = true }
+            return chosen
+        }
+        defer { states.withLock { $0[number].load -= 1 } }
+        let request = try HTTPRequest(
+            isPatient ? patientSettings : settings, address: url + suffix, command, into: sink)
+        let outcome = try await loops[number].perform(request)
+        guard outcome.code == 0 else { throw failure(what, outcome.failure) }
+        let answer = sink.answer(outcome)
+        guard (200..<300).contains(answer.status) else {
+            throw refusal(what, answer.status, answer.reason, answer.body)
+        }
+        return outcome
+    }
+
+    private func failure(_ what: String, _ reason: String) -> ImageError {
+        ImageError(
+            .system(errno: EIO), path: address.label, "\(what): \(address.redacted(reason))")
+    }
+
+    private func refusal(
+        _ what: String, _ status: Int, _ reason: String, _ body: [UInt8]
+    ) -> ImageError {
+        let words = [reason, body.prefix(200).text.trimmed].filter { !$0.isEmpty }
+        return failure(
+            what, "the server answers \(status) \(words.joined(separator: ": "))")
+    }
+}
+
+/// Takes the body of an answer: bytes of the disk, or text.
+private final class ImageioSink: HTTPSink {
+    struct Answer {
+        var status: Int
+        var reason: String
+        var body: [UInt8]
+    }
+
+    /// Longest text in bytes: enough for the parts of a disk of some millions.
+    private static let longestText = 256 << 20
+
+    private let memory: UnsafeMutableRawBufferPointer?
+    private(set) var count = 0
+    private var text: [UInt8] = []
+    private var isData = false
+
+    init(_ memory: UnsafeMutableRawBufferPointer? = nil) { self.memory = memory }
+
+    func answer(_ outcome: HTTPRequest.Outcome) -> Answer {
+        Answer(status: outcome.answer.status, reason: outcome.answer.reason, body: text)
+    }
+
+    func accept(_ answer: HTTPAnswer) -> Bool {
+        isData = memory != nil && answer.status == 206
+        return true
+    }
+
+    func take(_ bytes: UnsafeRawBufferPointer) -> Bool {
+        guard let memory, isData else {
+            if text.count < Self.longestText { text += bytes }
+            return true
+        }
+        let taken = min(bytes.count, memory.count - count)
+        UnsafeMutableRawBufferPointer(rebasing: memory[count..<count + taken])
+            .copyMemory(from: UnsafeRawBufferPointer(rebasing: bytes[..<taken]))
+        count += bytes.count
+        return true
+    }
+}

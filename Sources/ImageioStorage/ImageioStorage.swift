@@ -1,0 +1,113 @@
+import Concurrency
+import DiskImage
+import Glibc
+import HTTPStorage
+import ImageStorage
+
+/// A disk of oVirt that an ovirt-imageio daemon serves.
+public final class ImageioStorage: WritableStorage {
+    /// Length of a request in bytes: each has to be answered before the next one on a connection.
+    private static let requestSize: Int64 = 4 << 20
+
+    public let name: String
+    public let size: Int64
+    public let traits: StorageTraits
+    public let readMeter = CallMeter()
+    public let writeMeter = CallMeter()
+    private let server: ImageioServer
+    /// The parts of the disk when it was opened.
+    private let extents: [Extent]
+    private let canZero: Bool
+    private let canFlush: Bool
+
+    /// Number of connections, unless the user gave another.
+    private static let connections = 4
+
+    /// - Throws: `ImageError` if the daemon cannot be reached, or refuses the ticket.
+    init(
+        _ address: ImageioAddress, _ options: HTTPOptions, forWriting: Bool
+    ) throws(ImageError) {
+        var options = options
+        options.connections = min(options.connections, Self.connections)
+        let (server, features, parts) = try ImageioServer.open(
+            address, options, forWriting: forWriting)
+        self.server = server
+        name = address.label
+        guard let parts, let last = parts.last else {
+            throw ImageError(
+                .unsupported, path: address.label,
+                "the daemon is too old: it does not tell where the disk has data")
+        }
+        size = last.start + last.length
+        guard size >= 0, size <= largestDiskSize else {
+            throw .tooLarge("cannot open", path: address.label)
+        }
+        canZero = features.features?.contains("zero") ?? false
+        canFlush = features.features?.contains("flush") ?? false
+        extents = parts.filter { $0.length > 0 }.map {
+            Extent(range: $0.start..<$0.start + $0.length, isHole: $0.zero)
+        }
+        traits = StorageTraits(
+            isDevice: true, isRemote: true, hasHoles: extents.contains(where: \.isHole),
+            requestsInFlight: server.connections, requestSize: Self.requestSize)
+    }
+
+    public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
+        let range = offset..<offset + Int64(buffer.byteCount)
+        guard !range.isEmpty else { return }
+        guard range.upperBound <= size else { throw ImageError.beyondEnd(self, range) }
+        // The span is borrowed until this call returns, so the memory stays alive.
+        let memory = buffer.withUnsafeMutableBytes { $0 }
+        let outcome = try await server.read(range, into: memory)
+        readMeter.note(outcome.times)
+    }
+
+    public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
+        var low = 0
+        var high = extents.count
+        while low < high {
+            let middle = (low + high) / 2
+            if extents[middle].range.upperBound <= offset {
+                low = middle + 1
+            } else {
+                high = middle
+            }
+        }
+        guard low < extents.count, extents[low].range.contains(offset) else {
+            return Extent(range: offset..<limit, isHole: false)
+        }
+        return Extent(
+            range: offset..<min(limit, extents[low].range.upperBound), isHole: extents[low].isHole)
+    }
+
+    public func write(_ bytes: RawSpan, at offset: Int64) async throws {
+        guard bytes.byteCount > 0 else { return }
+        try requireRoom(offset + Int64(bytes.byteCount))
+        let memory = bytes.withUnsafeBytes { $0 }
+        writeMeter.note(try await server.write(memory, at: offset).times)
+    }
+
+    public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
+        guard !range.isEmpty else { return }
+        try requireRoom(range.upperBound)
+        if canZero {
+            try await server.zero(range)
+        } else {
+            try await writeZeros(range)
+        }
+    }
+
+    public func truncate(to size: Int64) async throws { try requireRoom(size) }
+
+    public func requireSpace(_ bytes: Int64) throws {}
+
+    public func flush() async throws { if canFlush { try await server.flush() } }
+
+    private func requireRoom(_ end: Int64) throws(ImageError) {
+        guard end > size else { return }
+        throw ImageError(
+            .system(errno: ENOSPC), path: name,
+            "the disk is too small: \(size) bytes, needed are \(end): "
+                + String(cString: strerror(ENOSPC)))
+    }
+}

@@ -1,0 +1,133 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// Disks that an ovirt-imageio daemon serves, as sources and as targets.
+@Suite(
+    .enabled(
+        if: Qemu.isInstalled && ImageioDaemon.isInstalled && NBDTestServer.isInstalled,
+        "needs ovirt-imageio, qemu-nbd and qemu-img"))
+struct ImageioTests {
+    private static let size = 10 << 20
+    private let folder: TempFolder
+    private let raw: String
+
+    init() throws {
+        folder = try TempFolder()
+        raw = try DiskSketch(
+            "A1-aB2+0C" + String(repeating: "3--d4E-", count: 8), cluster: 131072, size: Self.size
+        ).writeRaw(folder.path("disk.raw"))
+    }
+
+    private func expectEqual(_ path: String, _ format: String = "raw") throws {
+        #expect(try Qemu.difference(path, format, raw, "raw") == nil)
+    }
+
+    /// A file full of other data, to be overwritten.
+    private func target(_ name: String) throws -> String {
+        let path = folder.path(name)
+        try Data(repeating: 0xaa, count: Self.size).write(to: URL(fileURLWithPath: path))
+        return path
+    }
+
+    @Test(arguments: [false, true])
+    func uploadsAndDownloadsFiles(_ isSecure: Bool) throws {
+        let path = try target("target.raw")
+        let daemon = try ImageioDaemon("file://" + path, size: Self.size, isSecure: isSecure)
+        let proof = isSecure ? ["--cacert", daemon.authority] : []
+        let up = try Swimg.convert(proof + ["-n", "-f", "raw", "-O", "raw", raw, daemon.uri])
+        #expect(up.isSuccess, "\(up)")
+        try expectEqual(path)
+        let down = try Swimg.convert(proof + ["-O", "raw", daemon.uri, folder.path("out")])
+        #expect(down.isSuccess, "\(down)")
+        try expectEqual(folder.path("out"))
+        if isSecure {
+            let refused = try Swimg.convert("-O", "raw", daemon.uri, folder.path("out2"))
+            #expect(refused.status == 1 && refused.errorText.contains("certificate"), "\(refused)")
+        }
+    }
+
+    @Test(arguments: ["raw", "qcow2"])
+    func goesThroughNBD(_ format: String) throws {
+        let path = folder.path("disk." + format)
+        try Qemu.img("create", "-q", "-f", format, path + ".new", "\(Self.size)")
+        let server = try NBDTestServer.qemu(
+            "-f", format, "--discard=unmap", "--detect-zeroes=unmap", path + ".new")
+        let daemon = try ImageioDaemon("nbd:unix:" + server.socket, size: Self.size)
+        let up = try Swimg.convert("-n", "-f", "raw", "-O", "raw", "-W", raw, daemon.uri)
+        #expect(up.isSuccess, "\(up)")
+        let same = try run(Swimg.path, ["compare", daemon.uri, raw])
+        #expect(same.isSuccess, "\(same)")
+        // What the daemon tells of the zeros steers the reading.
+        let down = try Swimg.convert("-O", "qcow2", daemon.uri, folder.path("out.qcow2"))
+        #expect(down.isSuccess, "\(down)")
+        try expectEqual(folder.path("out.qcow2"), "qcow2")
+        let lines = daemon.log
+        func last(_ word: String) -> Int? { lines.lastIndex { $0.contains(word) } }
+        let flush = try #require(lines.firstIndex { $0.contains(" FLUSH ") })
+        #expect(try #require(last(" WRITE ")) < flush && #require(last(" ZERO ")) < flush)
+        #expect(!lines.contains { $0.contains("flush=True") })
+        // One flush for each connection that wrote.
+        let writers = Set(
+            lines.filter { $0.contains(" WRITE ") || $0.contains(" ZERO ") }
+                .compactMap { $0.split(separator: " (").last?.split(separator: ")").first })
+        let flushes = lines.count { $0.contains(" FLUSH ") }
+        #expect(flushes >= 1 && flushes <= 4, "\(writers) \(flushes)")
+        let read = lines.filter { $0.contains(" READ ") }.compactMap { line in
+            line.split(separator: " ").first { $0.hasPrefix("size=") }
+                .flatMap { Int($0.dropFirst("size=".count)) }
+        }.reduce(0, +)
+        #expect(read < 2 * Self.size, "\(read)")
+        server.end()
+        try expectEqual(path + ".new", format)
+    }
+
+    @Test func prefersTheSocket() throws {
+        let path = try target("target.raw")
+        let daemon = try ImageioDaemon(
+            "file://" + path, size: Self.size, isSecure: true, hasSocket: true)
+        for (number, words) in [["--cacert", daemon.authority, daemon.uri], [daemon.socketURI]]
+            .enumerated()
+        {
+            let outcome = try Swimg.convert(
+                words.dropLast() + ["-n", "-f", "raw", "-O", "raw", raw, words[words.count - 1]])
+            #expect(outcome.isSuccess, "\(number): \(outcome)")
+        }
+        try expectEqual(path)
+        let writes = daemon.log.filter { $0.contains(" WRITE ") }
+        #expect(!writes.isEmpty && writes.allSatisfy { $0.contains("[local]") }, "\(writes)")
+    }
+
+    @Test func storesWholeImages() throws {
+        let path = try target("target.qcow2")
+        try Data().write(to: URL(fileURLWithPath: path))
+        truncate(path, 12 << 20)
+        let daemon = try ImageioDaemon("file://" + path, size: 12 << 20)
+        let up = try Swimg.convert("-f", "raw", "-O", "qcow2", raw, daemon.uri)
+        #expect(up.isSuccess, "\(up)")
+        try expectEqual(path, "qcow2")
+        #expect(try Qemu.damage(path) == nil)
+        let down = try Swimg.convert("-f", "qcow2", "-O", "raw", daemon.uri, folder.path("out"))
+        #expect(down.isSuccess, "\(down)")
+        try expectEqual(folder.path("out"))
+    }
+
+    @Test func saysWhatTheServerSays() throws {
+        let path = try target("target.raw")
+        let daemon = try ImageioDaemon("file://" + path, size: Self.size, operations: ["read"])
+        let readOnly = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, daemon.uri)
+        #expect(readOnly.status == 1 && readOnly.errorText.contains("403"), "\(readOnly)")
+        let unknown = try Swimg.convert(
+            "-O", "raw", daemon.uri.replacing("secret-ticket", with: "wrong-ticket"),
+            folder.path("out"))
+        #expect(unknown.status == 1 && unknown.errorText.contains("403"), "\(unknown)")
+        let small = try ImageioDaemon("file://" + path, size: Self.size / 2)
+        let tooLarge = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, small.uri)
+        #expect(tooLarge.status == 1, "\(tooLarge)")
+        for outcome in [readOnly, unknown, tooLarge] {
+            #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+            #expect(!outcome.errorText.contains("-ticket"), "\(outcome)")
+        }
+        #expect(!FileManager.default.fileExists(atPath: folder.path("out")))
+    }
+}
