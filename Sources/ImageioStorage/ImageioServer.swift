@@ -11,9 +11,16 @@ final class ImageioServer: Sendable {
     /// The daemon's answer to OPTIONS.
     struct Features: Decodable {
         var features: [String]?
-        var max_readers: Int?
-        var max_writers: Int?
-        var unix_socket: String?
+        var maxReaders: Int?
+        var maxWriters: Int?
+        var unixSocket: String?
+
+        private enum CodingKeys: String, CodingKey {
+            case features
+            case maxReaders = "max_readers"
+            case maxWriters = "max_writers"
+            case unixSocket = "unix_socket"
+        }
     }
 
     /// A part of the disk, as the daemon describes it.
@@ -73,7 +80,7 @@ final class ImageioServer: Sendable {
         } else if greeting.status != 405, greeting.status != 204 {
             throw once.refusal("cannot open", greeting.status, greeting.reason, greeting.body)
         }
-        if isLocal, options.socket == nil, let socket = features.unix_socket {
+        if isLocal, options.socket == nil, let socket = features.unixSocket {
             // The way through the socket is shorter, and needs no encryption.
             var local = options
             local.socket = HostPath(socket)
@@ -84,7 +91,7 @@ final class ImageioServer: Sendable {
                 (options, url) = (local, near.url)
             }
         }
-        let most = forWriting ? features.max_writers : features.max_readers
+        let most = forWriting ? features.maxWriters : features.maxReaders
         let count = max(1, min(options.connections, most ?? 1))
         var loops: [HTTPLoop] = []
         for _ in 0..<count { loops.append(try HTTPLoop(most: 1)) }

@@ -126,10 +126,10 @@ struct HTTPTests {
         ).wait()
         #expect(byFile.isSuccess, "\(byFile)")
         let options = ["--cacert", server.authority, "-O", "raw"]
-        let private_ = "\(server.secureURL)/private/disk.raw"
-        #expect(try Swimg.convert(options + [private_, target]).errorText.contains("403"))
+        let restricted = "\(server.secureURL)/private/disk.raw"
+        #expect(try Swimg.convert(options + [restricted, target]).errorText.contains("403"))
         let proven = try Swimg.convert(
-            options + ["--cert", server.clientCertificate, private_, target])
+            options + ["--cert", server.clientCertificate, restricted, target])
         #expect(proven.isSuccess, "\(proven)")
         try expectEqual(target)
     }
