@@ -196,7 +196,7 @@ public final class FileStorage: WritableStorage {
         if cacheMode.isDirect {
             try writeDirect(bytes, at: offset)
         } else {
-            try Syscall.write(descriptor, name, bytes, at: offset, noting: writeMeter.note)
+            try Syscall.write(descriptor, name, [bytes], at: offset, noting: writeMeter.note)
         }
     }
 
@@ -233,10 +233,9 @@ public final class FileStorage: WritableStorage {
     public func truncate(to size: Int64) async throws {
         if traits.isDevice {
             guard size <= self.size else {
-                throw ImageError(
-                    .system(errno: ENOSPC), path: name,
-                    "the device is too small: \(self.size) bytes, needed are \(size): "
-                        + String(cString: strerror(ENOSPC)))
+                throw Syscall.failure(
+                    name, "the device is too small: \(self.size) bytes, needed are \(size)",
+                    errno: ENOSPC)
             }
             return
         }
@@ -264,10 +263,8 @@ public final class FileStorage: WritableStorage {
         let (product, overflow) = UInt64(blocks).multipliedReportingOverflow(
             by: UInt64(space.f_frsize))
         guard !overflow, let free = Int64(exactly: product), free < bytes else { return }
-        throw ImageError(
-            .system(errno: ENOSPC), path: name,
-            "needs \(bytes) bytes, the file system has \(free): "
-                + String(cString: strerror(ENOSPC)))
+        throw Syscall.failure(
+            name, "needs \(bytes) bytes, the file system has \(free)", errno: ENOSPC)
     }
 
     /// Throws the errors that a file system reports only on close: NFS reports a full disk or quota
