@@ -18,7 +18,7 @@ public final class FileStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
     /// The means that the file system has refused, which are not tried again.
-    let refusedZeroing = Mutex<ZeroMeans>([])
+    let refusedZeroing = Mutex<Set<ZeroMeans>>([])
     let sharing: Mutex<BlockSharing>
     /// Descriptor for the unaligned ends of direct writes; opened when first needed.
     let bufferedDescriptor = Mutex<Int32?>(nil)
