@@ -51,19 +51,9 @@ struct NBDServerOptions: ParsableArguments {
 
     func options() throws(ImageError) -> StorageOptions {
         var options = StorageOptions()
-        options.nbd = try nbdOptions()
-        return options
-    }
-
-    private func nbdOptions() throws(ImageError) -> NBDOptions {
-        var result = NBDOptions()
-        if let connections {
-            result.connections = try number(
-                connections, "connections", NBDOptions.connectionRange)
-        }
-        if let requests {
-            result.requests = try number(requests, "requests", NBDOptions.requestRange)
-        }
+        options.nbd.connections = try number(
+            connections, "connections", NBDOptions.connectionRange)
+        options.nbd.requests = try number(requests, "requests", NBDOptions.requestRange)
         if let requestSize {
             guard let size = parseByteSize(requestSize),
                 NBDOptions.requestSizeRange.contains(size), size % 4096 == 0
@@ -72,21 +62,18 @@ struct NBDServerOptions: ParsableArguments {
                     "invalid size '\(requestSize)': --request-size takes a multiple of 4096 up to 32M"
                 )
             }
-            result.requestSize = size
+            options.nbd.requestSize = size
         }
-        if let timeout {
-            result.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange)
-        }
-        if let reconnect {
-            result.reconnectTime = try number(reconnect, "reconnect", NBDOptions.reconnectRange)
-        }
-        result.forcesMultiConn = multiConn
-        return result
+        options.nbd.timeout = try number(timeout, "timeout", NBDOptions.timeoutRange)
+        options.nbd.reconnectTime = try number(reconnect, "reconnect", NBDOptions.reconnectRange)
+        options.nbd.forcesMultiConn = multiConn
+        return options
     }
 
     private func number(
-        _ text: String, _ option: String, _ range: ClosedRange<Int>
-    ) throws(ImageError) -> Int {
+        _ text: String?, _ option: String, _ range: ClosedRange<Int>
+    ) throws(ImageError) -> Int? {
+        guard let text else { return nil }
         guard let number = Int(text), range.contains(number) else {
             throw .invalid(
                 "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
