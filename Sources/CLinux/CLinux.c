@@ -23,18 +23,9 @@ const int clinux_SEEK_HOLE = SEEK_HOLE;
 const int clinux_O_TMPFILE = O_TMPFILE;
 const int clinux_O_DIRECT = O_DIRECT;
 const int clinux_O_PATH = O_PATH;
-const int clinux_O_DSYNC = O_DSYNC;
 const int clinux_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const int clinux_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;
 const int clinux_FALLOC_FL_ZERO_RANGE = FALLOC_FL_ZERO_RANGE;
-
-int clinux_open(const char *path, int flags, unsigned int mode) {
-    return open(path, flags, mode);
-}
-
-int clinux_openat(int folder, const char *name, int flags, unsigned int mode) {
-    return openat(folder, name, flags, mode);
-}
 
 static int argument_count;
 static char **arguments;
@@ -167,10 +158,6 @@ int clinux_ofd_is_locked(int fd, int64_t start, int64_t length) {
     struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = length};
     if (fcntl(fd, F_OFD_GETLK, &lock) < 0) return -1;
     return lock.l_type != F_UNLCK;
-}
-
-ssize_t clinux_readlinkat(int folder, const char *name, void *buffer, size_t size) {
-    return readlinkat(folder, name, (char *)buffer, size);
 }
 
 static int has_attribute(int folder, const char *name, uint64_t attribute) {

@@ -65,9 +65,9 @@ public struct CallTimes: Sendable, Equatable {
     package static func measure<Result>(_ call: () -> Result) -> (result: Result, times: CallTimes)
     {
         let start = ContinuousClock.now
-        let before = ThreadUsage.now
+        let before = threadUsage()
         let result = call()
-        let after = ThreadUsage.now
+        let after = threadUsage()
         let times = CallTimes.call(
             wall: start.nanoseconds(to: .now),
             work: Double(after.nanoseconds - before.nanoseconds),
@@ -114,13 +114,8 @@ extension ContinuousClock.Instant {
     }
 }
 
-private struct ThreadUsage {
-    var nanoseconds: Int64 = 0
-    var sleeps: Int64 = 0
-
-    static var now: ThreadUsage {
-        var usage = ThreadUsage()
-        clinux_thread_usage(&usage.nanoseconds, &usage.sleeps)
-        return usage
-    }
+private func threadUsage() -> (nanoseconds: Int64, sleeps: Int64) {
+    var usage: (nanoseconds: Int64, sleeps: Int64) = (0, 0)
+    clinux_thread_usage(&usage.nanoseconds, &usage.sleeps)
+    return usage
 }

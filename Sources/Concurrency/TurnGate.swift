@@ -27,14 +27,12 @@ package final class TurnGate: Sendable {
 
     /// Passes the turn on to the next number.
     package func leave() {
-        let waiter = order.withLock { $0.advance() }
-        waiter?.resume()
+        order.withLock { $0.advance() }?.resume()
     }
 
     /// Gives up a turn without waiting for it.
     package func skip(_ number: Int) {
-        let waiter = order.withLock { $0.skip(number) }
-        waiter?.resume()
+        order.withLock { $0.skip(number) }?.resume()
     }
 }
 

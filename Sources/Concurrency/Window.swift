@@ -34,10 +34,17 @@ package struct Window {
     /// Largest number of chunks: more would only wait for each other.
     fileprivate static let mostChunks = 64
 
-    private(set) var size: Int
-    /// Length of a chunk in bytes.
-    private(set) var chunkSize: Int64
+    private struct Dimensions {
+        /// Number of chunks.
+        var size: Int
+        /// Length of a chunk in bytes.
+        var chunkSize: Int64
 
+        /// Number of bytes in flight when all chunks have their full length.
+        var bytes: Int64 { Int64(size) * chunkSize }
+    }
+
+    private var current: Dimensions
     private let bounds: Bounds
     private var base: Int
     private var recent = Recent()
@@ -61,9 +68,8 @@ package struct Window {
     }
 
     private struct Trial {
-        /// Size of the window to go back to.
-        var size: Int
-        var chunkSize: Int64
+        /// The window to go back to.
+        var previous: Dimensions
         /// Throughput of that window in bytes per nanosecond.
         var rate: Double
         /// Number of chunks that were begun before the trial and do not count.
@@ -87,15 +93,18 @@ package struct Window {
         precondition(bounds.base > 0 && bounds.base <= bounds.most)
         self.bounds = bounds
         base = bounds.base
-        size = base
-        chunkSize = bounds.shortChunk
+        current = Dimensions(size: base, chunkSize: bounds.shortChunk)
         start = now
     }
+
+    var size: Int { current.size }
+    /// Length of a chunk in bytes.
+    var chunkSize: Int64 { current.chunkSize }
 
     /// Raises the number of chunks that is enough, because chunks have to be decompressed.
     mutating func raiseBase(to count: Int) {
         base = min(max(base, count), bounds.most)
-        size = max(size, base)
+        current.size = max(size, base)
     }
 
     /// Notes that a chunk has been read and is still to be written. Nothing else is known before
@@ -109,9 +118,9 @@ package struct Window {
         recent.bytes = recent.bytes * 7 / 8 + Double(count)
         recent.chunks = recent.chunks * 7 / 8 + 1
         let wanted = wanted
-        guard isFirstRound, chunks == 0, wanted.bytes > inFlight + inFlight / 2 else { return }
+        guard isFirstRound, chunks == 0, wanted.bytes > current.bytes * 3 / 2 else { return }
         // Writing will take about as long as reading.
-        grow(to: wanted, coming: inFlight / 2, now)
+        grow(to: wanted, coming: current.bytes / 2, now)
     }
 
     /// Notes that a chunk is done.
@@ -131,7 +140,7 @@ package struct Window {
         let wanted = wanted
         if let trial {
             if chunks >= size { end(trial, now) }
-        } else if isRateKnown, rest == 0, wanted.bytes > inFlight + inFlight / 2 {
+        } else if isRateKnown, rest == 0, wanted.bytes > current.bytes * 3 / 2 {
             grow(to: wanted, coming: bytes / Int64(chunks) * Int64(max(chunks, size)), now)
         } else {
             shrinkIfCalm(wanted, now)
@@ -144,18 +153,13 @@ package struct Window {
     /// bound, as if the others came at any moment.
     private var isRateKnown: Bool { chunks >= size || isFirstRound }
 
-    /// Number of bytes in flight when all chunks have their full length.
-    private var inFlight: Int64 { Int64(size) * chunkSize }
-
     /// Whether the window has long chunks. They bring more work with no more waiting, so less
     /// waiting is enough for the window to stay than to grow.
     private var isWide: Bool { chunkSize > bounds.shortChunk }
 
     /// The window for as many bytes as could have been copied while the last chunks waited.
-    private var wanted: (bytes: Int64, size: Int, chunkSize: Int64) {
-        let least = (
-            bytes: Int64(base) * bounds.shortChunk, size: base, chunkSize: bounds.shortChunk
-        )
+    private var wanted: Dimensions {
+        let least = Dimensions(size: base, chunkSize: bounds.shortChunk)
         guard recent.bytes > 0, isWide || recent.times.isWaiting else { return least }
         let wait = (recent.times.wall - recent.times.work) / recent.chunks
         // The first chunk can be short, which says little about copying.
@@ -167,24 +171,22 @@ package struct Window {
         let chunkSize = min(
             max(bounds.longChunk, (bytes / Int64(size)).roundedUp(to: bounds.unit)),
             bounds.longestChunk)
-        return (Int64(size) * chunkSize, size, chunkSize)
+        return Dimensions(size: size, chunkSize: chunkSize)
     }
 
     /// - Parameter coming: number of bytes that this window is about to have moved since `start`.
-    private mutating func grow(
-        to wanted: (bytes: Int64, size: Int, chunkSize: Int64), coming: Int64, _ now: Int64
-    ) {
+    private mutating func grow(to wanted: Dimensions, coming: Int64, _ now: Int64) {
         trial = Trial(
-            size: size, chunkSize: chunkSize, rate: Double(coming) / Double(max(1, now - start)),
-            skipped: size)
-        (size, chunkSize) = (wanted.size, wanted.chunkSize)
+            previous: current, rate: Double(coming) / Double(max(1, now - start)), skipped: size)
+        current = wanted
         restart(now)
     }
 
     private mutating func end(_ trial: Trial, _ now: Int64) {
         let rate = Double(bytes) / Double(max(1, now - start))
         if rate < trial.rate * Self.gain {
-            (size, chunkSize) = (max(base, trial.size), trial.chunkSize)
+            current = trial.previous
+            current.size = max(base, size)
             rest = patience * size
             patience = min(2 * patience, Self.patience.upperBound)
         } else {
@@ -194,13 +196,10 @@ package struct Window {
         restart(now)
     }
 
-    private mutating func shrinkIfCalm(
-        _ wanted: (bytes: Int64, size: Int, chunkSize: Int64), _ now: Int64
-    ) {
-        calm = wanted.bytes < inFlight / 2 ? calm + 1 : 0
+    private mutating func shrinkIfCalm(_ wanted: Dimensions, _ now: Int64) {
+        calm = wanted.bytes < current.bytes / 2 ? calm + 1 : 0
         guard calm >= Self.calmness else { return }
-        size = wanted.size
-        chunkSize = wanted.chunkSize
+        current = wanted
         calm = 0
         restart(now)
     }

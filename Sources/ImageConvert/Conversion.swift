@@ -145,11 +145,9 @@ public struct Conversion: Sendable {
         _ opened: [OpenedImage], leavesBacking: Bool
     ) throws(ImageError) -> CopyInput {
         let content = try sliced(ConcatenatedSource(opened.map(\.source)))
-        guard leavesBacking else {
-            return CopyInput(content: content, extents: content)
-        }
-        return CopyInput(
-            content: content, extents: try ConcatenatedSource(opened.map(\.ownLayer)))
+        return try CopyInput(
+            content: content,
+            extents: leavesBacking ? ConcatenatedSource(opened.map(\.ownLayer)) : content)
     }
 
     private func sliced(_ source: ConcatenatedSource) throws(ImageError) -> ConcatenatedSource {

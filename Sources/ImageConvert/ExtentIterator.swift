@@ -277,10 +277,9 @@ public actor ExtentIterator {
             parts.append(part)
             offset = part.range.upperBound
         }
-        let range = position..<unitEnd
-        return action == .copy
-            ? Chunk.Segment(range: range, action: .copy, mappings: parts)
-            : Chunk.Segment(range: range, action: action ?? .copy)
+        return Chunk.Segment(
+            range: position..<unitEnd, action: action ?? .copy,
+            mappings: action == .copy ? parts : [])
     }
 
     private func mapping(at offset: Int64) async throws -> Mapping {

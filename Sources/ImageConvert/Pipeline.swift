@@ -1,7 +1,6 @@
 import Concurrency
 import DiskImage
 import ImageStorage
-import Synchronization
 
 /// The engine: copies a guest disk from a source to a target in three stages.
 ///
@@ -142,7 +141,9 @@ private struct Stages: Sendable {
     func carry(
         _ chunk: Chunk, with pass: inout WindowPass
     ) async throws -> [Mapping] {
-        guard !chunk.isShared else { return try await share(chunk) }
+        guard !chunk.isShared else {
+            return try await writing.inTurn(of: chunk) { sharing.share(chunk) }
+        }
         // Data that could not be shared may be cut at other places.
         let count = max(Int(pass.chunkSize), chunk.dataSize(reading.target.traits.granularity))
         var data = try dataPool.take(byteCount: count)
@@ -162,31 +163,5 @@ private struct Stages: Sendable {
             try await writing.write(placement, of: chunk, data: RawSpan())
         }
         return []
-    }
-
-    /// Shares when it is the chunk's turn.
-    private func share(_ chunk: Chunk) async throws -> [Mapping] {
-        try await writing.enterTurn(of: chunk)
-        let rest = sharing.share(chunk)
-        writing.leaveTurn(of: chunk)
-        return rest
-    }
-}
-
-/// The progress of all workers together; it never goes back.
-private final class ProgressMark: Sendable {
-    private let done = Mutex<Int64>(0)
-    private let report: (@Sendable (Int64) -> Void)?
-
-    init(_ report: (@Sendable (Int64) -> Void)?) { self.report = report }
-
-    func reach(_ offset: Int64) {
-        guard let report else { return }
-        // Called under the lock so that reports arrive in order.
-        done.withLock {
-            guard offset > $0 else { return }
-            $0 = offset
-            report(offset)
-        }
     }
 }

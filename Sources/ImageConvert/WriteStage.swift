@@ -49,27 +49,21 @@ struct WriteStage: Sendable {
         try await writing?.enter(chunk.sequence)
         let isOverlapping = overlaps()
         if isOverlapping { writing?.leave() }
-        try await writeNow(placement, of: chunk, data: data)
-        if !isOverlapping { writing?.leave() }
-    }
-
-    private func writeNow(
-        _ placement: Placement, of chunk: Chunk, data: RawSpan
-    ) async throws {
         try await target.write(
             placement, data: data,
             origin: BufferOrigin(
                 layers: extents.layers, mappings: chunk.mappings, start: chunk.start))
+        if !isOverlapping { writing?.leave() }
     }
 
-    func enterTurn(of chunk: Chunk) async throws {
+    /// Runs a body when it is the chunk's turn to be placed and to be written.
+    func inTurn<Result>(of chunk: Chunk, _ body: () -> Result) async throws -> Result {
         try await placing?.enter(chunk.sequence)
         try await writing?.enter(chunk.sequence)
-    }
-
-    /// Not called after an error: the cancelled group wakes the waiting workers then.
-    func leaveTurn(of chunk: Chunk) {
-        placing?.leave()
-        writing?.leave()
+        defer {
+            placing?.leave()
+            writing?.leave()
+        }
+        return body()
     }
 }

@@ -16,11 +16,11 @@ public struct ImageDescription: Sendable, Equatable {
 
     /// Whether to open the image without the backing file that it names.
     public var ignoresBacking: Bool { details.ignoresBacking }
-    /// The part of the storage that holds the image, from the innermost window out.
-    var windows: [DescribedFormat.Window] { details.windows }
+    /// The parts to cut out of the storage, each out of its predecessor; the last is the image.
+    var parts: [DescribedFormat.Part] { details.parts }
 
     /// Whether the image is all of the storage at `place`.
-    public var isWhole: Bool { windows.isEmpty }
+    public var isWhole: Bool { parts.isEmpty }
 
     private static let jsonPrefix = Array("json:".utf8)
     /// Ends with the mark, which only names from `name(fromOptions:)` have.

@@ -193,8 +193,8 @@ public struct ImageOpener: Sendable {
                 return try openPlace(name, isTyped: overlay == nil)
             }
             var storage = try openPlace(description.place, isTyped: overlay == nil)
-            for window in description.windows {
-                storage = try StorageWindow(of: storage, offset: window.offset, size: window.size)
+            for part in description.parts {
+                storage = try StoragePart(of: storage, offset: part.offset, size: part.size)
             }
             return storage
         }
@@ -258,7 +258,7 @@ struct ChainMembers {
 
     /// - Throws: `ImageError` if the chain has this image already.
     mutating func add(_ storage: any Storage, _ name: ImageName) throws(ImageError) {
-        if let file = storage.file, !(storage is StorageWindow) {
+        if let file = storage.file, !(storage is StoragePart) {
             guard !files.contains(file) else { throw Self.loop(name) }
             files.append(file)
         } else {

@@ -70,7 +70,7 @@ extension FormatDriver {
 /// The format's part of a described image (`json:`, `--image-opts`).
 public struct DescribedFormat: Sendable, Equatable {
     /// A part of a storage.
-    public struct Window: Sendable, Equatable {
+    public struct Part: Sendable, Equatable {
         public var offset: Int64
         /// Size in bytes; nil reaches to the end of the storage.
         public var size: Int64?
@@ -83,7 +83,7 @@ public struct DescribedFormat: Sendable, Equatable {
 
     /// Parts to cut out of the storage; the first is a part of the file, each other one a part of
     /// its predecessor.
-    public var windows: [Window] = []
+    public var parts: [Part] = []
     /// Whether the backing file that the image names is ignored.
     public var ignoresBacking = false
 

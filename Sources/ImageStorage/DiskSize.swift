@@ -4,8 +4,7 @@ import Glibc
 extension ImageError {
     /// The error for a size beyond `largestDiskSize`, with the system's text.
     public static func tooLarge(_ what: String, path: String? = nil) -> ImageError {
-        ImageError(
-            .system(errno: EFBIG), path: path, "\(what): \(String(cString: strerror(EFBIG)))")
+        Syscall.failure(path, what, errno: EFBIG)
     }
 }
 

@@ -3,6 +3,7 @@ import DiskImage
 extension WritableStorage {
     /// Writes zeros like data, so that they take up space.
     public func writeZeros(_ range: Range<Int64>) async throws {
+        guard !range.isEmpty else { return }
         let pieceSize: Int64 = 1 << 20
         let zeros = try IOBuffer.zeros(byteCount: Int(min(pieceSize, Int64(range.count))))
         var offset = range.lowerBound

@@ -103,10 +103,11 @@ public struct Comparison: Sendable {
             base: max(Self.workers, requests), limit: nil, memory: Self.memory / 2,
             unit: pair.readGranularity, shortChunk: pieceSize)
         let layers = images.0.layers + images.1.layers
-        let cursor = ComparisonCursor(end: size) { [onProgress] done in onProgress?(done, size) }
+        let cursor = ComparisonCursor(end: size)
         let worker = ComparisonWorker(
             pair: pair, cursor: cursor,
-            window: WindowGate(bounds, meters: layers.map(\.storage.readMeter)))
+            window: WindowGate(bounds, meters: layers.map(\.storage.readMeter)),
+            progress: ProgressMark { [onProgress] done in onProgress?(done, size) })
         try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in
                 for _ in 0..<min(Int64(bounds.most), size / pieceSize + 1) {

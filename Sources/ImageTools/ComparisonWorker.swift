@@ -9,7 +9,6 @@ final class ComparisonCursor: Sendable {
 
     private struct State {
         var position: Int64 = 0
-        var done: Int64 = 0
         var isSkipping = false
         var found: (offset: Int64, finding: Finding)?
     }
@@ -18,15 +17,9 @@ final class ComparisonCursor: Sendable {
     private let state = Mutex(State())
     /// Atomic because it is read before each piece, where the lock would cost too much.
     private let foundOffset = Atomic<Int64>(.max)
-    private let report: @Sendable (Int64) -> Void
 
-    /// - Parameters:
-    ///   - end: the end of the disk, in bytes.
-    ///   - report: called with the number of bytes done, which never decreases.
-    init(end: Int64, report: @escaping @Sendable (Int64) -> Void) {
-        self.end = end
-        self.report = report
-    }
+    /// - Parameter end: the end of the disk, in bytes.
+    init(end: Int64) { self.end = end }
 
     /// The finding with the lowest offset so far.
     var finding: Finding? { state.withLock { $0.found?.finding } }
@@ -42,15 +35,6 @@ final class ComparisonCursor: Sendable {
             guard start < $0.found?.offset ?? end else { return nil }
             $0.position = end - start > size ? (start + 1).roundedUp(to: size) : end
             return start..<$0.position
-        }
-    }
-
-    func finish(_ cell: Range<Int64>) {
-        state.withLock {
-            guard cell.upperBound > $0.done else { return }
-            $0.done = cell.upperBound
-            // Called under the lock so that reports arrive in order.
-            report($0.done)
         }
     }
 
@@ -84,6 +68,7 @@ struct ComparisonWorker: Sendable {
     let pair: ImagePair
     let cursor: ComparisonCursor
     let window: WindowGate
+    let progress: ProgressMark
 
     func run() async throws {
         var first = try IOBuffer(byteCount: 0)
@@ -98,7 +83,7 @@ struct ComparisonWorker: Sendable {
             }
             let isZero = try await compare(cell, &first, &second)
             pass.noteRead(bytes: Int64(cell.count))
-            cursor.finish(cell)
+            progress.reach(cell.upperBound)
             if isZero { try await skipZeros(from: cell.upperBound, step: pass.chunkSize) }
         }
     }
@@ -200,10 +185,9 @@ struct ComparisonWorker: Sendable {
             guard let step = try? await walk.step(at: position, limit: limit),
                 step.work == .nothing
             else { return }
-            let end = step.range.upperBound
-            position = end
+            position = step.range.upperBound
             cursor.skip(to: position)
-            if end == limit, reach < 1 << 50 { reach *= 2 }
+            if position == limit, reach < 1 << 50 { reach *= 2 }
             try Task.checkCancellation()
         }
     }

@@ -1,5 +1,4 @@
 import DiskImage
-import Glibc
 import ImageDrivers
 import ImageFormats
 import ImageStorage
@@ -29,7 +28,8 @@ public struct ImageCheck: Sendable {
                 _ = try await known.driver.open(storage)
                 return nil
             }
-            return try await checker.check(storage, onMessage: onMessage).report(name, known)
+            let result = try await checker.check(storage, onMessage: onMessage)
+            return CheckReport(path: name.description, format: known, result: result)
         }
         let storage = try openInPlace()
         let known = try await format(of: storage)
@@ -42,7 +42,7 @@ public struct ImageCheck: Sendable {
             result.corruptionsFixed = repaired.corruptionsFixed
             result.leaksFixed = repaired.leaksFixed
         }
-        return result.report(name, known)
+        return CheckReport(path: name.description, format: known, result: result)
     }
 
     private func format(of storage: any Storage) async throws -> ImageFormat {
@@ -70,23 +70,11 @@ public struct ImageCheck: Sendable {
     }
 }
 
-extension CheckResult {
-    fileprivate func report(_ name: ImageName, _ format: ImageFormat) -> CheckReport {
-        CheckReport(path: name.description, format: format, result: self)
-    }
-}
-
 /// The result of a check in the forms that qemu-img prints.
 public struct CheckReport: Sendable, Equatable {
     public let path: String
     public let format: ImageFormat
     public let result: CheckResult
-
-    public init(path: String, format: ImageFormat, result: CheckResult) {
-        self.path = path
-        self.format = format
-        self.result = result
-    }
 
     /// qemu-img's exit status; nil if the check itself failed.
     public var status: Int32? {
@@ -121,7 +109,7 @@ public struct CheckReport: Sendable, Equatable {
         var text = damage
         if result.totalClusters > 0, result.allocatedClusters > 0 {
             func percent(_ part: Int64, of whole: Int64) -> String {
-                Self.twoDigits(Double(part) * 100 / Double(whole))
+                TextLayout.format("%.2f", Double(part) * 100 / Double(whole))
             }
             text +=
                 "\(result.allocatedClusters)/\(result.totalClusters) = "
@@ -166,12 +154,5 @@ public struct CheckReport: Sendable, Equatable {
         Double checking the fixed image now...
 
         """
-    }
-
-    /// Rounds to two decimals as C's printf does.
-    private static func twoDigits(_ number: Double) -> String {
-        var text = [CChar](repeating: 0, count: 32)
-        let length = withVaList([number]) { vsnprintf(&text, text.count, "%.2f", $0) }
-        return String(decoding: text.prefix(Int(length)).map(UInt8.init), as: UTF8.self)
     }
 }

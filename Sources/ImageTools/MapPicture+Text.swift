@@ -8,7 +8,7 @@ extension MapPicture {
     ///   - isUnicode: use block elements instead of letters.
     public func text(isColored: Bool, isUnicode: Bool) -> String {
         let brush = Brush(isColored: isColored, isUnicode: isUnicode)
-        var lines = [title]
+        var lines = [title.withoutControlCharacters]
         for start in stride(from: 0, to: cellCount, by: cellsPerRow) {
             let offset = range.lowerBound + Int64(start) * cellSize
             let looks = (start..<min(start + cellsPerRow, cellCount)).map { look($0) }
@@ -23,7 +23,6 @@ extension MapPicture {
             )
         }
         lines.append(orderText)
-        lines[0] = lines[0].withoutControlCharacters
         return lines.joined(separator: "\n") + "\n"
     }
 

@@ -18,8 +18,6 @@ import Synchronization
 final class NBDConnection: @unchecked Sendable {
     private let loop: NBDLoop
     let facts: NBDHandle.Facts
-    /// Whether the server is on this machine.
-    let isServerLocal: Bool
     /// Largest number of requests in flight.
     let limit: Int
     /// Number of requests in flight up to which no other connection is made.
@@ -50,34 +48,17 @@ final class NBDConnection: @unchecked Sendable {
     /// Whether nothing more will come. Only the loop's thread uses it.
     private(set) var hasEnded = false
 
-    /// Connects. The connection has to be closed when it is no longer needed.
-    convenience init(_ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop) throws(ImageError)
-    {
-        let handle = try NBDHandle(
-            address, timeout: options.timeout, isGivenUp: { Task.isCancelled })
-        self.init(
-            address, options, loop: loop, facts: handle.facts,
-            isServerLocal: handle.isServerLocal, handle: handle)
-    }
-
-    /// Prepares another connection to an export, which is made when the first request needs it.
+    /// A connection that has to be closed when it is no longer needed.
     ///
-    /// - Parameter first: an open connection, which has the facts about the export.
-    convenience init(
-        _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, besides first: NBDConnection
-    ) {
-        self.init(
-            address, options, loop: loop, facts: first.facts, isServerLocal: first.isServerLocal,
-            handle: nil)
-    }
-
-    private init(
+    /// - Parameters:
+    ///   - isServerLocal: whether the server is on this machine.
+    ///   - handle: the open connection; nil makes one when the first request needs it.
+    init(
         _ address: NBDAddress, _ options: NBDOptions, loop: NBDLoop, facts: NBDHandle.Facts,
-        isServerLocal: Bool, handle: NBDHandle?
+        isServerLocal: Bool, handle: NBDHandle? = nil
     ) {
         self.handle = handle
         self.facts = facts
-        self.isServerLocal = isServerLocal
         state = NBDConnectionState(
             isOpen: handle != nil, reconnectTime: options.reconnectTime)
         isUsed = Atomic(handle != nil)
@@ -240,10 +221,7 @@ final class NBDConnection: @unchecked Sendable {
             answer(
                 request,
                 result == 0
-                    ? nil
-                    : ImageError(
-                        .system(errno: result), path: address.name,
-                        "\(request.summary): " + String(cString: strerror(result))))
+                    ? nil : Syscall.failure(address.name, request.summary, errno: result))
         }
     }
 
@@ -299,9 +277,8 @@ final class NBDConnection: @unchecked Sendable {
             call()
         }
         guard status != 0 else { return }
-        let error = ImageError(
-            .system(errno: status), path: address.name,
-            "cannot start a thread to connect: \(String(cString: strerror(status)))")
+        let error = Syscall.failure(
+            address.name, "cannot start a thread to connect", errno: status)
         perform(state.refused(error, isFinal: true, at: .now))
     }
 

@@ -14,25 +14,34 @@ final class NBDConnectionPool: Sendable {
     ///
     /// - Throws: `ImageError` if that fails, or if the export is to be written and is read-only.
     init(_ address: NBDAddress, _ options: NBDOptions, forWriting: Bool) throws(ImageError) {
-        let first = try NBDConnection(address, options, loop: try NBDLoop.numbered(0))
-        var all = [first]
+        let firstLoop = try NBDLoop.numbered(0)
+        let handle = try NBDHandle(
+            address, timeout: options.timeout, isGivenUp: { Task.isCancelled })
+        let (facts, isServerLocal) = (handle.facts, handle.isServerLocal)
+        var all = [
+            NBDConnection(
+                address, options, loop: firstLoop, facts: facts, isServerLocal: isServerLocal,
+                handle: handle)
+        ]
         do throws(ImageError) {
-            if forWriting, first.facts.isReadOnly {
+            if forWriting, facts.isReadOnly {
                 throw ImageError(
                     .system(errno: EROFS), path: address.name, "the export is read-only")
             }
-            let allowsMore = first.facts.canMultiConn || options.forcesMultiConn
-            while allowsMore, all.count < options.connections(isServerLocal: first.isServerLocal) {
+            let allowsMore = facts.canMultiConn || options.forcesMultiConn
+            while allowsMore, all.count < options.connections(isServerLocal: isServerLocal) {
                 let loop = try NBDLoop.numbered(all.count % NBDLoop.count)
-                all.append(NBDConnection(address, options, loop: loop, besides: first))
+                all.append(
+                    NBDConnection(
+                        address, options, loop: loop, facts: facts, isServerLocal: isServerLocal))
             }
         } catch {
             for connection in all { connection.close() }
             throw error
         }
         connections = all
-        facts = first.facts
-        isServerLocal = first.isServerLocal
+        self.facts = facts
+        self.isServerLocal = isServerLocal
     }
 
     deinit { for connection in connections { connection.close() } }

@@ -26,15 +26,14 @@ final class NBDHandle {
         var maximumPayload: Int64
     }
 
-    let facts: Facts
-    /// Whether the server is on this machine: behind a unix socket, or at an address of our own.
-    let isServerLocal: Bool
     private let handle: OpaquePointer
     /// Name of the export, for messages.
     private let name: String
 
     /// Time in seconds for a server to answer a new connection, unless the user gave another.
     private static let connectTimeout = 30
+    /// The kind of block status that says what is a hole and what reads as zeros.
+    private static let allocation = "base:allocation"
 
     /// Connects, and waits until the server has agreed on an export.
     ///
@@ -47,112 +46,87 @@ final class NBDHandle {
         if let failure = Self.loadFailure {
             throw ImageError(.unsupported, "NBD needs the library libnbd: \(failure)")
         }
-        guard let handle = cnbd_create() else { throw Self.lastError(address, "cannot connect") }
-        do {
-            try Self.connect(handle, address, timeout ?? Self.connectTimeout, isGivenUp)
-        } catch {
-            cnbd_close(handle)
-            throw error
-        }
-        self.handle = handle
         name = address.name
-        isServerLocal = cnbd_server_is_local(handle)
-        facts = Facts(
-            size: cnbd_size(handle), isReadOnly: cnbd_is_read_only(handle),
-            canFlush: cnbd_can_flush(handle), canZero: cnbd_can_zero(handle),
-            canFastZero: cnbd_can_fast_zero(handle), canTrim: cnbd_can_trim(handle),
-            canWriteThrough: cnbd_can_fua(handle),
-            canMultiConn: cnbd_can_multi_conn(handle),
-            canBlockStatus: cnbd_can_block_status(handle),
-            minimumBlock: max(1, cnbd_minimum_block(handle)),
-            preferredBlock: max(1, cnbd_preferred_block(handle)),
-            // The amount that every server accepts (NBD protocol, "Block size constraints").
-            maximumPayload: cnbd_maximum_payload(handle) > 0
-                ? cnbd_maximum_payload(handle) : 32 << 20)
-        guard facts.size >= 0 else {
-            throw Self.lastError(address, "cannot get the size of the export")
+        guard let handle = nbd.create() else { throw Self.lastError(name, "cannot connect") }
+        self.handle = handle
+        try connect(to: address, timeout ?? Self.connectTimeout, isGivenUp)
+        guard nbd.get_size(handle) >= 0 else {
+            throw Self.lastError(name, "cannot get the size of the export")
         }
     }
 
-    deinit { cnbd_close(handle) }
+    deinit { nbd.close(handle) }
 
-    private static func connect(
-        _ handle: OpaquePointer, _ address: NBDAddress, _ timeout: Int, _ isGivenUp: () -> Bool
+    private func connect(
+        to address: NBDAddress, _ timeout: Int, _ isGivenUp: () -> Bool
     ) throws(ImageError) {
-        let proof = try NBDServerProof(
-            address, library: NBDLibraryVersion(text: String(cString: cnbd_version(handle))))
-        guard !proof.isWaived || cnbd_waive_proof(handle) >= 0,
-            proof.folder?.withCString({ cnbd_set_certificates(handle, $0) }) ?? 0 >= 0,
-            cnbd_connect(handle, address.uri) >= 0
+        let version = nbd.get_version(handle).map { String(cString: $0) } ?? ""
+        let proof = try NBDServerProof(address, library: NBDLibraryVersion(text: version))
+        // Buffers are not cleared before a read fills them, and the URI names TLS files. That any
+        // certificate will do, older libraries do not take from the URI.
+        guard nbd.add_meta_context(handle, Self.allocation) >= 0,
+            nbd.set_pread_initialize(handle, false) >= 0,
+            nbd.set_uri_allow_local_file(handle, true) >= 0,
+            !proof.isWaived || nbd.set_tls_verify_peer(handle, false) >= 0,
+            proof.folder?.withCString({ nbd.set_tls_certificates(handle, $0) }) ?? 0 >= 0,
+            nbd.aio_connect_uri(handle, address.uri) >= 0
         else {
-            throw lastError(address, "cannot connect")
+            throw Self.lastError(name, "cannot connect")
         }
-        let clock = ContinuousClock()
-        let deadline = clock.now + .seconds(timeout)
-        while !cnbd_is_ready(handle) {
-            guard !cnbd_is_over(handle) else { throw lastError(address, "cannot connect") }
+        let deadline = ContinuousClock.now + .seconds(timeout)
+        while nbd.aio_is_ready(handle) <= 0 {
+            guard !isOver else { throw Self.lastError(name, "cannot connect") }
             guard !isGivenUp() else {
-                throw ImageError(.system(errno: ECANCELED), path: address.name, "cannot connect")
+                throw ImageError(.system(errno: ECANCELED), path: name, "cannot connect")
             }
-            guard clock.now < deadline else {
+            guard ContinuousClock.now < deadline else {
                 throw ImageError(
-                    .system(errno: ETIMEDOUT), path: address.name,
+                    .system(errno: ETIMEDOUT), path: name,
                     "cannot connect: no answer for \(timeout) seconds")
             }
-            guard wait(handle, milliseconds: 100) else {
-                throw lastError(address, "cannot connect")
-            }
+            guard wait(milliseconds: 100) else { throw Self.lastError(name, "cannot connect") }
         }
     }
 
-    /// The reason why libnbd could not be loaded, once per process; nil if it was loaded.
-    private static let loadFailure: String? = {
-        let failure = cnbd_load(
-            { context, error in
-                guard let context else { return }
-                let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
-                request.result = error
-                request.inbox?.finished.append(request)
-            },
-            { context, offset, pairs, count in
-                guard let context, let pairs else { return }
-                let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
-                var start = Int64(offset)
-                for index in 0..<count / 2 {
-                    // The last extent may reach beyond the requested range, and beyond the export.
-                    let length = min(Int64(pairs[2 * index]), .max - start)
-                    guard length > 0 else { continue }
-                    // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
-                    request.extents.append(
-                        Extent(
-                            range: start..<start + length,
-                            isHole: pairs[2 * index + 1] & 2 != 0))
-                    start += length
-                }
-            },
-            { context in
-                guard let context else { return }
-                Unmanaged<NBDRequest>.fromOpaque(context).release()
-            })
-        return failure.map { String(cString: $0) }
-    }()
+    /// The properties that the server announced. Ask only before anything else is done with the
+    /// connection.
+    var facts: Facts {
+        let payload = nbd.get_block_size(handle, LIBNBD_SIZE_MAXIMUM)
+        return Facts(
+            size: nbd.get_size(handle), isReadOnly: nbd.is_read_only(handle) > 0,
+            canFlush: nbd.can_flush(handle) > 0, canZero: nbd.can_zero(handle) > 0,
+            canFastZero: nbd.can_fast_zero(handle) > 0, canTrim: nbd.can_trim(handle) > 0,
+            canWriteThrough: nbd.can_fua(handle) > 0,
+            canMultiConn: nbd.can_multi_conn(handle) > 0,
+            canBlockStatus: nbd.can_meta_context(handle, Self.allocation) > 0,
+            minimumBlock: max(1, nbd.get_block_size(handle, LIBNBD_SIZE_MINIMUM)),
+            preferredBlock: max(1, nbd.get_block_size(handle, LIBNBD_SIZE_PREFERRED)),
+            // The amount that every server accepts (NBD protocol, "Block size constraints").
+            maximumPayload: payload > 0 ? payload : 32 << 20)
+    }
 
-    private static func lastError(_ address: NBDAddress, _ what: String) -> ImageError {
-        ImageError(.system(errno: cnbd_errno()), path: address.name, "\(what): \(lastReason)")
+    /// Whether the server is on this machine: behind a unix socket, or at an address of our own.
+    var isServerLocal: Bool { cnbd_is_local(nbd.aio_get_fd(handle)) }
+
+    /// The reason why libnbd could not be loaded, once per process; nil if it was loaded.
+    private static let loadFailure = cnbd_load().map { String(cString: $0) }
+
+    private static func lastError(_ name: String, _ what: String) -> ImageError {
+        ImageError(.system(errno: nbd.get_errno()), path: name, "\(what): \(lastReason)")
     }
 
     /// libnbd's message for the last call that failed in this thread.
     private static var lastReason: String {
         // The message begins with the name of libnbd's function.
-        let reason = cnbd_error().map { String(cString: $0) } ?? "unknown error"
+        let reason = nbd.get_error().map { String(cString: $0) } ?? "unknown error"
         guard reason.hasPrefix("nbd_"), let colon = reason.firstRange(of: ": ") else {
             return reason
         }
         return String(reason[colon.upperBound...])
     }
 
-    /// Whether the connection has ended.
-    var isOver: Bool { cnbd_is_over(handle) }
+    /// Whether the connection has ended, by either side or by an error.
+    var isOver: Bool { nbd.aio_is_dead(handle) != 0 || nbd.aio_is_closed(handle) != 0 }
 
     /// The reason why a connection has ended.
     struct Loss {
@@ -171,8 +145,8 @@ final class NBDHandle {
         let reason = Self.lastReason
         // libnbd sets the errno of a socket that failed, and none for a server that sent something
         // wrong or left something out.
-        let isClosed = cnbd_is_closed(handle) || reason.contains("disconnect")
-        let isServersFault = !isClosed && cnbd_errno() == 0
+        let isClosed = nbd.aio_is_closed(handle) > 0 || reason.contains("disconnect")
+        let isServersFault = !isClosed && nbd.get_errno() == 0
         let message =
             isClosed
             ? "the server closed the connection"
@@ -186,7 +160,7 @@ final class NBDHandle {
 
     /// The error for a request that libnbd did not take.
     func refusal(of request: NBDRequest) -> ImageError {
-        let number = cnbd_errno()
+        let number = nbd.get_errno()
         return ImageError(
             .system(errno: number == 0 ? EINVAL : number), path: name,
             "\(request.summary): \(Self.lastReason)")
@@ -196,74 +170,118 @@ final class NBDHandle {
     ///
     /// - Returns: whether the request is in flight. Its result comes with this call or a later one.
     func begin(_ request: NBDRequest) -> Bool {
-        let context = Unmanaged.passRetained(request).toOpaque()
-        let durability = request.writesThrough ? cnbd_flag_fua : 0
+        let completion = Self.completion(of: request)
+        let durability = request.writesThrough ? LIBNBD_CMD_FLAG_FUA : 0
         let offset = UInt64(request.offset)
         defer { noteEnd() }
         let cookie =
             switch request.operation {
             case .read(let memory):
-                cnbd_read(handle, memory.baseAddress, memory.count, offset, context)
+                nbd.aio_pread(handle, memory.baseAddress, memory.count, offset, completion, 0)
             case .write(let memory):
-                cnbd_write(
-                    handle, memory.baseAddress, memory.count, offset, durability, context)
+                nbd.aio_pwrite(
+                    handle, memory.baseAddress, memory.count, offset, completion, durability)
             case .zero(let count, let manner):
-                cnbd_zero(handle, UInt64(count), offset, manner.flags | durability, context)
+                nbd.aio_zero(
+                    handle, UInt64(count), offset, completion, manner.flags | durability)
             case .trim(let count):
-                cnbd_trim(handle, UInt64(count), offset, durability, context)
-            case .flush: cnbd_flush(handle, context)
+                nbd.aio_trim(handle, UInt64(count), offset, completion, durability)
+            case .flush: nbd.aio_flush(handle, completion, 0)
             case .blockStatus(let count):
-                cnbd_block_status(handle, UInt64(count), offset, context)
+                nbd.aio_block_status(
+                    handle, UInt64(count), offset, Self.extents(of: request), completion, 0)
             }
         return cookie >= 0
     }
 
+    /// Puts a request that has ended into its inbox. Holds the request until libnbd is done with it.
+    private static func completion(of request: NBDRequest) -> nbd_completion_callback {
+        nbd_completion_callback(
+            callback: { context, error in
+                if let context, let error {
+                    let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
+                    request.result = error.pointee
+                    request.inbox?.finished.append(request)
+                }
+                // Retires the request: no call will ask for its result.
+                return 1
+            },
+            user_data: Unmanaged.passRetained(request).toOpaque(),
+            free: { context in
+                if let context { Unmanaged<NBDRequest>.fromOpaque(context).release() }
+            })
+    }
+
+    /// Adds the extents of an answer about block status, pairs of length and flags, to a request
+    /// that `completion` holds.
+    private static func extents(of request: NBDRequest) -> nbd_extent_callback {
+        nbd_extent_callback(
+            callback: { context, kind, offset, pairs, count, _ in
+                guard let context, let kind, let pairs,
+                    String(cString: kind) == NBDHandle.allocation
+                else { return 0 }
+                let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
+                var start = Int64(offset)
+                for index in 0..<count / 2 {
+                    // The last extent may reach beyond the requested range, and beyond the export.
+                    let length = min(Int64(pairs[2 * index]), .max - start)
+                    guard length > 0 else { continue }
+                    // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
+                    request.extents.append(
+                        Extent(
+                            range: start..<start + length,
+                            isHole: pairs[2 * index + 1] & 2 != 0))
+                    start += length
+                }
+                return 0
+            },
+            user_data: Unmanaged.passUnretained(request).toOpaque(), free: nil)
+    }
+
     /// Whether part of a request did not fit into the socket.
-    var wantsToWrite: Bool { cnbd_direction(handle) & cnbd_direction_write != 0 }
+    var wantsToWrite: Bool { wantedEvents & Int16(POLLOUT) != 0 }
 
     /// The events of `poll` that libnbd waits for.
-    private static func wantedEvents(_ handle: OpaquePointer) -> Int16 {
-        let direction = cnbd_direction(handle)
-        return (direction & cnbd_direction_read != 0 ? Int16(POLLIN) : 0)
-            | (direction & cnbd_direction_write != 0 ? Int16(POLLOUT) : 0)
+    private var wantedEvents: Int16 {
+        let direction = Int32(nbd.aio_get_direction(handle))
+        return (direction & LIBNBD_AIO_DIRECTION_READ != 0 ? Int16(POLLIN) : 0)
+            | (direction & LIBNBD_AIO_DIRECTION_WRITE != 0 ? Int16(POLLOUT) : 0)
     }
 
     /// The descriptor and events to poll for.
-    var wish: pollfd {
-        pollfd(fd: cnbd_descriptor(handle), events: Self.wantedEvents(handle), revents: 0)
-    }
+    var wish: pollfd { pollfd(fd: nbd.aio_get_fd(handle), events: wantedEvents, revents: 0) }
 
     /// The value of `wish` if there is nothing to poll for.
     static let noWish = pollfd(fd: -1, events: 0, revents: 0)
 
     /// Handles the events that `poll` found, as far as libnbd still waits for them.
     func notify(_ happened: Int16) {
-        _ = Self.notify(handle, happened)
+        _ = react(to: happened)
         noteEnd()
     }
 
-    private static func notify(_ handle: OpaquePointer, _ happened: Int16) -> Bool {
-        let wanted = wantedEvents(handle)
+    private func react(to happened: Int16) -> Bool {
+        let wanted = wantedEvents
         let isBroken = happened & Int16(POLLHUP | POLLERR) != 0
         if wanted & Int16(POLLIN) != 0, isBroken || happened & Int16(POLLIN) != 0 {
-            return cnbd_notify_read(handle) >= 0
+            return nbd.aio_notify_read(handle) >= 0
         }
         if wanted & Int16(POLLOUT) != 0, isBroken || happened & Int16(POLLOUT) != 0 {
-            return cnbd_notify_write(handle) >= 0
+            return nbd.aio_notify_write(handle) >= 0
         }
         return true
     }
 
-    private static func wait(_ handle: OpaquePointer, milliseconds: Int32) -> Bool {
-        var polled = pollfd(fd: cnbd_descriptor(handle), events: wantedEvents(handle), revents: 0)
+    private func wait(milliseconds: Int32) -> Bool {
+        var polled = wish
         guard Glibc.poll(&polled, 1, milliseconds) > 0 else { return true }
-        return notify(handle, polled.revents)
+        return react(to: polled.revents)
     }
 
     /// Says goodbye, and waits up to a second for that to be sent.
     func disconnect() {
-        guard !isOver, cnbd_disconnect(handle) >= 0 else { return }
-        for _ in 0..<10 where !isOver { _ = Self.wait(handle, milliseconds: 100) }
+        guard !isOver, nbd.aio_disconnect(handle, 0) >= 0 else { return }
+        for _ in 0..<10 where !isOver { _ = wait(milliseconds: 100) }
     }
 }
 
@@ -271,8 +289,11 @@ extension NBDRequest.ZeroManner {
     fileprivate var flags: UInt32 {
         switch self {
         case .asServerLikes: 0
-        case .onlyFast: cnbd_flag_fast_zero
-        case .allocated: cnbd_flag_no_hole
+        case .onlyFast: LIBNBD_CMD_FLAG_FAST_ZERO
+        case .allocated: LIBNBD_CMD_FLAG_NO_HOLE
         }
     }
 }
+
+/// libnbd's functions. Valid once `NBDHandle.loadFailure` is known to be nil.
+private var nbd: cnbd_library { cnbd_loaded().pointee }

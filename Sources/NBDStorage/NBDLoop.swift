@@ -50,9 +50,7 @@ final class NBDLoop: @unchecked Sendable {
     }
 
     private static func failure(_ status: Int32) -> ImageError {
-        ImageError(
-            .system(errno: status),
-            "cannot start a thread for NBD: " + String(cString: strerror(status)))
+        Syscall.failure(nil, "cannot start a thread for NBD", errno: status)
     }
 
     /// Takes a connection in, until the connection says that it has ended.

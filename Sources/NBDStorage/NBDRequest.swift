@@ -85,33 +85,22 @@ final class NBDInbox {
 
 /// Several requests that are one read, write or flush for the task that waits for them.
 final class NBDTransfer: Sendable {
-    private struct State {
-        var remaining: Int
-        var error: (any Error)?
-        var continuation: CheckedContinuation<Void, any Error>?
-    }
-
-    private let state: Mutex<State>
+    private let continuation: CheckedContinuation<Void, any Error>
+    private let state: Mutex<(remaining: Int, result: Result<Void, any Error>)>
 
     /// - Parameter count: number of requests.
     init(count: Int, _ continuation: CheckedContinuation<Void, any Error>) {
-        state = Mutex(State(remaining: count, continuation: continuation))
+        self.continuation = continuation
+        state = Mutex((count, .success(())))
     }
 
     /// Notes the end of a request. The last one resumes the waiting task with the first error.
     func finish(_ error: (any Error)? = nil) {
-        let ended = state.withLock { state -> State? in
+        let ended = state.withLock { state -> Result<Void, any Error>? in
             state.remaining -= 1
-            if state.error == nil { state.error = error }
-            guard state.remaining == 0 else { return nil }
-            defer { state.continuation = nil }
-            return state
+            if let error, case .success = state.result { state.result = .failure(error) }
+            return state.remaining == 0 ? state.result : nil
         }
-        guard let continuation = ended?.continuation else { return }
-        if let error = ended?.error {
-            continuation.resume(throwing: error)
-        } else {
-            continuation.resume()
-        }
+        if let ended { continuation.resume(with: ended) }
     }
 }

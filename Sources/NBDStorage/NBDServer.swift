@@ -1,6 +1,7 @@
 import CLinux
 import DiskImage
 import Glibc
+import ImageStorage
 import Synchronization
 
 /// A command line in brackets, which starts a server for one conversion.
@@ -109,7 +110,7 @@ final class NBDServer: Sendable {
             }
         }
         guard let folder = makeFolder(in: "/tmp") else {
-            throw failure("/tmp", "cannot make a folder for the server's socket")
+            throw Syscall.failure("/tmp", "cannot make a folder for the server's socket")
         }
         return folder
     }
@@ -141,18 +142,20 @@ final class NBDServer: Sendable {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         guard socketPath.bytes.count < longestSocket else {
-            throw failure(path, "cannot make the server's socket", ENAMETOOLONG)
+            throw Syscall.failure(path, "cannot make the server's socket", errno: ENAMETOOLONG)
         }
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: socketPath.bytes) }
         let descriptor = Glibc.socket(
             AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-        guard descriptor >= 0 else { throw failure(path, "cannot make the server's socket") }
+        guard descriptor >= 0 else {
+            throw Syscall.failure(path, "cannot make the server's socket")
+        }
         let size = socklen_t(MemoryLayout<sockaddr_un>.size)
         let bound = withUnsafePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(descriptor, $0, size) }
         }
         guard bound == 0, Glibc.listen(descriptor, SOMAXCONN) == 0 else {
-            let error = failure(path, "cannot make the server's socket")
+            let error = Syscall.failure(path, "cannot make the server's socket")
             _ = Glibc.close(descriptor)
             throw error
         }
@@ -176,7 +179,7 @@ final class NBDServer: Sendable {
         defer { posix_spawn_file_actions_destroy(&actions) }
         // dup2 with equal numbers would keep close-on-exec, and exec would close the socket.
         let other = fcntl(socket, F_DUPFD_CLOEXEC, 10)
-        guard other >= 0 else { throw failure(text, "cannot start the server") }
+        guard other >= 0 else { throw Syscall.failure(text, "cannot start the server") }
         defer { _ = Glibc.close(other) }
         posix_spawn_file_actions_adddup2(&actions, other, 3)
         // The server's output goes to stderr, so that our output stays clean.
@@ -202,14 +205,9 @@ final class NBDServer: Sendable {
         defer { for argument in arguments { free(argument) } }
         let problem = posix_spawn(
             &child, shell, &actions, &attributes, arguments, clinux_environment())
-        guard problem == 0 else { throw failure(text, "cannot start the server", problem) }
+        guard problem == 0 else {
+            throw Syscall.failure(text, "cannot start the server", errno: problem)
+        }
         return child
-    }
-
-    private static func failure(
-        _ path: String, _ what: String, _ number: Int32 = errno
-    ) -> ImageError {
-        ImageError(
-            .system(errno: number), path: path, "\(what): " + String(cString: strerror(number)))
     }
 }

@@ -1,6 +1,6 @@
-import CNBD
 import DiskImage
 import Glibc
+import ImageStorage
 
 /// The proof of identity that a server behind TLS (`nbds://…`) has to give.
 ///
@@ -79,10 +79,7 @@ struct NBDServerProof {
         _ path: HostPath, _ address: NBDAddress
     ) throws(ImageError) {
         guard !isReadable(path.bytes) else { return }
-        let number = errno
-        throw ImageError(
-            .system(errno: number), path: address.name,
-            "cannot read '\(path)': \(String(cString: strerror(number)))")
+        throw Syscall.failure(address.name, "cannot read '\(path)'")
     }
 
     private static func refusal(_ address: NBDAddress, _ reason: String) -> ImageError {

@@ -20,7 +20,7 @@ public final class NBDStorage: WritableStorage {
     public let readMeter = CallMeter()
     public let writeMeter = CallMeter()
     let connections: NBDConnectionPool
-    let facts: NBDHandle.Facts
+    var facts: NBDHandle.Facts { connections.facts }
     /// Length of a request in bytes, a multiple of the smallest block.
     let pieceSize: Int64
     /// Whether a long request has been sent, see `isPrimed`.
@@ -39,27 +39,26 @@ public final class NBDStorage: WritableStorage {
     /// Whether trimming ended in an error.
     let refusesTrim = Atomic<Bool>(false)
     /// Held while blocks are read, changed in part and written back.
-    private let blockLock = AsyncLock()
+    private let blockGate = SerialGate()
     /// The server that was started for this export; it runs as long as this object exists.
     private let server: NBDServer?
 
-    /// Connects to an export.
+    /// Opens the export that a name means, or starts the server and opens its export.
     ///
-    /// - Throws: `ImageError` if that fails, or if the export is to be written and is read-only.
-    public convenience init(
-        _ address: NBDAddress, options: NBDOptions = NBDOptions(), forWriting: Bool = false
-    ) throws(ImageError) {
-        try self.init(address, options: options, forWriting: forWriting, server: nil)
-    }
-
-    /// Starts a server, and connects to its export.
-    public convenience init(
-        _ command: NBDServerCommand, options: NBDOptions = NBDOptions(), forWriting: Bool = false
-    ) throws(ImageError) {
+    /// - Throws: `ImageError` if the name means neither, if that fails, or if the export is to be
+    ///   written and is read-only.
+    static func open(
+        _ name: ImageName, _ options: NBDOptions, forWriting: Bool = false
+    ) throws(ImageError) -> NBDStorage {
+        guard let command = NBDServerCommand(name: name) else {
+            guard let address = try NBDAddress(name) else {
+                throw .invalid("'\(name)' is not the name of an NBD export")
+            }
+            return try NBDStorage(address, options, forWriting: forWriting)
+        }
         let server = try NBDServer(command)
         do {
-            try self.init(
-                server.address, options: options, forWriting: forWriting, server: server)
+            return try NBDStorage(server.address, options, forWriting: forWriting, server: server)
         } catch {
             // A server that could not start ends within a moment. Its own message is on stderr
             // already; this error says which server it was.
@@ -70,32 +69,16 @@ public final class NBDStorage: WritableStorage {
         }
     }
 
-    /// Opens the export that a name means, or starts the server.
-    ///
-    /// - Throws: `ImageError` if the name means neither, or if that fails.
-    static func open(
-        _ name: ImageName, _ options: NBDOptions, forWriting: Bool = false
-    ) throws(ImageError) -> NBDStorage {
-        if let command = NBDServerCommand(name: name) {
-            return try NBDStorage(command, options: options, forWriting: forWriting)
-        }
-        guard let address = try NBDAddress(name) else {
-            throw .invalid("'\(name)' is not the name of an NBD export")
-        }
-        return try NBDStorage(address, options: options, forWriting: forWriting)
-    }
-
     /// Whether `open` accepts a name.
     static func isName(_ name: ImageName) -> Bool {
         NBDAddress.isNBD(name) || NBDServerCommand(name: name) != nil
     }
 
     private init(
-        _ address: NBDAddress, options: NBDOptions, forWriting: Bool, server: NBDServer?
+        _ address: NBDAddress, _ options: NBDOptions, forWriting: Bool, server: NBDServer? = nil
     ) throws(ImageError) {
         connections = try NBDConnectionPool(address, options, forWriting: forWriting)
         let facts = connections.facts
-        self.facts = facts
         name = address.name
         size = facts.size
         guard size <= largestDiskSize else { throw .tooLarge("cannot open", path: name) }
@@ -161,12 +144,12 @@ public final class NBDStorage: WritableStorage {
         if isAligned(range) { return try await write(memory, at: offset) }
         // The rest of the first and last block has to stay. Two neighbours that meet within a block
         // (clusters smaller than blocks) must not both put back what they read before.
-        try await blockLock.run {
-            let blocks = try await wholeBlocks(range)
-            blocks.wanted.copyMemory(from: memory)
-            try await write(UnsafeRawBufferPointer(blocks.memory), at: blocks.offset)
-            withExtendedLifetime(blocks) {}
-        }
+        await blockGate.enter()
+        defer { blockGate.leave() }
+        let blocks = try await wholeBlocks(range)
+        blocks.wanted.copyMemory(from: memory)
+        try await write(UnsafeRawBufferPointer(blocks.memory), at: blocks.offset)
+        withExtendedLifetime(blocks) {}
     }
 
     private func write(_ memory: UnsafeRawBufferPointer, at offset: Int64) async throws {
@@ -247,10 +230,9 @@ public final class NBDStorage: WritableStorage {
 
     public func truncate(to size: Int64) async throws {
         guard size > self.size else { return }
-        throw ImageError(
-            .system(errno: ENOSPC), path: name,
-            "the export is too small: \(self.size) bytes, needed are \(size): "
-                + String(cString: strerror(ENOSPC)))
+        throw Syscall.failure(
+            name, "the export is too small: \(self.size) bytes, needed are \(size)",
+            errno: ENOSPC)
     }
 
     public func requireSpace(_ bytes: Int64) {}
@@ -275,10 +257,9 @@ public final class NBDStorage: WritableStorage {
     }
 
     func beyondExport(_ range: Range<Int64>) -> ImageError {
-        ImageError(
-            .system(errno: ENOSPC), path: name,
-            "cannot write \(range.count) bytes at offset \(range.lowerBound): "
-                + String(cString: strerror(ENOSPC)))
+        Syscall.failure(
+            name, "cannot write \(range.count) bytes at offset \(range.lowerBound)",
+            errno: ENOSPC)
     }
 
     /// Cuts a read or a write into ranges for requests.
@@ -333,45 +314,6 @@ public final class NBDStorage: WritableStorage {
             // A silent server must not block us. The memory is safe when the connection is gone.
             connections.abort()
         }
-    }
-}
-
-/// Lets one task at a time through, in the order in which they came.
-private final class AsyncLock: Sendable {
-    private struct State {
-        var isHeld = false
-        var waiters: [CheckedContinuation<Void, Never>] = []
-    }
-
-    private let state = Mutex(State())
-
-    /// Runs the body in its turn. A cancelled task waits, too, until the others have ended.
-    func run(_ body: () async throws -> Void) async throws {
-        await enter()
-        defer { leave() }
-        try await body()
-    }
-
-    private func enter() async {
-        await withCheckedContinuation { continuation in
-            let isFree = state.withLock { state in
-                if state.isHeld { state.waiters.append(continuation) }
-                defer { state.isHeld = true }
-                return !state.isHeld
-            }
-            if isFree { continuation.resume() }
-        }
-    }
-
-    private func leave() {
-        let next = state.withLock { state -> CheckedContinuation<Void, Never>? in
-            guard !state.waiters.isEmpty else {
-                state.isHeld = false
-                return nil
-            }
-            return state.waiters.removeFirst()
-        }
-        next?.resume()
     }
 }
 

@@ -56,17 +56,16 @@ struct CheckCommand: ImageCommand {
         var check = try makeCheck()
         check.onMessage = { Output.printError($0 + "\n") }
         if isHuman { check.onRepaired = { show(CheckReport.repairedText($0)) } }
-        try await signals.interrupting(
-            { [check] in
-                guard let report = try await check.run() else {
-                    throw FailureWithStatus(
-                        status: Self.unsupportedStatus,
-                        cause: .invalid("This image format does not support checks"))
-                }
-                show(isHuman ? report.text : report.json.text + "\n")
-                guard let status = report.status else { throw ImageError.invalid("Check failed") }
-                if status != 0 { throw Verdict(status: status) }
-            }, onStatus: {})
+        try await signals.interrupting { [check] in
+            guard let report = try await check.run() else {
+                throw FailureWithStatus(
+                    status: Self.unsupportedStatus,
+                    cause: .invalid("This image format does not support checks"))
+            }
+            show(isHuman ? report.text : report.json.text + "\n")
+            guard let status = report.status else { throw ImageError.invalid("Check failed") }
+            if status != 0 { throw Verdict(status: status) }
+        }
     }
 
     private func makeCheck() throws(ImageError) -> ImageCheck {

@@ -57,15 +57,13 @@ struct CompareCommand: ImageCommand {
         comparison.onProgress = { done, total in printer.update(done: done, total: total) }
         let result: Comparison.Result
         do {
-            result = try await signals.result(
-                of: { [comparison] in try await comparison.run() },
+            result = try await signals.interrupting(
+                { [comparison] in try await comparison.run() },
                 onStatus: { printer.printStatus() })
-        } catch let failure as Comparison.Failure {
-            printer.giveUp()
-            throw FailureWithStatus(status: Self.status(of: failure.step), cause: failure.cause)
         } catch {
             printer.giveUp()
-            throw error
+            guard let failure = error as? Comparison.Failure else { throw error }
+            throw FailureWithStatus(status: Self.status(of: failure.step), cause: failure.cause)
         }
         printer.finish(isWhole: result.difference == nil, with: quiet ? "" : Self.text(result))
         if result.difference != nil { throw Self.isDifferent }

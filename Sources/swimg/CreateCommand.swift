@@ -76,14 +76,13 @@ struct CreateCommand: ImageCommand {
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
         creation.storageOptions = try nbd.options()
-        try await signals.interrupting(
-            { [creation, quiet] in
-                let plan = try await creation.prepare()
-                if !quiet { Output.print(plan.line.withoutControlCharacters + "\n") }
-                if let warning = try await plan.create() {
-                    Output.printError("\(ProgramName.called): warning: \(warning)\n")
-                }
-            }, onStatus: {})
+        try await signals.interrupting { [creation, quiet] in
+            let plan = try await creation.prepare()
+            if !quiet { Output.print(plan.line.withoutControlCharacters + "\n") }
+            if let warning = try await plan.create() {
+                Output.printError("\(ProgramName.called): warning: \(warning)\n")
+            }
+        }
     }
 
     private func knownFormat() throws(ImageError) -> ImageFormat {

@@ -37,8 +37,7 @@ struct DdCommand: ImageCommand {
     func run(_ signals: Signals) async throws {
         var conversion = try makeConversion()
         conversion.onWarning = { Output.printError("\(ProgramName.called): \($0)\n") }
-        try await signals.interrupting(
-            { [conversion] in try await conversion.run() }, onStatus: {})
+        try await signals.interrupting { [conversion] in try await conversion.run() }
     }
 
     private func makeConversion() throws(ImageError) -> Conversion {

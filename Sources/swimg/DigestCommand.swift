@@ -50,8 +50,8 @@ struct DigestCommand: ImageCommand {
         job.onProgress = { done, total in printer.update(done: done, total: total) }
         let result: DiskDigest
         do {
-            result = try await signals.result(
-                of: { [job] in try await job.run() }, onStatus: { printer.printStatus() })
+            result = try await signals.interrupting(
+                { [job] in try await job.run() }, onStatus: { printer.printStatus() })
         } catch {
             printer.giveUp()
             throw error

@@ -65,8 +65,8 @@ struct HTTPServerOptions: ParsableArguments {
         result.socket = socket.map { HostPath(bytes: $0.bytes) }
         result.isInsecure = insecure
         result.allowsHTTP2 = allowsHTTP2
-        if let retries {
-            result.retries = try optionNumber(retries, "retries", HTTPOptions.retryRange)
+        if let retries = try optionNumber(retries, "retries", HTTPOptions.retryRange) {
+            result.retries = retries
         }
         return result
     }

@@ -42,12 +42,10 @@ struct InfoCommand: ImageCommand {
         let opener = ImageOpener(try access.access())
         let known = try format.map(imageFormat)
         let name = try access.name(files[0], format: format)
-        try await signals.interrupting(
-            {
-                let images = try await opener.facts(
-                    name, format: known, wholeChain: backingChain)
-                show(images.map { InfoReport($0) })
-            }, onStatus: {})
+        try await signals.interrupting {
+            let images = try await opener.facts(name, format: known, wholeChain: backingChain)
+            show(images.map { InfoReport($0) })
+        }
     }
 
     private func show(_ reports: [InfoReport]) {

@@ -61,15 +61,14 @@ struct MapCommand: ImageCommand {
         let range = start..<start + min(length, .max - start)
         let opener = ImageOpener(try access.access())
         let known = try format.map(imageFormat)
-        try await signals.interrupting(
-            {
-                let map = ImageMap(try await opener.openChain(name, format: known))
-                if output == "picture" {
-                    try await draw(map, range)
-                } else {
-                    try await list(map, range)
-                }
-            }, onStatus: {})
+        try await signals.interrupting {
+            let map = ImageMap(try await opener.openChain(name, format: known))
+            if output == "picture" {
+                try await draw(map, range)
+            } else {
+                try await list(map, range)
+            }
+        }
     }
 
     private func size(_ text: String?, _ what: String) throws(ImageError) -> Int64? {

@@ -52,8 +52,7 @@ struct MeasureCommand: ImageCommand {
     func run(_ signals: Signals) async throws {
         let isJSON = try wantsJSON(output)
         let measurement = try makeMeasurement()
-        let result = try await signals.result(
-            of: { try await measurement.run() }, onStatus: {})
+        let result = try await signals.interrupting { try await measurement.run() }
         Output.print(isJSON ? Self.json(result) : Self.text(result))
     }
 

@@ -1,5 +1,6 @@
 import DiskImage
 import Glibc
+import ImageStorage
 import Synchronization
 
 /// Unbuffered output to standard output and standard error, without stdio.
@@ -50,10 +51,7 @@ enum Output {
         guard descriptor >= 0, text.withUTF8({ write($0, to: descriptor) }),
             close(descriptor) == 0
         else {
-            let code = errno
-            throw ImageError(
-                .system(errno: code), path: path.description,
-                "cannot write: \(String(cString: strerror(code)))")
+            throw Syscall.failure(path.description, "cannot write")
         }
     }
 

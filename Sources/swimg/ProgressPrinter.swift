@@ -98,8 +98,7 @@ final class ProgressPrinter: Sendable {
         let hundredths = Self.hundredths(done, total)
         let width = 30
         let filled = hundredths * width / 100_00
-        let seconds =
-            Double(elapsed.components.seconds) + Double(elapsed.components.attoseconds) / 1e18
+        let seconds = elapsed / .seconds(1)
         let rate = seconds > 0 ? Double(done) / seconds : 0
         // The rate after the first bytes of a large disk is unreliable, and the estimate may exceed
         // the range of Int.

@@ -70,8 +70,7 @@ struct ResizeCommand: ImageCommand {
         resizing.preallocation = mode
         resizing.onGuessedRaw = { Output.printError(Self.guessWarning(given.description)) }
         do {
-            try await signals.interrupting(
-                { [resizing] in try await resizing.run() }, onStatus: {})
+            try await signals.interrupting { [resizing] in try await resizing.run() }
         } catch is ImageResizing.ShrinkNotAllowed {
             Output.printError(Self.shrinkWarning)
             throw Verdict(status: 1)

@@ -59,22 +59,10 @@ struct NBDServerOptions: ParsableArguments {
 
     func options() throws(ImageError) -> StorageOptions {
         var options = StorageOptions()
-        options.nbd = try nbdOptions()
         options.http = try http.options()
-        if let connections = options.nbd.connections { options.http.connections = connections }
-        if let timeout = options.nbd.timeout { options.http.timeout = timeout }
-        return options
-    }
-
-    private func nbdOptions() throws(ImageError) -> NBDOptions {
-        var result = NBDOptions()
-        if let connections {
-            result.connections = try optionNumber(
-                connections, "connections", NBDOptions.connectionRange)
-        }
-        if let requests {
-            result.requests = try optionNumber(requests, "requests", NBDOptions.requestRange)
-        }
+        options.nbd.connections = try optionNumber(
+            connections, "connections", NBDOptions.connectionRange)
+        options.nbd.requests = try optionNumber(requests, "requests", NBDOptions.requestRange)
         if let requestSize {
             guard let size = parseByteSize(requestSize),
                 NBDOptions.requestSizeRange.contains(size), size % 4096 == 0
@@ -83,24 +71,25 @@ struct NBDServerOptions: ParsableArguments {
                     "invalid size '\(requestSize)': --request-size takes a multiple of 4096 up to 32M"
                 )
             }
-            result.requestSize = size
+            options.nbd.requestSize = size
         }
-        if let timeout {
-            result.timeout = try optionNumber(timeout, "timeout", NBDOptions.timeoutRange)
-        }
-        if let reconnect {
-            result.reconnectTime = try optionNumber(
-                reconnect, "reconnect", NBDOptions.reconnectRange)
-        }
-        result.forcesMultiConn = multiConn
-        return result
+        options.nbd.timeout = try optionNumber(timeout, "timeout", NBDOptions.timeoutRange)
+        options.nbd.reconnectTime = try optionNumber(
+            reconnect, "reconnect", NBDOptions.reconnectRange)
+        options.nbd.forcesMultiConn = multiConn
+        if let connections = options.nbd.connections { options.http.connections = connections }
+        if let timeout = options.nbd.timeout { options.http.timeout = timeout }
+        return options
     }
 }
 
 /// Reads the number of an option.
+///
+/// - Returns: nil if the option is absent.
 func optionNumber(
-    _ text: String, _ option: String, _ range: ClosedRange<Int>
-) throws(ImageError) -> Int {
+    _ text: String?, _ option: String, _ range: ClosedRange<Int>
+) throws(ImageError) -> Int? {
+    guard let text else { return nil }
     guard let number = Int(text), range.contains(number) else {
         throw .invalid(
             "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "

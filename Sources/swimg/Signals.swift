@@ -42,50 +42,31 @@ struct Signals: Sendable {
         }
     }
 
-    /// Runs a body that returns a value; otherwise like `interrupting`.
-    func result<Value: Sendable>(
-        of body: @escaping @Sendable () async throws -> Value,
-        onStatus: @escaping @Sendable () -> Void
-    ) async throws -> Value {
-        let (values, continuation) = AsyncStream.makeStream(of: Value.self)
-        try await interrupting(
-            {
-                continuation.yield(try await body())
-                continuation.finish()
-            }, onStatus: onStatus)
-        for await value in values { return value }
-        throw CancellationError()
-    }
-
     /// Runs a body and cancels it when a signal asks the command to end.
     ///
     /// - Parameter onStatus: called on SIGUSR1.
     /// - Throws: `Interruption` after such a signal, once the body has cleaned up; otherwise what
     ///   the body throws.
-    func interrupting(
-        _ body: @escaping @Sendable () async throws -> Void,
-        onStatus: @escaping @Sendable () -> Void
-    ) async throws {
-        try await withThrowingTaskGroup(of: Int32?.self) { group in
-            group.addTask {
-                try await body()
-                return nil
-            }
+    func interrupting<Value: Sendable>(
+        _ body: @escaping @Sendable () async throws -> Value,
+        onStatus: @escaping @Sendable () -> Void = {}
+    ) async throws -> Value {
+        try await withThrowingTaskGroup(of: Result<Value, Interruption>.self) { group in
+            group.addTask { .success(try await body()) }
             group.addTask {
                 for await number in numbers {
-                    if number != SIGUSR1 { return number }
+                    if number != SIGUSR1 { return .failure(Interruption(signal: number)) }
                     onStatus()
                 }
-                return nil
+                throw CancellationError()
             }
-            let first = try await group.next() ?? nil
+            guard let first = try await group.next() else { throw CancellationError() }
             group.cancelAll()
-            guard let signal = first else { return }
             // The body may have finished its work before it noticed the cancellation.
-            while let result = await group.nextResult() {
-                if case .success = result { return }
+            if case .failure = first, case .success(let second)? = await group.nextResult() {
+                return try second.get()
             }
-            throw Interruption(signal: signal)
+            return try first.get()
         }
     }
 }

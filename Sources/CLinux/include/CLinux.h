@@ -16,7 +16,6 @@ extern const int clinux_SEEK_HOLE;
 extern const int clinux_O_TMPFILE;
 extern const int clinux_O_DIRECT;
 extern const int clinux_O_PATH;
-extern const int clinux_O_DSYNC;
 extern const int clinux_FALLOC_FL_KEEP_SIZE;
 extern const int clinux_FALLOC_FL_PUNCH_HOLE;
 extern const int clinux_FALLOC_FL_ZERO_RANGE;
@@ -24,10 +23,6 @@ extern const int clinux_FALLOC_FL_ZERO_RANGE;
 /// FICLONERANGE: makes a range of `fd` share the blocks of a range of `source_fd`.
 int clinux_clone_range(
     int fd, uint64_t offset, int source_fd, uint64_t source_offset, uint64_t length);
-
-int clinux_open(const char *path, int flags, unsigned int mode);
-
-int clinux_openat(int folder, const char *name, int flags, unsigned int mode);
 
 /// The process's arguments as `main` got them, independent of /proc and the environment.
 int clinux_argument_count(void);
@@ -100,8 +95,6 @@ void clinux_thread_usage(int64_t *nanoseconds, int64_t *sleeps);
 
 /// Number of cores that the process may run on.
 int clinux_core_count(void);
-
-ssize_t clinux_readlinkat(int folder, const char *name, void *buffer, size_t size);
 
 /// Whether the root of a mount is exactly here (for example a file bound into a container).
 int clinux_is_mount_root(int folder, const char *name);

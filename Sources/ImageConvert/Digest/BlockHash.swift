@@ -125,14 +125,14 @@ struct BlockHash: ~Copyable, ByteSink {
         zeros = Array(repeatElement(zero, count: Int(Self.zerosAtOnce)).joined())
     }
 
-    mutating func add(_ bytes: RawSpan) throws(ImageError) {
+    mutating func add(_ bytes: RawSpan) throws {
         try cutter.add(bytes)
-        try takeCut()
+        try append(cutter.takeHashes())
     }
 
-    mutating func addZeros(_ count: Int64) throws(ImageError) {
+    mutating func addZeros(_ count: Int64) throws {
         try cutter.addZeros(count)
-        try takeCut()
+        try append(cutter.takeHashes())
     }
 
     /// Adds blocks that were hashed elsewhere. Valid only at a block boundary.
@@ -141,43 +141,30 @@ struct BlockHash: ~Copyable, ByteSink {
     mutating func append(_ hashes: BlockHashes) throws {
         length += hashes.length
         for run in hashes.runs {
-            guard case .zeros(let count) = run else {
-                try append(run)
-                continue
-            }
-            // A header can claim a huge disk, so the loop must be cancellable.
-            for start in stride(from: 0, to: count, by: Int64.Stride(Self.zerosAtOnce)) {
-                try Task.checkCancellation()
-                try append(.zeros(count: min(Self.zerosAtOnce, count - start)))
+            switch run {
+            case .hashes(let list): try outer.add(list.span.bytes)
+            case .zeros(let count): try appendZeros(count)
             }
         }
     }
 
-    private mutating func takeCut() throws(ImageError) {
-        let hashes = cutter.takeHashes()
-        length += hashes.length
-        for run in hashes.runs { try append(run) }
-    }
-
-    private mutating func append(_ run: BlockHashes.Run) throws(ImageError) {
-        switch run {
-        case .hashes(let list): try outer.add(list.span.bytes)
-        case .zeros(let count):
-            let zeros = zeros
-            let hash = Int64(zeros.count) / Self.zerosAtOnce
-            var rest = count
-            while rest > 0 {
-                let part = min(rest, Self.zerosAtOnce)
-                try outer.add(zeros.span.bytes.extracting(0..<Int(part * hash)))
-                rest -= part
-            }
+    private mutating func appendZeros(_ blocks: Int64) throws {
+        let zeros = zeros
+        let hash = Int64(zeros.count) / Self.zerosAtOnce
+        var rest = blocks
+        while rest > 0 {
+            // A header can claim a huge disk, so the loop must be cancellable.
+            try Task.checkCancellation()
+            let part = min(rest, Self.zerosAtOnce)
+            try outer.add(zeros.span.bytes.extracting(0..<Int(part * hash)))
+            rest -= part
         }
     }
 
     /// The 32 bytes of the hash. Must be the last call.
-    mutating func finish() throws(ImageError) -> [UInt8] {
+    mutating func finish() throws -> [UInt8] {
         try cutter.finish()
-        try takeCut()
+        try append(cutter.takeHashes())
         let end = withUnsafeBytes(of: length.littleEndian) { Array($0) }
         try outer.add(end.span.bytes)
         return try outer.finish()

@@ -45,7 +45,7 @@ public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
 
 /// A consumer of the bytes of a disk, or of a part of it, in guest order.
 protocol ByteSink: ~Copyable, Sendable {
-    mutating func add(_ bytes: RawSpan) throws(ImageError)
+    mutating func add(_ bytes: RawSpan) throws
     /// Adds zeros without needing a buffer of them.
-    mutating func addZeros(_ count: Int64) throws(ImageError)
+    mutating func addZeros(_ count: Int64) throws
 }

@@ -24,7 +24,7 @@ public struct RawDriver: FormatDriver {
         if let size, size % guestSectorSize != 0 {
             throw options.invalid("'\(prefix)size' is not a multiple of \(guestSectorSize)")
         }
-        described.windows.insert(.init(offset: offset ?? 0, size: size), at: 0)
+        described.parts.insert(.init(offset: offset ?? 0, size: size), at: 0)
     }
 
     public func open(_ storage: any Storage) -> any Image { RawSource(storage) }

@@ -1,4 +1,5 @@
 import CLinux
+import Glibc
 
 /// qemu's cache modes, as `-t` and `-T` name them.
 public enum CacheMode: String, Sendable, CaseIterable {
@@ -21,7 +22,8 @@ public enum CacheMode: String, Sendable, CaseIterable {
     /// Whether a flush has to reach the disk.
     var flushes: Bool { self != .unsafe }
 
-    var openFlags: Int32 {
-        (isDirect ? clinux_O_DIRECT : 0) | (isSynchronous ? clinux_O_DSYNC : 0)
-    }
+    var openFlags: Int32 { (isDirect ? clinux_O_DIRECT : 0) | bufferedOpenFlags }
+
+    /// Flags for equally durable writes through the page cache.
+    var bufferedOpenFlags: Int32 { isSynchronous ? O_DSYNC : 0 }
 }

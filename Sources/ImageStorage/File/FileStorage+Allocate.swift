@@ -3,32 +3,26 @@ import DiskImage
 import Glibc
 
 extension FileStorage {
-    /// Reserves the blocks of a range within the file.
-    ///
-    /// - Parameter isNeeded: false if the range is written in any case, so that a file system need
-    ///   not be able to reserve.
-    private func reserve(_ range: Range<Int64>, isNeeded: Bool) throws(ImageError) {
+    public func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError) {
+        guard !traits.isDevice else {
+            throw .unsupported(name, "Unsupported preallocation mode '\(mode.rawValue)'")
+        }
+        guard !range.isEmpty else { return }
         let result = Syscall.retry {
             clinux_fallocate(
                 descriptor, clinux_FALLOC_FL_KEEP_SIZE, range.lowerBound, Int64(range.count))
         }
         guard result == nil else { return }
         if errno == EOPNOTSUPP {
-            guard isNeeded else { return }
+            // A range that is to be full is written in any case, so the file system need not be able
+            // to reserve it.
+            guard mode == .falloc else { return }
             // posix_fallocate writes into each block if the kernel cannot reserve.
             let code = posix_fallocate(descriptor, off_t(range.lowerBound), off_t(range.count))
             guard code != 0 else { return }
             errno = code
         }
         throw Syscall.failure(name, "cannot preallocate \(range.count) bytes")
-    }
-
-    public func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError) {
-        guard !traits.isDevice else {
-            throw .unsupported(name, "Unsupported preallocation mode '\(mode.rawValue)'")
-        }
-        guard !range.isEmpty else { return }
-        try reserve(range, isNeeded: mode == .falloc)
     }
 
     public func apply(_ attributes: FileAttributes) -> String? {

@@ -60,14 +60,14 @@ extension FileStorage {
     ) throws(ImageError) {
         if Self.isAligned(bytes, at: offset) {
             return try Syscall.write(
-                descriptor, name, bytes, at: offset, noting: writeMeter.note)
+                descriptor, name, [bytes], at: offset, noting: writeMeter.note)
         }
         var aligned = try IOBuffer(byteCount: bytes.count)
         var span = aligned.mutableBytes
         try span.withUnsafeMutableBytes { bounce throws(ImageError) in
             bounce.copyMemory(from: bytes)
             try Syscall.write(
-                descriptor, name, UnsafeRawBufferPointer(bounce), at: offset,
+                descriptor, name, [UnsafeRawBufferPointer(bounce)], at: offset,
                 noting: writeMeter.note)
         }
     }
@@ -75,7 +75,7 @@ extension FileStorage {
     private func writeBuffered(
         _ bytes: UnsafeRawBufferPointer, at offset: Int64
     ) throws(ImageError) {
-        try Syscall.write(try bufferedWriter(), name, bytes, at: offset)
+        try Syscall.write(try bufferedWriter(), name, [bytes], at: offset)
     }
 
     private func bufferedWriter() throws(ImageError) -> Int32 {
@@ -101,9 +101,4 @@ extension FileStorage {
         offset % pageSize == 0 && Int64(bytes.count) % pageSize == 0
             && Int(bitPattern: bytes.baseAddress) % IOBuffer.alignment == 0
     }
-}
-
-extension CacheMode {
-    /// Flags for equally durable writes through the page cache.
-    fileprivate var bufferedOpenFlags: Int32 { isSynchronous ? clinux_O_DSYNC : 0 }
 }

@@ -3,13 +3,8 @@ import DiskImage
 import Glibc
 
 /// The means to make a range read as zeros without sending zeros.
-struct ZeroMeans: OptionSet {
-    let rawValue: Int
-    static let punchHole = ZeroMeans(rawValue: 1)
-    static let zeroRange = ZeroMeans(rawValue: 2)
-    static let punchThenAllocate = ZeroMeans(rawValue: 4)
-    static let discard = ZeroMeans(rawValue: 8)
-    static let deviceZeroOut = ZeroMeans(rawValue: 16)
+enum ZeroMeans {
+    case punchHole, zeroRange, punchThenAllocate, discard, deviceZeroOut
 }
 
 // The cheapest means come first, and one that has failed is not tried again on this file.
@@ -21,10 +16,10 @@ extension FileStorage {
         let start = range.lowerBound.roundedUp(to: unit)
         let end = range.upperBound.roundedDown(to: unit)
         guard start < end, zeroByMeans(start..<end, mayUnmap: mayUnmap) else {
-            return try writePlainZeros(range)
+            return try await writeZeros(range)
         }
-        try writePlainZeros(range.lowerBound..<start)
-        try writePlainZeros(end..<range.upperBound)
+        try await writeZeros(range.lowerBound..<start)
+        try await writeZeros(end..<range.upperBound)
     }
 
     private func zeroByMeans(_ range: Range<Int64>, mayUnmap: Bool) -> Bool {
@@ -71,25 +66,6 @@ extension FileStorage {
             return isDone {
                 clinux_device_zero(descriptor, UInt64(range.lowerBound), UInt64(length))
             }
-        default: return false
-        }
-    }
-
-    private func writePlainZeros(_ range: Range<Int64>) throws(ImageError) {
-        guard !range.isEmpty else { return }
-        let pieceSize: Int64 = 1 << 20
-        let buffer = try IOBuffer.zeros(byteCount: Int(min(pieceSize, Int64(range.count))))
-        // The buffer, and so its memory, lives to the end of this call.
-        let zeros = buffer.bytes.withUnsafeBytes { $0 }
-        defer { extendLifetime(buffer) }
-        var offset = range.lowerBound
-        while offset < range.upperBound {
-            // Cut at multiples of the piece size: direct writes stay aligned after an odd start.
-            let end = min(
-                range.upperBound, (offset + 1).roundedUp(to: pieceSize))
-            try writeNow(
-                UnsafeRawBufferPointer(rebasing: zeros[..<Int(end - offset)]), at: offset)
-            offset = end
         }
     }
 }

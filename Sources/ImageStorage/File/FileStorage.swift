@@ -20,7 +20,7 @@ public final class FileStorage: WritableStorage {
     public let readMeter = CallMeter(manyTimes: 2)
     public let writeMeter = CallMeter()
     /// The means that the file system has refused, which are not tried again.
-    let refusedZeroing = Mutex<ZeroMeans>([])
+    let refusedZeroing = Mutex<Set<ZeroMeans>>([])
     let sharing: Mutex<BlockSharing>
     /// Descriptor for the unaligned ends of direct writes; opened when first needed.
     let bufferedDescriptor = Mutex<Int32?>(nil)
@@ -198,7 +198,7 @@ public final class FileStorage: WritableStorage {
         if cacheMode.isDirect {
             try writeDirect(bytes, at: offset)
         } else {
-            try Syscall.write(descriptor, name, bytes, at: offset, noting: writeMeter.note)
+            try Syscall.write(descriptor, name, [bytes], at: offset, noting: writeMeter.note)
         }
     }
 
@@ -235,10 +235,9 @@ public final class FileStorage: WritableStorage {
     public func truncate(to size: Int64) async throws {
         if traits.isDevice {
             guard size <= self.size else {
-                throw ImageError(
-                    .system(errno: ENOSPC), path: name,
-                    "the device is too small: \(self.size) bytes, needed are \(size): "
-                        + String(cString: strerror(ENOSPC)))
+                throw Syscall.failure(
+                    name, "the device is too small: \(self.size) bytes, needed are \(size)",
+                    errno: ENOSPC)
             }
             return
         }
@@ -266,10 +265,8 @@ public final class FileStorage: WritableStorage {
         let (product, overflow) = UInt64(blocks).multipliedReportingOverflow(
             by: UInt64(space.f_frsize))
         guard !overflow, let free = Int64(exactly: product), free < bytes else { return }
-        throw ImageError(
-            .system(errno: ENOSPC), path: name,
-            "needs \(bytes) bytes, the file system has \(free): "
-                + String(cString: strerror(ENOSPC)))
+        throw Syscall.failure(
+            name, "needs \(bytes) bytes, the file system has \(free)", errno: ENOSPC)
     }
 
     /// Throws the errors that a file system reports only on close: NFS reports a full disk or quota

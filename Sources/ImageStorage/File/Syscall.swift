@@ -5,7 +5,7 @@ import Glibc
 
 /// System calls for Swift: a negative result becomes an `ImageError` that names file, operation and
 /// reason, an interrupted call is repeated, and a short one continued. Only this file words them.
-enum Syscall {
+package enum Syscall {
     /// Repeats a call as long as a signal interrupts it.
     ///
     /// - Returns: the result of the call; nil with `errno` set if it is negative.
@@ -32,8 +32,9 @@ enum Syscall {
         }
     }
 
-    static func failure(
-        _ path: String, _ operation: String, errno code: Int32 = errno
+    /// The error for a call that failed, with the system's text.
+    package static func failure(
+        _ path: String?, _ operation: String, errno code: Int32 = errno
     ) -> ImageError {
         ImageError(
             .system(errno: code), path: path, "\(operation): \(String(cString: strerror(code)))")
@@ -43,7 +44,7 @@ enum Syscall {
         _ path: HostPath, flags: Int32, mode: UInt32 = 0
     ) throws(ImageError) -> Int32 {
         let descriptor = path.withCString { path in
-            retry { clinux_open(path, flags | O_CLOEXEC, mode) }
+            retry { Glibc.open(path, flags | O_CLOEXEC, mode) }
         }
         guard let descriptor else { throw failure(path.description, "cannot open") }
         return descriptor
@@ -91,13 +92,6 @@ enum Syscall {
             done += count
         }
         return done
-    }
-
-    static func write(
-        _ descriptor: Int32, _ path: String, _ bytes: UnsafeRawBufferPointer, at offset: Int64,
-        noting note: (CallTimes) -> Void = { _ in }
-    ) throws(ImageError) {
-        try write(descriptor, path, [bytes], at: offset, noting: note)
     }
 
     /// Writes several pieces of memory one after the other at one offset.

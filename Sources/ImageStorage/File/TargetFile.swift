@@ -114,16 +114,10 @@ public final class TargetFile: Sendable {
             // The kernel must have opened this file, and not another that has since taken the name.
             folder.identity(of: folder.fileName) == existing.identity,
             folder.canReplace(status),
-            let staged = try? stage(in: folder, named: existing.name, cacheMode)
+            let staged = try? stage(in: folder, named: existing.name, cacheMode, existing),
+            (try? staged.storage.takeAttributes(of: existing)) != nil
         else { return nil }
-        let replacement = TargetFile(
-            storage: staged.storage, place: staged.place, folder: folder, existing: existing)
-        do {
-            try replacement.storage.takeAttributes(of: existing)
-            return replacement
-        } catch {
-            return nil
-        }
+        return staged
     }
 
     private static func createNew(
@@ -133,8 +127,7 @@ public final class TargetFile: Sendable {
         guard !folder.fileName.isEmpty else {
             throw Syscall.failure(path.description, "cannot create", errno: EISDIR)
         }
-        let staged = try stage(in: folder, named: path.description, cacheMode)
-        return TargetFile(storage: staged.storage, place: staged.place, folder: folder)
+        return try stage(in: folder, named: path.description, cacheMode)
     }
 
     /// Empties an existing file that is to be written in place.
@@ -211,9 +204,12 @@ public final class TargetFile: Sendable {
 
     /// Opens a new, empty file in the target's folder: without a name, else under a hidden name,
     /// else under the target's name.
+    ///
+    /// - Parameter existing: the file that it is to replace.
     private static func stage(
-        in folder: TargetFolder, named name: String, _ cacheMode: CacheMode
-    ) throws(ImageError) -> (storage: FileStorage, place: Place) {
+        in folder: TargetFolder, named name: String, _ cacheMode: CacheMode,
+        _ existing: FileStorage? = nil
+    ) throws(ImageError) -> TargetFile {
         let flags = O_RDWR | cacheMode.openFlags
         var place = Place.unnamed
         var descriptor = folder.openUnnamed(flags)
@@ -248,7 +244,7 @@ public final class TargetFile: Sendable {
             // Errors should show the target's name, not the hidden one.
             let storage = try FileStorage(
                 adopting: descriptor, name: name, cacheMode: cacheMode, readsAsZero: true)
-            return (storage, place)
+            return TargetFile(storage: storage, place: place, folder: folder, existing: existing)
         } catch {
             if case .hidden(let hidden) = place { folder.remove(hidden) }
             throw error

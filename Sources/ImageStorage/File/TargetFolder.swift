@@ -16,7 +16,7 @@ final class TargetFolder: Sendable {
 
     private init?(_ path: HostPath) {
         let folder = path.folder.withCString { folder in
-            Syscall.retry { clinux_open(folder, clinux_O_PATH | O_DIRECTORY | O_CLOEXEC, 0) }
+            Syscall.retry { open(folder, clinux_O_PATH | O_DIRECTORY | O_CLOEXEC) }
         }
         guard let folder else { return nil }
         descriptor = folder
@@ -45,23 +45,15 @@ final class TargetFolder: Sendable {
 
     /// The path in the symbolic link that has the name; nil if there is none.
     private var link: [UInt8]? {
-        var buffer = [UInt8](repeating: 0, count: Int(PATH_MAX))
-        let length = withName { name in
-            buffer.withUnsafeMutableBytes {
-                clinux_readlinkat(descriptor, name, $0.baseAddress, $0.count)
-            }
-        }
-        return length > 0 ? Array(buffer[..<length]) : nil
-    }
-
-    func withName<Result>(_ body: (UnsafePointer<CChar>) -> Result) -> Result {
-        fileName.withCString(body)
+        var buffer = [CChar](repeating: 0, count: Int(PATH_MAX))
+        let length = fileName.withCString { readlinkat(descriptor, $0, &buffer, buffer.count) }
+        return length > 0 ? buffer[..<length].map { UInt8(bitPattern: $0) } : nil
     }
 
     /// Opens a new file without a name in the folder.
     func openUnnamed(_ flags: Int32) -> Int32? {
         Syscall.retry {
-            clinux_openat(descriptor, ".", flags | O_CLOEXEC | clinux_O_TMPFILE, 0o644)
+            openat(descriptor, ".", flags | O_CLOEXEC | clinux_O_TMPFILE, 0o644)
         }
     }
 
@@ -69,7 +61,7 @@ final class TargetFolder: Sendable {
     func create(_ name: [UInt8], _ flags: Int32) -> Int32? {
         name.withCString { name in
             Syscall.retry {
-                clinux_openat(descriptor, name, flags | O_CLOEXEC | O_CREAT | O_EXCL, 0o644)
+                openat(descriptor, name, flags | O_CLOEXEC | O_CREAT | O_EXCL, 0o644)
             }
         }
     }
@@ -84,7 +76,7 @@ final class TargetFolder: Sendable {
     /// Gives the target's name to another file of the folder.
     func putInPlace(_ name: [UInt8]) -> Bool {
         name.withCString { name in
-            withName { renameat(descriptor, name, descriptor, $0) == 0 }
+            fileName.withCString { renameat(descriptor, name, descriptor, $0) == 0 }
         }
     }
 
@@ -110,7 +102,7 @@ final class TargetFolder: Sendable {
     func canReplace(_ status: stat) -> Bool {
         status.st_mode & S_IFMT == S_IFREG && status.st_nlink == 1
             && isChangeable
-            && withName { clinux_is_mount_root(descriptor, $0) } == 0
+            && fileName.withCString { clinux_is_mount_root(descriptor, $0) } == 0
             && faccessat(descriptor, ".", W_OK | X_OK, 0) == 0
             && !isKeptBySticky(owner: status.st_uid)
     }
@@ -128,7 +120,7 @@ final class TargetFolder: Sendable {
     ///
     /// - Returns: false with `errno` set if that may have failed.
     func flush() -> Bool {
-        let folder = clinux_openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
+        let folder = openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         // An AppArmor profile that shows a program only its target has no rule for flushing.
         guard folder >= 0 else { return errno == EACCES }
         defer { close(folder) }
@@ -192,7 +184,7 @@ final class TargetFolder: Sendable {
         let prefix = hiddenPrefix
         for name in names where name.starts(with: prefix) {
             let file = name.withCString {
-                clinux_openat(descriptor, $0, O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC, 0)
+                openat(descriptor, $0, O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC)
             }
             guard file >= 0 else { continue }
             defer { close(file) }
@@ -202,7 +194,7 @@ final class TargetFolder: Sendable {
     }
 
     private var names: [[UInt8]] {
-        let folder = clinux_openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0)
+        let folder = openat(descriptor, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard folder >= 0, let stream = fdopendir(folder) else {
             if folder >= 0 { close(folder) }
             return []

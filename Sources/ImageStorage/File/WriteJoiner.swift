@@ -164,8 +164,6 @@ struct PendingWrite: @unchecked Sendable {
         self.pieces = pieces
         count = pieces.reduce(0) { $0 + $1.count }
     }
-
-    var end: Int64 { offset + Int64(count) }
 }
 
 /// Resumes the task that waits for several writes when the last is done: until then the memory is

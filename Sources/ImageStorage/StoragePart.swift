@@ -2,7 +2,7 @@ import Concurrency
 import DiskImage
 
 /// A part of another storage that reads like a storage of its own, such as a disk in an archive.
-public final class StorageWindow: Storage {
+public final class StoragePart: Storage {
     private let base: any Storage
     private let start: Int64
     public let size: Int64
