@@ -36,7 +36,7 @@ public struct Qcow2Driver: FormatDriver {
     }
 
     public func facts(of storage: any Storage) async throws -> FormatFacts {
-        try await Qcow2Description.read(from: storage).facts
+        try await Qcow2Description(storage).facts
     }
 }
 

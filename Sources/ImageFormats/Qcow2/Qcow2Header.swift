@@ -95,6 +95,10 @@ public struct Qcow2Header: Sendable, Equatable {
         autoclearFeatures & AutoclearFeature.bitmaps != 0 ? bitmapExtension : nil
     }
 
+    public var backing: BackingName? {
+        backingFile.map { BackingName($0, format: backingFormat) }
+    }
+
     var hasDataFile: Bool { incompatibleFeatures & IncompatibleFeature.externalDataFile != 0 }
 
     /// Whether the image has extensions or fields that are not known here.

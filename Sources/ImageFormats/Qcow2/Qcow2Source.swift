@@ -47,9 +47,7 @@ public struct Qcow2Source: Image {
 
     public var virtualSize: Int64 { header.geometry.virtualSize }
     public var readGranularity: Int64 { header.geometry.clusterSize }
-    public var backing: BackingName? {
-        header.backingFile.map { BackingName($0, format: header.backingFormat) }
-    }
+    public var backing: BackingName? { header.backing }
 
     /// Whether clusters lack blocks. Nearly every image has holes in its tables, so a hole alone
     /// tells nothing.
