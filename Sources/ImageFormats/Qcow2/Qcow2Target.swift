@@ -179,10 +179,12 @@ public final class Qcow2Target: ImageTarget {
         var header = Qcow2Header(
             version: options.version, geometry: geometry, compression: options.compression,
             backingFile: options.backing?.file, backingFormat: options.backing?.format,
-            l1Offset: ending?.l1Offset ?? HostOffset(0), l1Entries: geometry.l1Entries,
-            refcountTableOffset: ending?.refcountTableOffset ?? HostOffset(0),
-            refcountTableClusters: ending?.refcountTableClusters ?? 0)
-        header.refcountBits = options.refcountBits
+            l1Entries: geometry.l1Entries, refcountBits: options.refcountBits)
+        if let ending {
+            header.l1Offset = ending.l1Offset
+            header.refcountTableOffset = ending.refcountTableOffset
+            header.refcountTableClusters = ending.refcountTableClusters
+        }
         if options.lazyRefcounts {
             header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
         }
