@@ -27,7 +27,7 @@ extension Qcow2Header {
             bytes.appendBigEndian(UInt32(refcountBits.trailingZeroBitCount))
             bytes.appendBigEndian(UInt32(length))
             bytes.append(compression.headerNumber)
-            bytes.append(contentsOf: repeatElement(0, count: Self.extendedLength - bytes.count))
+            bytes.appendZeros(upTo: Self.extendedLength)
             bytes += otherFields
         }
         return bytes + extensions + names
@@ -75,9 +75,7 @@ extension Qcow2Header {
             bytes.appendBigEndian(part.type)
             bytes.appendBigEndian(UInt32(part.content.count))
             bytes += part.content
-            bytes.append(
-                contentsOf: repeatElement(
-                    0, count: part.content.count.roundedUp(to: 8) - part.content.count))
+            bytes.appendZeros(upTo: bytes.count.roundedUp(to: 8))
         }
         bytes.appendBigEndian(ExtensionType.end)
         bytes.appendBigEndian(UInt32(0))

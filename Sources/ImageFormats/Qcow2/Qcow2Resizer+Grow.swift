@@ -133,7 +133,7 @@ extension Qcow2Resizer {
         guard isChanged else { return }
         let entries = max(header.l1Entries, growth.geometry.l1Entries)
         try MemoryMargin.check(for: Int(entries) * 8)
-        l1.append(contentsOf: repeatElement(0, count: Int(entries) - l1.count))
+        l1.appendZeros(upTo: Int(entries))
         let count = (entries * 8).dividedUp(by: geometry.clusterSize)
         growth.change.l1Offset = HostOffset(
             try await refcounts.allocate(count) * geometry.clusterSize)

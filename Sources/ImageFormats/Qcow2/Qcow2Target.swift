@@ -127,18 +127,16 @@ public final class Qcow2Target: ImageTarget {
     private static func append(
         _ form: EncodedPiece.Form, _ guestRange: Range<Int64>, to pieces: inout [EncodedPiece]
     ) {
-        guard let last = pieces.last else {
-            return pieces.append(EncodedPiece(guestRange: guestRange, form: form))
-        }
-        let joined = last.guestRange.lowerBound..<guestRange.upperBound
-        switch (last.form, form) {
-        case (.zero, .zero):
-            pieces[pieces.count - 1] = EncodedPiece(guestRange: joined, form: .zero)
+        let joined: EncodedPiece.Form
+        switch (pieces.last?.form, form) {
+        case (.zero, .zero): joined = .zero
         case (.plain(let before), .plain(let next)):
-            pieces[pieces.count - 1] = EncodedPiece(
-                guestRange: joined, form: .plain(before.lowerBound..<next.upperBound))
-        default: pieces.append(EncodedPiece(guestRange: guestRange, form: form))
+            joined = .plain(before.lowerBound..<next.upperBound)
+        default: return pieces.append(EncodedPiece(guestRange: guestRange, form: form))
         }
+        let start = pieces[pieces.count - 1].guestRange.lowerBound
+        pieces[pieces.count - 1] = EncodedPiece(
+            guestRange: start..<guestRange.upperBound, form: joined)
     }
 
     public func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement {
