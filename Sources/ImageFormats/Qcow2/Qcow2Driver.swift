@@ -44,21 +44,6 @@ extension ImageFormat {
     public static let qcow2 = ImageFormat(Qcow2Driver())
 }
 
-struct Qcow2ImageChecker: ImageChecker {
-    func check(
-        _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
-    ) async throws -> CheckResult {
-        try await Qcow2Check(storage, onMessage: onMessage).run()
-    }
-
-    func repair(
-        _ storage: any WritableStorage, _ repair: CheckRepair,
-        onMessage: @escaping @Sendable (String) -> Void
-    ) async throws -> CheckResult {
-        try await Qcow2Check(repairing: storage, repair, onMessage: onMessage).run()
-    }
-}
-
 struct Qcow2ImageResizer: ImageResizer {
     func resize(
         _ storage: any WritableStorage, preallocation: Preallocation,
