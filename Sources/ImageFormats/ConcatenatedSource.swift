@@ -28,15 +28,11 @@ public struct ConcatenatedSource: ImageSource {
         }
     }
 
-    private func part(at offset: Int64) -> Part {
-        // A linear search suffices for few parts. An offset within the disk is a precondition.
-        parts[parts.firstIndex { offset < $0.end } ?? parts.count - 1]
-    }
-
     public func mappings(
         at offset: Int64, limit: Int64, holes: HoleSearch
     ) async throws -> [Mapping] {
-        let part = part(at: offset)
+        // A linear search suffices for few parts. An offset within the disk is a precondition.
+        let part = parts[parts.firstIndex { offset < $0.end } ?? parts.count - 1]
         let local = offset - part.start
         guard local < part.source.virtualSize else {
             return [Mapping(offset..<min(limit, part.end), .zero)]

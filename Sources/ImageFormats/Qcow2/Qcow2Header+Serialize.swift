@@ -56,25 +56,17 @@ extension Qcow2Header {
     }
 
     private func serializedExtensions() -> [UInt8] {
-        var all: [Extension] = []
-        if let backingFormat {
-            all.append(.init(type: ExtensionType.backingFormat, content: Array(backingFormat.utf8)))
-        }
-        if let dataFile {
-            all.append(.init(type: ExtensionType.dataFile, content: Array(dataFile.utf8)))
-        }
-        if let encryptionHeader {
-            all.append(
-                .init(type: ExtensionType.encryption, content: encryptionHeader.serialized()))
-        }
-        if let bitmapExtension {
-            all.append(.init(type: ExtensionType.bitmaps, content: bitmapExtension.serialized()))
-        }
+        let known: [(type: UInt32, content: [UInt8]?)] = [
+            (ExtensionType.backingFormat, backingFormat.map { Array($0.utf8) }),
+            (ExtensionType.dataFile, dataFile.map { Array($0.utf8) }),
+            (ExtensionType.encryption, encryptionHeader?.serialized()),
+            (ExtensionType.bitmaps, bitmapExtension?.content),
+        ]
         var bytes: [UInt8] = []
-        for part in all + otherExtensions {
-            bytes.appendBigEndian(part.type)
-            bytes.appendBigEndian(UInt32(part.content.count))
-            bytes += part.content
+        for case (let type, let content?) in known + otherExtensions.map({ ($0.type, $0.content) }) {
+            bytes.appendBigEndian(type)
+            bytes.appendBigEndian(UInt32(content.count))
+            bytes += content
             bytes.appendZeros(upTo: bytes.count.roundedUp(to: 8))
         }
         bytes.appendBigEndian(ExtensionType.end)
