@@ -56,14 +56,15 @@ extension Qcow2Header {
     }
 
     private func serializedExtensions() -> [UInt8] {
-        let known: [(type: UInt32, content: [UInt8]?)] = [
+        var all: [(type: UInt32, content: [UInt8]?)] = [
             (ExtensionType.backingFormat, backingFormat.map { Array($0.utf8) }),
             (ExtensionType.dataFile, dataFile.map { Array($0.utf8) }),
             (ExtensionType.encryption, encryptionHeader?.serialized()),
             (ExtensionType.bitmaps, bitmapExtension?.content),
         ]
+        all += otherExtensions.map { ($0.type, $0.content) }
         var bytes: [UInt8] = []
-        for case (let type, let content?) in known + otherExtensions.map({ ($0.type, $0.content) }) {
+        for case (let type, let content?) in all {
             bytes.appendBigEndian(type)
             bytes.appendBigEndian(UInt32(content.count))
             bytes += content

@@ -177,9 +177,8 @@ struct Qcow2HeaderParser {
             ? bytes.unsafeLoad(fromByteOffset: Qcow2Header.version3Length, as: UInt8.self) : 0
         let isFlagged =
             header.incompatibleFeatures & Qcow2Header.IncompatibleFeature.compressionType != 0
-        guard let type = Qcow2Compression.allCases.first(where: { $0.headerNumber == number }) else {
-            throw .unsupported(name, "compression type \(number) is not supported")
-        }
+        guard let type = Qcow2Compression.allCases.first(where: { $0.headerNumber == number })
+        else { throw .unsupported(name, "compression type \(number) is not supported") }
         guard isFlagged == (type != .zlib) else {
             throw .corrupt(
                 name, "the compression type (\(type)) contradicts the incompatible feature bits")

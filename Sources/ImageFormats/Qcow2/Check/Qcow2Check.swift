@@ -3,10 +3,10 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// Checks qcow2 images: whether refcounts equal the numbers of references in the tables, and whether
-/// the tables are sound.
+/// Checks qcow2 images: whether the refcounts equal the numbers of references in the tables, and
+/// whether the tables are sound.
 ///
-/// Messages about single clusters have qemu-img's words, because programs parse them. They come in
+/// Messages about single clusters have qemu-img's words, because programs parse them. All come in
 /// the order of the tables.
 public struct Qcow2ImageChecker: ImageChecker {
     public init() {}

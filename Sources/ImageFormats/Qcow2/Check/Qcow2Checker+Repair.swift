@@ -20,7 +20,8 @@ extension Qcow2Checker {
                 guard references > 0 || cluster >= counts.clusterCount else {
                     let offset = Int64(table.clusters.lowerBound) * clusterSize
                     return "the \(table.name) at offset \(offset) reaches beyond the end of the "
-                        + "file (\(storage.size) bytes): the image cannot be changed, only converted"
+                        + "file (\(storage.size) bytes): the image cannot be changed, only "
+                        + "converted"
                 }
                 let hasOverflow = overflows.contains(cluster)
                 guard references > 1 || hasOverflow else { continue }
