@@ -11,7 +11,9 @@ extension Qcow2Checker {
     /// - Parameter rebuilds: the refcount table and its blocks are to be made anew, and what they
     ///   take now does not count.
     func overlap(rebuilds: Bool) -> String? {
-        var tables = [(name: "header", clusters: 0..<1), (name: "L1 table", clusters: clustersOfL1)]
+        var tables = [
+            (name: "header", clusters: 0..<1), (name: "L1 table", clusters: clustersOfL1),
+        ]
         if !rebuilds { tables.append((name: "refcount table", clusters: clustersOfRefcountTable)) }
         for table in tables {
             for cluster in table.clusters {
