@@ -62,11 +62,6 @@ public struct Placement: Sendable {
         /// Bytes from the start of the target's storage.
         public var hostOffset: Int64
         public var bytes: Bytes
-
-        public init(hostOffset: Int64, bytes: Bytes) {
-            self.hostOffset = hostOffset
-            self.bytes = bytes
-        }
     }
 
     public var writes: [Write] = []
@@ -80,21 +75,13 @@ public struct Placement: Sendable {
 
     /// Adds a write, joined to the last one if they are neighbours in the buffer and in the host.
     public mutating func append(_ bytes: Bytes, at hostOffset: Int64) {
-        if let last = writes.last, let joined = Self.join(last, bytes, at: hostOffset) {
-            writes[writes.count - 1] = joined
+        if let last = writes.last, case .plain(let before) = last.bytes,
+            case .plain(let next) = bytes, before.upperBound == next.lowerBound,
+            last.hostOffset + Int64(before.count) == hostOffset
+        {
+            writes[writes.count - 1].bytes = .plain(before.lowerBound..<next.upperBound)
         } else {
             writes.append(Write(hostOffset: hostOffset, bytes: bytes))
-        }
-    }
-
-    private static func join(_ last: Write, _ bytes: Bytes, at hostOffset: Int64) -> Write? {
-        switch (last.bytes, bytes) {
-        case (.plain(let before), .plain(let next))
-        where before.upperBound == next.lowerBound
-            && last.hostOffset + Int64(before.count) == hostOffset:
-            Write(
-                hostOffset: last.hostOffset, bytes: .plain(before.lowerBound..<next.upperBound))
-        default: nil
         }
     }
 }

@@ -63,13 +63,7 @@ public enum JSONValue: Sendable, Equatable {
         bytes += close.utf8
     }
 
-    /// A JSON string literal (RFC 8259, section 7), ASCII only like qemu's.
-    public static func quoted(_ string: String) -> String {
-        var bytes: [UInt8] = []
-        appendQuoted(string, to: &bytes)
-        return String(decoding: bytes, as: UTF8.self)
-    }
-
+    /// Appends a JSON string literal (RFC 8259, section 7), ASCII only like qemu's.
     private static func appendQuoted(_ string: String, to bytes: inout [UInt8]) {
         let digits = Array("0123456789ABCDEF".utf8)
         bytes.append(0x22)

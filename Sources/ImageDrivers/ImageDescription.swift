@@ -79,8 +79,6 @@ public struct ImageDescription: Sendable, Equatable {
         }
     }
 
-    private init() {}
-
     private mutating func readFormat(
         _ options: inout DescribedOptions
     ) throws(ImageError) {

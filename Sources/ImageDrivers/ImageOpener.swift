@@ -4,26 +4,29 @@ import ImageStorage
 
 /// An image that is open for reading, with its backing chain.
 public struct OpenedImage: Sendable {
-    public let format: ImageFormat
+    /// The images of the chain, the image itself first; never empty.
+    public let layers: [OpenedLayer]
+
+    public var format: ImageFormat { layers[0].format }
     /// The guest disk as the guest sees it.
-    public let source: any ImageSource
+    public var source: any ImageSource { LayeredSource(layers: layers.map(\.image)) }
     /// The image without its backing chain.
-    public let topLayer: any Image
+    public var topLayer: any Image { layers[0].image }
     /// The guest disk of the backing file; nil if there is none.
-    public let backing: (any ImageSource)?
+    public var backing: (any ImageSource)? {
+        layers.count > 1 ? LayeredSource(layers: layers.dropFirst().map(\.image)) : nil
+    }
     /// The mappings of the image alone: `.unallocated` where the backing file decides, `.zero` if
     /// there is none.
     public var ownLayer: any ImageSource {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }
     /// The files of the chain, the image's first.
-    public let files: [FileIdentity]
-    /// The images of the chain, the image itself first.
-    public let layers: [OpenedLayer]
+    public var files: [FileIdentity] { layers.compactMap(\.storage.file) }
     /// The largest `StorageTraits.requestsInFlight` in the chain.
-    public let requestsInFlight: Int
+    public var requestsInFlight: Int { layers.map(\.storage.traits.requestsInFlight).max() ?? 0 }
     /// The largest `StorageTraits.requestSize` in the chain, in bytes.
-    public let requestSize: Int64
+    public var requestSize: Int64 { layers.map(\.storage.traits.requestSize).max() ?? 0 }
 }
 
 /// One image of a chain.
@@ -38,10 +41,10 @@ public struct OpenedLayer: Sendable {
 }
 
 /// The name and the format of an image that is to be opened.
-public struct BackingReference: Sendable {
-    public let name: ImageName
+struct BackingReference: Sendable {
+    let name: ImageName
     /// The format; nil to detect it.
-    public let format: ImageFormat?
+    let format: ImageFormat?
 }
 
 /// Opens images and, if `backingGate` permits, the files that they name.
@@ -68,21 +71,11 @@ public struct ImageOpener: Sendable {
     /// - Parameter format: nil detects it.
     /// - Throws: `ImageError`; also for a backing chain with a loop.
     public func open(_ name: ImageName, format: ImageFormat?) async throws -> OpenedImage {
-        let layers = try await openChain(name, format: format)
-        let images = layers.map(\.image)
-        return OpenedImage(
-            format: layers[0].format, source: LayeredSource(layers: images),
-            topLayer: images[0],
-            backing: layers.count > 1 ? LayeredSource(layers: Array(images.dropFirst())) : nil,
-            files: layers.compactMap(\.storage.file), layers: layers,
-            requestsInFlight: layers.map(\.storage.traits.requestsInFlight).max() ?? 0,
-            requestSize: layers.map(\.storage.traits.requestSize).max() ?? 0)
+        OpenedImage(layers: try await openChain(name, format: format))
     }
 
     /// Opens an image and its backing chain as single images, the image itself first.
-    public func openChain(
-        _ name: ImageName, format: ImageFormat?
-    ) async throws -> [OpenedLayer] {
+    public func openChain(_ name: ImageName, format: ImageFormat?) async throws -> [OpenedLayer] {
         try await openChain(from: BackingReference(name: name, format: format))
     }
 
@@ -108,8 +101,7 @@ public struct ImageOpener: Sendable {
         var chain = ChainMembers(files: [image?.file].compactMap { $0 })
         var next: BackingReference? = first
         while let reference = next {
-            let layer = try await openLayer(
-                reference.name, format: reference.format, namedBy: layers.last?.name ?? image?.name)
+            let layer = try await openLayer(reference, namedBy: layers.last?.name ?? image?.name)
             try chain.add(layer.storage, reference.name)
             layers.append(layer)
             next = try backing(of: layer)
@@ -119,16 +111,15 @@ public struct ImageOpener: Sendable {
 
     /// Opens an image without its backing chain.
     ///
-    /// - Parameters:
-    ///   - format: nil detects it.
-    ///   - overlay: the image that names this one; nil if a person typed the name.
+    /// - Parameter overlay: the image that names this one; nil if a person typed the name.
     /// - Throws: `ImageError`.
-    public func openLayer(
-        _ name: ImageName, format: ImageFormat?, namedBy overlay: ImageName? = nil
+    private func openLayer(
+        _ reference: BackingReference, namedBy overlay: ImageName?
     ) async throws -> OpenedLayer {
+        let name = reference.name
         let storage = try openStorage(name, namedBy: overlay)
         let description = try ImageDescription(name)
-        let known = try await knownFormat(format, of: storage, described: description)
+        let known = try await knownFormat(reference.format, of: storage, described: description)
         let image: any Image
         if overlay == nil, let snapshot {
             image = try await known.driver.open(storage, snapshot: snapshot)
@@ -157,7 +148,7 @@ public struct ImageOpener: Sendable {
     }
 
     /// The backing file that an image names, if the gate permits it; nil if there is none.
-    public func backing(of layer: OpenedLayer) throws -> BackingReference? {
+    private func backing(of layer: OpenedLayer) throws -> BackingReference? {
         guard !layer.ignoresBacking, let backing = layer.image.backing else { return nil }
         return try reference(to: backing, in: layer.name)
     }

@@ -18,8 +18,6 @@ public struct CheckResult: Sendable, Equatable {
     public var fragmentedClusters: Int64 = 0
     public var compressedClusters: Int64 = 0
 
-    public init() {}
-
     /// Adds the counts of one part of the check.
     mutating func add(_ counts: DamageCounts) {
         checkErrors += counts.checkErrors

@@ -11,37 +11,28 @@ public struct ConcatenatedSource: ImageSource {
         var firstLayer: Int
     }
 
-    private let parts: [Part]
-    public let layers: [any ImageLayer]
-    public let virtualSize: Int64
+    private var parts: [Part] = []
+    public private(set) var layers: [any ImageLayer] = []
+    public private(set) var virtualSize: Int64 = 0
 
     /// - Throws: `ImageError` if the sum of the sizes exceeds `largestDiskSize`.
     public init(_ sources: [any ImageSource]) throws(ImageError) {
-        var parts: [Part] = []
-        var layers: [any ImageLayer] = []
-        var end: Int64 = 0
         for source in sources {
             let size = source.virtualSize.roundedUp(to: guestSectorSize)
-            let (sum, overflow) = end.addingReportingOverflow(size)
-            guard !overflow, sum <= largestDiskSize else { throw .tooLarge("the sources together") }
-            parts.append(Part(source: source, start: end, end: sum, firstLayer: layers.count))
+            let start = virtualSize
+            let (end, overflow) = start.addingReportingOverflow(size)
+            guard !overflow, end <= largestDiskSize else { throw .tooLarge("the sources together") }
+            parts.append(Part(source: source, start: start, end: end, firstLayer: layers.count))
             layers += source.layers
-            end = sum
+            virtualSize = end
         }
-        self.parts = parts
-        self.layers = layers
-        virtualSize = end
-    }
-
-    private func part(at offset: Int64) -> Part {
-        // A linear search suffices for few parts. An offset within the disk is a precondition.
-        parts[parts.firstIndex { offset < $0.end } ?? parts.count - 1]
     }
 
     public func mappings(
         at offset: Int64, limit: Int64, holes: HoleSearch
     ) async throws -> [Mapping] {
-        let part = part(at: offset)
+        // A linear search suffices for few parts. An offset within the disk is a precondition.
+        let part = parts[parts.firstIndex { offset < $0.end } ?? parts.count - 1]
         let local = offset - part.start
         guard local < part.source.virtualSize else {
             return [Mapping(offset..<min(limit, part.end), .zero)]

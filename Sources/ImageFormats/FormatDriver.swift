@@ -74,11 +74,6 @@ public struct DescribedFormat: Sendable, Equatable {
         public var offset: Int64
         /// Size in bytes; nil reaches to the end of the storage.
         public var size: Int64?
-
-        public init(offset: Int64, size: Int64?) {
-            self.offset = offset
-            self.size = size
-        }
     }
 
     /// Parts to cut out of the storage; the first is a part of the file, each other one a part of
@@ -157,8 +152,6 @@ public struct FormatFacts: Sendable {
     public var snapshots: [ImageSnapshot] = []
     /// Facts that only this format has, with qemu's keys in qemu's order; nil if it has none.
     public var details: [JSONValue.Member]?
-
-    public init(virtualSize: Int64) { self.virtualSize = virtualSize }
 }
 
 /// An internal snapshot of an image.

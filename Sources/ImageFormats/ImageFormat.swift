@@ -1,7 +1,7 @@
 import DiskImage
 
 /// A disk image format. One list (`ImageFormat.all`) holds all formats, each with its driver.
-public struct ImageFormat: Sendable, Hashable, CustomStringConvertible {
+public struct ImageFormat: Sendable, Equatable, CustomStringConvertible {
     public let driver: any FormatDriver
 
     public init(_ driver: any FormatDriver) { self.driver = driver }
@@ -13,6 +13,4 @@ public struct ImageFormat: Sendable, Hashable, CustomStringConvertible {
     public static func == (left: ImageFormat, right: ImageFormat) -> Bool {
         left.name == right.name
     }
-
-    public func hash(into hasher: inout Hasher) { hasher.combine(name) }
 }

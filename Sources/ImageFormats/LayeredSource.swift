@@ -10,9 +10,9 @@ public struct LayeredSource: ImageSource {
     }
 
     /// The image itself first, its base last; never empty.
-    private let parts: [Part]
+    private var parts: [Part] = []
     private let sizeBelow: Int64
-    public let layers: [any ImageLayer]
+    public private(set) var layers: [any ImageLayer] = []
 
     /// - Parameters:
     ///   - sources: the image itself first, its base last; not empty.
@@ -33,15 +33,11 @@ public struct LayeredSource: ImageSource {
 
     private init(_ sources: [(any ImageSource, size: Int64)], sizeBelow: Int64) {
         precondition(!sources.isEmpty)
-        var parts: [Part] = []
-        var layers: [any ImageLayer] = []
+        self.sizeBelow = sizeBelow
         for (source, size) in sources {
             parts.append(Part(source: source, size: size, firstLayer: layers.count))
             layers += source.layers
         }
-        self.parts = parts
-        self.layers = layers
-        self.sizeBelow = sizeBelow
     }
 
     public var virtualSize: Int64 { parts[0].size }

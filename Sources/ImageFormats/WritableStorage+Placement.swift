@@ -2,7 +2,8 @@ import DiskImage
 import ImageStorage
 
 extension WritableStorage {
-    /// Largest number of parts in a run of neighbours, far below the kernel's limit for one call.
+    /// Largest number of parts that a run of neighbours has beside its first: far below the kernel's
+    /// limit for one call.
     private static var mostParts: Int { 64 }
 
     /// Length in bytes from which on pieces are shared; shorter ones are written. On XFS, sharing a
@@ -22,15 +23,15 @@ extension WritableStorage {
         _ placement: Placement, data: RawSpan, origin: BufferOrigin? = nil
     ) async throws {
         var rest = placement.writes[...]
-        while let write = rest.first {
-            rest.removeFirst()
+        while let write = rest.popFirst() {
             switch write.bytes {
             case .plain(let positions):
                 let limit = origin != nil && sharesBlocks ? Self.shortestShared : .max
                 if let origin, positions.count >= limit {
                     try await writePlain(positions, of: data, at: write.hostOffset, origin)
                 } else {
-                    let runs = Self.takeRuns(from: write, &rest, shorterThan: limit)
+                    let first = BufferRun(offset: write.hostOffset, parts: [positions])
+                    let runs = Self.takeRuns(after: first, from: &rest, shorterThan: limit)
                     try await writeRuns(runs, of: data)
                 }
             case .compressed(let run): try await self.write(run.bytes, at: write.hostOffset)
@@ -62,44 +63,28 @@ extension WritableStorage {
         }
     }
 
-    /// Removes the other plain writes from the front of `rest`, up to a piece that is to be shared.
+    /// Removes the plain writes from the front of `rest`, up to a piece that is to be shared. Those
+    /// that follow each other on the host, though not in the buffer, make one run.
     ///
     /// - Returns: these writes and `first`, whose host offsets need not be neighbours.
     private static func takeRuns(
-        from first: Placement.Write, _ rest: inout ArraySlice<Placement.Write>,
+        after first: BufferRun, from rest: inout ArraySlice<Placement.Write>,
         shorterThan limit: Int
     ) -> [BufferRun] {
-        var runs: [BufferRun] = []
-        var next: Placement.Write? = first
-        while let write = next, case .plain(let positions) = write.bytes,
+        var runs = [first]
+        var end = first.offset + Int64(first.parts[0].count)
+        while let next = rest.first, case .plain(let positions) = next.bytes,
             positions.count < limit
         {
-            if !runs.isEmpty { rest.removeFirst() }
-            let parts = [positions] + takeNeighbours(of: write, from: &rest, shorterThan: limit)
-            runs.append(BufferRun(offset: write.hostOffset, parts: parts))
-            next = rest.first
+            rest.removeFirst()
+            if next.hostOffset == end, runs[runs.count - 1].parts.count <= mostParts {
+                runs[runs.count - 1].parts.append(positions)
+            } else {
+                runs.append(BufferRun(offset: next.hostOffset, parts: [positions]))
+            }
+            end = next.hostOffset + Int64(positions.count)
         }
         return runs
-    }
-
-    /// Removes the writes that follow `first` on the host, though not in the buffer, from `rest`.
-    ///
-    /// - Returns: positions in the buffer of the removed writes.
-    private static func takeNeighbours(
-        of first: Placement.Write, from rest: inout ArraySlice<Placement.Write>,
-        shorterThan limit: Int
-    ) -> [Range<Int>] {
-        guard case .plain(let positions) = first.bytes else { return [] }
-        var parts: [Range<Int>] = []
-        var end = first.hostOffset + Int64(positions.count)
-        while let next = rest.first, next.hostOffset == end, parts.count < mostParts,
-            case .plain(let positions) = next.bytes, positions.count < limit
-        {
-            parts.append(positions)
-            end += Int64(positions.count)
-            rest.removeFirst()
-        }
-        return parts
     }
 
     /// Shares the parts that are long enough and can be shared. Writes the bytes between them in

@@ -118,10 +118,13 @@ import Testing
         let note: @Sendable (String) -> Void = { text in
             if text.hasPrefix("ERROR"), !text.contains("OFLAG_COPIED") { errors.add() }
         }
-        let check =
-            repair.map { Qcow2Check(repairing: storage, $0, onMessage: note) }
-            ?? Qcow2Check(storage, onMessage: note)
-        let result = try await check.run()
+        let checker = Qcow2ImageChecker()
+        let result =
+            if let repair {
+                try await checker.repair(storage, repair, onMessage: note)
+            } else {
+                try await checker.check(storage, onMessage: note)
+            }
         return (result, errors.value)
     }
 

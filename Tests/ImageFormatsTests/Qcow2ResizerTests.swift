@@ -36,7 +36,7 @@ import Testing
         _ storage: MemoryStorage, allowsLeaks: Bool = false
     ) async throws -> [UInt8] {
         let copy = MemoryStorage(storage.bytes)
-        let result = try await Qcow2Check(copy) { _ in }.run()
+        let result = try await Qcow2ImageChecker().check(copy) { _ in }
         #expect(result.corruptions == 0 && result.checkErrors == 0)
         if !allowsLeaks { #expect(result.leaks == 0) }
         return try await readAll(Qcow2Source(copy))

@@ -6,7 +6,7 @@ public enum FuzzChange {
     public static func repair(_ bytes: [UInt8], _ before: [UInt8]?) async throws {
         let storage = FuzzStorage(bytes)
         do {
-            let result = try await Qcow2Check(repairing: storage, .all, onMessage: { _ in }).run()
+            let result = try await Qcow2ImageChecker().repair(storage, .all) { _ in }
             guard result.checkErrors == 0 else { return }
         } catch is ImageError {
             return
@@ -36,7 +36,7 @@ public enum FuzzChange {
                 before.map {
                     $0.prefix(Int(new)) + [UInt8](repeating: 0, count: max(0, Int(new) - $0.count))
                 }, in: storage)
-            let check = try await Qcow2Check(storage, onMessage: { _ in }).run()
+            let check = try await Qcow2ImageChecker().check(storage) { _ in }
             precondition(check.corruptions == 0 && check.checkErrors == 0, "\(check)")
         }
     }

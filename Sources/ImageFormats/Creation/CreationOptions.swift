@@ -1,7 +1,7 @@
 import DiskImage
 
 /// The options of a new image as `-o` gives them, in text: `key=value,key=value`.
-public struct CreationOptions: Sendable, Equatable {
+public struct CreationOptions: Sendable {
     public private(set) var values: [(key: String, value: [UInt8])] = []
     /// Whether `help` or `?` is among the keys: list the options instead of creating an image.
     public private(set) var asksForHelp = false
@@ -11,11 +11,6 @@ public struct CreationOptions: Sendable, Equatable {
     /// Reads the options of several `-o`; see `add`.
     public init(_ lists: [[UInt8]]) throws(ImageError) {
         for list in lists { try add(list) }
-    }
-
-    public static func == (left: Self, right: Self) -> Bool {
-        left.asksForHelp == right.asksForHelp
-            && left.values.elementsEqual(right.values) { $0 == $1 }
     }
 
     public var isEmpty: Bool { values.isEmpty }

@@ -121,10 +121,4 @@ public struct MeasuredSize: Sendable, Equatable {
     public var fullyAllocated: Int64
     /// The size of the source's bitmaps; nil if source or target cannot have any.
     public var bitmaps: Int64?
-
-    public init(required: Int64, fullyAllocated: Int64, bitmaps: Int64? = nil) {
-        self.required = required
-        self.fullyAllocated = fullyAllocated
-        self.bitmaps = bitmaps
-    }
 }

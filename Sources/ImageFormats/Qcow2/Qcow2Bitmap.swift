@@ -85,7 +85,7 @@ struct Qcow2Bitmap: Sendable, Equatable {
 
 /// The header extension that describes the bitmap directory.
 struct Qcow2BitmapDirectory: Sendable, Equatable {
-    private let content: [UInt8]
+    let content: [UInt8]
 
     private static let length = 24
     private static let maximumCount = 65535
@@ -94,8 +94,6 @@ struct Qcow2BitmapDirectory: Sendable, Equatable {
 
     /// - Parameter content: bytes of any number; `check` validates them.
     init(_ content: RawSpan) { self.content = content.withUnsafeBytes { Array($0) } }
-
-    func serialized() -> [UInt8] { content }
 
     private var isWhole: Bool { content.count == Self.length }
     var count: Int { isWhole ? Int(content.bigEndian(at: 0, as: UInt32.self)) : 0 }

@@ -11,14 +11,7 @@ public enum Qcow2Compression: String, Sendable, CaseIterable {
         }
     }
 
-    init?(headerNumber: UInt8) {
-        switch headerNumber {
-        case 0: self = .zlib
-        case 1: self = .zstd
-        default: return nil
-        }
-    }
-
+    /// The number of the method in headers.
     var headerNumber: UInt8 {
         switch self {
         case .zlib: 0

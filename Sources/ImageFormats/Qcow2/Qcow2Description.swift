@@ -6,54 +6,105 @@ import ImageStorage
 ///
 /// Source: QEMU's docs/interop/qcow2.txt.
 struct Qcow2Description: Sendable, Equatable {
-    enum Encryption: Sendable, Equatable {
-        case aes
-        case luks(LUKSHeader)
-    }
-
     let header: Qcow2Header
-    let isDirty: Bool
-    let isCorrupt: Bool
-    let hasLazyRefcounts: Bool
-    let encryption: Encryption?
-    /// Name of the external data file as written in the image; nil if none is named.
-    let dataFile: String?
-    /// Whether the external data file is raw; nil if the image holds its data itself.
-    let dataFileIsRaw: Bool?
+    /// nil unless the image is encrypted by LUKS.
+    private var luks: LUKSHeader?
     let snapshots: [Qcow2Snapshot]
-    let bitmaps: [Qcow2Bitmap]
-
-    var refcountBits: Int { header.refcountBits }
+    private var bitmaps: [Qcow2Bitmap] = []
 
     /// Reads all parts of the description.
     ///
     /// - Throws: `ImageError` if the storage holds no qcow2 image or one of these parts is damaged.
-    static func read(from storage: any Storage) async throws -> Qcow2Description {
-        let header = try await Qcow2Header.read(from: storage, for: .describing)
-        return try await Qcow2Description(header, storage)
-    }
-
-    private init(_ header: Qcow2Header, _ storage: any Storage) async throws {
-        self.header = header
-        typealias Feature = Qcow2Header.IncompatibleFeature
-        isDirty = header.incompatibleFeatures & Feature.dirty != 0
-        isCorrupt = header.incompatibleFeatures & Feature.corrupt != 0
-        hasLazyRefcounts = header.hasLazyRefcounts
-        dataFile = header.dataFile
-        dataFileIsRaw =
-            header.incompatibleFeatures & Feature.externalDataFile == 0
-            ? nil : header.autoclearFeatures & Qcow2Header.AutoclearFeature.rawDataFile != 0
+    init(_ storage: any Storage) async throws {
+        header = try await Qcow2Header.read(from: storage, for: .describing)
         snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         if let directory = header.bitmapDirectory {
             bitmaps = try await Qcow2Bitmap.readAll(storage, directory, header.geometry)
-        } else {
-            bitmaps = []
         }
         // With LUKS, the qcow2 header tells the place of the LUKS header.
         if header.encryptionMethod == Qcow2Header.luks, let place = header.encryptionHeader {
-            encryption = .luks(try await LUKSHeader.read(from: storage, at: place))
-        } else {
-            encryption = header.encryptionMethod == 0 ? nil : .aes
+            luks = try await LUKSHeader.read(from: storage, at: place)
         }
+    }
+
+    private typealias Feature = Qcow2Header.IncompatibleFeature
+
+    /// The image's facts for `info`.
+    var facts: FormatFacts {
+        FormatFacts(
+            virtualSize: header.geometry.virtualSize.roundedDown(to: guestSectorSize),
+            clusterSize: header.geometry.clusterSize, backing: header.backing,
+            isDirty: header.incompatibleFeatures & Feature.dirty != 0,
+            isEncrypted: header.encryptionMethod != 0, snapshots: snapshots.map(\.facts),
+            details: details)
+    }
+
+    private var details: [JSONValue.Member] {
+        let isModern = header.version >= 3
+        var members: [JSONValue.Member] = [
+            .init("compat", .string(isModern ? "1.1" : "0.10")),
+            .init("compression-type", .string(header.compression.rawValue)),
+        ]
+        if isModern {
+            members.append(.init("lazy-refcounts", .bool(header.hasLazyRefcounts)))
+            if !bitmaps.isEmpty {
+                members.append(.init("bitmaps", .array(bitmaps.map(Self.bitmap))))
+            }
+        }
+        members.append(.init("refcount-bits", .integer(Int64(header.refcountBits))))
+        if header.encryptionMethod != 0 {
+            members.append(.init("encrypt", .object(encryption)))
+        }
+        guard isModern else { return members }
+        if let file = header.dataFile { members.append(.init("data-file", .string(file))) }
+        if header.hasDataFile {
+            let isRaw = header.autoclearFeatures & Qcow2Header.AutoclearFeature.rawDataFile != 0
+            members.append(.init("data-file-raw", .bool(isRaw)))
+        }
+        return members + [
+            .init("corrupt", .bool(header.incompatibleFeatures & Feature.corrupt != 0)),
+            .init("extended-l2", .bool(header.geometry.hasExtendedL2)),
+        ]
+    }
+
+    private static func bitmap(_ bitmap: Qcow2Bitmap) -> JSONValue {
+        let flags = (bitmap.isInUse ? ["in-use"] : []) + (bitmap.isAuto ? ["auto"] : [])
+        return .object([
+            .init("flags", .array(flags.map { .string($0) })),
+            .init("name", .string(bitmap.name)),
+            .init("granularity", .integer(bitmap.granularity)),
+        ])
+    }
+
+    private var encryption: [JSONValue.Member] {
+        guard let luks else { return [.init("format", .string("aes"))] }
+        var members: [JSONValue.Member] = [
+            .init("ivgen-alg", .string(luks.startValue)),
+            .init("hash-alg", .string(luks.hash)),
+            .init("cipher-alg", .string(luks.cipher)),
+            .init("uuid", .string(luks.uuid)),
+        ]
+        if let hash = luks.startValueHash { members.append(.init("ivgen-hash-alg", .string(hash))) }
+        return members + [
+            .init("format", .string("luks")),
+            .init("cipher-mode", .string(luks.mode)),
+            .init("slots", .array(luks.slots.map(Self.slot))),
+            .init("payload-offset", .integer(luks.payloadOffset)),
+            .init("master-key-iters", .integer(Int64(luks.masterKeyIterations))),
+        ]
+    }
+
+    private static func slot(_ slot: LUKSHeader.KeySlot) -> JSONValue {
+        guard let iterations = slot.iterations else {
+            return .object([
+                .init("active", .bool(false)), .init("key-offset", .integer(slot.keyOffset)),
+            ])
+        }
+        return .object([
+            .init("active", .bool(true)),
+            .init("iters", .integer(Int64(iterations))),
+            .init("key-offset", .integer(slot.keyOffset)),
+            .init("stripes", .integer(Int64(slot.stripes))),
+        ])
     }
 }

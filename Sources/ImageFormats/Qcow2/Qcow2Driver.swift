@@ -36,27 +36,12 @@ public struct Qcow2Driver: FormatDriver {
     }
 
     public func facts(of storage: any Storage) async throws -> FormatFacts {
-        try await Qcow2Description.read(from: storage).facts
+        try await Qcow2Description(storage).facts
     }
 }
 
 extension ImageFormat {
     public static let qcow2 = ImageFormat(Qcow2Driver())
-}
-
-struct Qcow2ImageChecker: ImageChecker {
-    func check(
-        _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
-    ) async throws -> CheckResult {
-        try await Qcow2Check(storage, onMessage: onMessage).run()
-    }
-
-    func repair(
-        _ storage: any WritableStorage, _ repair: CheckRepair,
-        onMessage: @escaping @Sendable (String) -> Void
-    ) async throws -> CheckResult {
-        try await Qcow2Check(repairing: storage, repair, onMessage: onMessage).run()
-    }
 }
 
 struct Qcow2ImageResizer: ImageResizer {

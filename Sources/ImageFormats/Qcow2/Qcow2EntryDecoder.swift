@@ -17,16 +17,6 @@ struct Qcow2CompressedCluster: Sendable, Equatable {
     }
 }
 
-/// The state of one cluster or subcluster and its place in the file, from the L2 entries. A zero or
-/// unallocated cluster can have a place, too, which has never been written to.
-enum Qcow2EntryState: Sendable, Equatable {
-    case unallocated(HostOffset?)
-    case zero(HostOffset?)
-    case standard(HostOffset)
-    /// - Parameter entry: the first word of the L2 entry.
-    case compressed(_ entry: UInt64)
-}
-
 /// Turns L2 entries into mappings. Pure.
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, sections "L2 table entry" and "Extended L2 entries".
@@ -54,68 +44,42 @@ struct Qcow2EntryDecoder: Sendable {
         var result: [Mapping] = []
         var position = offset
         while position < end, result.count < Mapping.mostAtOnce {
-            let state: Qcow2EntryState
+            var mapping: Mapping
             do throws(ImageError) {
-                state = try self.state(words, wordsStart, position)
+                mapping = try self.mapping(words, wordsStart, position)
             } catch {
                 if result.isEmpty { throw error }
                 break
             }
-            let stateEnd =
-                if case .compressed = state {
-                    (position + 1).roundedUp(to: geometry.clusterSize)
-                } else if geometry.hasExtendedL2 {
-                    endOfSubclusters(state, words, wordsStart, position, end)
-                } else {
-                    endOfClusters(words, wordsStart, position)
-                }
-            result.append(mapping(position..<min(stateEnd, end), state))
-            position = result[result.count - 1].range.upperBound
+            if mapping.content != .compressed {
+                let runEnd =
+                    geometry.hasExtendedL2
+                    ? endOfSubclusters(mapping, words, wordsStart, end)
+                    : endOfClusters(words, wordsStart, position)
+                mapping = Mapping(
+                    position..<runEnd, mapping.content, hostOffset: mapping.host?.lowerBound)
+            }
+            result.append(mapping.clipped(to: position..<end))
+            position = mapping.range.upperBound
         }
         return result
     }
 
-    private func mapping(_ range: Range<Int64>, _ state: Qcow2EntryState) -> Mapping {
-        switch state {
-        case .unallocated(let host): return Mapping(range, .unallocated, hostOffset: host?.bytes)
-        case .zero(let host): return Mapping(range, .zero, hostOffset: host?.bytes)
-        case .standard(let host): return Mapping(range, .data, hostOffset: host.bytes)
-        case .compressed(let entry):
-            let stream = Qcow2CompressedCluster(entry: entry, geometry)
-            var mapping = Mapping(range, .compressed)
-            mapping.host = stream.host.bytes..<stream.host.bytes + stream.maximumLength
-            return mapping
-        }
-    }
-
     private func endOfSubclusters(
-        _ first: Qcow2EntryState, _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64,
-        _ end: Int64
+        _ first: Mapping, _ words: [UInt64], _ wordsStart: Int64, _ end: Int64
     ) -> Int64 {
-        let step = geometry.subclusterSize
-        var position = (offset + 1).roundedUp(to: step)
-        while position < end {
-            guard let next = try? state(words, wordsStart, position),
-                Self.continues(first, by: position - offset, with: next)
-            else { break }
-            position += step
+        var position = first.range.upperBound
+        while position < end, let next = try? mapping(words, wordsStart, position),
+            next.content == first.content,
+            next.host?.lowerBound
+                == first.host.map({ $0.lowerBound + position - first.range.lowerBound })
+        {
+            position = next.range.upperBound
         }
         return position
     }
 
-    private static func continues(
-        _ first: Qcow2EntryState, by distance: Int64, with next: Qcow2EntryState
-    ) -> Bool {
-        switch (first, next) {
-        case (.standard(let start), .standard(let host)): host == start + distance
-        case (.zero(let start), .zero(let host)),
-            (.unallocated(let start), .unallocated(let host)):
-            host == start.map { $0 + distance }
-        default: false
-        }
-    }
-
-    /// The guest offset at which a state ends in a table without subclusters. Whole entries are
+    /// The guest offset at which a mapping ends in a table without subclusters. Whole entries are
     /// compared, because an image of terabytes has millions of them: each entry equals the first
     /// one, or is a cluster further than its predecessor.
     private func endOfClusters(
@@ -134,10 +98,11 @@ struct Qcow2EntryDecoder: Sendable {
         return wordsStart + Int64(index) * geometry.clusterSize
     }
 
-    /// The state of the cluster or subcluster at a guest offset.
-    func state(
+    /// The mapping of the cluster or subcluster at a guest offset, from that offset on. A zero or
+    /// unallocated cluster can have a place, too, which has never been written to.
+    private func mapping(
         _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
-    ) throws(ImageError) -> Qcow2EntryState {
+    ) throws(ImageError) -> Mapping {
         let index = Int((offset - wordsStart) / geometry.clusterSize * geometry.wordsPerL2Entry)
         let entry = words[index]
         let inCluster = offset % geometry.clusterSize
@@ -145,38 +110,47 @@ struct Qcow2EntryDecoder: Sendable {
             guard !geometry.hasExtendedL2 || words[index + 1] == 0 else {
                 throw corrupt(offset, "a compressed cluster has subclusters")
             }
-            return .compressed(entry)
+            let stream = Qcow2CompressedCluster(entry: entry, geometry)
+            let end = (offset + 1).roundedUp(to: geometry.clusterSize)
+            var mapping = Mapping(offset..<end, .compressed)
+            mapping.host = stream.host.bytes..<stream.host.bytes + stream.maximumLength
+            return mapping
         }
         let flags = geometry.hasExtendedL2 ? 0 : Qcow2Entry.zero
         guard entry & ~(Qcow2Entry.copied | Qcow2Entry.offsetMask | flags) == 0 else {
             throw corrupt(offset, "reserved bits are set")
         }
-        let host = try hostOffset(entry, offset).map { $0 + inCluster }
+        let host = try hostOffset(entry, offset)
+        let content: Mapping.Content
         if geometry.hasExtendedL2 {
-            return try subclusterState(words[index + 1], host, offset, inCluster)
-        }
-        if entry & Qcow2Entry.zero != 0 {
+            content = try subclusterContent(words[index + 1], host, offset, inCluster)
+        } else if entry & Qcow2Entry.zero != 0 {
             guard version >= 3 else { throw corrupt(offset, "zero flag in a version 2 image") }
-            return .zero(host)
+            content = .zero
+        } else {
+            content = host == nil ? .unallocated : .data
         }
-        return host.map { .standard($0) } ?? .unallocated(nil)
+        let end = (offset + 1).roundedUp(to: geometry.subclusterSize)
+        return Mapping(offset..<end, content, hostOffset: host.map { $0.bytes + inCluster })
     }
 
     /// Decodes the bitmap of an extended entry: bits 0 to 31 say "allocated", bits 32 to 63 "reads
     /// as zeros". A subcluster cannot be both.
-    private func subclusterState(
+    private func subclusterContent(
         _ bitmap: UInt64, _ host: HostOffset?, _ offset: Int64, _ inCluster: Int64
-    ) throws(ImageError) -> Qcow2EntryState {
+    ) throws(ImageError) -> Mapping.Content {
         let bit = UInt64(inCluster / geometry.subclusterSize)
         let isAllocated = bitmap & (1 << bit) != 0
         let isZero = bitmap & (1 << (bit + 32)) != 0
         switch (isAllocated, isZero) {
         case (true, true): throw corrupt(offset, "a subcluster is both allocated and zero")
-        case (false, true): return .zero(host)
-        case (false, false): return .unallocated(host)
+        case (false, true): return .zero
+        case (false, false): return .unallocated
         case (true, false):
-            guard let host else { throw corrupt(offset, "an allocated subcluster has no cluster") }
-            return .standard(host)
+            guard host != nil else {
+                throw corrupt(offset, "an allocated subcluster has no cluster")
+            }
+            return .data
         }
     }
 

@@ -30,10 +30,10 @@ public struct Qcow2Geometry: Sendable, Equatable {
     /// Smallest cluster size with extended L2 entries, in bytes.
     public static let smallestExtendedCluster: Int64 = 16 << 10
 
-    public let clusterBits: Int
-    public let hasExtendedL2: Bool
+    public var clusterBits: Int
+    public var hasExtendedL2: Bool
     /// Size of the guest disk in bytes.
-    public let virtualSize: Int64
+    public var virtualSize: Int64
 
     public init(clusterBits: Int, hasExtendedL2: Bool = false, virtualSize: Int64) {
         self.clusterBits = clusterBits

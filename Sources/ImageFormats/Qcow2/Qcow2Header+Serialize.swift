@@ -27,7 +27,7 @@ extension Qcow2Header {
             bytes.appendBigEndian(UInt32(refcountBits.trailingZeroBitCount))
             bytes.appendBigEndian(UInt32(length))
             bytes.append(compression.headerNumber)
-            bytes.append(contentsOf: repeatElement(0, count: Self.extendedLength - bytes.count))
+            bytes.appendZeros(upTo: Self.extendedLength)
             bytes += otherFields
         }
         return bytes + extensions + names
@@ -56,28 +56,19 @@ extension Qcow2Header {
     }
 
     private func serializedExtensions() -> [UInt8] {
-        var all: [Extension] = []
-        if let backingFormat {
-            all.append(.init(type: ExtensionType.backingFormat, content: Array(backingFormat.utf8)))
-        }
-        if let dataFile {
-            all.append(.init(type: ExtensionType.dataFile, content: Array(dataFile.utf8)))
-        }
-        if let encryptionHeader {
-            all.append(
-                .init(type: ExtensionType.encryption, content: encryptionHeader.serialized()))
-        }
-        if let bitmapExtension {
-            all.append(.init(type: ExtensionType.bitmaps, content: bitmapExtension.serialized()))
-        }
+        var all: [(type: UInt32, content: [UInt8]?)] = [
+            (ExtensionType.backingFormat, backingFormat.map { Array($0.utf8) }),
+            (ExtensionType.dataFile, dataFile.map { Array($0.utf8) }),
+            (ExtensionType.encryption, encryptionHeader?.serialized()),
+            (ExtensionType.bitmaps, bitmapExtension?.content),
+        ]
+        all += otherExtensions.map { ($0.type, $0.content) }
         var bytes: [UInt8] = []
-        for part in all + otherExtensions {
-            bytes.appendBigEndian(part.type)
-            bytes.appendBigEndian(UInt32(part.content.count))
-            bytes += part.content
-            bytes.append(
-                contentsOf: repeatElement(
-                    0, count: part.content.count.roundedUp(to: 8) - part.content.count))
+        for case (let type, let content?) in all {
+            bytes.appendBigEndian(type)
+            bytes.appendBigEndian(UInt32(content.count))
+            bytes += content
+            bytes.appendZeros(upTo: bytes.count.roundedUp(to: 8))
         }
         bytes.appendBigEndian(ExtensionType.end)
         bytes.appendBigEndian(UInt32(0))

@@ -52,14 +52,14 @@ public struct Qcow2Header: Sendable, Equatable {
 
     public var version: Int
     public var geometry: Qcow2Geometry
-    public var compression: Qcow2Compression
+    public var compression = Qcow2Compression.zlib
     /// Name as written in the image. A relative name counts from the image's folder.
     public var backingFile: ImageName?
     public var backingFormat: String?
-    var l1Offset: HostOffset
-    var l1Entries: Int64
-    var refcountTableOffset: HostOffset
-    var refcountTableClusters: Int64
+    var l1Offset = HostOffset(0)
+    var l1Entries: Int64 = 0
+    var refcountTableOffset = HostOffset(0)
+    var refcountTableClusters: Int64 = 0
     var refcountBits = 16
     var snapshotCount: UInt32 = 0
     var snapshotTableOffset: UInt64 = 0
@@ -93,6 +93,10 @@ public struct Qcow2Header: Sendable, Equatable {
     /// The bitmap directory; nil if the image has none that can be trusted.
     var bitmapDirectory: Qcow2BitmapDirectory? {
         autoclearFeatures & AutoclearFeature.bitmaps != 0 ? bitmapExtension : nil
+    }
+
+    public var backing: BackingName? {
+        backingFile.map { BackingName($0, format: backingFormat) }
     }
 
     var hasDataFile: Bool { incompatibleFeatures & IncompatibleFeature.externalDataFile != 0 }

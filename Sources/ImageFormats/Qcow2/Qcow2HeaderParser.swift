@@ -15,14 +15,10 @@ struct Qcow2HeaderParser {
 
     let name: String
     let purpose: Purpose
-    private var version = 0
-    private var clusterBits = 0
-    private var headerLength = Qcow2Header.version2Length
-
-    init(name: String, purpose: Purpose) {
-        self.name = name
-        self.purpose = purpose
-    }
+    private(set) var headerLength = Qcow2Header.version2Length
+    /// The header as far as it has been parsed.
+    private(set) var header = Qcow2Header(
+        version: 0, geometry: Qcow2Geometry(clusterBits: 0, virtualSize: 0))
 
     /// Reads the first cluster, as far as the file has it. Its fixed part is read first, because
     /// that tells the cluster size.
@@ -31,27 +27,28 @@ struct Qcow2HeaderParser {
             byteCount: Int(min(storage.size, Int64(Qcow2Header.extendedLength))))
         var bytes = fixed.mutableBytes
         try await storage.read(into: &bytes, at: 0)
-        let clusterSize = try parseFixedPart(fixed.bytes)
-        var cluster = try IOBuffer(byteCount: Int(min(storage.size, clusterSize)))
+        try parseFixedPart(fixed.bytes)
+        var cluster = try IOBuffer(
+            byteCount: Int(min(storage.size, header.geometry.clusterSize)))
         bytes = cluster.mutableBytes
         try await storage.read(into: &bytes, at: 0)
         return cluster
     }
 
-    /// - Returns: the cluster size in bytes.
-    private mutating func parseFixedPart(_ bytes: RawSpan) throws(ImageError) -> Int64 {
+    private mutating func parseFixedPart(_ bytes: RawSpan) throws(ImageError) {
         guard bytes.byteCount >= Qcow2Header.version2Length,
             bytes.bigEndian(at: 0, as: UInt32.self) == Qcow2Header.magic
         else { throw .corrupt(name, "is not a qcow2 image") }
-        version = Int(bytes.bigEndian(at: 4, as: UInt32.self))
-        guard version == 2 || version == 3 else {
-            throw .unsupported(name, "qcow2 version \(version) is not supported")
+        header.version = Int(bytes.bigEndian(at: 4, as: UInt32.self))
+        guard header.version == 2 || header.version == 3 else {
+            throw .unsupported(name, "qcow2 version \(header.version) is not supported")
         }
-        clusterBits = Int(bytes.bigEndian(at: 20, as: UInt32.self))
+        let clusterBits = Int(bytes.bigEndian(at: 20, as: UInt32.self))
         guard Qcow2Geometry.allowedClusterBits.contains(clusterBits) else {
             throw .corrupt(name, "cluster size of 2^\(clusterBits) bytes is not allowed")
         }
-        if version == 3 {
+        header.geometry.clusterBits = clusterBits
+        if header.version == 3 {
             guard bytes.byteCount >= Qcow2Header.version3Length else {
                 throw .corrupt(name, "the header is cut short")
             }
@@ -60,26 +57,20 @@ struct Qcow2HeaderParser {
                 headerLength <= 1 << clusterBits
             else { throw .corrupt(name, "header length of \(headerLength) bytes is not allowed") }
         }
-        return 1 << Int64(clusterBits)
     }
 
     /// - Parameter bytes: the first cluster, or its beginning if the file ends within it.
-    func parse(_ bytes: RawSpan) throws(ImageError) -> Qcow2Header {
+    mutating func parse(_ bytes: RawSpan) throws(ImageError) -> Qcow2Header {
         guard bytes.byteCount >= headerLength else {
             throw .corrupt(name, "the header is cut short")
         }
-        var header = Qcow2Header(
-            version: version,
-            geometry: Qcow2Geometry(clusterBits: clusterBits, hasExtendedL2: false, virtualSize: 0),
-            compression: .zlib, l1Offset: HostOffset(0), l1Entries: 0,
-            refcountTableOffset: HostOffset(0), refcountTableClusters: 0)
-        try parseFields(bytes, into: &header)
-        try parseExtensions(bytes, into: &header)
-        try checkFeatures(of: header)
-        try checkEncryption(of: header)
-        header.compression = try parseCompression(bytes, header.incompatibleFeatures)
-        header.geometry = try parseGeometry(bytes, header.incompatibleFeatures)
-        (header.l1Offset, header.l1Entries) = try parseL1(bytes, header.geometry)
+        try parseFields(bytes)
+        try parseExtensions(bytes)
+        try checkFeatures()
+        try checkEncryption()
+        try parseCompression(bytes)
+        try parseGeometry(bytes)
+        try parseL1(bytes)
         let refcountTable = Int64(truncatingIfNeeded: bytes.bigEndian(at: 48, as: UInt64.self))
         guard refcountTable % header.geometry.clusterSize == 0 else {
             throw .corrupt(name, "the offset of the refcount table is invalid")
@@ -87,18 +78,16 @@ struct Qcow2HeaderParser {
         header.refcountTableOffset = HostOffset(refcountTable)
         header.refcountTableClusters = Int64(bytes.bigEndian(at: 56, as: UInt32.self))
         header.backingFile = try parseBackingName(bytes)
-        if purpose == .describing { try checkDescription(of: header, bytes) }
-        if purpose != .reading { try checkRefcountTable(of: header) }
+        if purpose == .describing { try checkDescription(bytes) }
+        if purpose != .reading { try checkRefcountTable() }
         return header
     }
 
-    private func parseFields(
-        _ bytes: RawSpan, into header: inout Qcow2Header
-    ) throws(ImageError) {
+    private mutating func parseFields(_ bytes: RawSpan) throws(ImageError) {
         header.encryptionMethod = bytes.bigEndian(at: 32, as: UInt32.self)
         header.snapshotCount = bytes.bigEndian(at: 60, as: UInt32.self)
         header.snapshotTableOffset = bytes.bigEndian(at: 64, as: UInt64.self)
-        guard version >= 3 else { return }
+        guard header.version >= 3 else { return }
         header.incompatibleFeatures = bytes.bigEndian(at: 72, as: UInt64.self)
         header.compatibleFeatures = bytes.bigEndian(at: 80, as: UInt64.self)
         header.autoclearFeatures = bytes.bigEndian(at: 88, as: UInt64.self)
@@ -113,23 +102,20 @@ struct Qcow2HeaderParser {
         }
     }
 
-    private func parseGeometry(
-        _ bytes: RawSpan, _ features: UInt64
-    ) throws(ImageError) -> Qcow2Geometry {
-        let hasExtendedL2 = features & Qcow2Header.IncompatibleFeature.extendedL2 != 0
-        guard !hasExtendedL2 || 1 << clusterBits >= Qcow2Geometry.smallestExtendedCluster else {
-            throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more")
-        }
+    private mutating func parseGeometry(_ bytes: RawSpan) throws(ImageError) {
+        header.geometry.hasExtendedL2 =
+            header.incompatibleFeatures & Qcow2Header.IncompatibleFeature.extendedL2 != 0
+        guard
+            !header.geometry.hasExtendedL2
+                || header.geometry.clusterSize >= Qcow2Geometry.smallestExtendedCluster
+        else { throw .corrupt(name, "extended L2 entries need clusters of 16 KiB or more") }
         guard let virtualSize = Int64(exactly: bytes.bigEndian(at: 24, as: UInt64.self)),
             virtualSize <= largestDiskSize
         else { throw .tooLarge("the virtual size", path: name) }
-        return Qcow2Geometry(
-            clusterBits: clusterBits, hasExtendedL2: hasExtendedL2, virtualSize: virtualSize)
+        header.geometry.virtualSize = virtualSize
     }
 
-    private func checkDescription(
-        of header: Qcow2Header, _ bytes: RawSpan
-    ) throws(ImageError) {
+    private func checkDescription(_ bytes: RawSpan) throws(ImageError) {
         if let format = header.backingFormat, format.utf8.count > 15 {
             throw .corrupt(
                 name, "the name of the backing format is too long: \(format.utf8.count) bytes")
@@ -147,7 +133,7 @@ struct Qcow2HeaderParser {
 
     /// Throws if the size or offset of the refcount table is impossible. Reading does without the
     /// table; a check or description of such an image would make no sense.
-    private func checkRefcountTable(of header: Qcow2Header) throws(ImageError) {
+    private func checkRefcountTable() throws(ImageError) {
         let length = header.refcountTableClusters * header.geometry.clusterSize
         guard length <= Qcow2Layout.maximumRefcountTable else {
             throw .corrupt(name, "the refcount table is too large: \(length) bytes")
@@ -157,7 +143,7 @@ struct Qcow2HeaderParser {
         }
     }
 
-    private func checkFeatures(of header: Qcow2Header) throws(ImageError) {
+    private func checkFeatures() throws(ImageError) {
         let unknown = header.incompatibleFeatures & ~Qcow2Header.IncompatibleFeature.known
         if unknown != 0 {
             let names = header.incompatibleFeatureNames
@@ -171,7 +157,7 @@ struct Qcow2HeaderParser {
         }
     }
 
-    private func checkEncryption(of header: Qcow2Header) throws(ImageError) {
+    private func checkEncryption() throws(ImageError) {
         let method = header.encryptionMethod
         guard method != 0 else { return }
         if purpose == .reading {
@@ -185,40 +171,37 @@ struct Qcow2HeaderParser {
         }
     }
 
-    private func parseCompression(
-        _ bytes: RawSpan, _ features: UInt64
-    ) throws(ImageError) -> Qcow2Compression {
+    private mutating func parseCompression(_ bytes: RawSpan) throws(ImageError) {
         let number =
-            version == 3 && headerLength > Qcow2Header.version3Length
+            headerLength > Qcow2Header.version3Length
             ? bytes.unsafeLoad(fromByteOffset: Qcow2Header.version3Length, as: UInt8.self) : 0
-        let isFlagged = features & Qcow2Header.IncompatibleFeature.compressionType != 0
-        guard let type = Qcow2Compression(headerNumber: number) else {
-            throw .unsupported(name, "compression type \(number) is not supported")
-        }
+        let isFlagged =
+            header.incompatibleFeatures & Qcow2Header.IncompatibleFeature.compressionType != 0
+        guard let type = Qcow2Compression.allCases.first(where: { $0.headerNumber == number })
+        else { throw .unsupported(name, "compression type \(number) is not supported") }
         guard isFlagged == (type != .zlib) else {
             throw .corrupt(
                 name, "the compression type (\(type)) contradicts the incompatible feature bits")
         }
-        return type
+        header.compression = type
     }
 
-    private func parseL1(
-        _ bytes: RawSpan, _ geometry: Qcow2Geometry
-    ) throws(ImageError) -> (offset: HostOffset, entries: Int64) {
+    private mutating func parseL1(_ bytes: RawSpan) throws(ImageError) {
         let entries = Int64(bytes.bigEndian(at: 36, as: UInt32.self))
         guard entries <= Qcow2Header.maximumL1Entries else {
             throw .corrupt(name, "the L1 table is too large: \(entries) entries")
         }
-        guard entries >= geometry.l1Entries else {
+        guard entries >= header.geometry.l1Entries else {
             throw .corrupt(
                 name,
                 "the L1 table is too small: \(entries) entries, the virtual size needs "
-                    + "\(geometry.l1Entries)")
+                    + "\(header.geometry.l1Entries)")
         }
         guard let offset = Int64(exactly: bytes.bigEndian(at: 40, as: UInt64.self)),
-            offset % geometry.clusterSize == 0, offset <= Int64.max - entries * 8
+            offset % header.geometry.clusterSize == 0, offset <= Int64.max - entries * 8
         else { throw .corrupt(name, "the offset of the L1 table is invalid") }
-        return (HostOffset(offset), entries)
+        header.l1Offset = HostOffset(offset)
+        header.l1Entries = entries
     }
 
     private func parseBackingName(_ bytes: RawSpan) throws(ImageError) -> ImageName? {
@@ -242,9 +225,7 @@ struct Qcow2HeaderParser {
     }
 
     /// Reads the extensions up to their end mark or to the name of the backing file.
-    private func parseExtensions(
-        _ bytes: RawSpan, into header: inout Qcow2Header
-    ) throws(ImageError) {
+    private mutating func parseExtensions(_ bytes: RawSpan) throws(ImageError) {
         let backingOffset = bytes.bigEndian(at: 8, as: UInt64.self)
         let end =
             backingOffset == 0 ? bytes.byteCount : Int(min(backingOffset, UInt64(bytes.byteCount)))
@@ -259,14 +240,12 @@ struct Qcow2HeaderParser {
                 throw .corrupt(name, "a header extension reaches beyond the header")
             }
             if type == Qcow2Header.ExtensionType.end { break }
-            try parse(type, bytes.extracting(position..<position + length), into: &header)
+            try parse(type, bytes.extracting(position..<position + length))
             position += length.roundedUp(to: 8)
         }
     }
 
-    private func parse(
-        _ type: UInt32, _ content: RawSpan, into header: inout Qcow2Header
-    ) throws(ImageError) {
+    private mutating func parse(_ type: UInt32, _ content: RawSpan) throws(ImageError) {
         switch type {
         case Qcow2Header.ExtensionType.backingFormat: header.backingFormat = content.text()
         case Qcow2Header.ExtensionType.bitmaps:

@@ -66,8 +66,10 @@ struct Qcow2Layout: ~Copyable {
                 for first in stride(
                     from: positions.lowerBound, to: positions.upperBound, by: length)
                 {
-                    let guest = GuestOffset(start + Int64(first - positions.lowerBound))
-                    placePlain(at: guest, first..<first + length, &placement)
+                    let host = placeCluster(
+                        GuestOffset(start + Int64(first - positions.lowerBound)),
+                        subclusters: Qcow2Entry.allSubclustersAllocated, &placement)
+                    placement.append(.plain(first..<first + length), at: host.bytes)
                 }
             case .compressed(let positions):
                 try placeCompressed(
@@ -81,24 +83,23 @@ struct Qcow2Layout: ~Copyable {
         for guest in stride(
             from: range.lowerBound, to: range.upperBound, by: Int64.Stride(clusterSize))
         {
-            if geometry.hasExtendedL2 {
-                setEntry(
-                    GuestOffset(guest), 0, subclusters: Qcow2Entry.allSubclustersZero, &placement)
-            } else {
-                setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
-            }
+            setEntry(
+                GuestOffset(guest), geometry.hasExtendedL2 ? 0 : Qcow2Entry.zero,
+                subclusters: Qcow2Entry.allSubclustersZero, &placement)
         }
     }
 
-    private mutating func placePlain(
-        at guest: GuestOffset, _ positions: Range<Int>, _ placement: inout Placement
-    ) {
+    /// Gives a guest cluster a host cluster of its own.
+    ///
+    /// - Parameter subclusters: second word of an extended entry.
+    private mutating func placeCluster(
+        _ guest: GuestOffset, subclusters: UInt64, _ placement: inout Placement
+    ) -> HostOffset {
         openTable(for: guest, &placement)
         let host = allocateCluster(&placement)
         setEntry(
-            guest, UInt64(host.bytes) | Qcow2Entry.copied,
-            subclusters: Qcow2Entry.allSubclustersAllocated, &placement)
-        placement.append(.plain(positions), at: host.bytes)
+            guest, UInt64(host.bytes) | Qcow2Entry.copied, subclusters: subclusters, &placement)
+        return host
     }
 
     private mutating func placeCompressed(
@@ -127,11 +128,7 @@ struct Qcow2Layout: ~Copyable {
         for guest in stride(
             from: table * geometry.l2Coverage, to: end, by: Int64.Stride(clusterSize))
         {
-            let guest = GuestOffset(guest)
-            openTable(for: guest, &placement)
-            let host = allocateCluster(&placement)
-            setEntry(
-                guest, UInt64(host.bytes) | Qcow2Entry.copied, subclusters: subclusters, &placement)
+            _ = placeCluster(GuestOffset(guest), subclusters: subclusters, &placement)
         }
         return placement
     }
@@ -145,8 +142,8 @@ struct Qcow2Layout: ~Copyable {
         openTable(for: guest, &placement)
         let index = Int(
             guest.bytes % geometry.l2Coverage / clusterSize * geometry.wordsPerL2Entry)
-        openL2?.entries[index] = entry.bigEndian
-        if geometry.hasExtendedL2 { openL2?.entries[index + 1] = subclusters.bigEndian }
+        openL2?.entries[index] = entry
+        if geometry.hasExtendedL2 { openL2?.entries[index + 1] = subclusters }
     }
 
     private mutating func openTable(for guest: GuestOffset, _ placement: inout Placement) {
@@ -154,32 +151,36 @@ struct Qcow2Layout: ~Copyable {
         if openL2?.index == index { return }
         closeL2(&placement)
         let host = allocateCluster(&placement)
-        l1[Int(index)] = (UInt64(host.bytes) | Qcow2Entry.copied).bigEndian
+        l1[Int(index)] = UInt64(host.bytes) | Qcow2Entry.copied
         openL2 = (index, host, Array(repeating: 0, count: Int(clusterSize / 8)))
     }
 
     private mutating func closeL2(_ placement: inout Placement) {
         guard let done = openL2 else { return }
-        placement.append(.metadata(Self.bytes(done.entries)), at: done.host.bytes)
+        placement.append(.metadata(done.entries.bigEndianBytes), at: done.host.bytes)
         openL2 = nil
     }
 
     // MARK: Allocation
 
     private mutating func allocateCluster(_ placement: inout Placement) -> HostOffset {
-        if nextCluster % clustersPerBlock == 0 { openRefcountBlock(&placement) }
+        if nextCluster % clustersPerBlock == 0 {
+            openRefcountBlock(at: HostOffset(nextCluster * clusterSize), &placement)
+            refcounts[0] = 1
+            nextCluster += 1
+        }
         let cluster = nextCluster
         refcounts[Int(cluster % clustersPerBlock)] = 1
         nextCluster += 1
         return HostOffset(cluster * clusterSize)
     }
 
-    private mutating func openRefcountBlock(_ placement: inout Placement) {
+    private mutating func openRefcountBlock(
+        at host: HostOffset, _ placement: inout Placement
+    ) {
         closeRefcountBlock(&placement)
-        refcountTable.append(UInt64(nextCluster * clusterSize))
+        refcountTable.append(UInt64(host.bytes))
         refcounts = RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
-        refcounts[0] = 1
-        nextCluster += 1
         // A stream added to a cluster of the range before would have to be counted there.
         compressedEnd = nil
     }
@@ -254,9 +255,7 @@ struct Qcow2Layout: ~Copyable {
         let tableOffset = l1Offset + l1Clusters * clusterSize
         placeTail(start..<end, blocksAt: tableOffset + tableClusters * clusterSize, &placement)
         placement.append(.metadata(padded(l1, l1Clusters)), at: l1Offset.bytes)
-        placement.append(
-            .metadata(padded(refcountTable.map { $0.bigEndian }, tableClusters)),
-            at: tableOffset.bytes)
+        placement.append(.metadata(padded(refcountTable, tableClusters)), at: tableOffset.bytes)
         return Ending(
             placement: placement, l1Offset: l1Offset, refcountTableOffset: tableOffset,
             refcountTableClusters: tableClusters, end: HostOffset(end * clusterSize))
@@ -270,9 +269,7 @@ struct Qcow2Layout: ~Copyable {
         for cluster in clusters {
             let index = Int(cluster % clustersPerBlock)
             if index == 0 {
-                closeRefcountBlock(&placement)
-                refcountTable.append(UInt64(nextBlock.bytes))
-                refcounts = RefcountBlock(bits: refcounts.bits, byteCount: Int(clusterSize))
+                openRefcountBlock(at: nextBlock, &placement)
                 nextBlock = nextBlock + clusterSize
             }
             refcounts[index] = 1
@@ -281,13 +278,8 @@ struct Qcow2Layout: ~Copyable {
     }
 
     private func padded(_ table: [UInt64], _ clusters: Int64) -> [UInt8] {
-        var bytes = Self.bytes(table)
-        bytes.append(
-            contentsOf: repeatElement(0, count: Int(clusters * clusterSize) - bytes.count))
+        var bytes = table.bigEndianBytes
+        bytes.appendZeros(upTo: Int(clusters * clusterSize))
         return bytes
-    }
-
-    private static func bytes<T: FixedWidthInteger>(_ table: [T]) -> [UInt8] {
-        table.withUnsafeBytes { Array($0) }
     }
 }

@@ -28,12 +28,6 @@ public struct Qcow2Options: Sendable, Equatable {
         public var format: String?
         /// Size of the backing file's guest disk in bytes.
         public var virtualSize: Int64
-
-        public init(file: ImageName, format: String?, virtualSize: Int64) {
-            self.file = file
-            self.format = format
-            self.virtualSize = virtualSize
-        }
     }
 
     public init() {}

@@ -85,9 +85,7 @@ extension Qcow2Target {
             try storage.requireSpace(geometry.virtualSize)
             try storage.allocate(0..<ending.end.bytes, options.preallocation)
         }
-        if fillsWithZeros {
-            try await fillWithZeros(map, writes: options.preallocation == .full)
-        }
+        if fillsWithZeros { try await fillWithZeros(map) }
         return ending
     }
 
@@ -98,13 +96,13 @@ extension Qcow2Target {
         writesData ? Qcow2Entry.allSubclustersAllocated : 0
     }
 
-    private func fillWithZeros(_ map: Qcow2PreallocatedMap, writes: Bool) async throws {
+    private func fillWithZeros(_ map: Qcow2PreallocatedMap) async throws {
         var guest: Int64 = 0
         let size = map.geometry.virtualSize
         while guest < size {
             try Task.checkCancellation()
             let run = map.run(from: guest..<size)
-            if writes {
+            if options.preallocation == .full {
                 try await storage.writeZeros(run)
             } else {
                 try await storage.zero(run, mayUnmap: true)

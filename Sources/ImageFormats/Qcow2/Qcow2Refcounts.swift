@@ -141,10 +141,7 @@ struct Qcow2Refcounts {
         end = newEnd
         // The file has its new length from now on, and reads as zeros where nothing is written.
         if !storage.traits.isDevice { try await storage.truncate(to: newEnd * clusterSize) }
-        if lastBlock >= table.count {
-            cache.reader.table.append(
-                contentsOf: repeatElement(0, count: lastBlock + 1 - table.count))
-        }
+        cache.reader.table.appendZeros(upTo: lastBlock + 1)
         for (place, index) in blocks.enumerated() {
             try await load(index)
             hasNewBlocks = true
@@ -214,9 +211,7 @@ struct Qcow2Refcounts {
                 min(needed + needed / 2, Qcow2Layout.maximumRefcountTable / clusterSize))
         }
         let first = try await allocate(clusters)
-        let entries = Int(clusters * clusterSize / 8)
-        cache.reader.table.append(
-            contentsOf: repeatElement(0, count: max(0, entries - table.count)))
+        cache.reader.table.appendZeros(upTo: Int(clusters * clusterSize / 8))
         place = Table(offset: HostOffset(first * clusterSize), clusters: clusters)
         try await storage.writeWords(table, at: place.offset.bytes)
         hasNewBlocks = false

@@ -41,7 +41,8 @@ extension Qcow2Resizer {
     private func plan(
         _ size: Int64, _ preallocation: Preallocation
     ) throws -> Growth {
-        let geometry = geometry(virtualSize: size)
+        var geometry = geometry
+        geometry.virtualSize = size
         guard geometry.l1Entries <= Qcow2Header.maximumL1Entries else {
             throw ImageError.tooLarge("Failed to grow the L1 table")
         }
@@ -91,7 +92,7 @@ extension Qcow2Resizer {
     /// The content of the cluster as the guest would see it if only the size changed.
     private func contentOfLastCluster(_ cluster: Int64) async throws -> [UInt8] {
         var grown = header
-        grown.geometry = geometry(virtualSize: (cluster + 1) * geometry.clusterSize)
+        grown.geometry.virtualSize = (cluster + 1) * geometry.clusterSize
         var layers: [any ImageSource] = [try await Qcow2Source(storage, header: grown)]
         if let backing { layers.append(backing) }
         var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize))
@@ -132,7 +133,7 @@ extension Qcow2Resizer {
         guard isChanged else { return }
         let entries = max(header.l1Entries, growth.geometry.l1Entries)
         try MemoryMargin.check(for: Int(entries) * 8)
-        l1.append(contentsOf: repeatElement(0, count: Int(entries) - l1.count))
+        l1.appendZeros(upTo: Int(entries))
         let count = (entries * 8).dividedUp(by: geometry.clusterSize)
         growth.change.l1Offset = HostOffset(
             try await refcounts.allocate(count) * geometry.clusterSize)

@@ -94,13 +94,6 @@ public struct Qcow2Resizer {
         if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
     }
 
-    /// The geometry of the image with another size of the disk.
-    func geometry(virtualSize: Int64) -> Qcow2Geometry {
-        Qcow2Geometry(
-            clusterBits: geometry.clusterBits, hasExtendedL2: geometry.hasExtendedL2,
-            virtualSize: virtualSize)
-    }
-
     // MARK: Tables
 
     /// Reads the L2 table of an L1 entry as words; zeros if there is no table.
@@ -140,7 +133,7 @@ public struct Qcow2Resizer {
         let oldTable = refcounts.place
         try await refcounts.settle()
         var new = header
-        new.geometry = geometry(virtualSize: change.size)
+        new.geometry.virtualSize = change.size
         new.l1Offset = change.l1Offset
         new.l1Entries = Int64(l1.count)
         new.refcountTableOffset = refcounts.place.offset

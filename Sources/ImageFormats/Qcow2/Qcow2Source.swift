@@ -4,11 +4,12 @@ import ImageStorage
 import Synchronization
 
 /// One qcow2 image as a guest disk, without its backing file.
-public struct Qcow2Source: Image {
+public final class Qcow2Source: Image {
     public let header: Qcow2Header
     public let storage: any Storage
     private let tables: Qcow2Tables
-    private let preallocation = Preallocation()
+    /// The answer of `isPreallocated`; nil until it is known.
+    private let knownPreallocation = Mutex<Bool?>(nil)
     private let decompressors: ResourcePool<Qcow2Decompressor>
     /// Buffers for compressed streams.
     private let inputs = IOBufferPool()
@@ -17,14 +18,14 @@ public struct Qcow2Source: Image {
     ///
     /// - Throws: `ImageError` for images that are damaged, cut short, encrypted or otherwise
     ///   unreadable.
-    public init(_ storage: any Storage) async throws {
+    public convenience init(_ storage: any Storage) async throws {
         try await self.init(storage, header: Qcow2Header.read(from: storage))
     }
 
     /// Opens the disk as it was when a snapshot was taken. As in qemu, its size is the present one.
     ///
     /// - Throws: `ImageError`, also if the image has no such snapshot.
-    init(_ storage: any Storage, snapshot: SnapshotName) async throws {
+    convenience init(_ storage: any Storage, snapshot: SnapshotName) async throws {
         let header = try await Qcow2Header.read(from: storage)
         let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         guard let found = snapshot.find(in: snapshots) else {
@@ -47,9 +48,7 @@ public struct Qcow2Source: Image {
 
     public var virtualSize: Int64 { header.geometry.virtualSize }
     public var readGranularity: Int64 { header.geometry.clusterSize }
-    public var backing: BackingName? {
-        header.backingFile.map { BackingName($0, format: header.backingFormat) }
-    }
+    public var backing: BackingName? { header.backing }
 
     /// Whether clusters lack blocks. Nearly every image has holes in its tables, so a hole alone
     /// tells nothing.
@@ -66,21 +65,16 @@ public struct Qcow2Source: Image {
             holes)
     }
 
-    /// The answer of `isPreallocated`; nil until it is known.
-    private final class Preallocation: Sendable {
-        let isLikely = Mutex<Bool?>(nil)
-    }
-
     /// False if the refcounts cannot be read, because the disk can be read without them.
     public func isPreallocated() async throws -> Bool {
-        if let known = preallocation.isLikely.withLock({ $0 }) { return known }
+        if let known = knownPreallocation.withLock({ $0 }) { return known }
         let found: Bool
         do {
-            found = try await Qcow2Preallocation.isLikely(self)
+            found = try await isLikelyPreallocated()
         } catch is ImageError {
             found = false
         }
-        preallocation.isLikely.withLock { $0 = found }
+        knownPreallocation.withLock { $0 = found }
         return found
     }
 }

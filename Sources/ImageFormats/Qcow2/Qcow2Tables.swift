@@ -42,35 +42,22 @@ final class Qcow2Tables: Sendable {
     /// The mappings of the disk from `offset` on, as the tables tell them; `limit` is that of
     /// `ImageSource.mappings`.
     func mappings(at offset: Int64, limit: Int64) async throws -> [Mapping] {
-        let entries = try await entries(at: offset, limit: limit)
-        if entries.words.isEmpty {
-            return [Mapping(offset..<min(limit, entries.range.upperBound), .unallocated)]
+        guard let slice = try slice(at: offset) else {
+            let end = endOfUnallocated(offset / geometry.l2Coverage, limit)
+            return [Mapping(offset..<end, .unallocated)]
         }
         return try decoder.mappings(
-            in: entries.words, startingAt: entries.range.lowerBound, from: offset, limit: limit)
+            in: try await entries(of: slice, limit: limit), startingAt: slice.range.lowerBound,
+            from: offset, limit: limit)
     }
 
-    /// The L2 entries of one slice.
-    private struct Entries {
-        /// Empty if there is no L2 table.
-        var words: [UInt64]
-        /// Guest offsets in bytes that the entries map, or that have no L2 table.
-        var range: Range<Int64>
-    }
-
-    /// Returns the L2 entries around a guest offset.
+    /// Returns the L2 entries of a slice.
     ///
     /// - Parameter limit: guest offset in bytes up to which the caller will go.
-    private func entries(at offset: Int64, limit: Int64) async throws -> Entries {
-        guard let slice = try slice(at: offset) else {
-            let table = offset / geometry.l2Coverage
-            return Entries(words: [], range: offset..<endOfUnallocated(table, limit))
-        }
-        if let words = cache.withLock({ $0.find(slice.offset) }) {
-            return Entries(words: words, range: slice.range)
-        }
+    private func entries(of slice: Slice, limit: Int64) async throws -> [UInt64] {
+        if let words = cache.withLock({ $0.find(slice.offset) }) { return words }
         let next = storage.readMeter.isWaiting ? slices(behind: slice, limit: limit) : []
-        return Entries(words: try await read(slice, with: next), range: slice.range)
+        return try await read(slice, with: next)
     }
 
     /// The place of a slice in the file, and the guest offsets in bytes that it maps.

@@ -127,18 +127,16 @@ public final class Qcow2Target: ImageTarget {
     private static func append(
         _ form: EncodedPiece.Form, _ guestRange: Range<Int64>, to pieces: inout [EncodedPiece]
     ) {
-        guard let last = pieces.last else {
-            return pieces.append(EncodedPiece(guestRange: guestRange, form: form))
-        }
-        let joined = last.guestRange.lowerBound..<guestRange.upperBound
-        switch (last.form, form) {
-        case (.zero, .zero):
-            pieces[pieces.count - 1] = EncodedPiece(guestRange: joined, form: .zero)
+        let joined: EncodedPiece.Form
+        switch (pieces.last?.form, form) {
+        case (.zero, .zero): joined = .zero
         case (.plain(let before), .plain(let next)):
-            pieces[pieces.count - 1] = EncodedPiece(
-                guestRange: joined, form: .plain(before.lowerBound..<next.upperBound))
-        default: pieces.append(EncodedPiece(guestRange: guestRange, form: form))
+            joined = .plain(before.lowerBound..<next.upperBound)
+        default: return pieces.append(EncodedPiece(guestRange: guestRange, form: form))
         }
+        let start = pieces[pieces.count - 1].guestRange.lowerBound
+        pieces[pieces.count - 1] = EncodedPiece(
+            guestRange: start..<guestRange.upperBound, form: joined)
     }
 
     public func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement {
@@ -179,10 +177,12 @@ public final class Qcow2Target: ImageTarget {
         var header = Qcow2Header(
             version: options.version, geometry: geometry, compression: options.compression,
             backingFile: options.backing?.file, backingFormat: options.backing?.format,
-            l1Offset: ending?.l1Offset ?? HostOffset(0), l1Entries: geometry.l1Entries,
-            refcountTableOffset: ending?.refcountTableOffset ?? HostOffset(0),
-            refcountTableClusters: ending?.refcountTableClusters ?? 0)
-        header.refcountBits = options.refcountBits
+            l1Entries: geometry.l1Entries, refcountBits: options.refcountBits)
+        if let ending {
+            header.l1Offset = ending.l1Offset
+            header.refcountTableOffset = ending.refcountTableOffset
+            header.refcountTableClusters = ending.refcountTableClusters
+        }
         if options.lazyRefcounts {
             header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
         }

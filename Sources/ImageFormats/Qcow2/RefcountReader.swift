@@ -13,11 +13,10 @@ struct RefcountReader: Sendable {
     let clusterSize: Int64
     /// Width of a refcount in bits.
     let bits: Int
-    var table: [UInt64]
+    var table: [UInt64] = []
 
-    init(_ storage: any Storage, _ header: Qcow2Header, table: [UInt64]) {
+    init(_ storage: any Storage, _ header: Qcow2Header) {
         self.storage = storage
-        self.table = table
         clusterSize = header.geometry.clusterSize
         bits = header.refcountBits
     }
@@ -28,7 +27,7 @@ struct RefcountReader: Sendable {
     init(
         reading storage: any Storage, _ header: Qcow2Header, clusters: Int64 = .max
     ) async throws {
-        self.init(storage, header, table: [])
+        self.init(storage, header)
         // A header can name any length, and the file can be a hole; qemu opens no longer table.
         let bytes = min(
             header.refcountTableClusters * clusterSize, Qcow2Layout.maximumRefcountTable)

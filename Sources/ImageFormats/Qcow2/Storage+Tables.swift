@@ -90,6 +90,12 @@ extension RawSpan {
     }
 }
 
+extension Array where Element: FixedWidthInteger {
+    mutating func appendZeros(upTo newCount: Int) {
+        append(contentsOf: repeatElement(0, count: Swift.max(0, newCount - count)))
+    }
+}
+
 extension Array where Element == UInt64 {
     /// The bytes of the numbers as stored in an image.
     var bigEndianBytes: [UInt8] {

@@ -30,10 +30,10 @@ public struct RawDriver: FormatDriver {
     public func open(_ storage: any Storage) -> any Image { RawSource(storage) }
 
     public func facts(of storage: any Storage) -> FormatFacts {
-        var facts = FormatFacts(virtualSize: RawSource(storage).guestSize)
         // As in qemu, a file counts as closed properly, and a server's file as unknown.
-        facts.isDirty = storage.traits.isRemote ? nil : false
-        return facts
+        FormatFacts(
+            virtualSize: RawSource(storage).guestSize,
+            isDirty: storage.traits.isRemote ? nil : false)
     }
 }
 

@@ -1,15 +1,18 @@
 /// A finding of a check, in qemu-img's words because programs parse them.
-struct CheckFinding: Sendable, Equatable {
-    enum Severity: Sendable, Equatable {
-        case corruption
-        /// The repair writes these words into the table at this offset of the file, in bytes.
-        case repairable(at: Int64, [UInt64])
-    }
-
+struct CheckFinding: Sendable {
     var text: String
-    var severity = Severity.corruption
+    /// nil if nothing can be written that repairs the error.
+    var repair: EntryRepair?
     /// Number of runs of the same collection that precede the finding.
     var position: Int
+}
+
+/// The repair of a table entry.
+struct EntryRepair: Sendable {
+    /// Place of the entry in bytes from the start of the file.
+    var offset: Int64
+    /// The words to write there.
+    var words: [UInt64]
 }
 
 /// The host clusters that tables refer to, in the order of the tables, and the errors found there.
@@ -25,11 +28,8 @@ struct ClusterReferences: Sendable {
     /// everything about OFLAG_COPIED.
     var needsCopiedPass = false
 
-    mutating func report(
-        _ text: String, _ severity: CheckFinding.Severity = .corruption
-    ) {
-        findings.append(
-            CheckFinding(text: text, severity: severity, position: runs.count))
+    mutating func report(_ text: String, repair: EntryRepair? = nil) {
+        findings.append(CheckFinding(text: text, repair: repair, position: runs.count))
         needsCopiedPass = true
     }
 }

@@ -3,44 +3,29 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// Checks a qcow2 image: whether its refcounts equal the numbers of references in its tables, and
+/// Checks qcow2 images: whether the refcounts equal the numbers of references in the tables, and
 /// whether the tables are sound.
 ///
-/// Messages about single clusters have qemu-img's words, because programs parse them.
-public struct Qcow2Check: Sendable {
-    private let storage: any Storage
-    private let repair: Qcow2Checker.Repair?
-    private let onMessage: @Sendable (String) -> Void
+/// Messages about single clusters have qemu-img's words, because programs parse them. All come in
+/// the order of the tables.
+public struct Qcow2ImageChecker: ImageChecker {
+    public init() {}
 
-    /// - Parameter onMessage: called with each finding, a single line, in the order of the tables.
-    public init(
+    public func check(
         _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
-    ) {
-        self.storage = storage
-        repair = nil
-        self.onMessage = onMessage
-    }
-
-    /// A check that repairs the errors that `repair` selects.
-    public init(
-        repairing storage: any WritableStorage, _ repair: CheckRepair,
-        onMessage: @escaping @Sendable (String) -> Void
-    ) {
-        self.storage = storage
-        self.repair = Qcow2Checker.Repair(what: repair, storage: storage)
-        self.onMessage = onMessage
-    }
-
-    /// Runs the check.
-    ///
-    /// - Throws: `ImageError` if the image cannot be read or written, is no qcow2 image, or is too
-    ///   damaged for the check to go on.
-    public func run() async throws -> CheckResult {
+    ) async throws -> CheckResult {
         try await IOExecutor.run {
-            let header = try await Qcow2Header.read(from: storage, for: .checking)
-            let checker = try await Qcow2Checker(
-                storage, header, repair: repair, onMessage: onMessage)
-            return try await checker.run()
+            try await Qcow2Checker(storage, repair: nil, onMessage: onMessage).run()
+        }
+    }
+
+    public func repair(
+        _ storage: any WritableStorage, _ repair: CheckRepair,
+        onMessage: @escaping @Sendable (String) -> Void
+    ) async throws -> CheckResult {
+        try await IOExecutor.run {
+            let repair = Qcow2Checker.Repair(what: repair, storage: storage)
+            return try await Qcow2Checker(storage, repair: repair, onMessage: onMessage).run()
         }
     }
 }
@@ -60,6 +45,9 @@ final class Qcow2Checker {
     private let onMessage: @Sendable (String) -> Void
 
     var result = CheckResult()
+    var snapshots: [Qcow2Snapshot] = []
+    /// Length of the snapshot table in bytes.
+    var snapshotTableSize: UInt64 = 0
     /// Damage to refcounts and tables found so far.
     var damage = DamageCounts()
     var counts: ReferenceCounts
@@ -84,7 +72,9 @@ final class Qcow2Checker {
     /// must not place anything new there.
     var outside: [Range<UInt64>] = []
     /// Repairs of table entries, written when everything has been checked.
-    var pendingRepairs: [(offset: Int64, words: [UInt64])] = []
+    var pendingRepairs: [EntryRepair] = []
+    /// Whether entries are to be repaired where possible: at the first count of a full repair.
+    var repairsEntries: Bool
     /// Number of times that L1 tables name each L2 table with several references; nil until needed.
     var sharedTables: [Int: UInt64]?
     var hasReportedUnalignedBlock = false
@@ -105,13 +95,15 @@ final class Qcow2Checker {
     /// Largest number of clusters that qemu checks.
     private static let maximumClusters = Int64(Int32.max)
 
+    /// - Throws: `ImageError` if the storage holds no qcow2 image, or one that is too damaged.
     init(
-        _ storage: any Storage, _ header: Qcow2Header, repair: Repair?,
-        onMessage: @escaping @Sendable (String) -> Void
+        _ storage: any Storage, repair: Repair?, onMessage: @escaping @Sendable (String) -> Void
     ) async throws {
+        let header = try await Qcow2Header.read(from: storage, for: .checking)
         self.storage = storage
         self.header = header
         mending = repair
+        repairsEntries = repair?.what == .all
         self.onMessage = onMessage
         fileSize = storage.size.roundedUp(to: guestSectorSize)
         let clusters = fileSize.dividedUp(by: header.geometry.clusterSize)
@@ -120,7 +112,7 @@ final class Qcow2Checker {
         }
         try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
-        refcounts = RefcountReader(storage, header, table: [])
+        refcounts = RefcountReader(storage, header)
         l1 = try await storage.readWords(at: header.l1Offset.bytes, count: header.l1Entries)
     }
 
@@ -138,23 +130,23 @@ final class Qcow2Checker {
 
     func run() async throws -> CheckResult {
         result.totalClusters = header.geometry.virtualSize.dividedUp(by: clusterSize)
-        let snapshots = try await readSnapshots()
-        try await checkRefcounts(snapshots)
+        let incompleteSnapshots = try await readSnapshots()
+        try await checkRefcounts()
         result.add(damage)
-        result.add(snapshots.damage)
+        result.corruptions += incompleteSnapshots
         if repair != nil, result.checkErrors == 0, result.corruptions == 0 {
             try await markClean()
         }
         return result
     }
 
-    private func checkRefcounts(_ snapshots: Snapshots) async throws {
+    private func checkRefcounts() async throws {
         try await readRefcountTable()
-        try await countReferences(snapshots, repairs: repair == .all)
+        try await countReferences()
         let counted = damage
         try await compareRefcounts(repair: nil)
-        if let repair { try await mend(repair, snapshots, counted) }
-        if needsCopiedPass || repair != nil { try await checkCopiedFlags(snapshots) }
+        if repair != nil { try await mend(counted) }
+        if needsCopiedPass || repair != nil { try await checkCopiedFlags() }
         result.imageEndOffset = Int64(lastUsedCluster + 1) * clusterSize
     }
 
@@ -175,35 +167,34 @@ final class Qcow2Checker {
 
 // Counting the references to each cluster.
 extension Qcow2Checker {
-    func countReferences(_ snapshots: Snapshots, repairs: Bool) async throws {
+    func countReferences() async throws {
         result.allocatedClusters = 0
         result.fragmentedClusters = 0
         result.compressedClusters = 0
-        try await count { $0.addRegion(offset: 0, size: UInt64(clusterSize)) }
+        try count { $0.addRegion(offset: 0, size: UInt64(clusterSize)) }
         try await countTables(
-            l1, at: UInt64(header.l1Offset.bytes), entries: header.l1Entries, isActive: true,
-            repairs: repairs)
-        try await countSnapshots(snapshots, repairs: repairs)
-        try await count {
+            l1, at: UInt64(header.l1Offset.bytes), entries: header.l1Entries, isActive: true)
+        try await countSnapshots()
+        try count {
             $0.addRegion(
                 offset: UInt64(header.refcountTableOffset.bytes),
                 size: UInt64(header.refcountTableClusters * clusterSize))
         }
         if let range = header.encryptionHeader {
-            try await count { $0.addRegion(offset: range.offset, size: range.length) }
+            try count { $0.addRegion(offset: range.offset, size: range.length) }
         }
         try await countBitmaps()
-        try await countRefcountBlocks(repairs: repairs)
+        try countRefcountBlocks()
     }
 
-    func collectorContext(isActive: Bool, repairs: Bool) -> ReferenceCollector.Context {
+    func collectorContext(isActive: Bool) -> ReferenceCollector.Context {
         ReferenceCollector.Context(
             geometry: header.geometry, hasDataFile: header.hasDataFile, fileSize: fileSize,
-            isActive: isActive, repairs: repairs)
+            isActive: isActive, repairs: repairsEntries)
     }
 
-    func count(_ collect: (inout ReferenceCollector) -> Void) async throws {
-        var collector = ReferenceCollector(collectorContext(isActive: false, repairs: false))
+    func count(_ collect: (inout ReferenceCollector) -> Void) throws {
+        var collector = ReferenceCollector(collectorContext(isActive: false))
         collect(&collector)
         try apply(collector.references)
     }
@@ -215,11 +206,11 @@ extension Qcow2Checker {
     ///   - l1: the entries that the file has.
     ///   - entries: number of entries that the table should have.
     func countTables(
-        _ l1: [UInt64], at offset: UInt64, entries: Int64, isActive: Bool, repairs: Bool
+        _ l1: [UInt64], at offset: UInt64, entries: Int64, isActive: Bool
     ) async throws {
         guard entries > 0 else { return }
-        try await count { $0.addRegion(offset: offset, size: UInt64(entries) * 8) }
-        let context = collectorContext(isActive: isActive, repairs: repairs)
+        try count { $0.addRegion(offset: offset, size: UInt64(entries) * 8) }
+        let context = collectorContext(isActive: isActive)
         let tablesPerBatch = Int(max(1, Self.batchSize / clusterSize))
         try await inOrder(
             L1Batches(l1, tablesPerBatch: tablesPerBatch, meter: storage.readMeter),
@@ -289,16 +280,14 @@ extension Qcow2Checker {
     private func apply(_ finding: CheckFinding) {
         say(finding.text)
         damage.corruptions += 1
-        guard case .repairable(let offset, let words) = finding.severity,
-            !isOtherMetadata(offset)
-        else { return }
-        pendingRepairs.append((offset, words))
+        guard let repair = finding.repair, !isOtherMetadata(repair.offset) else { return }
+        pendingRepairs.append(repair)
         damage.corruptions -= 1
         damage.corruptionsFixed += 1
     }
 
     /// Counts the refcount blocks. Each has one reference, from the refcount table.
-    private func countRefcountBlocks(repairs: Bool) async throws {
+    private func countRefcountBlocks() throws {
         doubtfulClusters = []
         for (index, entry) in refcounts.table.enumerated() where entry != 0 {
             let offset = refcounts.blockOffset(index)
@@ -318,12 +307,12 @@ extension Qcow2Checker {
                 continue
             }
             guard cluster < counts.clusterCount else {
-                if repairs { needsRebuild = true }
+                if repairsEntries { needsRebuild = true }
                 outside.append(UInt64(cluster)..<UInt64(cluster) + 1)
                 reportCorruption("ERROR refcount block \(index) is outside image")
                 continue
             }
-            try await count { $0.addRegion(offset: offset, size: UInt64(clusterSize)) }
+            try count { $0.addRegion(offset: offset, size: UInt64(clusterSize)) }
             let references = counts[cluster]
             guard references != 1 else { continue }
             needsRebuild = true

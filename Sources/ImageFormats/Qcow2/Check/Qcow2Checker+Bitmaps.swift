@@ -15,7 +15,7 @@ extension Qcow2Checker {
     func countBitmaps() async throws {
         guard let directory = header.bitmapDirectory else { return }
         try directory.check(storage.name, clusterSize)
-        try await count { $0.addRegion(offset: directory.offset, size: directory.size) }
+        try count { $0.addRegion(offset: directory.offset, size: directory.size) }
         let bitmaps: [Qcow2Bitmap]
         do {
             bitmaps = try await Qcow2Bitmap.readAll(storage, directory, header.geometry)
@@ -26,13 +26,13 @@ extension Qcow2Checker {
     }
 
     private func count(_ bitmap: Qcow2Bitmap) async throws {
-        try await count {
+        try count {
             $0.addRegion(offset: bitmap.tableOffset, size: UInt64(bitmap.tableEntries) * 8)
         }
         guard let offset = Int64(exactly: bitmap.tableOffset), offset < storage.size else { return }
         let table = try await storage.readWords(at: offset, count: Int64(bitmap.tableEntries))
         var invalid: Int64 = 0
-        try await count { collector in
+        try count { collector in
             for entry in table {
                 let offset = entry & Qcow2Entry.offsetMask
                 guard entry & TableEntry.reserved == 0,

@@ -6,7 +6,7 @@ import ImageStorage
 extension Qcow2Checker {
     /// Reads all active tables again. That is needed only in a repair, or if the marks of the
     /// counts contradict the refcounts.
-    func checkCopiedFlags(_ snapshots: Snapshots) async throws {
+    func checkCopiedFlags() async throws {
         // Once the refcounts are right, they tell what the flags have to be.
         let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
         let repairs = repair == .all || (repair == .leaks && isSafe)
@@ -35,13 +35,12 @@ extension Qcow2Checker {
             guard try await storage.readAvailable(into: &buffer, at: Int64(offset)) > 0 else {
                 continue
             }
-            try await checkCopiedFlags(&buffer, at: Int64(offset), repairs, snapshots, &refcounts)
+            try await checkCopiedFlags(&buffer, at: Int64(offset), repairs, &refcounts)
         }
     }
 
     private func checkCopiedFlags(
-        _ table: inout IOBuffer, at offset: Int64, _ repairs: Bool, _ snapshots: Snapshots,
-        _ refcounts: inout RefcountCache
+        _ table: inout IOBuffer, at offset: Int64, _ repairs: Bool, _ refcounts: inout RefcountCache
     ) async throws {
         let entrySize = Int(header.geometry.wordsPerL2Entry) * 8
         var fixed: [(position: Int, entry: UInt64)] = []
@@ -62,7 +61,7 @@ extension Qcow2Checker {
             if repairs { fixed.append((position, entry ^ Qcow2Entry.copied)) }
         }
         guard let first = fixed.first, let last = fixed.last else { return }
-        guard try await isWritableTable(offset, snapshots) else {
+        guard try await isWritableTable(offset) else {
             say(
                 "ERROR: Could not write L2 table; metadata overlap check failed: "
                     + String(cString: strerror(EIO)))

@@ -9,10 +9,9 @@ extension Qcow2Checker {
     private static let clustersPerComparison = 1 << 15
 
     private struct Comparison: Sendable {
-        var found = RefcountComparison()
-        /// Whether the table names an unaligned place for the block.
-        var isUnaligned = false
         var clusters: Range<Int>
+        /// nil if the table names an unaligned place for the block.
+        var found: RefcountComparison?
     }
 
     /// - Parameter repair: the mismatches to repair; those without a refcount block are not
@@ -40,20 +39,17 @@ extension Qcow2Checker {
         let perBlock = refcounts.clustersPerBlock
         for first in stride(from: clusters.lowerBound, to: clusters.upperBound, by: perBlock) {
             let part = first..<min(first + perBlock, clusters.upperBound)
-            var comparison = Comparison(clusters: part)
-            if let block = try await refcounts.block(first / perBlock) {
-                comparison.found.compare(block, 0..<part.count, firstOfBlock: first, with: counts)
-            } else {
-                comparison.isUnaligned = true
-            }
-            comparisons.append(comparison)
+            let block = try await refcounts.block(first / perBlock)
+            comparisons.append(
+                Comparison(
+                    clusters: part,
+                    found: block.map { RefcountComparison($0, part, with: counts) }))
         }
         return comparisons
     }
 
     private func apply(_ comparison: Comparison, _ repair: CheckRepair?) async throws {
-        if comparison.isUnaligned { return reportUnaligned(comparison.clusters) }
-        let found = comparison.found
+        guard let found = comparison.found else { return reportUnaligned(comparison.clusters) }
         if let last = found.lastUsed { lastUsedCluster = last }
         if found.contradictsMarks { needsCopiedPass = true }
         var fixed: [RefcountComparison.Mismatch] = []

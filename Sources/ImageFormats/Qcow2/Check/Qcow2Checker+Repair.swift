@@ -12,21 +12,17 @@ extension Qcow2Checker {
     ///   take now does not count.
     func overlap(rebuilds: Bool) -> String? {
         var tables = [
-            (name: "header", offset: Int64(0), size: Int64(1)),
-            (name: "L1 table", offset: header.l1Offset.bytes, size: header.l1Entries * 8),
+            (name: "header", clusters: 0..<1), (name: "L1 table", clusters: clustersOfL1),
         ]
-        let refcountTable = (
-            name: "refcount table", offset: header.refcountTableOffset.bytes,
-            size: header.refcountTableClusters * clusterSize
-        )
-        if !rebuilds { tables.append(refcountTable) }
+        if !rebuilds { tables.append((name: "refcount table", clusters: clustersOfRefcountTable)) }
         for table in tables {
-            for cluster in clusters(table.offset, table.size) {
+            for cluster in table.clusters {
                 let references = counts[cluster]
                 // A table that reaches too far is not counted at all, so its clusters look free.
                 guard references > 0 || cluster >= counts.clusterCount else {
-                    return "the \(table.name) at offset \(table.offset) reaches beyond the end of "
-                        + "the file (\(storage.size) bytes): the image cannot be changed, only "
+                    let offset = Int64(table.clusters.lowerBound) * clusterSize
+                    return "the \(table.name) at offset \(offset) reaches beyond the end of the "
+                        + "file (\(storage.size) bytes): the image cannot be changed, only "
                         + "converted"
                 }
                 let hasOverflow = overflows.contains(cluster)
@@ -35,9 +31,7 @@ extension Qcow2Checker {
                     let blocks = refcounts.table.count {
                         $0 != 0 && $0 == UInt64(cluster) * UInt64(clusterSize)
                     }
-                    let isTable = clusters(refcountTable.offset, refcountTable.size)
-                        .contains(cluster)
-                    let going = UInt64(blocks) + (isTable ? 1 : 0)
+                    let going = UInt64(blocks) + (clustersOfRefcountTable.contains(cluster) ? 1 : 0)
                     // A count that has overflown may have been counted less often than it is named.
                     if hasOverflow ? going > 0 : references <= going + 1 { continue }
                 }
@@ -52,6 +46,12 @@ extension Qcow2Checker {
             + "of the image: it cannot be changed, only converted"
     }
 
+    private var clustersOfL1: Range<Int> { clusters(header.l1Offset.bytes, header.l1Entries * 8) }
+
+    private var clustersOfRefcountTable: Range<Int> {
+        clusters(header.refcountTableOffset.bytes, header.refcountTableClusters * clusterSize)
+    }
+
     private func clusters(_ offset: Int64, _ size: Int64) -> Range<Int> {
         let first = Int(offset / clusterSize)
         return first..<first + Int(size.dividedUp(by: clusterSize))
@@ -60,13 +60,9 @@ extension Qcow2Checker {
     /// Whether a table that is said to be here would lie over another kind of metadata, and must
     /// not be written.
     func isOtherMetadata(_ offset: Int64) -> Bool {
-        let cluster = offset / clusterSize
-        func covers(_ start: Int64, _ size: Int64) -> Bool {
-            let first = start / clusterSize
-            return cluster >= first && cluster < first + size.dividedUp(by: clusterSize)
-        }
-        return cluster == 0 || covers(header.l1Offset.bytes, header.l1Entries * 8)
-            || covers(header.refcountTableOffset.bytes, header.refcountTableClusters * clusterSize)
+        let cluster = Int(offset / clusterSize)
+        return cluster == 0 || clustersOfL1.contains(cluster)
+            || clustersOfRefcountTable.contains(cluster)
             || header.snapshotCount > 0
                 && header.snapshotTableOffset / UInt64(clusterSize) == UInt64(cluster)
             || blockClusters.contains(UInt64(cluster))
@@ -74,16 +70,16 @@ extension Qcow2Checker {
 
     /// Whether an L2 table is that and nothing else: where its cluster is named more than once,
     /// each time by an L1 table.
-    private func isOnlyTable(_ offset: Int64, _ snapshots: Snapshots) async throws -> Bool {
+    private func isOnlyTable(_ offset: Int64) async throws -> Bool {
         let cluster = Int(offset / clusterSize)
         guard !overflows.contains(cluster) else { return false }
         let references = counts[cluster]
         guard references > 1 else { return true }
-        if sharedTables == nil { sharedTables = try await findSharedTables(snapshots) }
+        if sharedTables == nil { sharedTables = try await findSharedTables() }
         return sharedTables?[cluster] == references
     }
 
-    private func findSharedTables(_ snapshots: Snapshots) async throws -> [Int: UInt64] {
+    private func findSharedTables() async throws -> [Int: UInt64] {
         var found: [Int: UInt64] = [:]
         func add(_ table: [UInt64]) {
             for entry in table where entry & Qcow2Entry.offsetMask != 0 {
@@ -93,14 +89,14 @@ extension Qcow2Checker {
             }
         }
         add(l1)
-        for snapshot in snapshots.entries { add(try await readL1(of: snapshot)) }
+        for snapshot in snapshots { add(try await readL1(of: snapshot)) }
         return found
     }
 
     /// Whether entries of an L2 table may be changed.
-    func isWritableTable(_ offset: Int64, _ snapshots: Snapshots) async throws -> Bool {
+    func isWritableTable(_ offset: Int64) async throws -> Bool {
         guard offset % clusterSize == 0, !isOtherMetadata(offset) else { return false }
-        return try await isOnlyTable(offset, snapshots)
+        return try await isOnlyTable(offset)
     }
 
     /// Repairs the image. Everything has been read, and nothing written yet: damage that cannot be
@@ -109,10 +105,8 @@ extension Qcow2Checker {
     /// - Parameter counted: the damage except that of refcounts.
     /// - Throws: `ImageError` if the repair could make the image worse, before anything is written,
     ///   or if writing fails.
-    func mend(
-        _ repair: CheckRepair, _ snapshots: Snapshots, _ counted: DamageCounts
-    ) async throws {
-        let failed = try await dropImpossibleRepairs(snapshots)
+    func mend(_ counted: DamageCounts) async throws {
+        let failed = try await dropImpossibleRepairs()
         let rebuilds = needsRebuild && repair == .all
         if let problem = overlap(rebuilds: rebuilds) {
             throw ImageError.corrupt(storage.name, problem)
@@ -125,7 +119,7 @@ extension Qcow2Checker {
         try await clearUnknownFeatures()
         try await writePendingRepairs()
         if let layout {
-            try await rebuildRefcounts(snapshots, layout)
+            try await rebuildRefcounts(layout)
         } else if damage.leaks > 0 || damage.corruptions > 0 {
             damage = counted
             try await compareRefcounts(repair: repair)
@@ -138,11 +132,11 @@ extension Qcow2Checker {
     /// their clusters, so all references are counted again.
     ///
     /// - Returns: number of dropped repairs.
-    private func dropImpossibleRepairs(_ snapshots: Snapshots) async throws -> Int64 {
-        var possible: [(offset: Int64, words: [UInt64])] = []
+    private func dropImpossibleRepairs() async throws -> Int64 {
+        var possible: [EntryRepair] = []
         for repair in pendingRepairs {
             let table = repair.offset / clusterSize * clusterSize
-            if try await isWritableTable(table, snapshots) { possible.append(repair) }
+            if try await isWritableTable(table) { possible.append(repair) }
         }
         let failed = Int64(pendingRepairs.count - possible.count)
         pendingRepairs = possible
@@ -150,26 +144,29 @@ extension Qcow2Checker {
             let found = damage
             isSilent = true
             defer { isSilent = false }
-            try await countAgain(snapshots)
+            try await countAgain()
             damage = found
         }
         return failed
     }
 
     private func writePendingRepairs() async throws {
-        for (offset, words) in pendingRepairs { try await writable.writeWords(words, at: offset) }
+        for repair in pendingRepairs {
+            try await writable.writeWords(repair.words, at: repair.offset)
+        }
         pendingRepairs = []
     }
 
     /// Counts all references as they are in the file now.
-    private func countAgain(_ snapshots: Snapshots) async throws {
+    private func countAgain() async throws {
+        repairsEntries = false
         overflows = []
         sharedTables = nil
         fileSize = storage.size.roundedUp(to: guestSectorSize)
         counts = ReferenceCounts(
             clusterCount: Int(fileSize.dividedUp(by: clusterSize)),
             refcountBits: header.refcountBits)
-        try await countReferences(snapshots, repairs: false)
+        try await countReferences()
     }
 
     /// Finds places for new refcounts.
@@ -220,7 +217,7 @@ extension Qcow2Checker {
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
-    private func rebuildRefcounts(_ snapshots: Snapshots, _ layout: RefcountLayout) async throws {
+    private func rebuildRefcounts(_ layout: RefcountLayout) async throws {
         say("Rebuilding refcount structure")
         let before = damage
         try await write(layout)
@@ -229,7 +226,7 @@ extension Qcow2Checker {
         damage.checkErrors = 0
         needsRebuild = false
         try await readRefcountTable()
-        try await countAgain(snapshots)
+        try await countAgain()
         let counted = damage
         // The clusters of the old structures are free now.
         try await compareRefcounts(repair: .leaks)

@@ -2,14 +2,6 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// The parts of the snapshot table that a check needs.
-struct Snapshots: Sendable {
-    var entries: [Qcow2Snapshot] = []
-    /// Length of the table in bytes.
-    var tableSize: UInt64 = 0
-    var damage = DamageCounts()
-}
-
 // Source: QEMU's docs/interop/qcow2.txt, section "Snapshots".
 extension Qcow2Checker {
     /// Limit of the table in bytes: 1024 for each snapshot, as in qemu.
@@ -20,8 +12,9 @@ extension Qcow2Checker {
     /// the machine state and the size of the disk.
     private static let neededExtraData = 16
 
-    func readSnapshots() async throws -> Snapshots {
-        var snapshots = Snapshots()
+    /// - Returns: number of incomplete entries.
+    func readSnapshots() async throws -> Int64 {
+        var incomplete: Int64 = 0
         guard header.snapshotCount <= Qcow2Snapshot.maximumCount else {
             say("ERROR snapshot table too large")
             throw ImageError.checkFailed(EFBIG)
@@ -39,16 +32,15 @@ extension Qcow2Checker {
         for index in 0..<header.snapshotCount {
             try MemoryMargin.check()
             do {
-                snapshots.entries.append(try await Qcow2Snapshot.next(&cursor))
+                snapshots.append(try await Qcow2Snapshot.next(&cursor))
             } catch is Qcow2Snapshot.TooMuchExtraData {
                 say(
                     "ERROR failed to read the snapshot table: Too much extra metadata in snapshot "
                         + "table entry \(index)")
                 throw ImageError.checkFailed(EINVAL)
             }
-            if header.version >= 3, snapshots.entries[Int(index)].extraLength < Self.neededExtraData
-            {
-                snapshots.damage.corruptions += 1
+            if header.version >= 3, snapshots[Int(index)].extraLength < Self.neededExtraData {
+                incomplete += 1
                 say("ERROR snapshot table entry \(index) is incomplete")
             }
             guard cursor.position - start <= Self.maximumSnapshotTable else {
@@ -56,22 +48,22 @@ extension Qcow2Checker {
                 throw ImageError.checkFailed(EFBIG)
             }
         }
-        snapshots.tableSize = UInt64(cursor.position - start)
-        return snapshots
+        snapshotTableSize = UInt64(cursor.position - start)
+        return incomplete
     }
 
-    func countSnapshots(_ snapshots: Snapshots, repairs: Bool) async throws {
-        if header.hasDataFile, !snapshots.entries.isEmpty {
-            reportCorruption("ERROR \(snapshots.entries.count) snapshots in image with data file")
+    func countSnapshots() async throws {
+        if header.hasDataFile, !snapshots.isEmpty {
+            reportCorruption("ERROR \(snapshots.count) snapshots in image with data file")
         }
-        for entry in snapshots.entries { try await count(entry, repairs: repairs) }
-        try await count {
-            $0.addRegion(offset: header.snapshotTableOffset, size: snapshots.tableSize)
-        }
+        for snapshot in snapshots { try await count(snapshot) }
+        try count { $0.addRegion(offset: header.snapshotTableOffset, size: snapshotTableSize) }
     }
 
-    private func count(_ entry: Qcow2Snapshot, repairs: Bool) async throws {
-        let title = "ERROR snapshot \(Self.shown(entry.id)) (\(Self.shown(entry.name)))"
+    private func count(_ entry: Qcow2Snapshot) async throws {
+        // A stranger may have written the texts, and they go to a terminal.
+        let title =
+            "ERROR snapshot \(entry.id.text) (\(entry.name.text))".withoutControlCharacters
         guard entry.l1Offset % UInt64(clusterSize) == 0 else {
             return reportCorruption(
                 "\(title) l1_offset=0x\(hexadecimal(entry.l1Offset)): L1 table is not cluster "
@@ -84,8 +76,7 @@ extension Qcow2Checker {
         }
         try await countTables(
             try await readL1(of: entry), at: entry.l1Offset, entries: entry.l1Entries,
-            isActive: false,
-            repairs: repairs)
+            isActive: false)
     }
 
     /// Reads a snapshot's L1 table as far as the file has it; empty if its place or length is
@@ -95,15 +86,5 @@ extension Qcow2Checker {
             offset % clusterSize == 0, entry.l1Entries <= Qcow2Header.maximumL1Entries
         else { return [] }
         return try await storage.readWords(at: offset, count: entry.l1Entries)
-    }
-
-    /// Returns text for a terminal, without control characters, because a stranger may have written
-    /// it.
-    private static func shown(_ bytes: [UInt8]) -> String {
-        String(
-            String.UnicodeScalarView(
-                bytes.text.unicodeScalars.map {
-                    $0.properties.generalCategory == .control ? "?" : $0
-                }))
     }
 }

@@ -24,13 +24,13 @@ struct ReferenceCollector: Sendable {
         static let l2: UInt64 = 0x3f00_0000_0000_01fe
     }
 
-    /// The bits of an extended entry's second word that say "allocated".
-    static let allocationBits: UInt64 = 0xffff_ffff
-
     private(set) var references = ClusterReferences()
     private let context: Context
     private let clusterBits: Int64
     private let clusterSize: Int64
+    /// Offset of the cluster that would follow the last data cluster of the L2 table; 0 before the
+    /// first.
+    private var expected: UInt64 = 0
 
     init(_ context: Context) {
         self.context = context
@@ -87,7 +87,7 @@ struct ReferenceCollector: Sendable {
     mutating func addL2Table(_ bytes: RawSpan, at tableOffset: Int64) {
         let isExtended = context.geometry.hasExtendedL2
         let entrySize = isExtended ? 16 : 8
-        var expected: UInt64 = 0
+        expected = 0
         var index = 0
         while index < bytes.byteCount / entrySize {
             let entry = bytes.bigEndian(at: index * entrySize, as: UInt64.self)
@@ -97,11 +97,11 @@ struct ReferenceCollector: Sendable {
                 index += 1
             } else if isPlain(entry, bitmap) {
                 let count = plainRun(bytes, from: index, entrySize)
-                addPlainRun(entry, count, &expected)
+                addPlainRun(entry, count)
                 index += count
             } else {
                 let place = tableOffset + Int64(index * entrySize)
-                addEntry(entry, bitmap, index, place, &expected)
+                addEntry(entry, bitmap, index, place)
                 index += 1
             }
         }
@@ -138,19 +138,15 @@ struct ReferenceCollector: Sendable {
         return position / entrySize - first
     }
 
-    private mutating func addPlainRun(
-        _ entry: UInt64, _ count: Int, _ expected: inout UInt64
-    ) {
+    private mutating func addPlainRun(_ entry: UInt64, _ count: Int) {
         let offset = entry & Qcow2Entry.offsetMask
-        countData(at: offset, count, &expected)
+        countData(at: offset, count)
         references.runs.append(
             ClusterRun(
                 cluster: Int(offset >> UInt64(clusterBits)), count: count, mark: mark(entry)))
     }
 
-    private mutating func countData(
-        at offset: UInt64, _ count: Int, _ expected: inout UInt64
-    ) {
+    private mutating func countData(at offset: UInt64, _ count: Int) {
         guard context.isActive else { return }
         references.allocatedClusters += Int64(count)
         if expected != 0, offset != expected { references.fragmentedClusters += 1 }
@@ -163,7 +159,7 @@ struct ReferenceCollector: Sendable {
     }
 
     private mutating func addEntry(
-        _ entry: UInt64, _ bitmap: UInt64, _ index: Int, _ place: Int64, _ expected: inout UInt64
+        _ entry: UInt64, _ bitmap: UInt64, _ index: Int, _ place: Int64
     ) {
         if entry & Qcow2Entry.compressed != 0 { return addCompressed(entry, bitmap, index) }
         if entry & Reserved.l2 != 0 {
@@ -176,7 +172,7 @@ struct ReferenceCollector: Sendable {
             // The first cluster of a data file is at offset 0, so only the flag shows that it is
             // allocated.
             guard !isZero, context.hasDataFile, entry & Qcow2Entry.copied != 0 else {
-                if bitmap & Self.allocationBits != 0 {
+                if bitmap & Qcow2Entry.allSubclustersAllocated != 0 {
                     references.report(
                         "ERROR: Unallocated cluster has non-zero subcluster allocation map")
                 }
@@ -190,10 +186,11 @@ struct ReferenceCollector: Sendable {
         }
         if offset % UInt64(clusterSize) != 0 {
             let holdsData =
-                context.geometry.hasExtendedL2 ? bitmap & Self.allocationBits != 0 : !isZero
+                context.geometry.hasExtendedL2
+                ? bitmap & Qcow2Entry.allSubclustersAllocated != 0 : !isZero
             if reportUnaligned(offset, bitmap, holdsData: holdsData, place) { return }
         }
-        countData(at: offset, 1, &expected)
+        countData(at: offset, 1)
         if context.hasDataFile {
             // The clusters of a data file have no refcounts and count as used once.
             if entry & Qcow2Entry.copied == 0 { references.needsCopiedPass = true }
@@ -224,7 +221,7 @@ struct ReferenceCollector: Sendable {
         // The repaired entry names no cluster but still reads as zeros; an extended entry keeps its
         // bitmap.
         let words = context.geometry.hasExtendedL2 ? [0, bitmap] : [Qcow2Entry.zero]
-        references.report("Repairing" + text, .repairable(at: place, words))
+        references.report("Repairing" + text, repair: EntryRepair(offset: place, words: words))
         return true
     }
 

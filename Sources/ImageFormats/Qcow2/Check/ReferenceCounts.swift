@@ -79,10 +79,8 @@ struct ReferenceCounts: Sendable {
     /// Index of a position's value in a chunk; nil if the value is zero and not stored.
     private static func place(of position: Int, in chunk: [UInt16]) -> Int? {
         if chunk.count == chunkSize { return position }
-        var pair = 0
-        while pair < chunk.count {
-            if chunk[pair] == position { return pair + 1 }
-            pair += 2
+        for pair in stride(from: 0, to: chunk.count, by: 2) where chunk[pair] == position {
+            return pair + 1
         }
         return nil
     }
