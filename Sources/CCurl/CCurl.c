@@ -84,7 +84,7 @@ void *ccurl_request(
     SET(MAXREDIRS, settings->redirects);
     SET(NETRC, (long)CURL_NETRC_OPTIONAL);
     SET(HTTPAUTH, (long)CURLAUTH_ANY);
-    SET(BUFFERSIZE, 512L << 10);
+    SET(BUFFERSIZE, 128L << 10);
     // HTTP/2 sends all through one connection, which one core encrypts.
     SET(HTTP_VERSION, (long)(settings->allows_http2 ? CURL_HTTP_VERSION_2TLS : CURL_HTTP_VERSION_1_1));
     SET(CONNECTTIMEOUT, settings->timeout);
@@ -118,10 +118,10 @@ const char *ccurl_address(void *request) {
     return address ? address : "";
 }
 
-void ccurl_times(void *request, double *first_byte, double *total) {
-    *first_byte = *total = 0;
-    curl.easy_getinfo(request, CURLINFO_STARTTRANSFER_TIME, first_byte);
-    curl.easy_getinfo(request, CURLINFO_TOTAL_TIME, total);
+double ccurl_seconds(void *request) {
+    double total = 0;
+    curl.easy_getinfo(request, CURLINFO_TOTAL_TIME, &total);
+    return total;
 }
 
 bool ccurl_is_local(void *request) {

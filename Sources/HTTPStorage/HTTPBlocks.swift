@@ -17,20 +17,12 @@ final class HTTPBlocks: Sendable {
     /// Length in bytes from which a read is a request of its own.
     private static let longRead: Int64 = 512 << 10
 
-    private struct State {
-        var blocks: [Int64: Block] = [:]
-        var clock = 0
-    }
-
-    private struct Block {
-        var bytes: Task<BlockBytes, any Error>
-        var lastUse: Int
-    }
+    private typealias Block = Task<BlockBytes, any Error>
 
     private let file: HTTPFile
     /// Offset in bytes of the first block; what lies before is known.
     private let start: Int64
-    private let state = Mutex(State())
+    private let blocks = Mutex<[Int64: Block]>([:])
     /// Number of the block in which the rest of the file begins.
     private var first: Int64 { start / Self.blockSize }
 
@@ -40,7 +32,7 @@ final class HTTPBlocks: Sendable {
     }
 
     func read(_ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer) async throws {
-        let pieces = state.withLock { plan(range, &$0) }
+        let pieces = blocks.withLock { plan(range, &$0) }
         for piece in pieces {
             let place = Int(piece.range.lowerBound - range.lowerBound)
             let room = UnsafeMutableRawBufferPointer(
@@ -61,24 +53,24 @@ final class HTTPBlocks: Sendable {
     /// A part of a read, in a block or by a request of its own.
     private struct Piece {
         var range: Range<Int64>
-        var block: Task<BlockBytes, any Error>?
+        var block: Block?
     }
 
-    private func plan(_ range: Range<Int64>, _ state: inout State) -> [Piece] {
+    private func plan(_ range: Range<Int64>, _ blocks: inout [Int64: Block]) -> [Piece] {
         var pieces: [Piece] = []
         var offset = range.lowerBound
         while offset < range.upperBound {
             let number = offset / Self.blockSize
             let part = offset..<min(range.upperBound, (number + 1) * Self.blockSize)
             offset = part.upperBound
-            if state.blocks[number] == nil, range.count < Self.longRead,
-                number == first || state.blocks[number - 1] != nil
+            if blocks[number] == nil, range.count < Self.longRead,
+                number == first || blocks[number - 1] != nil
             {
                 // The first short read may be the only one.
                 let last = number == first ? number : number + Self.ahead
-                for next in number...last { load(next, &state) }
+                for next in number...last { load(next, &blocks) }
             }
-            if let block = use(number, &state) {
+            if let block = use(number, &blocks) {
                 pieces.append(Piece(range: part, block: block))
             } else if let last = pieces.last, last.block == nil {
                 pieces[pieces.count - 1].range = last.range.lowerBound..<part.upperBound
@@ -89,34 +81,24 @@ final class HTTPBlocks: Sendable {
         return pieces
     }
 
-    private func use(
-        _ number: Int64, _ state: inout State
-    ) -> Task<BlockBytes, any Error>? {
-        state.clock += 1
-        state.blocks[number]?.lastUse = state.clock
+    private func use(_ number: Int64, _ blocks: inout [Int64: Block]) -> Block? {
+        guard let block = blocks[number] else { return nil }
         // The block behind the last one that is read ahead is fetched when this one is used.
-        guard let block = state.blocks[number] else { return nil }
-        if state.blocks[number + 1] != nil { load(number + Self.ahead, &state) }
-        return block.bytes
+        if blocks[number + 1] != nil { load(number + Self.ahead, &blocks) }
+        return block
     }
 
-    private func load(_ number: Int64, _ state: inout State) {
+    private func load(_ number: Int64, _ blocks: inout [Int64: Block]) {
         let end = min(file.version.size, (number + 1) * Self.blockSize)
         let begin = max(start, number * Self.blockSize)
-        guard state.blocks[number] == nil, begin < end else { return }
-        let range = begin..<end
-        if state.blocks.count >= Self.capacity,
-            let oldest = state.blocks.min(by: { $0.value.lastUse < $1.value.lastUse })
-        {
-            state.blocks[oldest.key] = nil
-        }
-        state.clock += 1
-        let task = Task { [file] in
-            let block = try BlockBytes(range)
-            try await file.read(range, into: block.memory)
+        guard blocks[number] == nil, begin < end else { return }
+        // Readers go forwards, so the first block is the least wanted.
+        if blocks.count >= Self.capacity, let first = blocks.keys.min() { blocks[first] = nil }
+        blocks[number] = Task { [file] in
+            let block = try BlockBytes(begin..<end)
+            try await file.read(begin..<end, into: block.memory)
             return block
         }
-        state.blocks[number] = Block(bytes: task, lastUse: state.clock)
     }
 }
 

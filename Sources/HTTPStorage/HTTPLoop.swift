@@ -16,8 +16,12 @@ package final class HTTPLoop: @unchecked Sendable {
 
     private let connections: UnsafeMutableRawPointer
     private let inbox = Mutex(Inbox())
-    /// The requests on their way. Used by the thread that runs the loop.
-    private var requests: [ObjectIdentifier: HTTPRequest] = [:]
+    // Used by the thread that runs the loop:
+    /// The requests on their way, and the `work` at which each began.
+    private var requests: [ObjectIdentifier: (HTTPRequest, begin: Double)] = [:]
+    /// Time in nanoseconds that the loop has worked, and since when it works.
+    private var work = 0.0
+    private var wake = ContinuousClock.now
 
     /// Longest sleep in milliseconds. Something else always ends it earlier.
     private static let longestSleep: Int32 = 60_000
@@ -44,14 +48,14 @@ package final class HTTPLoop: @unchecked Sendable {
         while !isOver() {
             turn()
             if isOver() { break }
-            ccurl_multi_wait(connections, Self.glance)
+            sleep(Self.glance)
         }
     }
 
     /// Starts a thread that runs the loop until it is closed.
     package func start() throws(ImageError) {
         let status = startThread {
-            while self.turn() { ccurl_multi_wait(self.connections, Self.longestSleep) }
+            while self.turn() { self.sleep(Self.longestSleep) }
         }
         guard status == 0 else {
             throw ImageError(
@@ -95,6 +99,12 @@ package final class HTTPLoop: @unchecked Sendable {
         ccurl_multi_wake(connections)
     }
 
+    private func sleep(_ milliseconds: Int32) {
+        work += wake.nanoseconds(to: .now)
+        ccurl_multi_wait(connections, milliseconds)
+        wake = .now
+    }
+
     /// - Returns: whether the loop goes on.
     @discardableResult private func turn() -> Bool {
         let news = inbox.withLock { inbox in
@@ -102,9 +112,9 @@ package final class HTTPLoop: @unchecked Sendable {
             return inbox
         }
         for request in news.newcomers {
-            requests[ObjectIdentifier(request)] = request
+            requests[ObjectIdentifier(request)] = (request, workSoFar)
             guard ccurl_multi_add(connections, request.handle) else {
-                finish(request) { $0.end(code: ccurl_no_memory) }
+                finish(request) { $0.end(code: ccurl_no_memory, work: $1) }
                 continue
             }
         }
@@ -112,10 +122,10 @@ package final class HTTPLoop: @unchecked Sendable {
             ccurl_go_on(request.handle)
         }
         for request in news.cancelled where requests[ObjectIdentifier(request)] != nil {
-            finish(request) { $0.cancel() }
+            finish(request) { request, _ in request.cancel() }
         }
         guard !news.isClosed else {
-            for request in requests.values { finish(request) { $0.cancel() } }
+            for (request, _) in requests.values { finish(request) { request, _ in request.cancel() } }
             return false
         }
         ccurl_multi_perform(connections)
@@ -123,14 +133,18 @@ package final class HTTPLoop: @unchecked Sendable {
         var context: UnsafeMutableRawPointer?
         while ccurl_multi_next(connections, &code, &context) != nil {
             guard let request = HTTPRequest.of(context) else { continue }
-            finish(request) { $0.end(code: code) }
+            finish(request) { $0.end(code: code, work: $1) }
         }
         return true
     }
 
-    private func finish(_ request: HTTPRequest, _ end: (HTTPRequest) -> Void) {
+    private var workSoFar: Double { work + wake.nanoseconds(to: .now) }
+
+    /// - Parameter end: gets the time in nanoseconds that the loop has worked since the request
+    ///   began.
+    private func finish(_ request: HTTPRequest, _ end: (HTTPRequest, Double) -> Void) {
         ccurl_multi_remove(connections, request.handle)
-        requests[ObjectIdentifier(request)] = nil
-        end(request)
+        let begin = requests.removeValue(forKey: ObjectIdentifier(request))?.begin ?? work
+        end(request, workSoFar - begin)
     }
 }

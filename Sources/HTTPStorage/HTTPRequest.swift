@@ -48,14 +48,11 @@ package final class HTTPRequest: @unchecked Sendable {
         package var failure: String
         /// The address that redirects led to.
         package var address: String
-        /// Time in nanoseconds until the answer began, and all the time.
-        package var firstByte: Double
-        package var total: Double
+        /// Elapsed time in nanoseconds, and the part of it in which the loop had something to do,
+        /// for this request or another. If that is nearly all, more requests would bring nothing.
+        package var times: CallTimes
         /// Whether the server is on this machine: both ends of the connection have one address.
         package var isLocal: Bool
-
-        /// The times for a meter: the bytes come as fast as both sides can copy, once they come.
-        package var times: CallTimes { .call(wall: total, work: max(0, total - firstByte)) }
     }
 
     /// libcurl's handle.
@@ -115,17 +112,16 @@ package final class HTTPRequest: @unchecked Sendable {
         return sink.take(bytes) ? bytes.count : ccurl_pause
     }
 
-    func end(code: Int32) {
+    /// - Parameter work: time in nanoseconds that the loop has worked since the request began.
+    func end(code: Int32, work: Double) {
         // The body may have had no byte.
         if code == 0, isAccepted == nil { isAccepted = sink.accept(answer) }
-        var times = (firstByte: 0.0, total: 0.0)
-        ccurl_times(handle, &times.firstByte, &times.total)
         let words = String(cString: failure)
         onEnd?(
             Outcome(
                 answer: answer, code: code,
                 failure: words.isEmpty ? String(cString: ccurl_error(code)) : words,
-                address: address, firstByte: times.firstByte * 1e9, total: times.total * 1e9,
+                address: address, times: .call(wall: ccurl_seconds(handle) * 1e9, work: work),
                 isLocal: ccurl_is_local(handle)))
         onEnd = nil
     }

@@ -196,6 +196,9 @@ public actor ExtentIterator {
         return Chunk(sequence: sequence, segments: segments, begin: begin, end: position)
     }
 
+    /// Limit for the compressed data of a chunk, in guest bytes.
+    private var longestCompressed: Int64 { Pipeline.defaultChunk.roundedUp(to: granularity) }
+
     /// The first line of the grid behind a guest offset.
     private func cellEnd(after offset: Int64) -> Int64 {
         (offset + 1 - gridStart + chunkSize).roundedUp(to: chunkSize) - chunkSize + gridStart
@@ -203,6 +206,13 @@ public actor ExtentIterator {
 
     /// Whether the segments up to the end of a cell are enough for a chunk. Zeros alone may go on.
     private func isFull(_ segments: [Chunk.Segment]) -> Bool {
+        // Streams are read and decompressed one after the other: longer chunks would bring nothing
+        // but longer buffers.
+        if let last = segments.last, last.mappings.last?.content == .compressed,
+            Int64(last.range.count) >= longestCompressed
+        {
+            return true
+        }
         guard position == cellEnd(after: position - 1), let first = segments.first,
             let last = segments.last
         else { return false }
@@ -241,6 +251,7 @@ public actor ExtentIterator {
                 mapping, position..<min(runEnd, position + Self.longestShare), .share)
         }
         var limit = cellEnd(after: position)
+        if mapping.content == .compressed { limit = min(limit, position + longestCompressed) }
         if position == cellEnd(after: position - 1) {
             switch action {
             case .copy, .share: break

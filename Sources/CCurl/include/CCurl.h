@@ -72,8 +72,8 @@ void ccurl_go_on(void *request);
 long ccurl_status(void *request);
 /// The address that redirects led to.
 const char *ccurl_address(void *request);
-/// Time in seconds until the first byte of the answer came, and all the time.
-void ccurl_times(void *request, double *first_byte, double *total);
+/// Time in seconds that the request took.
+double ccurl_seconds(void *request);
 
 /// Whether both ends of the connection have one address.
 bool ccurl_is_local(void *request);
