@@ -96,7 +96,7 @@ final class HTTPBlocks: Sendable {
         if blocks.count >= Self.capacity, let first = blocks.keys.min() { blocks[first] = nil }
         blocks[number] = Task { [file] in
             let block = try BlockBytes(begin..<end)
-            try await file.read(begin..<end, into: block.memory)
+            try await file.read(begin..<end, into: block.memory, isAhead: true)
             return block
         }
     }

@@ -63,8 +63,11 @@ final class HTTPFile: Sendable {
 
     /// Reads a range, in several attempts if need be.
     ///
+    /// - Parameter isAhead: whether nobody waits for the range yet, so that its time tells nothing.
     /// - Throws: `ImageError`, or `CancellationError`.
-    func read(_ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer) async throws {
+    func read(
+        _ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer, isAhead: Bool = false
+    ) async throws {
         var patience = HTTPPatience(retries: options.retries)
         var start = range.lowerBound
         while start < range.upperBound {
@@ -75,6 +78,7 @@ final class HTTPFile: Sendable {
                 UnsafeMutableRawBufferPointer(
                     rebasing: memory[Int(start - range.lowerBound)...]))
             let outcome = try await get(wanted, from: place, into: sink)
+            if !isAhead { meter.note(outcome.times) }
             start += Int64(sink.count)
             if sink.count > 0 { patience.noteProgress() }
             guard start < range.upperBound else { break }
@@ -107,9 +111,7 @@ final class HTTPFile: Sendable {
         let request = try HTTPRequest(
             place.settings, address: place.url, HTTPCommand(range: range), into: sink)
         let loop = loops[turn.wrappingAdd(1, ordering: .relaxed).oldValue % loops.count]
-        let outcome = try await loop.perform(request)
-        meter.note(outcome.times)
-        return outcome
+        return try await loop.perform(request)
     }
 
     /// Asks for the address anew that the redirect leads to, because the old one may have expired.

@@ -14,11 +14,17 @@ package final class HTTPLoop: @unchecked Sendable {
         var isClosed = false
     }
 
+    private struct Moment {
+        var time = ContinuousClock.now
+        /// Time in nanoseconds that the loop had worked.
+        var work: Double
+    }
+
     private let connections: UnsafeMutableRawPointer
     private let inbox = Mutex(Inbox())
     // Used by the thread that runs the loop:
-    /// The requests on their way, and the `work` at which each began.
-    private var requests: [ObjectIdentifier: (HTTPRequest, begin: Double)] = [:]
+    /// The requests on their way, and when each began.
+    private var requests: [ObjectIdentifier: (HTTPRequest, begin: Moment)] = [:]
     /// Time in nanoseconds that the loop has worked, and since when it works.
     private var work = 0.0
     private var wake = ContinuousClock.now
@@ -27,6 +33,9 @@ package final class HTTPLoop: @unchecked Sendable {
     private static let longestSleep: Int32 = 60_000
     /// Time in milliseconds after which a thread that waits asks whether it still should.
     private static let glance: Int32 = 100
+
+    /// Part of the time that a loop works when it has little rest.
+    private static let busy = 0.5
 
     /// - Parameter most: largest number of connections.
     ///
@@ -112,7 +121,7 @@ package final class HTTPLoop: @unchecked Sendable {
             return inbox
         }
         for request in news.newcomers {
-            requests[ObjectIdentifier(request)] = (request, workSoFar)
+            requests[ObjectIdentifier(request)] = (request, Moment(work: workSoFar))
             guard ccurl_multi_add(connections, request.handle) else {
                 finish(request) { $0.end(code: ccurl_no_memory, work: $1) }
                 continue
@@ -140,11 +149,17 @@ package final class HTTPLoop: @unchecked Sendable {
 
     private var workSoFar: Double { work + wake.nanoseconds(to: .now) }
 
-    /// - Parameter end: gets the time in nanoseconds that the loop has worked since the request
-    ///   began.
+    /// - Parameter end: gets the processor time of the request in nanoseconds: its share of what the
+    ///   loop has worked meanwhile. If the loop had little rest, all the time counts: more requests
+    ///   would bring nothing.
     private func finish(_ request: HTTPRequest, _ end: (HTTPRequest, Double) -> Void) {
         ccurl_multi_remove(connections, request.handle)
-        let begin = requests.removeValue(forKey: ObjectIdentifier(request))?.begin ?? work
-        end(request, workSoFar - begin)
+        let inFlight = Double(requests.count)
+        guard let begin = requests.removeValue(forKey: ObjectIdentifier(request))?.begin else {
+            return
+        }
+        let elapsed = begin.time.nanoseconds(to: .now)
+        let worked = workSoFar - begin.work
+        end(request, worked > Self.busy * elapsed ? elapsed : worked / inFlight)
     }
 }

@@ -6,7 +6,7 @@ import ImageStorage
 public final class HTTPStorage: Storage {
     /// Number of requests that keep a server busy, and their length in bytes: enough for 20 ms on a
     /// fast network. The window asks for more if the server is farther away.
-    private static let requestsInFlight = 6
+    private static let requestsInFlight = 8
     private static let requestSize: Int64 = 2 << 20
 
     public let name: String
@@ -35,7 +35,7 @@ public final class HTTPStorage: Storage {
         }
         traits = StorageTraits(
             isRemote: true, requestsInFlight: min(Self.requestsInFlight, options.connections),
-            requestSize: Self.requestSize)
+            requestSize: Self.requestSize, readsAhead: true)
     }
 
     deinit { if case .stream(let stream) = rest { stream.close() } }

@@ -92,6 +92,8 @@ public actor ExtentIterator {
     private var chunkSize: Int64
     private let gridStart: Int64
     private let sharesUnread: @Sendable () -> Bool
+    /// Limit for the compressed data of a chunk, in guest bytes.
+    private let longestCompressed: Int64
     private let end: Int64
 
     private var position: Int64 = 0
@@ -112,10 +114,13 @@ public actor ExtentIterator {
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
     ///   - gridStart: where its first line is, in bytes, a multiple of the granularity and shorter
     ///     than a chunk.
+    ///   - longestCompressed: limit for the compressed data of a chunk, in guest bytes, a multiple of
+    ///     the granularity.
     ///   - sharesUnread: whether data may be left to the target to share, at this moment.
     public init(
         source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64,
-        gridStart: Int64 = 0, sharesUnread: @escaping @Sendable () -> Bool = { false }
+        gridStart: Int64 = 0, longestCompressed: Int64? = nil,
+        sharesUnread: @escaping @Sendable () -> Bool = { false }
     ) {
         precondition(chunkSize % granularity == 0 && gridStart % granularity == 0)
         precondition(gridStart < chunkSize)
@@ -124,6 +129,7 @@ public actor ExtentIterator {
         self.granularity = granularity
         self.chunkSize = chunkSize
         self.gridStart = gridStart
+        self.longestCompressed = longestCompressed ?? source.virtualSize
         self.sharesUnread = sharesUnread
         end = source.virtualSize
     }
@@ -196,9 +202,6 @@ public actor ExtentIterator {
         return Chunk(sequence: sequence, segments: segments, begin: begin, end: position)
     }
 
-    /// Limit for the compressed data of a chunk, in guest bytes.
-    private var longestCompressed: Int64 { Pipeline.defaultChunk.roundedUp(to: granularity) }
-
     /// The first line of the grid behind a guest offset.
     private func cellEnd(after offset: Int64) -> Int64 {
         (offset + 1 - gridStart + chunkSize).roundedUp(to: chunkSize) - chunkSize + gridStart
@@ -206,8 +209,6 @@ public actor ExtentIterator {
 
     /// Whether the segments up to the end of a cell are enough for a chunk. Zeros alone may go on.
     private func isFull(_ segments: [Chunk.Segment]) -> Bool {
-        // Streams are read and decompressed one after the other: longer chunks would bring nothing
-        // but longer buffers.
         if let last = segments.last, last.mappings.last?.content == .compressed,
             Int64(last.range.count) >= longestCompressed
         {

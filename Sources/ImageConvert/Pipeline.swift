@@ -33,6 +33,9 @@ public struct Pipeline: Sendable {
     public var writeMeter: CallMeter?
     /// Smallest length of a chunk in bytes, unless the target compresses.
     public var smallestChunk = Self.defaultChunk
+    /// Whether the source reads ahead for short reads that follow each other. Chunks that have to be
+    /// decompressed are kept short then, so that all of them lie within what has been read ahead.
+    public var readsAhead = false
     /// Number of chunks for which another worker is started: a small image is done before a thread
     /// has begun and a buffer got its pages. 1 if waiting takes the time.
     public var chunksPerWorker: Int64 = 4
@@ -77,11 +80,13 @@ public struct Pipeline: Sendable {
         let bounds = Window.Bounds(
             base: workers, limit: mostWorkers, memory: target.compresses ? memory / 2 : memory,
             unit: smallest, shortChunk: chunkSize)
+        let longestCompressed = readsAhead ? Self.defaultChunk.roundedUp(to: smallest) : nil
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
             gridStart: smallest % chunkSize,
+            longestCompressed: longestCompressed,
             sharesUnread: { sharesUnread && target.sharesUnread })
         let stages = Stages(
             reading: ReadStage(source: source, extents: extents, target: target),
@@ -89,7 +94,7 @@ public struct Pipeline: Sendable {
             writing: WriteStage(
                 extents: extents, target: target, isOrdered: writesInOrder,
                 overlaps: { [writeMeter] in writeMeter?.isWaiting ?? false }),
-            digest: digest)
+            digest: digest, longestCompressed: longestCompressed)
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
         let progress = ProgressMark(onProgress)
 
@@ -133,6 +138,8 @@ private struct Stages: Sendable {
     let sharing: ShareStage
     let writing: WriteStage
     let digest: DigestStage?
+    /// Limit for the compressed data of a chunk, in guest bytes; nil if there is none.
+    let longestCompressed: Int64?
     /// Buffers for guest bytes, and for compressed clusters.
     private let dataPool = IOBufferPool()
     private let encodedPool = IOBufferPool()
@@ -145,7 +152,8 @@ private struct Stages: Sendable {
             return try await writing.inTurn(of: chunk) { sharing.share(chunk) }
         }
         // Data that could not be shared may be cut at other places.
-        let count = max(Int(pass.chunkSize), chunk.dataSize(reading.target.traits.granularity))
+        let usual = chunk.isCompressed ? longestCompressed ?? pass.chunkSize : pass.chunkSize
+        let count = max(Int(usual), chunk.dataSize(reading.target.traits.granularity))
         var data = try dataPool.take(byteCount: count)
         var encoded = try encodedPool.take(byteCount: reading.target.compresses ? count : 0)
         let pieces = try await reading.prepare(chunk, data: &data, encoded: &encoded)

@@ -66,6 +66,7 @@ struct TargetJob {
             }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
+            pipeline.readsAhead = sources.contains { $0.traits.readsAhead }
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashedInOrder {
             // A cluster that takes long to compress delays the placing of those behind it.
             let cores = IOExecutor.coreCount

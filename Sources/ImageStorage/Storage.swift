@@ -18,14 +18,15 @@ public struct StorageTraits: Sendable, Equatable {
     public var requestsInFlight: Int
     /// Best length of such a request in bytes; 0 if it does not matter.
     public var requestSize: Int64
+    /// Whether short reads that follow each other are served from what was read ahead.
+    public var readsAhead: Bool
     /// Best unit of writes in bytes, a power of two; others work and take longer.
     public var blockSize: Int64
 
     public init(
         isDevice: Bool = false, isRemote: Bool = false, readsAsZero: Bool = false,
         hasHoles: Bool = false, writesOneByOne: Bool = false, requestsInFlight: Int = 0,
-        requestSize: Int64 = 0,
-        blockSize: Int64 = 1
+        requestSize: Int64 = 0, readsAhead: Bool = false, blockSize: Int64 = 1
     ) {
         self.isDevice = isDevice
         self.isRemote = isRemote
@@ -34,6 +35,7 @@ public struct StorageTraits: Sendable, Equatable {
         self.writesOneByOne = writesOneByOne
         self.requestsInFlight = requestsInFlight
         self.requestSize = requestSize
+        self.readsAhead = readsAhead
         self.blockSize = blockSize
     }
 }

@@ -62,8 +62,15 @@ struct CompareCommand: ImageCommand {
                 onStatus: { printer.printStatus() })
         } catch {
             printer.giveUp()
-            guard let failure = error as? Comparison.Failure else { throw error }
-            throw FailureWithStatus(status: Self.status(of: failure.step), cause: failure.cause)
+            switch error {
+            case let failure as Comparison.Failure:
+                throw FailureWithStatus(
+                    status: Self.status(of: failure.step), cause: failure.cause)
+            // Status 1 would say that the images differ.
+            case let error as ImageError:
+                throw FailureWithStatus(status: Self.failureStatus, cause: error)
+            default: throw error
+            }
         }
         printer.finish(isWhole: result.difference == nil, with: quiet ? "" : Self.text(result))
         if result.difference != nil { throw Self.isDifferent }
@@ -101,12 +108,11 @@ struct CompareCommand: ImageCommand {
                 try access.name(files[1], format: secondFormat))
             comparison.firstFormat = try firstFormat.map(imageFormat)
             comparison.secondFormat = try secondFormat.map(imageFormat)
-            comparison.access.cacheMode = try cacheMode(cache)
+            comparison.access = try access.access(cacheMode: cacheMode(cache))
         } catch {
             throw FailureWithStatus(status: Self.failureStatus, cause: error)
         }
         comparison.isStrict = strict
-        comparison.access = try access.access(cacheMode: comparison.access.cacheMode)
         return comparison
     }
 }

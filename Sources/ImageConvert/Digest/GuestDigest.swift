@@ -28,6 +28,7 @@ public struct GuestDigest: Sendable {
             pipeline.workers = max(pipeline.workers, image.requestsInFlight)
             pipeline.smallestChunk = image.requestSize
             pipeline.chunksPerWorker = 1
+            pipeline.readsAhead = image.layers.contains { $0.storage.traits.readsAhead }
         }
         if let onProgress {
             pipeline.onProgress = { done in onProgress(done, source.virtualSize) }

@@ -81,28 +81,29 @@ public final class Qcow2Source: Image {
 
 // Reading compressed clusters: one call reads the streams of neighbours in the file.
 extension Qcow2Source {
-    /// Largest length of such a read in bytes. Longer ones save nothing more, and cost memory for
-    /// every worker.
-    private static var longestRead: Int64 { 64 << 10 }
+    /// Largest length of such a read in bytes. Longer ones save nothing more where reading is
+    /// copying, and cost memory for every worker.
+    private var longestRead: Int64 { storage.readMeter.isWaiting ? 256 << 10 : 64 << 10 }
 
     public func readCompressed(
         _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
     ) async throws {
         let start = mappings.first?.range.lowerBound ?? 0
         var rest = mappings
+        let longestRead = longestRead
         while let first = rest.first {
-            let (clusters, host) = try neighbours(rest)
+            let (clusters, host) = try neighbours(rest, longestRead)
             rest = rest[clusters.endIndex...]
             let end = clusters[clusters.endIndex - 1].range.upperBound
             var part = buffer.slice(Int(first.range.lowerBound - start)..<Int(end - start))
-            try await readCompressed(clusters, host, into: &part)
+            try await readCompressed(clusters, host, longestRead, into: &part)
         }
     }
 
     /// Returns the clusters at the front whose streams one call can read, and the place of all
     /// these streams.
     private func neighbours(
-        _ mappings: ArraySlice<Mapping>
+        _ mappings: ArraySlice<Mapping>, _ longestRead: Int64
     ) throws(ImageError) -> (ArraySlice<Mapping>, host: Range<Int64>) {
         var host = try streamRange(mappings[mappings.startIndex])
         var index = mappings.startIndex + 1
@@ -110,7 +111,7 @@ extension Qcow2Source {
             let next = try streamRange(mappings[index])
             // Streams share sectors, so the counted ends of neighbours overlap.
             guard next.lowerBound >= host.lowerBound, next.lowerBound <= host.upperBound,
-                next.upperBound - host.lowerBound <= Self.longestRead
+                next.upperBound - host.lowerBound <= longestRead
             else { break }
             host = host.lowerBound..<max(host.upperBound, next.upperBound)
             index += 1
@@ -129,12 +130,13 @@ extension Qcow2Source {
 
     /// - Parameter host: place of all the streams.
     private func readCompressed(
-        _ clusters: ArraySlice<Mapping>, _ host: Range<Int64>, into buffer: inout MutableRawSpan
+        _ clusters: ArraySlice<Mapping>, _ host: Range<Int64>, _ longestRead: Int64,
+        into buffer: inout MutableRawSpan
     ) async throws {
         // Buffers of one size are reused, because many threads that allocate and free odd sizes
         // scatter the heap. The size has room for a stream that saved nothing and is a little
         // longer than its cluster.
-        let usual = Int(Self.longestRead) + 1024
+        let usual = Int(longestRead) + 1024
         var input = try inputs.take(
             byteCount: host.count <= usual ? usual : host.count.roundedUp(to: 64 << 10))
         var all = input.mutableBytes
