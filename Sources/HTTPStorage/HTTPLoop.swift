@@ -134,7 +134,9 @@ package final class HTTPLoop: @unchecked Sendable {
             finish(request) { request, _ in request.cancel() }
         }
         guard !news.isClosed else {
-            for (request, _) in requests.values { finish(request) { request, _ in request.cancel() } }
+            for (request, _) in requests.values {
+                finish(request) { request, _ in request.cancel() }
+            }
             return false
         }
         ccurl_multi_perform(connections)

@@ -19,7 +19,7 @@ public struct Conversion: Sendable {
     public var targetFormat = ImageFormat.raw
     public var options = CreationOptions()
     /// Largest number of chunks in flight; nil chooses as many as help.
-    public var workers: Int?
+    public var mostWorkers: Int?
     /// Limit for the buffers of all chunks together, in bytes.
     public var memory: Int64 = Pipeline.defaultMemory
     /// Whether chunks are written in guest order; false is `-W`.
@@ -165,7 +165,7 @@ public struct Conversion: Sendable {
         guard snapshot == nil || sources.count == 1 else {
             throw .invalid("No support for concatenating multiple snapshot")
         }
-        guard workers.map(Self.workerRange.contains) ?? true else {
+        guard mostWorkers.map(Self.workerRange.contains) ?? true else {
             throw .invalid("the number of workers (-m) must be between 1 and 64")
         }
         guard scannedMinSparse % 512 == 0,

@@ -23,7 +23,7 @@ public struct Pipeline: Sendable {
     public static let defaultMemory: Int64 = 64 << 20
 
     /// Number of chunks in flight if copying is the work.
-    public var workers: Int
+    public var baseWorkers: Int
     /// Number of chunks in flight if the storage waits; nil allows as many as fit into `memory`.
     public var mostWorkers: Int?
     /// Limit for all buffers together, in bytes.
@@ -50,10 +50,10 @@ public struct Pipeline: Sendable {
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
     public init(
-        workers: Int = 8, writesInOrder: Bool = true, storesZeros: Bool = false,
+        baseWorkers: Int = 8, writesInOrder: Bool = true, storesZeros: Bool = false,
         onProgress: (@Sendable (_ done: Int64) -> Void)? = nil
     ) {
-        self.workers = workers
+        self.baseWorkers = baseWorkers
         self.writesInOrder = writesInOrder
         self.storesZeros = storesZeros
         self.onProgress = onProgress
@@ -78,7 +78,7 @@ public struct Pipeline: Sendable {
             digest == nil && target.sharesUnread ? try await source.isSparse() : false
         // A target that compresses needs a second buffer for each chunk.
         let bounds = Window.Bounds(
-            base: workers, limit: mostWorkers, memory: target.compresses ? memory / 2 : memory,
+            base: baseWorkers, limit: mostWorkers, memory: target.compresses ? memory / 2 : memory,
             unit: smallest, shortChunk: chunkSize)
         let longestCompressed = readsAhead ? Self.defaultChunk.roundedUp(to: smallest) : nil
         let iterator = ExtentIterator(

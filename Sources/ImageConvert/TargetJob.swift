@@ -47,7 +47,7 @@ struct TargetJob {
         var pipeline = Pipeline(
             writesInOrder: conversion.writesInOrder,
             storesZeros: minSparse == 0)
-        pipeline.mostWorkers = conversion.workers
+        pipeline.mostWorkers = conversion.mostWorkers
         pipeline.memory = conversion.memory
         pipeline.readMeters = sources.map(\.readMeter)
         pipeline.writeMeter = storage.writeMeter
@@ -57,12 +57,12 @@ struct TargetJob {
             if distant == 0 || requestsInFlight == 0 {
                 // While a worker scans and writes to a file, a few more have to keep the server
                 // busy.
-                pipeline.workers = max(pipeline.workers, wanted + wanted / 4 + 1)
+                pipeline.baseWorkers = max(pipeline.baseWorkers, wanted + wanted / 4 + 1)
             } else {
                 // While it waits for one server, the other has nothing to do for it. More than
                 // these would only want buffers, unless there is something to compute.
                 let computing = target.compresses ? Int.max : IOExecutor.coreCount
-                pipeline.workers = max(min(pipeline.workers, computing), wanted)
+                pipeline.baseWorkers = max(min(pipeline.baseWorkers, computing), wanted)
             }
             pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
             pipeline.chunksPerWorker = 1
@@ -70,7 +70,7 @@ struct TargetJob {
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashedInOrder {
             // A cluster that takes long to compress delays the placing of those behind it.
             let cores = IOExecutor.coreCount
-            pipeline.workers = target.compresses ? 2 * cores : cores + 2
+            pipeline.baseWorkers = target.compresses ? 2 * cores : cores + 2
         }
         // Order matters for disks that turn and files that grow; a server gets all requests at
         // once.

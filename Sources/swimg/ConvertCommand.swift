@@ -150,7 +150,7 @@ struct ConvertCommand: ImageCommand {
 
     @OptionGroup var digestOptions: DigestOptions
 
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var servers: ServerOptions
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
     var files: [ImageName] = []
@@ -207,7 +207,7 @@ struct ConvertCommand: ImageCommand {
             guard let number = Int(workers), Conversion.workerRange.contains(number) else {
                 throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
             }
-            conversion.workers = number
+            conversion.mostWorkers = number
         }
         if let memory {
             guard let size = parseByteSize(memory), size >= 1 << 20 else {
@@ -232,7 +232,7 @@ struct ConvertCommand: ImageCommand {
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
         conversion.snapshot = try snapshot.named()
-        conversion.storageOptions = try nbd.options()
+        conversion.storageOptions = try servers.options()
         let algorithm = try digestOptions.named()
         guard algorithm == nil || digest || expectedDigest != nil else {
             throw .invalid("--algorithm needs --digest or --expect-digest")

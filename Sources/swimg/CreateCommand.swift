@@ -52,7 +52,7 @@ struct CreateCommand: ImageCommand {
         help: ArgumentHelp("Accepted: no object is of use here yet.", valueName: "definition"))
     var objects: [String] = []
 
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var servers: ServerOptions
 
     @Argument(help: ArgumentHelp("The image, then its size.", valueName: "file"))
     var words: [ImageName] = []
@@ -75,7 +75,7 @@ struct CreateCommand: ImageCommand {
         creation.backingFile = backingFile
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
-        creation.storageOptions = try nbd.options()
+        creation.storageOptions = try servers.options()
         try await signals.interrupting { [creation, quiet] in
             let plan = try await creation.prepare()
             if !quiet { Output.print(plan.line.withoutControlCharacters + "\n") }

@@ -70,7 +70,7 @@ struct DdCommand: ImageCommand {
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice
         conversion.shareForced = access.forceShare
-        conversion.storageOptions = try access.nbd.options()
+        conversion.storageOptions = try access.servers.options()
         return conversion
     }
 }

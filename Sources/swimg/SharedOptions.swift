@@ -7,8 +7,8 @@ import ImageFormats
 import ImageStorage
 import NBDStorage
 
-/// Options for connections to NBD servers, which all verbs share.
-struct NBDServerOptions: ParsableArguments {
+/// Options for connections to servers, which all verbs share.
+struct ServerOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             """
@@ -126,7 +126,7 @@ struct SourceOptions: ParsableArguments {
 
     @OptionGroup var names: ImageNameOptions
 
-    @OptionGroup var nbd: NBDServerOptions
+    @OptionGroup var servers: ServerOptions
 
     func name(_ name: ImageName, format: String?) throws(ImageError) -> ImageName {
         try names.name(name, format: format)
@@ -134,7 +134,7 @@ struct SourceOptions: ParsableArguments {
 
     func access(cacheMode: CacheMode = .writeback) throws(ImageError) -> StorageAccess {
         StorageAccess(
-            cacheMode: cacheMode, shareForced: forceShare, options: try nbd.options())
+            cacheMode: cacheMode, shareForced: forceShare, options: try servers.options())
     }
 }
 

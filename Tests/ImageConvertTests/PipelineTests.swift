@@ -33,7 +33,7 @@ final class Log: Sendable {
                 RawTarget(storage: storage, minSparse: 4096, readsAsZero: true)
             }
         if !qcow2 { try await storage.truncate(to: source.virtualSize) }
-        var pipeline = Pipeline(workers: ahead ?? workers, writesInOrder: inOrder)
+        var pipeline = Pipeline(baseWorkers: ahead ?? workers, writesInOrder: inOrder)
         pipeline.mostWorkers = workers
         if ahead != nil {
             // Each worker starts, and waits for the others.
@@ -181,7 +181,7 @@ final class Log: Sendable {
         let log = Log()
         let storage = MemoryStorage()
         let target = RawTarget(storage: storage, minSparse: 4096, readsAsZero: true)
-        try await Pipeline(workers: 8, writesInOrder: false, onProgress: { log.append($0) })
+        try await Pipeline(baseWorkers: 8, writesInOrder: false, onProgress: { log.append($0) })
             .copy(from: source, extents: source, to: target)
         #expect(log.numbers == log.numbers.sorted())
         #expect(log.numbers.last == source.virtualSize)

@@ -25,7 +25,7 @@ public struct GuestDigest: Sendable {
         var pipeline = Pipeline(writesInOrder: false)
         pipeline.readMeters = image.layers.map(\.storage.readMeter)
         if image.requestsInFlight > 0 {
-            pipeline.workers = max(pipeline.workers, image.requestsInFlight)
+            pipeline.baseWorkers = max(pipeline.baseWorkers, image.requestsInFlight)
             pipeline.smallestChunk = image.requestSize
             pipeline.chunksPerWorker = 1
             pipeline.readsAhead = image.layers.contains { $0.storage.traits.readsAhead }
