@@ -7,7 +7,7 @@ import ImageStorage
 /// A disk of oVirt that an ovirt-imageio daemon serves.
 public final class ImageioStorage: WritableStorage {
     /// Length of a request in bytes: each has to be answered before the next one on a connection.
-    private static let requestSize: Int64 = 4 << 20
+    private static let requestSize: Int64 = 2 << 20
 
     public let name: String
     public let size: Int64
@@ -58,8 +58,7 @@ public final class ImageioStorage: WritableStorage {
         guard range.upperBound <= size else { throw ImageError.beyondEnd(self, range) }
         // The span is borrowed until this call returns, so the memory stays alive.
         let memory = buffer.withUnsafeMutableBytes { $0 }
-        let outcome = try await server.read(range, into: memory)
-        readMeter.note(outcome.times)
+        readMeter.note(try await server.read(range, into: memory).timesOnOneConnection)
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
@@ -84,7 +83,7 @@ public final class ImageioStorage: WritableStorage {
         guard bytes.byteCount > 0 else { return }
         try requireRoom(offset + Int64(bytes.byteCount))
         let memory = bytes.withUnsafeBytes { $0 }
-        writeMeter.note(try await server.write(memory, at: offset).times)
+        writeMeter.note(try await server.write(memory, at: offset).timesOnOneConnection)
     }
 
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
@@ -110,4 +109,10 @@ public final class ImageioStorage: WritableStorage {
             "the disk is too small: \(size) bytes, needed are \(end): "
                 + String(cString: strerror(ENOSPC)))
     }
+}
+
+extension HTTPRequest.Outcome {
+    /// The times for a meter. All of it counts as work, because a connection carries one request at
+    /// a time, and more chunks than connections would only wait for each other.
+    fileprivate var timesOnOneConnection: CallTimes { .call(wall: times.wall, work: times.wall) }
 }
