@@ -63,11 +63,12 @@ final class ImageioServer: Sendable {
 
     /// Connects, and asks what the daemon can do and where the disk has data.
     ///
-    /// - Returns: the parts of the disk; nil if the daemon does not tell.
+    /// - Returns: also the parts of the disk. An old daemon, which does not tell them, has one part,
+    ///   of data.
     /// - Throws: `ImageError`.
     static func open(
         _ address: ImageioAddress, _ options: HTTPOptions, forWriting: Bool
-    ) throws(ImageError) -> (ImageioServer, Features, [Part]?) {
+    ) throws(ImageError) -> (ImageioServer, Features, [Part]) {
         var options = options
         options.socket = address.socket
         let first = try HTTPLoop(most: 1)
@@ -96,16 +97,21 @@ final class ImageioServer: Sendable {
         var loops: [HTTPLoop] = []
         for _ in 0..<count { loops.append(try HTTPLoop(most: 1)) }
         let server = ImageioServer(address, url: url, options, loops: loops)
-        var parts: [Part]?
-        if features.features?.contains("extents") == true {
-            let (answer, _) = try server.ask(HTTPCommand(), "/extents")
-            guard answer.status == 200 else {
-                throw server.refusal("cannot open", answer.status, answer.reason, answer.body)
-            }
-            parts = try server.decode([Part].self, answer.body)
-        }
+        let parts = try server.parts(isOld: features.features?.contains("extents") != true)
         for loop in loops { try loop.start() }
         return (server, features, parts)
+    }
+
+    private func parts(isOld: Bool) throws(ImageError) -> [Part] {
+        let (answer, _) =
+            isOld ? try ask(HTTPCommand(range: 0..<1)) : try ask(HTTPCommand(), "/extents")
+        if isOld, answer.status == 206, let size = answer.total {
+            return [Part(start: 0, length: size, zero: false)]
+        }
+        guard !isOld, answer.status == 200 else {
+            throw refusal("cannot open", answer.status, answer.reason, answer.body)
+        }
+        return try decode([Part].self, answer.body)
     }
 
     /// Sends a request before the threads run.
@@ -152,8 +158,9 @@ final class ImageioServer: Sendable {
         return outcome
     }
 
+    /// - Parameter flushes: whether the daemon flushes before it answers.
     func write(
-        _ bytes: UnsafeRawBufferPointer, at offset: Int64
+        _ bytes: UnsafeRawBufferPointer, at offset: Int64, flushes: Bool
     ) async throws -> HTTPRequest.Outcome {
         let end = offset + Int64(bytes.count)
         return try await send(
@@ -162,7 +169,7 @@ final class ImageioServer: Sendable {
                 headers: [
                     "Content-Range: bytes \(offset)-\(end - 1)/*",
                     "Content-Type: application/octet-stream",
-                ], body: bytes), "?flush=n", changes: true,
+                ], body: bytes), flushes ? "" : "?flush=n", changes: true,
             "cannot write \(bytes.count) bytes at offset \(offset)")
     }
 
@@ -249,6 +256,8 @@ private final class ImageioSink: HTTPSink {
     struct Answer {
         var status: Int
         var reason: String
+        /// Size of the disk in bytes, if the answer is a part of it.
+        var total: Int64?
         var body: [UInt8]
     }
 
@@ -263,7 +272,9 @@ private final class ImageioSink: HTTPSink {
     init(_ memory: UnsafeMutableRawBufferPointer? = nil) { self.memory = memory }
 
     func answer(_ outcome: HTTPRequest.Outcome) -> Answer {
-        Answer(status: outcome.answer.status, reason: outcome.answer.reason, body: text)
+        Answer(
+            status: outcome.answer.status, reason: outcome.answer.reason,
+            total: outcome.answer.total, body: text)
     }
 
     func accept(_ answer: HTTPAnswer) -> Bool {

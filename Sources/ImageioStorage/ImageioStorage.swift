@@ -33,12 +33,7 @@ public final class ImageioStorage: WritableStorage {
             address, options, forWriting: forWriting)
         self.server = server
         name = address.label
-        guard let parts, let last = parts.last else {
-            throw ImageError(
-                .unsupported, path: address.label,
-                "the daemon is too old: it does not tell where the disk has data")
-        }
-        size = last.start + last.length
+        size = parts.last.map { $0.start + $0.length } ?? 0
         guard size >= 0, size <= largestDiskSize else {
             throw .tooLarge("cannot open", path: address.label)
         }
@@ -83,7 +78,9 @@ public final class ImageioStorage: WritableStorage {
         guard bytes.byteCount > 0 else { return }
         try requireRoom(offset + Int64(bytes.byteCount))
         let memory = bytes.withUnsafeBytes { $0 }
-        writeMeter.note(try await server.write(memory, at: offset).timesOnOneConnection)
+        // A daemon that cannot be told to flush flushes each time.
+        let outcome = try await server.write(memory, at: offset, flushes: !canFlush)
+        writeMeter.note(outcome.timesOnOneConnection)
     }
 
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {

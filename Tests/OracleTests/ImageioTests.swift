@@ -112,6 +112,19 @@ struct ImageioTests {
         try expectEqual(folder.path("out"))
     }
 
+    /// A daemon that knows neither OPTIONS nor extents nor zeros: one connection, plain writes.
+    @Test func worksWithAnOldDaemon() throws {
+        let daemon = try OddServer(try target("target.raw"))
+        let uri = daemon.url.replacing("http://", with: "imageio+http://")
+            .replacing("/disk", with: "/images/t")
+        let up = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, uri)
+        #expect(up.isSuccess, "\(up)")
+        let down = try Swimg.convert("-f", "raw", "-O", "raw", uri, folder.path("out"))
+        #expect(down.isSuccess, "\(down)")
+        try expectEqual(folder.path("out"))
+        #expect(try !daemon.requests().contains { $0.method == "PATCH" })
+    }
+
     @Test func saysWhatTheServerSays() throws {
         let path = try target("target.raw")
         let daemon = try ImageioDaemon("file://" + path, size: Self.size, operations: ["read"])

@@ -47,6 +47,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self):
         self.refuse(405)
 
+    def do_OPTIONS(self):
+        # As an ovirt-imageio daemon before its first version with features.
+        self.refuse(405)
+
+    def do_PUT(self):
+        global content
+        first = int(self.headers["Content-Range"].split()[1].partition("-")[0])
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with lock:
+            content = content[:first] + body + content[first + len(body) :]
+        self.refuse(200)
+
     def due(self, fault, number):
         """Whether a fault comes with this request: with every nth of them."""
         return fault in faults and number % faults[fault] == 0
