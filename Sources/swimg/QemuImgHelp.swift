@@ -26,18 +26,19 @@ enum QemuImgHelp {
     }
 
     private static let names = "[--object objectdef] [--image-opts]"
-    private static let nbd = """
+    private static let servers = """
         [--connections=number] [--requests=number] [--request-size=size] [--timeout=seconds] \
-        [--reconnect=seconds] [--multi-conn]
+        [--reconnect=seconds] [--multi-conn] [--header=line] [--cacert=file] [--cert=file] \
+        [--key=file] [--insecure] [--unix-socket=path] [--http2] [--retries=number]
         """
 
     private static let usage = [
         "check": """
-        \(names) [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] \(nbd) \
+        \(names) [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] \(servers) \
         filename
         """,
         "compare": """
-        \(names) [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] \(nbd) \
+        \(names) [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] \(servers) \
         filename1 filename2
         """,
         "convert": """
@@ -45,25 +46,26 @@ enum QemuImgHelp {
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
         [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=digest] \
-        [--algorithm=name] \(nbd) filename [filename2 [...]] output_filename
+        [--algorithm=name] \(servers) filename [filename2 [...]] output_filename
         """,
         "create": """
         [--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] \
-        \(nbd) filename [size]
+        \(servers) filename [size]
         """,
         "dd": """
-        \(names) [-U] [-f fmt] [-O output_fmt] \(nbd) \
+        \(names) [-U] [-f fmt] [-O output_fmt] \(servers) \
         [bs=block_size] [count=blocks] [skip=blocks] if=input of=output
         """,
-        "digest": "\(names) [-f fmt] [--algorithm=name] [-p] [--output=ofmt] [-U] \(nbd) filename",
-        "info": "\(names) [-f fmt] [--output=ofmt] [--backing-chain] [-U] \(nbd) filename",
+        "digest":
+            "\(names) [-f fmt] [--algorithm=name] [-p] [--output=ofmt] [-U] \(servers) filename",
+        "info": "\(names) [-f fmt] [--output=ofmt] [--backing-chain] [-U] \(servers) filename",
         "map": """
         \(names) [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] \
-        [--svg=file] [-U] \(nbd) filename
+        [--svg=file] [-U] \(servers) filename
         """,
         "measure": """
         [--output=ofmt] [-O output_fmt] [-o options] \
-        [--size N | \(names) [-f fmt] [-l snapshot_param] [-U] \(nbd) filename]
+        [--size N | \(names) [-f fmt] [-l snapshot_param] [-U] \(servers) filename]
         """,
         "resize": """
         \(names) [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size
