@@ -138,7 +138,7 @@ import Testing
     }
 
     private static let protocols = [
-        "sheepdog:vm1", "gluster:x", "host_device:x", "fd:4", "http://localhost/x", "a:b", ":x",
+        "sheepdog:vm1", "gluster:x", "host_device:x", "fd:4", "ftp://localhost/x", "a:b", ":x",
         "a b:c", "blkdebug::x", "nbd+x://y",
     ]
 

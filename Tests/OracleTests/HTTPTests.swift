@@ -284,6 +284,15 @@ struct HTTPTests {
             let outcome = try Swimg.convert(options + [raw, server.url])
             #expect(outcome.status == 1 && outcome.errorText.contains("only be read"), "\(outcome)")
         }
+        for words in [
+            ["create", "-q", "-f", "raw", server.url, "1M"],
+            ["create", "-q", "-f", "qcow2", server.url, "1M"],
+            ["resize", "-f", "raw", server.url, "1M"],
+        ] {
+            let outcome = try run(Swimg.path, words)
+            #expect(outcome.status == 1 && outcome.output.isEmpty, "\(outcome)")
+            #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        }
         let closed = try Swimg.convert("-O", "raw", "http://127.0.0.1:1/x", folder.path("out"))
         #expect(closed.status == 1 && closed.errorText.contains("onnect"), "\(closed)")
     }
