@@ -54,6 +54,14 @@ package final class HTTPLoop: @unchecked Sendable {
     ///
     /// - Parameter isOver: asked whenever something has happened, and now and then.
     package func run(until isOver: () -> Bool) {
+        var mask = Self.blockBrokenPipes()
+        defer {
+            // One that is pending would arrive now.
+            var signals = Self.brokenPipe
+            var now = timespec()
+            _ = sigtimedwait(&signals, nil, &now)
+            pthread_sigmask(SIG_SETMASK, &mask, nil)
+        }
         while !isOver() {
             turn()
             if isOver() { break }
@@ -64,6 +72,7 @@ package final class HTTPLoop: @unchecked Sendable {
     /// Starts a thread that runs the loop until it is closed.
     package func start() throws(ImageError) {
         let status = startThread {
+            _ = Self.blockBrokenPipes()
             while self.turn() { self.sleep(Self.longestSleep) }
         }
         guard status == 0 else {
@@ -71,6 +80,24 @@ package final class HTTPLoop: @unchecked Sendable {
                 .system(errno: status),
                 "cannot start a thread for HTTP: " + String(cString: strerror(status)))
         }
+    }
+
+    private static var brokenPipe: sigset_t {
+        var signals = sigset_t()
+        sigemptyset(&signals)
+        sigaddset(&signals, SIGPIPE)
+        return signals
+    }
+
+    /// Blocks SIGPIPE in the calling thread. A TLS library that writes to a connection which the
+    /// server has closed would end the process otherwise, without a word.
+    ///
+    /// - Returns: the signals that were blocked before.
+    private static func blockBrokenPipes() -> sigset_t {
+        var signals = brokenPipe
+        var before = sigset_t()
+        pthread_sigmask(SIG_BLOCK, &signals, &before)
+        return before
     }
 
     /// Sends a request, and returns when it has ended.
