@@ -1,3 +1,4 @@
+import Concurrency
 import DiskImage
 import Glibc
 import ImageStorage
@@ -94,7 +95,8 @@ final class HTTPBlocks: Sendable {
         guard blocks[number] == nil, begin < end else { return }
         // Readers go forwards, so the first block is the least wanted.
         if blocks.count >= Self.capacity, let first = blocks.keys.min() { blocks[first] = nil }
-        blocks[number] = Task { [file] in
+        // A block serves many readers, so it is no child of one; each of them cancels it.
+        blocks[number] = Task(executorPreference: IOExecutor.shared) { [file] in
             let block = try BlockBytes(begin..<end)
             try await file.read(begin..<end, into: block.memory, isAhead: true)
             return block

@@ -13,8 +13,6 @@ final class HTTPFile: Sendable {
         var settings: HTTPSettings
         /// Number of times that the address was asked for anew.
         var renewals = 0
-        /// Asks for it now.
-        var renewal: Task<Void, any Error>?
     }
 
     let version: HTTPVersion
@@ -24,6 +22,7 @@ final class HTTPFile: Sendable {
     private let loops: [HTTPLoop]
     private let place: Mutex<Place>
     private let turn = Atomic<Int>(0)
+    private let renewal = SerialGate()
     private let meter: CallMeter
 
     /// - Parameters:
@@ -42,9 +41,10 @@ final class HTTPFile: Sendable {
             Place(url: url, settings: Self.settings(options, address, version: version, url: url)))
         // Two threads decrypt more than one; what comes unencrypted is only copied.
         let isEncrypted = url.lowercased().hasPrefix("https:")
+        let connections = options.connections ?? HTTPStorage.connections
         var loops = [loop]
-        if isEncrypted, IOExecutor.coreCount > 1, options.connections > 1 {
-            let second = try HTTPLoop(most: options.connections / 2)
+        if isEncrypted, IOExecutor.coreCount > 1, connections > 1 {
+            let second = try HTTPLoop(most: connections / 2)
             try second.start()
             loops.append(second)
         }
@@ -63,7 +63,8 @@ final class HTTPFile: Sendable {
 
     /// Reads a range, in several attempts if need be.
     ///
-    /// - Parameter isAhead: whether nobody waits for the range yet, so that its time tells nothing.
+    /// - Parameter isAhead: whether no reader waits for the range yet, so that its time tells
+    ///   nothing.
     /// - Throws: `ImageError`, or `CancellationError`.
     func read(
         _ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer, isAhead: Bool = false
@@ -115,17 +116,14 @@ final class HTTPFile: Sendable {
     }
 
     /// Asks for the address anew that the redirect leads to, because the old one may have expired.
-    /// Whoever notices first asks for all.
+    /// The first reader that finds it refused asks for all.
     ///
     /// - Throws: `ImageError` if that does not help.
     private func renew(after old: Place) async throws {
-        let task = place.withLock { place -> Task<Void, any Error>? in
-            guard place.renewals == old.renewals else { return nil }
-            let task = place.renewal ?? Task { try await self.findPlace(old.renewals + 1) }
-            place.renewal = task
-            return task
-        }
-        try await task?.value
+        await renewal.enter()
+        defer { renewal.leave() }
+        guard place.withLock({ $0.renewals }) == old.renewals else { return }
+        try await findPlace(old.renewals + 1)
     }
 
     private func findPlace(_ renewals: Int) async throws {

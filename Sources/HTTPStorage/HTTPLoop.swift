@@ -6,7 +6,7 @@ import Synchronization
 
 /// Connections to a server, and the thread that moves bytes through them.
 package final class HTTPLoop: @unchecked Sendable {
-    /// What other threads leave for the thread of the loop.
+    /// Messages of other threads for the thread of the loop.
     private struct Inbox {
         var newcomers: [HTTPRequest] = []
         var cancelled: [HTTPRequest] = []
@@ -178,9 +178,9 @@ package final class HTTPLoop: @unchecked Sendable {
 
     private var workSoFar: Double { work + wake.nanoseconds(to: .now) }
 
-    /// - Parameter end: gets the processor time of the request in nanoseconds: its share of what the
-    ///   loop has worked meanwhile. If the loop had little rest, all the time counts: more requests
-    ///   would bring nothing.
+    /// - Parameter end: gets the processor time of the request in nanoseconds: its share of what
+    ///   the loop has worked meanwhile. If the loop had little rest, all the time counts: more
+    ///   requests would bring nothing.
     private func finish(_ request: HTTPRequest, _ end: (HTTPRequest, Double) -> Void) {
         ccurl_multi_remove(connections, request.handle)
         let inFlight = Double(requests.count)

@@ -41,7 +41,7 @@ final class HTTPOpening: HTTPSink {
     static func open(
         _ address: HTTPAddress, _ options: HTTPOptions, meter: CallMeter
     ) throws(ImageError) -> (HTTPVersion, head: [UInt8], Rest) {
-        let loop = try HTTPLoop(most: options.connections)
+        let loop = try HTTPLoop(most: options.connections ?? HTTPStorage.connections)
         let settings = HTTPSettings(options, address)
         var patience = HTTPPatience(retries: options.retries)
         while true {

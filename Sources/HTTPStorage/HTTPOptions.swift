@@ -16,18 +16,16 @@ public struct HTTPOptions: Sendable, Equatable {
     public var socket: HostPath?
     /// Whether to use HTTP/2 if the server offers it.
     public var allowsHTTP2 = false
-    /// Largest number of connections.
-    public var connections = Self.defaultConnections
+    /// Largest number of connections; nil leaves it to the driver.
+    public var connections: Int?
     /// Time in seconds without a byte after which a request fails.
     public var timeout = Self.defaultTimeout
     /// Largest number of attempts in a row that bring nothing, after the first.
     public var retries = Self.defaultRetries
 
-    public static let defaultConnections = 16
     public static let defaultTimeout = 30
     public static let defaultRetries = 6
     /// Allowed numbers.
-    public static let connectionRange = 1...64
     public static let timeoutRange = 1...86400
     public static let retryRange = 0...100
 

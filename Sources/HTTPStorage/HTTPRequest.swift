@@ -15,7 +15,7 @@ package protocol HTTPSink: AnyObject {
     func take(_ bytes: UnsafeRawBufferPointer) -> Bool
 }
 
-/// What a request asks for.
+/// The contents of a request.
 package struct HTTPCommand {
     package var method = "GET"
     /// In bytes, not empty; nil asks for the whole file.

@@ -21,8 +21,8 @@ package final class HTTPSettings: @unchecked Sendable {
         _ options: HTTPOptions, _ address: HTTPAddress? = nil, version: HTTPVersion? = nil,
         isOrigin: Bool = true
     ) {
-        // Encoded bytes would have other offsets than the file's. A server need not be asked whether
-        // it wants a body.
+        // Encoded bytes would have other offsets than the file's. A server need not be asked
+        // whether it wants a body.
         lines =
             ["Accept-Encoding: identity", "User-Agent: swimg", "Expect:"]
             + [version?.condition].compactMap { $0 }

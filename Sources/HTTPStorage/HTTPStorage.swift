@@ -7,6 +7,8 @@ public final class HTTPStorage: Storage {
     /// Number of requests that keep a server busy, and their length in bytes: enough for 20 ms on a
     /// fast network. The window asks for more if the server is farther away.
     private static let requestsInFlight = 8
+    /// Largest number of connections, unless the user gave another.
+    static let connections = 16
     private static let requestSize: Int64 = 2 << 20
 
     public let name: String
@@ -34,7 +36,8 @@ public final class HTTPStorage: Storage {
             blocks = nil
         }
         traits = StorageTraits(
-            isRemote: true, requestsInFlight: min(Self.requestsInFlight, options.connections),
+            isRemote: true,
+            requestsInFlight: min(Self.requestsInFlight, options.connections ?? .max),
             requestSize: Self.requestSize, readsAhead: true)
     }
 

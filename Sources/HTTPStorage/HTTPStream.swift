@@ -25,8 +25,6 @@ final class HTTPStream: @unchecked Sendable {
         var past: [UInt8] = []
         var failure: (any Error)?
         var isPaused = false
-        /// Whether `watch` runs.
-        var isWatched = false
     }
 
     /// Number of bytes that are kept behind the position.
@@ -61,54 +59,49 @@ final class HTTPStream: @unchecked Sendable {
     func close() { loop.close() }
 
     func read(_ range: Range<Int64>, into memory: UnsafeMutableRawBufferPointer) async throws {
-        try await withTaskCancellationHandler {
-            try await withCheckedThrowingContinuation { continuation in
-                add(Read(range: range, memory: memory, continuation: continuation))
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            group.addTask { try await self.watch() }
+            defer { group.cancelAll() }
+            try await withTaskCancellationHandler {
+                try await withCheckedThrowingContinuation { continuation in
+                    add(Read(range: range, memory: memory, continuation: continuation))
+                }
+            } onCancel: {
+                if let request = request.withLock({ $0 }) { loop.cancel(request) }
+                fail(CancellationError())
             }
-        } onCancel: {
-            if let request = request.withLock({ $0 }) { loop.cancel(request) }
-            fail(CancellationError())
         }
     }
 
     private func add(_ read: Read) {
-        let isToBeWatched = state.withLock { state in
+        state.withLock { state in
             if let failure = state.failure {
                 read.continuation.resume(throwing: failure)
-                return false
+                return
             }
             let start = state.position - Int64(state.past.count)
             guard read.range.lowerBound >= start else {
                 read.continuation.resume(throwing: tooLate())
-                return false
+                return
             }
             let index = state.reads.firstIndex { $0.range.lowerBound > read.range.lowerBound }
             state.reads.insert(read, at: index ?? state.reads.count)
             serve(&state, state.past[...], at: start)
-            defer { state.isWatched = true }
-            return !state.isWatched
         }
         goOn()
-        if isToBeWatched { Task { [self] in await watch() } }
     }
 
-    /// Lets bytes be passed over when the body has stood still for a while, as long as reads wait.
-    private func watch() async {
+    /// Lets bytes be passed over when the body has stood still for a while, until it is cancelled.
+    private func watch() async throws {
         var position: Int64 = -1
         while true {
-            try? await Task.sleep(for: .milliseconds(Self.waiting))
-            let isOver = state.withLock { state in
-                guard let first = state.reads.first else {
-                    state.isWatched = false
-                    return true
-                }
-                if state.position == position {
+            try await Task.sleep(for: .milliseconds(Self.waiting))
+            state.withLock { state in
+                if state.position == position, let first = state.reads.first {
                     state.mayPass = max(state.mayPass, first.range.lowerBound)
                 }
                 position = state.position
-                return false
             }
-            guard !isOver else { return }
             goOn()
         }
     }
@@ -177,7 +170,8 @@ final class HTTPStream: @unchecked Sendable {
 
     private func tooLate() -> ImageError {
         error(
-            "the server sends no ranges, and the image cannot be read in one pass: download it first"
+            "the server sends no ranges, and the image cannot be read in one pass: "
+                + "download it first"
         )
     }
 

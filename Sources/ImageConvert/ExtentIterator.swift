@@ -114,8 +114,8 @@ public actor ExtentIterator {
     ///   - chunkSize: of the grid, in bytes, a multiple of the granularity.
     ///   - gridStart: where its first line is, in bytes, a multiple of the granularity and shorter
     ///     than a chunk.
-    ///   - longestCompressed: limit for the compressed data of a chunk, in guest bytes, a multiple of
-    ///     the granularity.
+    ///   - longestCompressed: limit for the compressed data of a chunk, in guest bytes, a multiple
+    ///     of the granularity.
     ///   - sharesUnread: whether data may be left to the target to share, at this moment.
     public init(
         source: any ImageSource, policy: CopyPolicy, granularity: Int64, chunkSize: Int64,

@@ -33,8 +33,9 @@ public struct Pipeline: Sendable {
     public var writeMeter: CallMeter?
     /// Smallest length of a chunk in bytes, unless the target compresses.
     public var smallestChunk = Self.defaultChunk
-    /// Whether the source reads ahead for short reads that follow each other. Chunks that have to be
-    /// decompressed are kept short then, so that all of them lie within what has been read ahead.
+    /// Whether the source reads ahead for short reads that follow each other. Chunks that have to
+    /// be decompressed are kept short then, so that all of them lie within what has been read
+    /// ahead.
     public var readsAhead = false
     /// Number of chunks for which another worker is started: a small image is done before a thread
     /// has begun and a buffer got its pages. 1 if waiting takes the time.

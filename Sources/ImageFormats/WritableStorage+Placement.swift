@@ -2,8 +2,8 @@ import DiskImage
 import ImageStorage
 
 extension WritableStorage {
-    /// Largest number of parts that a run of neighbours has beside its first: far below the kernel's
-    /// limit for one call.
+    /// Largest number of parts that a run of neighbours has beside its first: far below the
+    /// kernel's limit for one call.
     private static var mostParts: Int { 64 }
 
     /// Length in bytes from which on pieces are shared; shorter ones are written. On XFS, sharing a

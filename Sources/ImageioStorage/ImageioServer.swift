@@ -63,8 +63,8 @@ final class ImageioServer: Sendable {
 
     /// Connects, and asks what the daemon can do and where the disk has data.
     ///
-    /// - Returns: also the parts of the disk. An old daemon, which does not tell them, has one part,
-    ///   of data.
+    /// - Returns: also the parts of the disk. An old daemon, which does not tell them, has one
+    ///   part, of data.
     /// - Throws: `ImageError`.
     static func open(
         _ address: ImageioAddress, _ options: HTTPOptions, forWriting: Bool
@@ -93,7 +93,7 @@ final class ImageioServer: Sendable {
             }
         }
         let most = forWriting ? features.maxWriters : features.maxReaders
-        let count = max(1, min(options.connections, most ?? 1))
+        let count = max(1, min(options.connections ?? 1, most ?? 1))
         var loops: [HTTPLoop] = []
         for _ in 0..<count { loops.append(try HTTPLoop(most: 1)) }
         let server = ImageioServer(address, url: url, options, loops: loops)

@@ -3,6 +3,7 @@ import DiskImage
 import Glibc
 import HTTPStorage
 import ImageStorage
+import Synchronization
 
 /// A disk of oVirt that an ovirt-imageio daemon serves.
 public final class ImageioStorage: WritableStorage {
@@ -17,6 +18,7 @@ public final class ImageioStorage: WritableStorage {
     private let server: ImageioServer
     /// The parts of the disk when it was opened.
     private let extents: [Extent]
+    private let hasChanged = Atomic<Bool>(false)
     private let canZero: Bool
     private let canFlush: Bool
 
@@ -28,20 +30,26 @@ public final class ImageioStorage: WritableStorage {
         _ address: ImageioAddress, _ options: HTTPOptions, forWriting: Bool
     ) throws(ImageError) {
         var options = options
-        options.connections = min(options.connections, Self.connections)
+        options.connections = options.connections ?? Self.connections
         let (server, features, parts) = try ImageioServer.open(
             address, options, forWriting: forWriting)
         self.server = server
         name = address.label
-        size = parts.last.map { $0.start + $0.length } ?? 0
-        guard size >= 0, size <= largestDiskSize else {
-            throw .tooLarge("cannot open", path: address.label)
+        var extents: [Extent] = []
+        var end: Int64 = 0
+        for part in parts where part.length != 0 {
+            guard part.start == end, part.length > 0, part.length <= largestDiskSize - end else {
+                throw ImageError(
+                    .invalid, path: address.label,
+                    "cannot open: the server's list of extents makes no sense")
+            }
+            end += part.length
+            extents.append(Extent(range: part.start..<end, isHole: part.zero))
         }
+        self.extents = extents
+        size = end
         canZero = features.features?.contains("zero") ?? false
         canFlush = features.features?.contains("flush") ?? false
-        extents = parts.filter { $0.length > 0 }.map {
-            Extent(range: $0.start..<$0.start + $0.length, isHole: $0.zero)
-        }
         traits = StorageTraits(
             isDevice: true, isRemote: true, hasHoles: extents.contains(where: \.isHole),
             requestsInFlight: server.connections, requestSize: Self.requestSize)
@@ -67,7 +75,9 @@ public final class ImageioStorage: WritableStorage {
                 high = middle
             }
         }
-        guard low < extents.count, extents[low].range.contains(offset) else {
+        guard low < extents.count, extents[low].range.contains(offset),
+            !hasChanged.load(ordering: .relaxed)
+        else {
             return Extent(range: offset..<limit, isHole: false)
         }
         return Extent(
@@ -78,6 +88,7 @@ public final class ImageioStorage: WritableStorage {
         guard bytes.byteCount > 0 else { return }
         try requireRoom(offset + Int64(bytes.byteCount))
         let memory = bytes.withUnsafeBytes { $0 }
+        hasChanged.store(true, ordering: .relaxed)
         // A daemon that cannot be told to flush flushes each time.
         let outcome = try await server.write(memory, at: offset, flushes: !canFlush)
         writeMeter.note(outcome.timesOnOneConnection)
@@ -86,6 +97,7 @@ public final class ImageioStorage: WritableStorage {
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
         guard !range.isEmpty else { return }
         try requireRoom(range.upperBound)
+        hasChanged.store(true, ordering: .relaxed)
         if canZero {
             try await server.zero(range)
         } else {

@@ -194,7 +194,8 @@ final class NBDHandle {
         return cookie >= 0
     }
 
-    /// Puts a request that has ended into its inbox. Holds the request until libnbd is done with it.
+    /// Puts a request that has ended into its inbox. Holds the request until libnbd is done with
+    /// it.
     private static func completion(of request: NBDRequest) -> nbd_completion_callback {
         nbd_completion_callback(
             callback: { context, error in

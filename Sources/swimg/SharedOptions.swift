@@ -77,7 +77,7 @@ struct ServerOptions: ParsableArguments {
         options.nbd.reconnectTime = try optionNumber(
             reconnect, "reconnect", NBDOptions.reconnectRange)
         options.nbd.forcesMultiConn = multiConn
-        if let connections = options.nbd.connections { options.http.connections = connections }
+        options.http.connections = options.nbd.connections
         if let timeout = options.nbd.timeout { options.http.timeout = timeout }
         return options
     }

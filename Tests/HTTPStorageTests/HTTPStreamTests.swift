@@ -3,7 +3,7 @@ import Testing
 
 @testable import HTTPStorage
 
-/// What a server without ranges sends, fed by hand.
+/// The body that a server without ranges sends, fed by hand.
 @Suite struct HTTPStreamTests {
     private static let file = (0..<100).map { UInt8($0) }
 
@@ -53,7 +53,7 @@ import Testing
         #expect(position < 70)
     }
 
-    /// What nobody asks for is passed over, and can still be read for a while.
+    /// Bytes that no read asks for are passed over, and can still be read for a while.
     @Test func passesOver() async throws {
         let stream = try stream()
         var position = 10
@@ -74,7 +74,7 @@ import Testing
         #expect(try await feed(stream, from: &position, until: far) == Array(Self.file[80..<90]))
     }
 
-    @Test func waitsUntilSomebodyReads() throws {
+    @Test func waitsForARead() throws {
         let stream = try stream()
         #expect(!Self.file[10..<17].withUnsafeBytes { stream.take($0) })
     }

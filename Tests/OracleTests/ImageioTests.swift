@@ -58,7 +58,7 @@ struct ImageioTests {
         #expect(up.isSuccess, "\(up)")
         let same = try run(Swimg.path, ["compare", daemon.uri, raw])
         #expect(same.isSuccess, "\(same)")
-        // What the daemon tells of the zeros steers the reading.
+        // The daemon's extents steer the reading: zeros are not read.
         let down = try Swimg.convert("-O", "qcow2", daemon.uri, folder.path("out.qcow2"))
         #expect(down.isSuccess, "\(down)")
         try expectEqual(folder.path("out.qcow2"), "qcow2")

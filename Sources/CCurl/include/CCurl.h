@@ -1,5 +1,5 @@
-// The part of libcurl that HTTPStorage uses, loaded when the first HTTP name turns up: linked in, it
-// would bring TLS, Kerberos and LDAP libraries into every start of the program. libcurl takes
+// The part of libcurl that HTTPStorage uses, loaded when the first HTTP name turns up: linked in,
+// it would bring TLS, Kerberos and LDAP libraries into every start of the program. libcurl takes
 // options through variadic functions, which Swift cannot call.
 #ifndef CCURL_H
 #define CCURL_H
@@ -44,7 +44,7 @@ struct ccurl_settings {
 void *ccurl_add_header(void *list, const char *line);
 void ccurl_free_headers(void *list);
 
-/// What a request asks for.
+/// The contents of a request.
 struct ccurl_command {
     const char *method;
     const char *url;

@@ -14,8 +14,8 @@ extension FileStorage {
         }
         guard result == nil else { return }
         if errno == EOPNOTSUPP {
-            // A range that is to be full is written in any case, so the file system need not be able
-            // to reserve it.
+            // A range that is to be full is written in any case, so the file system need not be
+            // able to reserve it.
             guard mode == .falloc else { return }
             // posix_fallocate writes into each block if the kernel cannot reserve.
             let code = posix_fallocate(descriptor, off_t(range.lowerBound), off_t(range.count))
