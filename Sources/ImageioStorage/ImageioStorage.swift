@@ -17,7 +17,7 @@ public final class ImageioStorage: WritableStorage {
     public let writeMeter = CallMeter()
     private let server: ImageioServer
     /// The parts of the disk when it was opened.
-    private let extents: [Extent]
+    private let extents: ExtentList
     private let hasChanged = Atomic<Bool>(false)
     private let canZero: Bool
     private let canFlush: Bool
@@ -46,7 +46,7 @@ public final class ImageioStorage: WritableStorage {
             end += part.length
             extents.append(Extent(range: part.start..<end, isHole: part.zero))
         }
-        self.extents = extents
+        self.extents = ExtentList(extents)
         size = end
         canZero = features.features?.contains("zero") ?? false
         canFlush = features.features?.contains("flush") ?? false
@@ -65,23 +65,9 @@ public final class ImageioStorage: WritableStorage {
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {
-        var low = 0
-        var high = extents.count
-        while low < high {
-            let middle = (low + high) / 2
-            if extents[middle].range.upperBound <= offset {
-                low = middle + 1
-            } else {
-                high = middle
-            }
-        }
-        guard low < extents.count, extents[low].range.contains(offset),
-            !hasChanged.load(ordering: .relaxed)
-        else {
-            return Extent(range: offset..<limit, isHole: false)
-        }
-        return Extent(
-            range: offset..<min(limit, extents[low].range.upperBound), isHole: extents[low].isHole)
+        let isKnown = !hasChanged.load(ordering: .relaxed)
+        return (isKnown ? extents.extent(at: offset, limit: limit) : nil)
+            ?? Extent(range: offset..<limit, isHole: false)
     }
 
     public func write(_ bytes: RawSpan, at offset: Int64) async throws {

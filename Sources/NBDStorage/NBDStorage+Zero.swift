@@ -117,7 +117,7 @@ extension NBDStorage {
                 parts.append(part)
             }
         }
-        var answer = NBDBlockStatus()
+        var answer = ExtentList()
         var position = range.lowerBound
         while position < range.upperBound {
             var extent = answer.extent(at: position, limit: range.upperBound)

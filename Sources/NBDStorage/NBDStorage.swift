@@ -222,10 +222,10 @@ public final class NBDStorage: WritableStorage {
     /// Asks the server for block status. The answer can be shorter or longer than the range.
     ///
     /// - Parameter range: whole blocks, at most `longestStatus` bytes.
-    func blockStatus(_ range: Range<Int64>) async throws -> NBDBlockStatus {
+    func blockStatus(_ range: Range<Int64>) async throws -> ExtentList {
         let question = NBDRequest(.blockStatus(count: Int64(range.count)), at: range.lowerBound)
         try await send([question])
-        return NBDBlockStatus(question.extents)
+        return ExtentList(question.extents)
     }
 
     public func truncate(to size: Int64) async throws {

@@ -125,6 +125,18 @@ struct ImageioTests {
         #expect(try !daemon.requests().contains { $0.method == "PATCH" })
     }
 
+    /// Lists of extents with overflowing or negative lengths, with a gap, and without lengths.
+    @Test(arguments: 1...4)
+    func refusesWildExtents(_ number: Int) throws {
+        let daemon = try OddServer(raw, "wild=\(number)")
+        let uri = daemon.url.replacing("http://", with: "imageio+http://")
+            .replacing("/disk", with: "/images/t")
+        let outcome = try Swimg.convert("-f", "raw", "-O", "raw", uri, folder.path("out"))
+        #expect(outcome.status == 1 && outcome.errorText.contains("no sense"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        #expect(!FileManager.default.fileExists(atPath: folder.path("out")))
+    }
+
     @Test func saysWhatTheServerSays() throws {
         let path = try target("target.raw")
         let daemon = try ImageioDaemon("file://" + path, size: Self.size, operations: ["read"])

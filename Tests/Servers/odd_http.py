@@ -22,6 +22,13 @@ for word in sys.argv[3:]:
 with open(path, "rb") as file:
     content = file.read()
 lock = threading.Lock()
+# Lists of extents that make no sense, by the number of the fault "wild".
+WILD = {
+    1: b'[{"start": 0, "length": 9223372036854775807, "zero": true}, {"start": 9, "length": 9, "zero": true}]',
+    2: b'[{"start": 0, "length": -5, "zero": true}]',
+    3: b'[{"start": 4096, "length": 4096, "zero": true}]',
+    4: b'[{"start": 0}]',
+}
 # Number of requests so far, and of those to each signed address.
 count = 0
 uses = {}
@@ -48,6 +55,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.refuse(405)
 
     def do_OPTIONS(self):
+        if "wild" in faults:
+            return self.refuse(200, b'{"features": ["extents"], "max_readers": 1, "max_writers": 1}')
         # As an ovirt-imageio daemon before its first version with features.
         self.refuse(405)
 
@@ -65,6 +74,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         global count
+        if self.path.endswith("/extents"):
+            return self.refuse(200, WILD[faults["wild"]])
         with lock:
             count += 1
             number = count

@@ -1,15 +1,14 @@
 import DiskImage
-import ImageStorage
 
-/// The answer of a server about a range, without gaps.
-struct NBDBlockStatus: Sendable {
+/// The answer of a server about a range: extents without gaps.
+package struct ExtentList: Sendable {
     private let extents: [Extent]
 
     /// - Parameter extents: each begins where the previous one ends.
-    init(_ extents: [Extent] = []) { self.extents = extents }
+    package init(_ extents: [Extent] = []) { self.extents = extents }
 
     /// The extent at an offset, joined with equal neighbours; nil if the answer has none there.
-    func extent(at offset: Int64, limit: Int64) -> Extent? {
+    package func extent(at offset: Int64, limit: Int64) -> Extent? {
         // The extents are sorted: finds the first that ends behind the offset.
         var low = 0
         var high = extents.count
@@ -30,24 +29,5 @@ struct NBDBlockStatus: Sendable {
             next += 1
         }
         return Extent(range: offset..<min(end, limit), isHole: isHole)
-    }
-}
-
-/// The last answer about block status while it is valid, because a pipeline asks for neighbours.
-struct NBDKnownStatus: Sendable {
-    private(set) var known = NBDBlockStatus()
-    /// Number of changes to the export.
-    private(set) var changes = 0
-
-    /// - Parameter changes: number before the server was asked. A later change makes the answer
-    ///   invalid.
-    mutating func note(_ answer: NBDBlockStatus, asOf changes: Int) {
-        guard changes == self.changes else { return }
-        known = answer
-    }
-
-    mutating func noteChange() {
-        changes += 1
-        known = NBDBlockStatus()
     }
 }
