@@ -16,7 +16,8 @@ let package = Package(
             name: "ImageConvert",
             targets: [
                 "ImageConvert", "ImageDrivers", "ImageFormats", "ImageioStorage",
-                "HTTPStorage", "NBDStorage", "ImageStorage", "Concurrency", "DiskImage",
+                "HTTPStorage", "NBDStorage", "Decompression", "ImageStorage", "Concurrency",
+                "DiskImage",
             ]),
         .library(name: "ImageTools", targets: ["ImageTools"]),
     ],
@@ -50,9 +51,13 @@ let package = Package(
         .target(
             name: "ImageDrivers",
             dependencies: [
-                "ImageFormats", "ImageioStorage", "HTTPStorage", "NBDStorage", "ImageStorage",
-                "DiskImage",
+                "ImageFormats", "ImageioStorage", "HTTPStorage", "NBDStorage", "Decompression",
+                "ImageStorage", "DiskImage",
             ],
+            swiftSettings: strict),
+        .target(
+            name: "Decompression",
+            dependencies: ["ImageStorage", "DiskImage", "CXZ", "CBZip2", "CISAL", "CZstd"],
             swiftSettings: strict),
         .target(
             name: "ImageFormats",
@@ -85,6 +90,8 @@ let package = Package(
         .target(name: "CLinux"),
         .target(name: "CNBD"),
         .target(name: "CCurl"),
+        .target(name: "CXZ"),
+        .target(name: "CBZip2"),
         .target(name: "CDigest"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),

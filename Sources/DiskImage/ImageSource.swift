@@ -5,7 +5,8 @@
 ///
 /// Calls may come from many tasks at once.
 public protocol ImageSource: Sendable {
-    /// The size of the guest disk in bytes.
+    /// The size of the guest disk in bytes; an upper bound for an open-ended disk until mappings
+    /// were asked for up to its end.
     var virtualSize: Int64 { get }
 
     /// The images that the mappings lead to. The layer of a mapping is an index into this list.

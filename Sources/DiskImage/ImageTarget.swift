@@ -133,7 +133,10 @@ public protocol ImageTarget: Sendable {
     func share(_ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64) -> Int64
 
     /// Writes what completes the image: tables, refcounts, the header last.
-    func finish() async throws
+    ///
+    /// - Parameter virtualSize: size of the guest disk in bytes. A target that was made for an
+    ///   open-ended source learns it here.
+    func finish(virtualSize: Int64) async throws
 }
 
 extension ImageTarget {

@@ -45,7 +45,7 @@ public struct HTTPDriver: StorageDriver {
     public func openSource(
         _ name: ImageName, _ access: StorageAccess
     ) throws(ImageError) -> any Storage {
-        try HTTPStorage(HTTPAddress(name), access.options.http)
+        try HTTPStorage.open(HTTPAddress(name), access.options.http)
     }
 
     public func beginTarget(

@@ -16,7 +16,7 @@ final class HTTPOpening: HTTPSink {
     /// The way to read the rest of the file.
     enum Rest {
         case ranges(HTTPFile)
-        case stream(HTTPStream)
+        case stream(HTTPBody)
         /// There is no rest.
         case none
     }
@@ -28,7 +28,7 @@ final class HTTPOpening: HTTPSink {
     private var verdict: HTTPVerdict?
     private var outcome: HTTPRequest.Outcome?
     private var isOver = false
-    private var stream: HTTPStream?
+    private var body: HTTPBody?
 
     private init(_ name: String, _ loop: HTTPLoop) {
         self.name = name
@@ -70,9 +70,9 @@ final class HTTPOpening: HTTPSink {
     private func rest(
         _ address: HTTPAddress, _ options: HTTPOptions, _ request: HTTPRequest, _ meter: CallMeter
     ) throws(ImageError) -> Rest? {
-        if let stream {
-            stream.go(on: request)
-            return .stream(stream)
+        if let body {
+            body.go(on: request)
+            return .stream(body)
         }
         guard let outcome else { return nil }
         switch verdict {
@@ -120,7 +120,7 @@ final class HTTPOpening: HTTPSink {
     }
 
     func take(_ bytes: UnsafeRawBufferPointer) -> Bool {
-        if let stream { return stream.take(bytes) }
+        if let body { return body.take(bytes) }
         switch verdict {
         case .range: head += bytes
         case .wholeFile:
@@ -129,10 +129,10 @@ final class HTTPOpening: HTTPSink {
                 return true
             }
             // The first part that does not fit stays with the connection until it is wanted.
-            let stream = HTTPStream(name: name, head: head, loop: loop)
-            self.stream = stream
+            let body = HTTPBody(name: name, head: head, loop: loop)
+            self.body = body
             isOver = true
-            return stream.take(bytes)
+            return body.take(bytes)
         default: break
         }
         return true

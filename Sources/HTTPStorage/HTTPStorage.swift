@@ -14,34 +14,51 @@ public final class HTTPStorage: Storage {
     public let name: String
     public let size: Int64
     public let traits: StorageTraits
-    public let readMeter = CallMeter()
+    public let readMeter: CallMeter
     /// The first bytes of the file.
     private let head: [UInt8]
-    private let rest: HTTPOpening.Rest
+    /// The bytes behind them; nil if there are none.
     private let blocks: HTTPBlocks?
 
     /// Asks the server for the beginning of the file.
     ///
+    /// - Returns: a stream if the server sends no ranges.
     /// - Throws: `ImageError`.
-    init(_ address: HTTPAddress, _ options: HTTPOptions) throws(ImageError) {
-        name = address.label
-        let (version, head, rest) = try HTTPOpening.open(address, options, meter: readMeter)
-        self.head = head
-        self.rest = rest
-        size = version.size
-        guard size <= largestDiskSize else { throw .tooLarge("cannot open", path: name) }
-        if case .ranges(let file) = rest {
-            blocks = HTTPBlocks(file, from: Int64(head.count))
-        } else {
-            blocks = nil
+    static func open(
+        _ address: HTTPAddress, _ options: HTTPOptions
+    ) throws(ImageError) -> any Storage {
+        let meter = CallMeter()
+        let (version, head, rest) = try HTTPOpening.open(address, options, meter: meter)
+        guard version.size <= largestDiskSize else {
+            throw .tooLarge("cannot open", path: address.label)
         }
+        let file: HTTPFile?
+        switch rest {
+        case .stream(let body):
+            return StreamStorage(
+                body, name: address.label, size: version.size, isRemote: true,
+                advice: "the server sends no ranges, so download it first")
+        case .ranges(let found): file = found
+        case .none: file = nil
+        }
+        return HTTPStorage(
+            address.label, size: version.size, head: head, file, options, meter: meter)
+    }
+
+    private init(
+        _ name: String, size: Int64, head: [UInt8], _ rest: HTTPFile?, _ options: HTTPOptions,
+        meter: CallMeter
+    ) {
+        self.name = name
+        self.size = size
+        self.head = head
+        readMeter = meter
+        blocks = rest.map { HTTPBlocks($0, from: Int64(head.count)) }
         traits = StorageTraits(
             isRemote: true,
             requestsInFlight: min(Self.requestsInFlight, options.connections ?? .max),
             requestSize: Self.requestSize, readsAhead: true)
     }
-
-    deinit { if case .stream(let stream) = rest { stream.close() } }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
         let range = offset..<offset + Int64(buffer.byteCount)
@@ -53,11 +70,7 @@ public final class HTTPStorage: Storage {
         guard range.upperBound > Int64(head.count) else { return }
         let unknown = max(range.lowerBound, Int64(head.count))..<range.upperBound
         let room = UnsafeMutableRawBufferPointer(rebasing: memory[known.count...])
-        switch rest {
-        case .ranges: try await blocks?.read(unknown, into: room)
-        case .stream(let stream): try await stream.read(unknown, into: room)
-        case .none: break
-        }
+        try await blocks?.read(unknown, into: room)
     }
 
     public func extent(at offset: Int64, limit: Int64) async throws -> Extent {

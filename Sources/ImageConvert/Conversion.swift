@@ -55,6 +55,8 @@ public struct Conversion: Sendable {
     public var onDigest: (@Sendable (_ digest: DiskDigest) -> Void)?
     /// The conversion fails if the digest differs from this one.
     public var expectedDigest: DiskDigest?
+    /// SHA-256 that the file of the only source has to have, which is read in one pass then.
+    public var sourceDigest: DiskDigest?
     /// Called with a message about a circumstance that is no failure.
     public var onWarning: (@Sendable (_ message: String) -> Void)?
     /// Called from any task with the number of bytes done and the size of the guest disk.
@@ -98,13 +100,19 @@ public struct Conversion: Sendable {
             StorageAccess(
                 cacheMode: sourceCacheMode, shareForced: shareForced, options: storageOptions))
         opener.snapshot = snapshot
+        opener.streaming = streaming
         var opened: [OpenedImage] = []
         for source in sources {
             opened.append(try await opener.open(source, format: sourceFormat))
         }
         opener.snapshot = nil
+        opener.streaming = nil
         let backing = backing(plan)
-        var input = try input(opened, leavesBacking: backing != nil)
+        let openEnded = opened.map(\.topLayer).first(where: \.isOpenEnded)
+        if let openEnded { try checkOpenEnded(openEnded.storage.name, plan) }
+        var input =
+            try openEnded.map { CopyInput(openEnded: $0) }
+            ?? input(opened, leavesBacking: backing != nil)
         var image = plan
         var manner = skipsCreation ? TargetRequest.Manner.writeInto : .create
         var files = opened.flatMap(\.files)
@@ -131,6 +139,33 @@ public struct Conversion: Sendable {
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
             requestSize: opened.map(\.requestSize).max() ?? 0,
             sources: opened.flatMap { $0.layers.map(\.storage) })
+    }
+
+    private var streaming: SourceStreaming {
+        var streaming = SourceStreaming()
+        if let sourceDigest {
+            streaming.observer = { [name = sources[0].description] stream in
+                try HashedStream(stream, expecting: sourceDigest, name: name)
+            }
+        }
+        return streaming
+    }
+
+    /// Refuses what needs the size of a disk before its end has been reached.
+    private func checkOpenEnded(_ name: String, _ plan: any NewImage) throws(ImageError) {
+        let problem: String? =
+            if sources.count > 1 { "joined with other sources" } else if slice != nil {
+                "copied in parts"
+            } else if backing(plan) != nil {
+                "converted with a backing file"
+            } else if skipsCreation, !targetFormat.driver.isPlain {
+                "converted into an existing image in format '\(targetFormat)'"
+            } else if plan.parameters.size != nil {
+                "given another size"
+            } else if plan.parameters.preallocation != .off { "preallocated" } else { nil }
+        guard let problem else { return }
+        throw .unsupported(
+            name, "a compressed disk cannot be \(problem), because its end tells its size")
     }
 
     /// The backing file of a new target, from `-B` and `-F` or from the options.
@@ -162,6 +197,9 @@ public struct Conversion: Sendable {
     /// Refuses contradictory requests before anything is opened.
     private func checkedPlan() throws(ImageError) -> any NewImage {
         guard !sources.isEmpty else { throw .invalid("a source is needed") }
+        guard sourceDigest == nil || sources.count == 1 else {
+            throw .invalid("--source-digest needs a single source")
+        }
         guard snapshot == nil || sources.count == 1 else {
             throw .invalid("No support for concatenating multiple snapshot")
         }

@@ -87,6 +87,19 @@ struct CopyInput {
     var content: any ImageSource
     var extents: any ImageSource
 
+    /// Whether the size of the disk is an upper bound until its end has been reached.
+    var isOpenEnded = false
+
+    init(content: any ImageSource, extents: any ImageSource) {
+        self.content = content
+        self.extents = extents
+    }
+
+    init(openEnded image: any Image) {
+        self.init(content: OpenEndedSource(image), extents: OpenEndedSource(image))
+        isOpenEnded = true
+    }
+
     /// Returns both sources with zeros at the end, up to a size in bytes.
     func padded(to size: Int64) throws(ImageError) -> CopyInput {
         guard size > content.virtualSize else { return self }

@@ -94,7 +94,9 @@ public actor ExtentIterator {
     private let sharesUnread: @Sendable () -> Bool
     /// Limit for the compressed data of a chunk, in guest bytes.
     private let longestCompressed: Int64
-    private let end: Int64
+    private let source: any ImageSource
+    /// End of the disk in bytes; too far away for an open-ended one until it is reached.
+    private var end: Int64
 
     private var position: Int64 = 0
     private var sequence = 0
@@ -124,6 +126,7 @@ public actor ExtentIterator {
     ) {
         precondition(chunkSize % granularity == 0 && gridStart % granularity == 0)
         precondition(gridStart < chunkSize)
+        self.source = source
         walk = MappingWalk(source)
         self.policy = policy
         self.granularity = granularity
@@ -189,7 +192,7 @@ public actor ExtentIterator {
         while position < end {
             // Skipped ranges may be as long as a header claims.
             try Task.checkCancellation()
-            let step = try await nextStep()
+            guard let step = try await nextStep() else { break }
             let isShare = step.action == .share
             if let first = segments.first, isShare != (first.action == .share) { break }
             if step.action != .skip { Self.append(step, to: &segments) }
@@ -240,8 +243,10 @@ public actor ExtentIterator {
 
     /// The next segment. It stays within the chunk's cell, unless it starts a cell and needs no
     /// reading.
-    private func nextStep() async throws -> Chunk.Segment {
-        let mapping = try await mapping(at: position)
+    ///
+    /// - Returns: nil at the end of the disk.
+    private func nextStep() async throws -> Chunk.Segment? {
+        guard let mapping = try await mapping(at: position) else { return nil }
         let unitEnd = min(end, (position + 1).roundedUp(to: granularity))
         guard mapping.range.upperBound >= unitEnd else { return try await mixedUnit(unitEnd) }
         let action = policy.action(for: mapping.content, at: position)
@@ -282,25 +287,28 @@ public actor ExtentIterator {
         var parts: [Mapping] = []
         var action: CopyAction?
         var offset = position
-        while offset < unitEnd {
-            let part = try await mapping(at: offset).clipped(to: offset..<unitEnd)
+        while offset < unitEnd, let mapping = try await mapping(at: offset) {
+            let part = mapping.clipped(to: offset..<min(unitEnd, end))
             let wanted = policy.action(for: part.content, at: offset)
             action = action ?? wanted == wanted ? wanted : .copy
             parts.append(part)
             offset = part.range.upperBound
         }
         return Chunk.Segment(
-            range: position..<unitEnd, action: action ?? .copy,
+            range: position..<offset, action: action ?? .copy,
             mappings: action == .copy ? parts : [])
     }
 
-    private func mapping(at offset: Int64) async throws -> Mapping {
+    /// - Returns: nil at the end of the disk.
+    private func mapping(at offset: Int64) async throws -> Mapping? {
         let limit = min(end, offset + Self.lookAhead)
         if let known = walk.known(at: offset, limit: limit) { return known }
         // A copy, because an actor cannot pass its state to an asynchronous call as `inout`.
         var copy = walk
         let found = try await copy.mapping(at: offset, limit: limit)
         walk = copy
-        return found
+        // Only now is the end of an open-ended disk known.
+        end = min(end, source.virtualSize)
+        return offset < end ? found.clipped(to: offset..<end) : nil
     }
 }

@@ -127,7 +127,7 @@ public struct Pipeline: Sendable {
             }
             try Task.checkCancellation()
             try await digest?.finish(at: source.virtualSize)
-            try await target.finish()
+            try await target.finish(virtualSize: source.virtualSize)
         }
         progress.reach(source.virtualSize)
     }

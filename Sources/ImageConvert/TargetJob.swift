@@ -42,13 +42,16 @@ struct TargetJob {
         storage.stopSharing(unlessWith: mayShare ? sources : [])
         let whole = try input.padded(to: virtualSize())
         let input = try await fitted(whole, into: storage)
-        let size = input.content.virtualSize
+        let size = input.isOpenEnded ? 0 : input.content.virtualSize
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
             writesInOrder: conversion.writesInOrder,
             storesZeros: minSparse == 0)
         pipeline.mostWorkers = conversion.mostWorkers
         pipeline.memory = conversion.memory
+        if sources.contains(where: \.traits.isStream) {
+            pipeline.memory = min(pipeline.memory, StreamStorage.inFlight)
+        }
         pipeline.readMeters = sources.map(\.readMeter)
         pipeline.writeMeter = storage.writeMeter
         let distant = storage.traits.requestsInFlight
@@ -76,14 +79,18 @@ struct TargetJob {
         // once.
         if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
-            pipeline.onProgress = { done in report(done, size) }
+            pipeline.onProgress = { [sources] done in
+                let stream = sources.lazy.compactMap(\.streamProgress).first
+                report(stream?.done ?? done, stream?.total ?? size)
+            }
         }
         if isHashed {
             pipeline.digest = try digestStage(
                 skipped: target.traits.hasBacking ? input.content : nil,
-                zerosBehind: whole.content.virtualSize - size)
+                zerosBehind: whole.content.virtualSize - input.content.virtualSize)
         }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
+        for source in sources { try await source.finishReading() }
     }
 
     /// - Parameters:

@@ -1,3 +1,4 @@
+import Decompression
 import DiskImage
 import ImageFormats
 import ImageStorage
@@ -53,6 +54,8 @@ public struct ImageOpener: Sendable {
     /// Opens the image as this snapshot recorded it (`-l`); snapshots of its backing files are not
     /// used.
     public var snapshot: SnapshotName?
+    /// The manner of reading a source front to back; nil reads it where its bytes are needed.
+    public var streaming: SourceStreaming?
     /// Runs before a file or an export that an image names is opened, and throws to refuse it. The
     /// name is a path or the name of an export, even if the image has a description (`json:{…}`).
     public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
@@ -117,8 +120,11 @@ public struct ImageOpener: Sendable {
         _ reference: BackingReference, namedBy overlay: ImageName?
     ) async throws -> OpenedLayer {
         let name = reference.name
-        let storage = try openStorage(name, namedBy: overlay)
         let description = try ImageDescription(name)
+        var storage = try openStorage(name, namedBy: overlay)
+        if let streaming, overlay == nil, description == nil {
+            storage = try await streaming.stream(storage, name)
+        }
         let known = try await knownFormat(reference.format, of: storage, described: description)
         let image: any Image
         if overlay == nil, let snapshot {

@@ -95,6 +95,9 @@ public protocol Image: ImageSource, ImageLayer {
     /// Size of the guest disk in bytes, in whole sectors as qemu counts them.
     var guestSize: Int64 { get }
 
+    /// Whether the size of the disk is an upper bound until its end has been reached.
+    var isOpenEnded: Bool { get }
+
     /// The backing file that the image names; nil if it names none.
     var backing: BackingName? { get }
 
@@ -114,6 +117,7 @@ public protocol Image: ImageSource, ImageLayer {
 
 extension Image {
     public var guestSize: Int64 { virtualSize.roundedDown(to: guestSectorSize) }
+    public var isOpenEnded: Bool { false }
     public var backing: BackingName? { nil }
 
     public func isPreallocated() async throws -> Bool { false }

@@ -1,6 +1,6 @@
 /// A stretch of a storage that holds data, or is a hole.
 public struct Extent: Sendable, Equatable {
-    /// In bytes; never empty.
+    /// In bytes; empty only at the end of an open-ended storage.
     public var range: Range<Int64>
     /// Whether nothing is stored here, so that it reads as zeros. Data can be all zeros, too.
     public var isHole: Bool

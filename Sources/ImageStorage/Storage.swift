@@ -20,13 +20,18 @@ public struct StorageTraits: Sendable, Equatable {
     public var requestSize: Int64
     /// Whether short reads that follow each other are served from what was read ahead.
     public var readsAhead: Bool
+    /// Whether the bytes come once, in order, so that reads must not be far apart.
+    public var isStream: Bool
+    /// Whether the size is an upper bound until the end has been reached.
+    public var isOpenEnded: Bool
     /// Best unit of writes in bytes, a power of two; others work and take longer.
     public var blockSize: Int64
 
     public init(
         isDevice: Bool = false, isRemote: Bool = false, readsAsZero: Bool = false,
         hasHoles: Bool = false, writesOneByOne: Bool = false, requestsInFlight: Int = 0,
-        requestSize: Int64 = 0, readsAhead: Bool = false, blockSize: Int64 = 1
+        requestSize: Int64 = 0, readsAhead: Bool = false, isStream: Bool = false,
+        isOpenEnded: Bool = false, blockSize: Int64 = 1
     ) {
         self.isDevice = isDevice
         self.isRemote = isRemote
@@ -36,6 +41,8 @@ public struct StorageTraits: Sendable, Equatable {
         self.requestsInFlight = requestsInFlight
         self.requestSize = requestSize
         self.readsAhead = readsAhead
+        self.isStream = isStream
+        self.isOpenEnded = isOpenEnded
         self.blockSize = blockSize
     }
 }
@@ -62,7 +69,15 @@ public protocol Storage: BlockHolder {
     func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws
 
     /// The data or hole that begins at `offset`, as far as it reaches, up to `limit`.
+    ///
+    /// - Returns: an empty extent at the end of an open-ended storage.
     func extent(at offset: Int64, limit: Int64) async throws -> Extent
+
+    /// Progress of an open-ended storage, whose size does not tell it; nil for others.
+    var streamProgress: StreamProgress? { get }
+
+    /// Reads what has not been read, if that tells whether the rest was right.
+    func finishReading() async throws
 }
 
 /// A storage that can also be written.
@@ -139,6 +154,8 @@ public struct BufferRun: Sendable, Equatable {
 extension Storage {
     public var file: FileIdentity? { nil }
     public var allocatedSize: Int64? { nil }
+    public var streamProgress: StreamProgress? { nil }
+    public func finishReading() async throws {}
 }
 
 extension WritableStorage {

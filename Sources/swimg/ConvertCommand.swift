@@ -148,6 +148,13 @@ struct ConvertCommand: ImageCommand {
         help: ArgumentHelp("Fail if the digest differs from this one.", valueName: "digest"))
     var expectedDigest: String?
 
+    @Option(
+        name: .customLong("source-digest"),
+        help: ArgumentHelp(
+            "Fail if the SHA-256 of the source's file differs from this one; it is read in one "
+                + "pass.", valueName: "digest"))
+    var sourceDigest: String?
+
     @OptionGroup var digestOptions: DigestOptions
 
     @OptionGroup var servers: ServerOptions
@@ -245,6 +252,14 @@ struct ConvertCommand: ImageCommand {
                         + "'blkhash:' or 'sha256:' or with --algorithm")
             }
             conversion.expectedDigest = digest
+        }
+        if let sourceDigest {
+            guard let digest = DiskDigest(sourceDigest, algorithm: .sha256) else {
+                throw .invalid(
+                    "invalid digest '\(sourceDigest)': --source-digest takes 64 hexadecimal digits, "
+                        + "with or without 'sha256:'")
+            }
+            conversion.sourceDigest = digest
         }
         return conversion
     }

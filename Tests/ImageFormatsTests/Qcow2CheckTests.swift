@@ -146,7 +146,7 @@ import Testing
             data.bytes, positions: 0..<8 * 512, at: 0, into: &room, used: &used)
         try await target.write(
             try target.place(pieces, encoded: encoded.bytes), data: data.bytes, origin: .nowhere)
-        try await target.finish()
+        try await target.finish(virtualSize: 8 * 512)
         return storage
     }
 }

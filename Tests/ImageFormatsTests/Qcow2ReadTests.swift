@@ -120,7 +120,7 @@ import Testing
             data.bytes, positions: 0..<64 << 10, at: 0, into: &room, used: &used)
         try await target.write(
             try target.place(pieces, encoded: RawSpan()), data: data.bytes, origin: .nowhere)
-        try await target.finish()
+        try await target.finish(virtualSize: 64 << 10)
         let good = storage.bytes
         var random = SplitMix(seed: 2)
         for round in 0..<4000 {

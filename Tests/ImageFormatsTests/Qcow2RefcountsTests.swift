@@ -17,7 +17,7 @@ import Testing
             storage: storage, virtualSize: 64 << 10, options: options, compress: false,
             minSparse: 512, writesData: false)
         try await target.prepare()
-        try await target.finish()
+        try await target.finish(virtualSize: 64 << 10)
         return storage
     }
 

@@ -30,7 +30,7 @@ import Testing
                 try target.place(pieces, encoded: encoded.bytes), data: data.bytes, origin: .nowhere
             )
         }
-        try await target.finish()
+        try await target.finish(virtualSize: Int64(guest.count))
         return storage
     }
 
@@ -119,7 +119,7 @@ import Testing
                 ], encoded: stream.span.bytes)
             try await target.write(placement, data: RawSpan(), origin: .nowhere)
         }
-        try await target.finish()
+        try await target.finish(virtualSize: 70_000 << 21)
         let bytes = storage.bytes
         ImageChecker(bytes: bytes).check()
         // 65535 of them in the first cluster behind header, refcounts and L2 table, the others in

@@ -19,11 +19,15 @@ public struct GuestDigest: Sendable {
 
     /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled.
     public func run() async throws -> DiskDigest {
-        let opener = ImageOpener(access)
+        var opener = ImageOpener(access)
+        opener.streaming = SourceStreaming()
         let image = try await opener.open(name, format: format)
-        let source = try ConcatenatedSource([image.source])
+        let source: any ImageSource =
+            image.topLayer.isOpenEnded
+            ? OpenEndedSource(image.topLayer) : try ConcatenatedSource([image.source])
         var pipeline = Pipeline(writesInOrder: false)
         pipeline.readMeters = image.layers.map(\.storage.readMeter)
+        if image.topLayer.storage.traits.isStream { pipeline.memory = StreamStorage.inFlight }
         if image.requestsInFlight > 0 {
             pipeline.baseWorkers = max(pipeline.baseWorkers, image.requestsInFlight)
             pipeline.smallestChunk = image.requestSize
@@ -31,11 +35,15 @@ public struct GuestDigest: Sendable {
             pipeline.readsAhead = image.layers.contains { $0.storage.traits.readsAhead }
         }
         if let onProgress {
-            pipeline.onProgress = { done in onProgress(done, source.virtualSize) }
+            pipeline.onProgress = { done in
+                let stream = image.topLayer.storage.streamProgress
+                onProgress(stream?.done ?? done, stream?.total ?? source.virtualSize)
+            }
         }
         let result = Mutex<DiskDigest?>(nil)
         pipeline.digest = try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
         try await pipeline.copy(from: source, extents: source, to: DiscardingTarget())
+        try await image.topLayer.storage.finishReading()
         guard let digest = result.withLock({ $0 }) else { throw CancellationError() }
         return digest
     }
@@ -55,5 +63,5 @@ private struct DiscardingTarget: ImageTarget {
 
     func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws {}
 
-    func finish() async throws {}
+    func finish(virtualSize: Int64) async throws {}
 }

@@ -165,6 +165,6 @@ private struct NewQcow2Image: NewImage {
             storage: storage, virtualSize: size, options: options, compress: false,
             minSparse: 4096, writesData: false)
         try await target.prepare()
-        try await target.finish()
+        try await target.finish(virtualSize: size)
     }
 }

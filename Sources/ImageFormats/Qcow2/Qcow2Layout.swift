@@ -151,6 +151,7 @@ struct Qcow2Layout: ~Copyable {
         if openL2?.index == index { return }
         closeL2(&placement)
         let host = allocateCluster(&placement)
+        l1.appendZeros(upTo: Int(index) + 1)
         l1[Int(index)] = UInt64(host.bytes) | Qcow2Entry.copied
         openL2 = (index, host, Array(repeating: 0, count: Int(clusterSize / 8)))
     }
@@ -235,8 +236,10 @@ struct Qcow2Layout: ~Copyable {
     /// Places the open tables, then the L1 table, the refcount table and the blocks that count
     /// these.
     ///
+    /// - Parameter l1Entries: number of entries of the L1 table.
     /// - Throws: `ImageError` if the image has grown beyond what a refcount table can count.
-    mutating func finish() throws(ImageError) -> Ending {
+    mutating func finish(l1Entries: Int64) throws(ImageError) -> Ending {
+        l1.appendZeros(upTo: Int(l1Entries))
         try MemoryMargin.check(for: 2 * 8 * (l1.count + refcountTable.count))
         var placement = Placement()
         stream.close(&placement)

@@ -24,7 +24,7 @@ public final class Qcow2Target: ImageTarget {
     /// Plans an image on empty storage.
     ///
     /// - Parameters:
-    ///   - virtualSize: size of the guest disk in bytes.
+    ///   - virtualSize: size of the guest disk in bytes; 0 if it becomes known at the end.
     ///   - compress: whether clusters are compressed where that makes them smaller.
     ///   - minSparse: 0 stores zeros like data; otherwise a cluster of zeros is not stored.
     ///   - writesData: false makes an image that holds nothing; only `prepare` and `finish` follow.
@@ -65,7 +65,7 @@ public final class Qcow2Target: ImageTarget {
             canWriteZeroes: options.version >= 3 || isPreallocated,
             placesInOrder: !isPreallocated)
         // Names that do not fit cause an error before the work.
-        _ = try header(nil).serialized()
+        _ = try header(geometry, nil).serialized()
     }
 
     /// Clears an old image's header and preallocates. Has to be called first.
@@ -158,22 +158,27 @@ public final class Qcow2Target: ImageTarget {
         }
     }
 
-    public func finish() async throws {
+    public func finish(virtualSize: Int64) async throws {
+        let geometry = try options.geometry(virtualSize: virtualSize)
         let ending: Qcow2Layout.Ending
         if let known = knownEnding.withLock({ $0 }) {
             ending = known
         } else {
-            ending = try layout.withLock { layout throws(ImageError) in try layout.finish() }
+            ending = try layout.withLock { layout throws(ImageError) in
+                try layout.finish(l1Entries: geometry.l1Entries)
+            }
             try await storage.writePlacement(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
         }
         // Everything that the header leads to must be on stable storage before the header is.
         try await storage.flush()
-        let header = try header(ending).serialized()
+        let header = try header(geometry, ending).serialized()
         try await storage.writeBytes(header, at: 0)
     }
 
-    private func header(_ ending: Qcow2Layout.Ending?) -> Qcow2Header {
+    private func header(
+        _ geometry: Qcow2Geometry, _ ending: Qcow2Layout.Ending?
+    ) -> Qcow2Header {
         var header = Qcow2Header(
             version: options.version, geometry: geometry, compression: options.compression,
             backingFile: options.backing?.file, backingFormat: options.backing?.format,

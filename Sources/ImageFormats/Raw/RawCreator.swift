@@ -53,7 +53,8 @@ private struct NewRawImage: NewImage {
         }
         return RawTarget(
             storage: storage, minSparse: Int(settings.minSparse),
-            looksForZeros: settings.looksForZeros, readsAsZero: settings.readsAsZero)
+            looksForZeros: settings.looksForZeros, isThere: settings.isThere,
+            readsAsZero: settings.readsAsZero)
     }
 
     /// Length in bytes of the part of a new file that is always written.

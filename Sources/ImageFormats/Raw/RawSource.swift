@@ -7,6 +7,7 @@ public struct RawSource: Image {
 
     public init(_ storage: any Storage) { self.storage = storage }
 
+    public var isOpenEnded: Bool { storage.traits.isOpenEnded }
     public var virtualSize: Int64 { storage.size }
     /// Size in whole sectors; zeros fill the sector in which the file ends.
     public var guestSize: Int64 { storage.size.roundedUp(to: guestSectorSize) }
@@ -20,6 +21,10 @@ public struct RawSource: Image {
             return [Mapping(offset..<limit, .hole, hostOffset: offset)]
         }
         let extent = try await storage.extent(at: offset, limit: min(limit, storage.size))
+        // An open-ended storage has found its end.
+        guard !extent.range.isEmpty else {
+            return [Mapping(offset..<limit, .hole, hostOffset: offset)]
+        }
         return [Mapping(extent.range, extent.isHole ? .hole : .data, hostOffset: offset)]
     }
 }

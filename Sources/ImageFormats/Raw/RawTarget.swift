@@ -13,17 +13,22 @@ public struct RawTarget: ImageTarget {
     private let storage: any WritableStorage
     private let minSparse: Int
     private let looksForZeros: Bool
+    private let isThere: Bool
 
     /// - Parameters:
     ///   - minSparse: runs of zeros of at least this many bytes are left out; 0 writes everything.
     ///   - looksForZeros: whether zeros are searched for in data that could be shared unread, too.
+    ///   - isThere: whether the storage keeps its size.
     ///   - readsAsZero: whether unwritten parts of the storage read as zeros.
     public init(
-        storage: any WritableStorage, minSparse: Int, looksForZeros: Bool = true, readsAsZero: Bool
+        storage: any WritableStorage, minSparse: Int, looksForZeros: Bool = true,
+        isThere: Bool = false,
+        readsAsZero: Bool
     ) {
         self.storage = storage
         self.minSparse = minSparse
         self.looksForZeros = looksForZeros
+        self.isThere = isThere
         traits = TargetTraits(
             granularity: max(Int64(Self.scanUnit), storage.traits.blockSize),
             readsAsZeroFrom: readsAsZero ? 0 : .max,
@@ -79,5 +84,14 @@ public struct RawTarget: ImageTarget {
         storage.share(range, of: holder, at: guestOffset)
     }
 
-    public func finish() async throws {}
+    public func finish(virtualSize: Int64) async throws {
+        guard storage.size < virtualSize else { return }
+        guard !isThere else {
+            throw ImageError(
+                .invalid, path: storage.name,
+                "is smaller (\(storage.size) bytes) than the source (\(virtualSize) bytes)")
+        }
+        // Made for an open-ended source.
+        try await storage.truncate(to: virtualSize)
+    }
 }

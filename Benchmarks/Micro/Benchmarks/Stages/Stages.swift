@@ -168,5 +168,5 @@ struct Swallow: ImageTarget {
 
     func write(_ placement: Placement, data: RawSpan, origin: BufferOrigin) async throws {}
 
-    func finish() async throws {}
+    func finish(virtualSize: Int64) async throws {}
 }
