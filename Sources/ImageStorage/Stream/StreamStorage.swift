@@ -1,5 +1,6 @@
 import Concurrency
 import DiskImage
+import Glibc
 import Synchronization
 
 /// A storage whose bytes come from a stream, so that they can be read once, nearly in order.
@@ -9,13 +10,18 @@ import Synchronization
 /// data. A read of earlier bytes fails.
 public final class StreamStorage: Storage, @unchecked Sendable {
     private final class Block {
-        let range: Range<Int64>
-        let buffer: IOBuffer
+        let memory: UnsafeMutableRawBufferPointer
+        /// The bytes of the stream that the memory holds.
+        var range: Range<Int64> = 0..<0
 
-        init(_ range: Range<Int64>, _ buffer: consuming IOBuffer) {
-            self.range = range
-            self.buffer = buffer
+        init() throws(ImageError) {
+            guard let start = malloc(StreamStorage.blockSize) else {
+                throw .outOfMemory(StreamStorage.blockSize)
+            }
+            memory = UnsafeMutableRawBufferPointer(start: start, count: StreamStorage.blockSize)
         }
+
+        deinit { free(memory.baseAddress) }
     }
 
     /// Number of bytes behind the stream's position that can be read: twice what conversions have
@@ -78,8 +84,8 @@ public final class StreamStorage: Storage, @unchecked Sendable {
             let source = Int(part.lowerBound - block.range.lowerBound)
             let place = Int(part.lowerBound - offset)
             var room = buffer.slice(place..<place + part.count)
-            room.withUnsafeMutableBytes { room in
-                block.buffer.copy(source..<source + part.count, to: room)
+            room.withUnsafeMutableBytes {
+                $0.copyBytes(from: block.memory[source..<source + part.count])
             }
         }
     }
@@ -118,26 +124,19 @@ public final class StreamStorage: Storage, @unchecked Sendable {
     }
 
     private func readBlock() async throws {
-        blocks.removeAll { $0.range.upperBound <= position - Self.reach }
-        var buffer = try IOBuffer(byteCount: Self.blockSize)
-        var bytes = buffer.mutableBytes
+        // The oldest block's memory is used again: new memory would take as long as copying.
+        let isFull = Int64(blocks.count) * Int64(Self.blockSize) >= Self.reach
+        let block = isFull ? blocks.removeFirst() : try Block()
+        var bytes = block.memory.mutableBytes
         let count = try await stream.read(into: &bytes)
-        let block = position..<position + Int64(count)
-        blocks.append(Block(block, buffer))
-        position = block.upperBound
+        block.range = position..<position + Int64(count)
+        blocks.append(block)
+        position = block.range.upperBound
         guard count < Self.blockSize else { return }
         hasEnded = true
         guard traits.isOpenEnded || position == size else {
             throw ImageError.corrupt(name, "ends after \(position) of \(size) bytes")
         }
         end.withLock { $0 = position }
-    }
-}
-
-extension IOBuffer {
-    fileprivate func copy(_ positions: Range<Int>, to memory: UnsafeMutableRawBufferPointer) {
-        bytes.withUnsafeBytes {
-            memory.copyMemory(from: UnsafeRawBufferPointer(rebasing: $0[positions]))
-        }
     }
 }
