@@ -165,7 +165,7 @@ public struct Conversion: Sendable {
             } else if plan.parameters.preallocation != .off { "preallocated" } else { nil }
         guard let problem else { return }
         throw .unsupported(
-            name, "a compressed disk cannot be \(problem), because its end tells its size")
+            name, "cannot be \(problem), because only its end tells the size of the disk")
     }
 
     /// The backing file of a new target, from `-B` and `-F` or from the options.

@@ -79,9 +79,10 @@ struct TargetJob {
         // once.
         if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
-            pipeline.onProgress = { [sources] done in
+            pipeline.onProgress = { [sources, isOpenEnded = input.isOpenEnded] done in
+                guard isOpenEnded else { return report(done, size) }
                 let stream = sources.lazy.compactMap(\.streamProgress).first
-                report(stream?.done ?? done, stream?.total ?? size)
+                if let stream { report(stream.done, stream.total) }
             }
         }
         if isHashed {

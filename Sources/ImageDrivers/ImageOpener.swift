@@ -121,9 +121,11 @@ public struct ImageOpener: Sendable {
     ) async throws -> OpenedLayer {
         let name = reference.name
         let description = try ImageDescription(name)
-        var storage = try openStorage(name, namedBy: overlay)
+        let storage: any Storage
         if let streaming, overlay == nil, description == nil {
-            storage = try await streaming.stream(storage, name)
+            storage = try await streaming.open(name) { try openStorage(name) }
+        } else {
+            storage = try openStorage(name, namedBy: overlay)
         }
         let known = try await knownFormat(reference.format, of: storage, described: description)
         let image: any Image

@@ -17,7 +17,8 @@ struct ConvertCommand: ImageCommand {
             complete; an existing file of that name stays until then.
 
             Sources and target can be NBD exports (nbd://host/export, nbd+unix:///?socket=path). A \
-            command line in brackets starts a server and means its export.
+            command line in brackets starts a server and means its export. A source can be a \
+            compressed file (disk.raw.xz, .gz, .zst, .bz2), a FIFO, or - for standard input.
 
             Example: swimg convert -f qcow2 -O raw -m 8 -W disk.qcow2 disk.raw
 

@@ -218,7 +218,8 @@ struct CompressedSourceTests {
         }
         for options in [["-B", raw, "-F", "raw"], ["-o", "size=1G"]] {
             expectFailure(
-                try Swimg.convert(["-O", "qcow2"] + options + [source, target]), "end tells")
+                try Swimg.convert(["-O", "qcow2"] + options + [source, target]),
+                "only its end tells")
         }
         let old = folder.path("old.qcow2")
         try Qemu.img("create", "-q", "-f", "qcow2", old, "16M")

@@ -36,8 +36,11 @@ public struct GuestDigest: Sendable {
         }
         if let onProgress {
             pipeline.onProgress = { done in
+                guard image.topLayer.isOpenEnded else {
+                    return onProgress(done, source.virtualSize)
+                }
                 let stream = image.topLayer.storage.streamProgress
-                onProgress(stream?.done ?? done, stream?.total ?? source.virtualSize)
+                if let stream { onProgress(stream.done, stream.total) }
             }
         }
         let result = Mutex<DiskDigest?>(nil)
