@@ -116,6 +116,9 @@ public struct ImageOpener: Sendable {
     private func openLayer(
         _ reference: BackingReference, namedBy overlay: ImageName?
     ) async throws -> OpenedLayer {
+        // For tables and their slices, and for the tasks that read them. No short one is a reason
+        // to look at the memory again.
+        try MemoryMargin.check()
         let name = reference.name
         let storage = try openStorage(name, namedBy: overlay)
         let description = try ImageDescription(name)
