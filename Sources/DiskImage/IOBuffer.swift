@@ -11,17 +11,22 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
     /// touches of the small pages it replaces.
     private static let hugePage = 2 << 20
 
+    /// Length in bytes from which a buffer has to leave the margin of memory alone. All but short
+    /// buffers are kept for many uses, so that the look at the memory costs nothing per use.
+    private static let long = 128 << 10
+
     private let memory: UnsafeMutableRawBufferPointer
 
     /// - Parameter byteCount: length in bytes; 0 is allowed.
     /// - Throws: `ImageError` if there is not enough memory.
     public init(byteCount: Int) throws(ImageError) {
+        if byteCount >= Self.long { try MemoryMargin.check(for: byteCount) }
         var start: UnsafeMutableRawPointer?
-        let isLong = byteCount >= Self.hugePage
-        let status = posix_memalign(&start, isLong ? Self.hugePage : Self.alignment, byteCount)
+        let isHuge = byteCount >= Self.hugePage
+        let status = posix_memalign(&start, isHuge ? Self.hugePage : Self.alignment, byteCount)
         guard status == 0 else { throw .outOfMemory(byteCount) }
         // madvise only advises: without huge pages, the buffer gets small ones.
-        if isLong { _ = madvise(start, byteCount.roundedDown(to: Self.hugePage), MADV_HUGEPAGE) }
+        if isHuge { _ = madvise(start, byteCount.roundedDown(to: Self.hugePage), MADV_HUGEPAGE) }
         memory = UnsafeMutableRawBufferPointer(start: start, count: byteCount)
     }
 

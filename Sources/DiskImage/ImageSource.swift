@@ -79,14 +79,14 @@ extension ImageSource {
         let layers = layers
         var rest = mappings
         while let first = rest.first {
-            let isStored = first.isStored
+            let needsReading = first.needsReading
             let run = rest.prefix {
-                $0.isStored == isStored && ($0.layer == first.layer || !isStored)
+                $0.needsReading == needsReading && ($0.layer == first.layer || !needsReading)
             }
             rest = rest[run.endIndex...]
             let end = run[run.endIndex - 1].range.upperBound
             let place = Int(first.range.lowerBound - start)..<Int(end - start)
-            if isStored {
+            if needsReading {
                 var part = buffer.slice(place)
                 try await layers[first.layer].read(run, into: &part)
             } else {

@@ -44,8 +44,9 @@ public struct Mapping: Sendable, Equatable {
         layerOffset = range.lowerBound
     }
 
-    /// Whether the bytes have to be read to be known.
-    public var isStored: Bool {
+    /// Whether the layer has to be read: for the bytes, or for the error that they are missing. All
+    /// else is zeros.
+    public var needsReading: Bool {
         switch content {
         case .data, .compressed, .missing: true
         case .zero, .hole, .preallocated, .unallocated: false

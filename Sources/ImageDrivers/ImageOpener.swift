@@ -119,6 +119,9 @@ public struct ImageOpener: Sendable {
     private func openLayer(
         _ reference: BackingReference, namedBy overlay: ImageName?
     ) async throws -> OpenedLayer {
+        // For tables and their slices, and for the tasks that read them. No short one is a reason
+        // to look at the memory again.
+        try MemoryMargin.check()
         let name = reference.name
         let description = try ImageDescription(name)
         let storage: any Storage

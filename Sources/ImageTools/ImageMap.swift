@@ -8,7 +8,7 @@ extension Mapping {
     var isPresent: Bool { content != .unallocated }
     var isZero: Bool { content != .data && content != .compressed }
     /// Clusters that are missing count as allocated ahead of their data.
-    var isData: Bool { isStored || content == .preallocated }
+    var isData: Bool { !isZero || content == .preallocated || content == .missing }
     /// Offset in that image's file, in bytes; nil if the range has none.
     var hostOffset: Int64? { content == .compressed ? nil : host?.lowerBound }
 

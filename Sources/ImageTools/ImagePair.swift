@@ -111,7 +111,7 @@ struct ImagePair: Sendable {
         }
 
         private static func work(_ one: Mapping, _ other: Mapping) -> Work {
-            switch (one.isStored, other.isStored) {
+            switch (one.needsReading, other.needsReading) {
             case (false, false): .nothing
             case (false, true): .readSecond
             case (true, false): .readFirst

@@ -16,8 +16,6 @@ struct CheckCommand: ImageCommand {
             Example: swimg check -r leaks disk.qcow2
             """)
 
-    static let valuedLetters = "frT"
-
     @Option(
         name: .customShort("f"), parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))

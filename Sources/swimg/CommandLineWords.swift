@@ -1,4 +1,6 @@
+import ArgumentParser
 import DiskImage
+import FoundationEssentials
 import NBDStorage
 
 /// Converts qemu-img's command lines into the form that the argument parser reads.
@@ -9,16 +11,33 @@ import NBDStorage
 /// `ArgumentBytes`, so each character is one byte.
 struct CommandLineWords {
     private let command: any ImageCommand.Type
+    /// The letters of the options that take a value. Only in its help does the parser tell them,
+    /// and making that takes as long as parsing a command line, so few command lines ask for them.
+    private lazy var valuedLetters = command.valuedLetters
+
+    private init(_ command: any ImageCommand.Type) { self.command = command }
 
     /// The words after the program's name, in the parser's form.
     static func normalized(_ words: [String]) throws(ImageError) -> [String] {
         guard let verb = words.first, let command = Swimg.command(named: verb) else {
             return words
         }
-        return try [verb] + CommandLineWords(command: command).normalized(words.dropFirst())
+        var parts = CommandLineWords(command)
+        // Words that would stay as they are do so as values of options, too.
+        guard words.dropFirst().contains(where: parts.isRewritten) else { return words }
+        return try [verb] + parts.normalized(words.dropFirst())
     }
 
-    private func normalized(_ words: ArraySlice<String>) throws(ImageError) -> [String] {
+    /// Whether a word is changed or refused, unless it is the value of an option or comes after
+    /// `--`.
+    private func isRewritten(_ word: String) -> Bool {
+        guard word.hasPrefix("-") else { return word == "[" }
+        if word.hasPrefix("--") { return isUnsupported(Self.longName(word)) }
+        let letters = word.dropFirst()
+        return letters.count > 1 || isUnsupported(letters) || isSignedSize(word)
+    }
+
+    private mutating func normalized(_ words: ArraySlice<String>) throws(ImageError) -> [String] {
         var result: [String] = []
         var rest = words
         var isPastOptions = false
@@ -31,7 +50,7 @@ struct CommandLineWords {
                 isPastOptions = word == "--"
                 try checkLong(word)
                 result.append(word)
-            } else if command.hasSignedSize, word.dropFirst().first?.isNumber ?? false {
+            } else if isSignedSize(word) {
                 result.append("\(Self.signedSizeMark)\(word)")
             } else {
                 try takeApart(word.dropFirst(), &rest, &result)
@@ -56,17 +75,15 @@ struct CommandLineWords {
         return ArgumentBytes.escaped(NBDServerCommand(words.map(ArgumentBytes.bytes)).name.bytes)
     }
 
-    private func takeApart(
+    private mutating func takeApart(
         _ word: Substring, _ rest: inout ArraySlice<String>, _ result: inout [String]
     ) throws(ImageError) {
         var word = word
         while let letter = word.popFirst() {
-            if command.unsupportedOptions.contains(String(letter)) {
-                throw unsupported("-\(letter)")
-            }
+            if isUnsupported("\(letter)") { throw unsupported("-\(letter)") }
             result.append("-\(letter)")
             // A flag, or unknown, which the parser reports.
-            guard command.valuedLetters.contains(letter) else { continue }
+            guard valuedLetters.contains(letter) else { continue }
             if !word.isEmpty {
                 result.append(String(word))
             } else if let value = rest.popFirst() {
@@ -76,12 +93,53 @@ struct CommandLineWords {
         }
     }
 
+    private func isSignedSize(_ word: String) -> Bool {
+        command.hasSignedSize && word.dropFirst().first?.isNumber ?? false
+    }
+
     private func checkLong(_ word: String) throws(ImageError) {
-        let name = word.dropFirst(2).prefix { $0 != "=" }
-        if command.unsupportedOptions.contains(String(name)) { throw unsupported("--\(name)") }
+        let name = Self.longName(word)
+        if isUnsupported(name) { throw unsupported("--\(name)") }
+    }
+
+    private static func longName(_ word: String) -> Substring {
+        word.dropFirst(2).prefix { $0 != "=" }
+    }
+
+    private func isUnsupported(_ option: Substring) -> Bool {
+        command.unsupportedOptions.contains { $0 == option }
     }
 
     private func unsupported(_ option: String) -> ImageError {
         .invalid("option '\(option)' is not supported yet")
     }
+}
+
+extension ParsableCommand {
+    /// The letters of the options that take a value, as they are declared.
+    fileprivate static var valuedLetters: Set<Character> {
+        guard let help = try? JSONDecoder().decode(DumpedHelp.self, from: Data(_dumpHelp().utf8))
+        else { preconditionFailure("the argument parser describes its options in another way") }
+        let valued = help.command.arguments.filter { $0.kind == "option" }
+        let names = valued.flatMap { $0.names ?? [] }.filter { $0.kind == "short" }
+        return Set(names.compactMap(\.name.first))
+    }
+}
+
+/// What is read of the argument parser's description of a command.
+private struct DumpedHelp: Decodable {
+    struct Command: Decodable {
+        let arguments: [Argument]
+    }
+    struct Argument: Decodable {
+        let kind: String
+        /// nil for arguments that have a position only.
+        let names: [Name]?
+    }
+    struct Name: Decodable {
+        let kind: String
+        let name: String
+    }
+
+    let command: Command
 }

@@ -16,7 +16,6 @@ struct CompareCommand: ImageCommand {
             Example: swimg compare -f qcow2 -F raw disk.qcow2 disk.raw
             """)
 
-    static let valuedLetters = "fFT"
     // Not 1, which means that the images differ.
     static let failureStatus: Int32 = 2
 

@@ -25,7 +25,6 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let valuedLetters = "fOmSotTBFl"
     static let unsupportedOptions = [
         "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
     ]

@@ -17,8 +17,6 @@ struct CreateCommand: ImageCommand {
             Example: swimg create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
             """)
 
-    static let valuedLetters = "fobF"
-
     @Option(
         name: .customShort("f"), parsing: .unconditional,
         help: ArgumentHelp(

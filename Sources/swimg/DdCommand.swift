@@ -16,8 +16,6 @@ struct DdCommand: ImageCommand {
             Example: swimg dd -f qcow2 -O raw bs=1M count=64 if=disk.qcow2 of=start.raw
             """)
 
-    static let valuedLetters = "fO"
-
     @Option(
         name: .customShort("f"), parsing: .unconditional,
         help: ArgumentHelp("The format of the source (default: found out).", valueName: "format"))

@@ -17,8 +17,6 @@ struct DigestCommand: ImageCommand {
             Example: swimg digest -f qcow2 disk.qcow2
             """)
 
-    static let valuedLetters = "f"
-
     @Option(
         name: .customShort("f"), parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))

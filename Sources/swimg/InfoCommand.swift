@@ -15,8 +15,6 @@ struct InfoCommand: ImageCommand {
             Example: swimg info --output=json disk.qcow2
             """)
 
-    static let valuedLetters = "f"
-
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))

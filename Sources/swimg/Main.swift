@@ -136,9 +136,6 @@ struct FailureWithStatus: Error {
 
 /// A verb of qemu-img.
 protocol ImageCommand: ParsableCommand, Sendable {
-    /// The letters of the options that take a value. A list, because the parser tells them only in
-    /// its help, whose text takes as long to make as a command line to parse; a test compares both.
-    static var valuedLetters: String { get }
     /// Letters and long names of options that qemu-img's verb has and this one does not support
     /// yet.
     static var unsupportedOptions: [String] { get }

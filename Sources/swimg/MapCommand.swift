@@ -18,8 +18,6 @@ struct MapCommand: ImageCommand {
             Example: swimg map --output=picture --svg disk.svg disk.qcow2
             """)
 
-    static let valuedLetters = "fsl"
-
     @Option(
         name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))

@@ -16,8 +16,6 @@ struct MeasureCommand: ImageCommand {
             Example: swimg measure -O qcow2 --output=json -f raw disk.raw
             """)
 
-    static let valuedLetters = "fOol"
-
     @Option(
         name: .customShort("f"), parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))

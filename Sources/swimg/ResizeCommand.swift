@@ -19,7 +19,6 @@ struct ResizeCommand: ImageCommand {
             Example: swimg resize --shrink -f raw disk.raw 5G
             """)
 
-    static let valuedLetters = "f"
     static let hasSignedSize = true
 
     @Option(

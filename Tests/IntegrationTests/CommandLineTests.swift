@@ -130,6 +130,17 @@ import Testing
         #expect(folder.names == before, "left behind by \(outcome)")
     }
 
+    /// The word after a letter that takes a value is that value, whatever it looks like.
+    @Test(arguments: [
+        ("-f -qW", "-qW"), ("-f -q", "-q"), ("-f [", "["), ("-f --", "--"), ("-f -r", "-r"),
+        ("-f --bitmaps", "--bitmaps"), ("-pf -qW", "-qW"), ("-f -qW -n", "-qW"),
+    ])
+    func takesTheNextWord(_ options: String, format: String) throws {
+        let outcome = try Swimg.convert(options.words + ["source", "target"], in: folder.path)
+        expectRefusal(outcome, says: "format '\(format)'")
+        #expect(folder.names == ["source"], "left behind by \(outcome)")
+    }
+
     /// Unsupported options are reported by name and never ignored, so that scripts notice.
     @Test(arguments: [
         ("--bitmaps source target", "--bitmaps"),

@@ -78,17 +78,6 @@ import Testing
         }
     }
 
-    /// `ImageCommand.valuedLetters` agrees with the parser's declarations: `hh` is the value of an
-    /// option, and asks for help behind a flag.
-    @Test func letterOptionsTakeWhatIsJoined() throws {
-        for verb in try Verb.all() {
-            for (option, isValued) in verb.options where !option.hasPrefix("--") {
-                let outcome = try run(link, [verb.name, option + "hh"], in: folder.path)
-                #expect((outcome.status == 0) != isValued, "\(verb.name) \(outcome)")
-            }
-        }
-    }
-
     /// Under its own name, the program prints its own help.
     @Test func leavesTheOwnHelpAlone() throws {
         for arguments in [["--help"], ["info", "--help"], ["help", "info"]] {

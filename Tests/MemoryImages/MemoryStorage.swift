@@ -18,7 +18,7 @@ public final class MemoryStorage: WritableStorage {
     private struct State {
         var bytes: [UInt8]
         var operations: [Operation] = []
-        var failsAt: Int?
+        var failing = 0..<0
     }
 
     public let name: String
@@ -38,9 +38,12 @@ public final class MemoryStorage: WritableStorage {
     public var operations: [Operation] { state.withLock { $0.operations } }
     public var size: Int64 { state.withLock { Int64($0.bytes.count) } }
 
-    /// Makes the operation with this number (0 is the next one) fail with ENOSPC.
-    public func fail(at number: Int) {
-        state.withLock { $0.failsAt = $0.operations.count + number }
+    /// Makes operations from this number on (0 is the next one) fail with ENOSPC.
+    public func fail(at number: Int, count: Int = 1) {
+        state.withLock {
+            let first = $0.operations.count + number
+            $0.failing = first..<first + count
+        }
     }
 
     public static let failure = ImageError(.system(errno: 28), path: "memory", "told to fail")
@@ -50,7 +53,7 @@ public final class MemoryStorage: WritableStorage {
     ) throws -> T {
         try state.withLock { state in
             defer { state.operations.append(operation) }
-            if state.operations.count == state.failsAt { throw Self.failure }
+            if state.failing.contains(state.operations.count) { throw Self.failure }
             return try body(&state.bytes)
         }
     }

@@ -164,7 +164,7 @@ public final class DigestStage: Sendable {
         }
     }
 
-    /// The stored mappings from an offset on, up to the first zeros.
+    /// The mappings to read from an offset on, up to the first zeros.
     private static func stored(
         _ walk: inout MappingWalk, from start: Int64, limit: Int64
     ) async throws -> [Mapping] {
@@ -172,7 +172,7 @@ public final class DigestStage: Sendable {
         var position = start
         while position < limit {
             let mapping = try await walk.mapping(at: position, limit: limit)
-            guard mapping.isStored else { break }
+            guard mapping.needsReading else { break }
             run.append(mapping)
             position = mapping.range.upperBound
         }

@@ -1,5 +1,4 @@
 import DiskImage
-import ImageStorage
 
 extension Qcow2Header {
     /// Returns the first cluster up to its last meaningful byte, with all parts that a parsed
@@ -35,7 +34,7 @@ extension Qcow2Header {
 
     /// From the size of the disk to the autoclear bits: what a change in place may touch. All of it
     /// lies within a sector.
-    fileprivate var changeableFields: [UInt8] {
+    var changeableFields: [UInt8] {
         var bytes: [UInt8] = []
         bytes.appendBigEndian(UInt64(geometry.virtualSize))
         bytes.appendBigEndian(encryptionMethod)
@@ -73,16 +72,6 @@ extension Qcow2Header {
         bytes.appendBigEndian(ExtensionType.end)
         bytes.appendBigEndian(UInt32(0))
         return bytes
-    }
-}
-
-extension WritableStorage {
-    /// Changes an image's header in place by one write; returns when it is on stable storage.
-    ///
-    /// - Parameter header: as it was read, but for the fields that change.
-    func changeHeader(to header: Qcow2Header) async throws {
-        try await writeBytes(header.changeableFields, at: Qcow2Header.changeableOffset)
-        try await flush()
     }
 }
 

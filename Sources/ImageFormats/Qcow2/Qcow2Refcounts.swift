@@ -93,6 +93,31 @@ struct Qcow2Refcounts {
         return count == 1
     }
 
+    /// Takes one reference from each cluster and gives back the blocks of those that become free.
+    mutating func release(_ clusters: [Int64]) async throws {
+        var run: Range<Int64>?
+        for cluster in clusters {
+            guard try await lower(cluster) else { continue }
+            if let open = run, open.upperBound == cluster {
+                run = open.lowerBound..<cluster + 1
+            } else {
+                await discard(run)
+                run = cluster..<cluster + 1
+            }
+        }
+        await discard(run)
+    }
+
+    /// Gives back the blocks of clusters. Blocks that cannot be given back stay, which does no
+    /// harm.
+    private func discard(_ clusters: Range<Int64>?) async {
+        guard let clusters, !storage.traits.isDevice else { return }
+        let end = min(clusters.upperBound * clusterSize, storage.size)
+        let start = clusters.lowerBound * clusterSize
+        guard start < end else { return }
+        try? await storage.zero(start..<end, mayUnmap: true)
+    }
+
     private mutating func load(_ index: Int) async throws {
         if cache.isFull, cache.blocks[index] == nil { try await writeChanged() }
         try await cache.load(index)
@@ -191,11 +216,10 @@ struct Qcow2Refcounts {
         }
     }
 
-    /// Brings all counts to stable storage, with everything written before. New blocks get a new
-    /// table, to which the header has to lead next.
+    /// Writes all counts. New blocks get a new table, to which the header has to lead next.
     mutating func settle() async throws {
         if hasNewBlocks { try await placeTable() }
-        try await flush()
+        try await writeChanged()
     }
 
     private mutating func placeTable() async throws {

@@ -30,11 +30,11 @@ extension Qcow2Resizer {
         try await placeL1(&growth)
         try await writeTables(&growth)
         if growth.change.l1Offset != header.l1Offset {
-            try await storage.writeWords(l1, at: growth.change.l1Offset.bytes)
+            try await storage.writeWords(image.l1, at: growth.change.l1Offset.bytes)
         }
         try await hideTail(growth)
         try await perform(&growth.change)
-        try await release(growth.change.freed)
+        try await refcounts.release(growth.change.freed)
         try await refcounts.flush()
     }
 
@@ -103,7 +103,7 @@ extension Qcow2Resizer {
     }
 
     private func entry(of cluster: Int64) async throws -> ArraySlice<UInt64> {
-        let words = try await readTable(cluster / geometry.l2Entries)
+        let words = try await image.readTable(cluster / geometry.l2Entries)
         let step = Int(geometry.wordsPerL2Entry)
         let start = Int(cluster % geometry.l2Entries) * step
         return words[start..<start + step]
@@ -133,7 +133,7 @@ extension Qcow2Resizer {
         guard isChanged else { return }
         let entries = max(header.l1Entries, growth.geometry.l1Entries)
         try MemoryMargin.check(for: Int(entries) * 8)
-        l1.appendZeros(upTo: Int(entries))
+        image.l1.appendZeros(upTo: Int(entries))
         let count = (entries * 8).dividedUp(by: geometry.clusterSize)
         growth.change.l1Offset = HostOffset(
             try await refcounts.allocate(count) * geometry.clusterSize)
@@ -165,10 +165,10 @@ extension Qcow2Resizer {
         }
         guard !new.isEmpty else { return false }
         if growth.preallocation != .off || new.lowerBound < growth.hiddenEnd { return true }
-        guard try tableOffset(table) != nil else { return false }
+        guard try image.tableOffset(table) != nil else { return false }
         let start = place(of: new.lowerBound)
         let end = start + new.count * Int(geometry.wordsPerL2Entry)
-        return try await readTable(table)[start..<end].contains { $0 != 0 }
+        return try await image.readTable(table)[start..<end].contains { $0 != 0 }
     }
 
     /// Writes the L2 tables that change, all to new places, and the clusters that they preallocate.
@@ -180,14 +180,14 @@ extension Qcow2Resizer {
     }
 
     private mutating func writeTable(_ index: Int64, _ growth: inout Growth) async throws {
-        let old = try tableOffset(index)
-        var words = try await readTable(index)
+        let old = try image.tableOffset(index)
+        var words = try await image.readTable(index)
         let changed = newClusters(growth, in: index)
         let data = growth.preallocation == .off ? 0 : Int64(changed.count)
         let first = try await refcounts.allocate(1 + data)
         for (number, cluster) in zip((first + 1)..., changed) {
             let word = place(of: cluster)
-            growth.change.freed += clusters(
+            growth.change.freed += image.clusters(
                 of: words[word..<word + Int(geometry.wordsPerL2Entry)])
             let isHidden = cluster < growth.hiddenEnd
             let host =
@@ -209,7 +209,7 @@ extension Qcow2Resizer {
         }
         if data > 0 { try await fill(first + 1..<first + 1 + data, growth.preallocation) }
         try await storage.writeWords(words, at: first * geometry.clusterSize)
-        l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
+        image.l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
         if let old { growth.change.freed.append(old.bytes / geometry.clusterSize) }
     }
 
@@ -217,7 +217,7 @@ extension Qcow2Resizer {
         _ tail: Tail, _ words: inout [UInt64], _ change: inout Change
     ) async throws {
         let word = place(of: tail.guestCluster)
-        change.freed += clusters(of: words[word..<word + Int(geometry.wordsPerL2Entry)])
+        change.freed += image.clusters(of: words[word..<word + Int(geometry.wordsPerL2Entry)])
         let host = try await refcounts.allocate(1) * geometry.clusterSize
         try await storage.writeBytes(tail.content, at: host)
         words[word] = UInt64(host) | Qcow2Entry.copied

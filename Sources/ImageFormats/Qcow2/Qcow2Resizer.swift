@@ -18,15 +18,12 @@ public struct Qcow2Resizer {
     }
 
     let storage: any WritableStorage
-    let header: Qcow2Header
+    var image: Qcow2WritableImage
+    var refcounts: Qcow2Refcounts
     /// The disk of the backing file; nil if there is none.
     let backing: (any ImageSource)?
-    var refcounts: Qcow2Refcounts
-    /// All entries that the header names, which can be more than the disk needs.
-    var l1: [UInt64]
-    /// Whether the header on disk may lead to the new parts.
-    private var isSwitched = false
 
+    var header: Qcow2Header { image.header }
     var geometry: Qcow2Geometry { header.geometry }
 
     /// Reads all metadata.
@@ -36,35 +33,9 @@ public struct Qcow2Resizer {
     public init(
         storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?
     ) async throws {
-        let features = header.incompatibleFeatures
-        if features & Qcow2Header.IncompatibleFeature.corrupt != 0 {
-            throw ImageError.corrupt(
-                storage.name, "Image is corrupt; cannot be opened read/write")
-        }
-        if features & Qcow2Header.IncompatibleFeature.dirty != 0 {
-            throw ImageError.unsupported(
-                storage.name, "the image was not closed cleanly: repair it first (check -r all)")
-        }
-        // Bitmaps cover the whole disk, so they would have to be resized, too.
-        if header.autoclearFeatures & Qcow2Header.AutoclearFeature.bitmaps != 0 {
-            throw ImageError.unsupported(
-                storage.name, "resizing an image with bitmaps is not supported yet")
-        }
         self.storage = storage
-        self.header = header
         self.backing = backing
-        refcounts = try Qcow2Refcounts(try await SoundImage(storage), storage: storage)
-        l1 = try await storage.readWords(
-            at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")
-        for index in l1.indices {
-            guard let table = try tableOffset(Int64(index)) else { continue }
-            guard table.bytes <= storage.size - geometry.clusterSize else {
-                throw ImageError.corrupt(
-                    storage.name,
-                    "the L2 table at offset \(table.bytes) lies beyond the end of the file "
-                        + "(\(storage.size) bytes): the image is cut short or damaged")
-            }
-        }
+        (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
     }
 
     /// - Parameters:
@@ -88,121 +59,39 @@ public struct Qcow2Resizer {
                 try await shrink(to: size)
             }
         } catch {
-            if !isSwitched { try? await refcounts.rollBack() }
+            if !image.isSwitched { try? await refcounts.rollBack() }
             throw error
         }
         if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
     }
 
-    // MARK: Tables
-
-    /// Reads the L2 table of an L1 entry as words; zeros if there is no table.
-    func readTable(_ index: Int64) async throws -> [UInt64] {
-        guard let host = try tableOffset(index) else {
-            return [UInt64](repeating: 0, count: Int(geometry.clusterSize / 8))
-        }
-        return try await storage.readWords(at: host, bytes: geometry.clusterSize, "L2 table")
-    }
-
-    func tableOffset(_ index: Int64) throws(ImageError) -> HostOffset? {
-        guard index < l1.count else { return nil }
-        let entry = l1[Int(index)]
-        let offset = Int64(entry & Qcow2Entry.offsetMask)
-        guard entry & ~(Qcow2Entry.copied | Qcow2Entry.offsetMask) == 0,
-            offset % geometry.clusterSize == 0
-        else { throw .corrupt(storage.name, "L1 entry \(index) is invalid") }
-        return offset == 0 ? nil : HostOffset(offset)
-    }
-
-    func writeL1(_ indices: Range<Int>) async throws {
-        guard !indices.isEmpty else { return }
-        try await storage.writeWords(
-            Array(l1[indices]),
-            at: header.l1Offset.bytes + Int64(indices.lowerBound) * 8)
-    }
-
     // MARK: The switch
 
-    /// Brings the new parts to stable storage and makes the header lead to them by one write within
-    /// a sector.
-    ///
-    /// - Throws: `ImageError`. If the header cannot be written, the old one is restored, so that
-    ///   the new parts can be taken back. If that fails as well, either header may be on disk, and
-    ///   both lead to a valid image.
+    /// Makes the header lead to the new parts (`Qcow2WritableImage.changeHeader`), and adds the old
+    /// ones to those to free.
     mutating func perform(_ change: inout Change) async throws {
-        let oldTable = refcounts.place
         try await refcounts.settle()
-        var new = header
-        new.geometry.virtualSize = change.size
-        new.l1Offset = change.l1Offset
-        new.l1Entries = Int64(l1.count)
-        new.refcountTableOffset = refcounts.place.offset
-        new.refcountTableClusters = refcounts.place.clusters
-        // Who changes an image clears what it does not know (spec, "autoclear_features").
-        new.autoclearFeatures = 0
-        isSwitched = true
-        do {
-            try await storage.changeHeader(to: new)
-        } catch {
-            if (try? await storage.changeHeader(to: header)) != nil { isSwitched = false }
-            throw error
+        let old = header
+        let entries = Int64(image.l1.count)
+        try await image.changeHeader { [change, place = refcounts.place] in
+            $0.geometry.virtualSize = change.size
+            $0.l1Offset = change.l1Offset
+            $0.l1Entries = entries
+            $0.refcountTableOffset = place.offset
+            $0.refcountTableClusters = place.clusters
         }
-        if refcounts.place != oldTable {
+        if header.refcountTableOffset != old.refcountTableOffset {
             change.freed += clusters(
-                oldTable.offset, bytes: oldTable.clusters * geometry.clusterSize)
+                old.refcountTableOffset, bytes: old.refcountTableClusters * geometry.clusterSize)
         }
-        if change.l1Offset != header.l1Offset {
-            change.freed += clusters(header.l1Offset, bytes: header.l1Entries * 8)
+        if header.l1Offset != old.l1Offset {
+            change.freed += clusters(old.l1Offset, bytes: old.l1Entries * 8)
         }
     }
 
     private func clusters(_ offset: HostOffset, bytes: Int64) -> Range<Int64> {
         let first = offset.bytes / geometry.clusterSize
         return first..<first + bytes.dividedUp(by: geometry.clusterSize)
-    }
-
-    // MARK: Freeing
-
-    /// The host clusters that L2 entries refer to, once for each reference.
-    func clusters(of words: ArraySlice<UInt64>) -> [Int64] {
-        var found: [Int64] = []
-        let step = Int(geometry.wordsPerL2Entry)
-        for index in stride(from: words.startIndex, to: words.endIndex, by: step) {
-            let entry = words[index]
-            if entry & Qcow2Entry.compressed != 0 {
-                let stream = Qcow2CompressedCluster(entry: entry, geometry)
-                let last = stream.host.bytes + stream.maximumLength - 1
-                found += stream.host.bytes / geometry.clusterSize...last / geometry.clusterSize
-            } else if entry & Qcow2Entry.offsetMask != 0 {
-                found.append(Int64(entry & Qcow2Entry.offsetMask) / geometry.clusterSize)
-            }
-        }
-        return found
-    }
-
-    /// Takes one reference from each cluster and gives back the blocks of those that become free.
-    mutating func release(_ clusters: [Int64]) async throws {
-        var run: Range<Int64>?
-        for cluster in clusters {
-            guard try await refcounts.lower(cluster) else { continue }
-            if let open = run, open.upperBound == cluster {
-                run = open.lowerBound..<cluster + 1
-            } else {
-                await discard(run)
-                run = cluster..<cluster + 1
-            }
-        }
-        await discard(run)
-    }
-
-    /// Gives back the blocks of clusters. Blocks that cannot be given back stay, which does no
-    /// harm.
-    private func discard(_ clusters: Range<Int64>?) async {
-        guard let clusters, !storage.traits.isDevice else { return }
-        let end = min(clusters.upperBound * geometry.clusterSize, storage.size)
-        let start = clusters.lowerBound * geometry.clusterSize
-        guard start < end else { return }
-        try? await storage.zero(start..<end, mayUnmap: true)
     }
 }
 
@@ -224,26 +113,26 @@ extension Qcow2Resizer {
     /// however far they have been cleared.
     private mutating func shrink(to size: Int64) async throws {
         let firstGone = size.dividedUp(by: geometry.clusterSize)
-        let firstTable = min(l1.count, Int(firstGone.dividedUp(by: geometry.l2Entries)))
+        let firstTable = min(image.l1.count, Int(firstGone.dividedUp(by: geometry.l2Entries)))
         let boundary = try await boundary(firstGone)
         var change = Change(size: size, l1Offset: header.l1Offset)
         try await perform(&change)
 
         var tables: [HostOffset] = []
-        for index in firstTable..<l1.count {
-            if let table = try tableOffset(Int64(index)) { tables.append(table) }
-            l1[index] = 0
+        for index in firstTable..<image.l1.count {
+            if let table = try image.tableOffset(Int64(index)) { tables.append(table) }
+            image.l1[index] = 0
         }
         if let boundary { change.freed += try await clear(boundary) }
-        try await writeL1(min(firstTable, boundary?.index ?? firstTable)..<l1.count)
+        try await image.writeL1(
+            min(firstTable, boundary?.index ?? firstTable)..<image.l1.count)
         try await refcounts.flush()
 
-        try await release(change.freed)
+        try await refcounts.release(change.freed)
         for table in tables {
-            let words = try await storage.readWords(
-                at: table, bytes: geometry.clusterSize, "L2 table")
-            try await release(clusters(of: words[...]))
-            try await release([table.bytes / geometry.clusterSize])
+            let words = try await image.readTable(at: table)
+            try await refcounts.release(image.clusters(of: words[...]))
+            try await refcounts.release([table.bytes / geometry.clusterSize])
         }
         try await refcounts.releaseEnd()
     }
@@ -253,8 +142,8 @@ extension Qcow2Resizer {
     private mutating func boundary(_ firstGone: Int64) async throws -> Boundary? {
         let index = firstGone / geometry.l2Entries
         let word = Int(firstGone % geometry.l2Entries * geometry.wordsPerL2Entry)
-        guard word > 0, let host = try tableOffset(index) else { return nil }
-        let words = try await readTable(index)
+        guard word > 0, let host = try image.tableOffset(index) else { return nil }
+        let words = try await image.readTable(index)
         guard words[word...].contains(where: { $0 != 0 }) else { return nil }
         var boundary = Boundary(index: Int(index), host: host, firstGone: word, words: words)
         if try await refcounts.count(of: host.bytes / geometry.clusterSize) > 1 {
@@ -272,9 +161,9 @@ extension Qcow2Resizer {
     /// - Returns: clusters that have one reference less once everything is on stable storage.
     private mutating func clear(_ boundary: Boundary) async throws -> [Int64] {
         let word = boundary.firstGone
-        let freed = clusters(of: boundary.words[word...])
+        let freed = image.clusters(of: boundary.words[word...])
         if let copy = boundary.copy {
-            l1[boundary.index] = UInt64(copy * geometry.clusterSize) | Qcow2Entry.copied
+            image.l1[boundary.index] = UInt64(copy * geometry.clusterSize) | Qcow2Entry.copied
             return freed + [boundary.host.bytes / geometry.clusterSize]
         }
         try await storage.writeBytes(

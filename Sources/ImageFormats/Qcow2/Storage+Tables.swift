@@ -3,8 +3,9 @@ import ImageStorage
 
 // Reading and writing tables of big-endian numbers.
 extension Storage {
-    /// Length in bytes up to which tables are read without a check of the memory. Slices of L2
-    /// tables, of which many are read, are shorter.
+    /// Length in bytes up to which tables are read without a check of the memory, because opening
+    /// an image checks it, and buffers leave the margin. Slices of L2 tables, of which many are
+    /// read, are shorter.
     private static var longTable: Int64 { 256 << 10 }
 
     /// Reads a part of a table as bytes.
@@ -34,7 +35,6 @@ extension Storage {
                 "the \(what) at offset \(offset.bytes) lies beyond the end of the file "
                     + "(\(size) bytes): the image is cut short or damaged")
         }
-        // Shorter tables fit into the margin that their readers have checked.
         if count > Self.longTable { try MemoryMargin.check(for: 2 * Int(count)) }
         var buffer = try IOBuffer(byteCount: Int(count))
         var span = buffer.mutableBytes

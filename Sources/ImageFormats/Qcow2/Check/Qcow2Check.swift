@@ -15,7 +15,7 @@ public struct Qcow2ImageChecker: ImageChecker {
         _ storage: any Storage, onMessage: @escaping @Sendable (String) -> Void
     ) async throws -> CheckResult {
         try await IOExecutor.run {
-            try await Qcow2Checker(storage, repair: nil, onMessage: onMessage).run()
+            try await Qcow2Checker(.examining(storage), repair: nil, onMessage: onMessage).run()
         }
     }
 
@@ -24,24 +24,16 @@ public struct Qcow2ImageChecker: ImageChecker {
         onMessage: @escaping @Sendable (String) -> Void
     ) async throws -> CheckResult {
         try await IOExecutor.run {
-            let repair = Qcow2Checker.Repair(what: repair, storage: storage)
-            return try await Qcow2Checker(storage, repair: repair, onMessage: onMessage).run()
+            try await Qcow2Checker(.damaged(storage), repair: repair, onMessage: onMessage).run()
         }
     }
 }
 
 /// One run of a check. Used by one task; child tasks get copies of what they need.
 final class Qcow2Checker {
-    /// The repairs to make, and the storage to make them on.
-    struct Repair {
-        var what: CheckRepair
-        var storage: any WritableStorage
-    }
-
-    let storage: any Storage
-    var header: Qcow2Header
-    private let mending: Repair?
-    var repair: CheckRepair? { mending?.what }
+    var image: Qcow2WritableImage
+    /// nil if nothing is to be repaired.
+    let repair: CheckRepair?
     private let onMessage: @Sendable (String) -> Void
 
     var result = CheckResult()
@@ -53,8 +45,6 @@ final class Qcow2Checker {
     var counts: ReferenceCounts
     /// Length of the file in bytes, in whole sectors as qemu counts them.
     var fileSize: Int64
-    /// The entries up to the end of the file, behind which all read as zeros.
-    var l1: [UInt64]
     private(set) var refcounts: RefcountReader
     /// Indices of the clusters that hold refcount blocks.
     private(set) var blockClusters: Set<UInt64> = []
@@ -95,15 +85,16 @@ final class Qcow2Checker {
     /// Largest number of clusters that qemu checks.
     private static let maximumClusters = Int64(Int32.max)
 
-    /// - Throws: `ImageError` if the storage holds no qcow2 image, or one that is too damaged.
+    /// - Parameter image: open for writing if there is something to repair.
+    /// - Throws: `ImageError` if the image is too large to be checked.
     init(
-        _ storage: any Storage, repair: Repair?, onMessage: @escaping @Sendable (String) -> Void
-    ) async throws {
-        let header = try await Qcow2Header.read(from: storage, for: .checking)
-        self.storage = storage
-        self.header = header
-        mending = repair
-        repairsEntries = repair?.what == .all
+        _ image: Qcow2WritableImage, repair: CheckRepair?,
+        onMessage: @escaping @Sendable (String) -> Void
+    ) throws {
+        let (storage, header) = (image.storage, image.header)
+        self.image = image
+        self.repair = repair
+        repairsEntries = repair == .all
         self.onMessage = onMessage
         fileSize = storage.size.roundedUp(to: guestSectorSize)
         let clusters = fileSize.dividedUp(by: header.geometry.clusterSize)
@@ -113,19 +104,12 @@ final class Qcow2Checker {
         try MemoryMargin.check()
         counts = ReferenceCounts(clusterCount: Int(clusters), refcountBits: header.refcountBits)
         refcounts = RefcountReader(storage, header)
-        l1 = try await storage.readWords(at: header.l1Offset.bytes, count: header.l1Entries)
     }
 
-    /// The storage to repair.
-    ///
-    /// - Throws: `ImageError` if the check repairs nothing.
-    var writable: any WritableStorage {
-        get throws(ImageError) {
-            guard let mending else { throw .unsupported(storage.name, "is open for reading only") }
-            return mending.storage
-        }
-    }
-
+    var storage: any Storage { image.storage }
+    var header: Qcow2Header { image.header }
+    /// The entries up to the end of the file, behind which all read as zeros.
+    var l1: [UInt64] { image.l1 }
     var clusterSize: Int64 { header.geometry.clusterSize }
 
     func run() async throws -> CheckResult {

@@ -10,7 +10,7 @@ extension Qcow2Checker {
         // Once the refcounts are right, they tell what the flags have to be.
         let isSafe = damage.checkErrors == 0 && damage.corruptions == 0 && damage.leaks == 0
         let repairs = repair == .all || (repair == .leaks && isSafe)
-        if repair != nil { try await writable.flush() }
+        if repair != nil { try await image.writable.flush() }
         var refcounts = RefcountCache(refcounts)
         var buffer = try IOBuffer(byteCount: Int(clusterSize))
         for index in l1.indices {
@@ -25,9 +25,8 @@ extension Qcow2Checker {
                     "\(verb) OFLAG_COPIED L2 cluster: l1_index=\(index) "
                         + "l1_entry=\(hexadecimal(l1[index])) refcount=\(refcount)")
                 if repairs {
-                    l1[index] ^= Qcow2Entry.copied
-                    try await writable.writeWords(
-                        [l1[index]], at: header.l1Offset.bytes + Int64(index) * 8)
+                    image.l1[index] ^= Qcow2Entry.copied
+                    try await image.writeL1(index..<index + 1)
                     damage.corruptions -= 1
                     damage.corruptionsFixed += 1
                 }
@@ -73,7 +72,7 @@ extension Qcow2Checker {
             table.bytes.bigEndian(at: $0, as: UInt64.self)
         }
         for (position, entry) in fixed { words[(position - first.position) / 8] = entry }
-        try await writable.writeWords(words, at: offset + Int64(first.position))
+        try await image.writable.writeWords(words, at: offset + Int64(first.position))
         damage.corruptions -= Int64(fixed.count)
         damage.corruptionsFixed += Int64(fixed.count)
     }

@@ -152,7 +152,7 @@ extension Qcow2Checker {
 
     private func writePendingRepairs() async throws {
         for repair in pendingRepairs {
-            try await writable.writeWords(repair.words, at: repair.offset)
+            try await image.writable.writeWords(repair.words, at: repair.offset)
         }
         pendingRepairs = []
     }
@@ -213,7 +213,7 @@ extension Qcow2Checker {
             throw ImageError.corrupt(storage.name, sharing("refcount block", cluster))
         }
         for mismatch in mismatches { block[mismatch.cluster % perBlock] = mismatch.references }
-        try await writable.writeBytes(block.bytes, at: offset)
+        try await image.writable.writeBytes(block.bytes, at: offset)
     }
 
     /// Writes new refcount blocks and a new table, and counts everything again.
@@ -239,7 +239,7 @@ extension Qcow2Checker {
     private func write(_ layout: RefcountLayout) async throws {
         let tableClusters = Int64(layout.tableClusters)
         let end = Int64(layout.end) * clusterSize
-        if end > storage.size { try await writable.truncate(to: end) }
+        if end > storage.size { try await image.writable.truncate(to: end) }
         var table = [UInt64](repeating: 0, count: Int(tableClusters * clusterSize) / 8)
         for (index, cluster) in layout.blocks {
             try Task.checkCancellation()
@@ -249,34 +249,30 @@ extension Qcow2Checker {
             for cluster in first..<min(first + block.count, counts.clusterCount) {
                 block[cluster - first] = counts[cluster]
             }
-            try await writable.writeBytes(block.bytes, at: Int64(cluster) * clusterSize)
+            try await image.writable.writeBytes(block.bytes, at: Int64(cluster) * clusterSize)
         }
         let tableOffset = Int64(layout.tableCluster) * clusterSize
-        try await writable.writeWords(table, at: tableOffset)
-        try await writable.flush()
-
-        header.refcountTableOffset = HostOffset(tableOffset)
-        header.refcountTableClusters = tableClusters
-        try await writable.changeHeader(to: header)
+        try await image.writable.writeWords(table, at: tableOffset)
+        try await image.changeHeader {
+            $0.refcountTableOffset = HostOffset(tableOffset)
+            $0.refcountTableClusters = tableClusters
+        }
     }
 
-    /// A program that writes to an image clears the autoclear bits that it does not know (the
-    /// spec's header section).
+    /// Clears the autoclear bits that are not known here, before anything that they tell of changes.
     private func clearUnknownFeatures() async throws {
-        let known = header.autoclearFeatures & Qcow2Header.AutoclearFeature.known
-        guard known != header.autoclearFeatures else { return }
-        header.autoclearFeatures = known
-        try await writable.changeHeader(to: header)
+        guard header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 else { return }
+        try await image.changeHeader { _ in }
     }
 
     /// Marks the image as neither dirty nor corrupt.
     func markClean() async throws {
         let marks =
             Qcow2Header.IncompatibleFeature.dirty | Qcow2Header.IncompatibleFeature.corrupt
-        try await writable.flush()
-        guard header.incompatibleFeatures & marks != 0 else { return }
-        header.incompatibleFeatures &= ~marks
-        try await writable.changeHeader(to: header)
+        guard header.incompatibleFeatures & marks != 0 else {
+            return try await image.writable.flush()
+        }
+        try await image.changeHeader { $0.incompatibleFeatures &= ~marks }
     }
 }
 

@@ -25,7 +25,8 @@ struct SoundImage: Sendable {
     init(_ storage: any Storage) async throws {
         let first = Mutex<String?>(nil)
         let checker = try await Qcow2Checker(
-            storage, repair: nil, onMessage: { text in first.withLock { $0 = $0 ?? text } })
+            .examining(storage), repair: nil,
+            onMessage: { text in first.withLock { $0 = $0 ?? text } })
         let result = try await checker.run()
         if let problem = checker.overlap(rebuilds: false) {
             throw ImageError.corrupt(storage.name, problem)
@@ -47,7 +48,7 @@ struct SoundImage: Sendable {
     /// - Throws: `ImageError`.
     static func mendCopiedFlags(_ storage: any WritableStorage) async throws {
         let checker = try await Qcow2Checker(
-            storage, repair: .init(what: .all, storage: storage), onMessage: { _ in })
+            .damaged(storage), repair: .all, onMessage: { _ in })
         try await checker.readRefcountTable()
         try await checker.checkCopiedFlags()
         try await storage.flush()
