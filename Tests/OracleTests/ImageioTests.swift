@@ -30,6 +30,11 @@ struct ImageioTests {
         return path
     }
 
+    private func oddURI(_ daemon: OddServer) -> String {
+        daemon.url.replacing("http://", with: "imageio+http://").replacing(
+            "/disk", with: "/images/t")
+    }
+
     @Test(arguments: [false, true])
     func uploadsAndDownloadsFiles(_ isSecure: Bool) throws {
         let path = try target("target.raw")
@@ -115,8 +120,7 @@ struct ImageioTests {
     /// A daemon that knows neither OPTIONS nor extents nor zeros: one connection, plain writes.
     @Test func worksWithAnOldDaemon() throws {
         let daemon = try OddServer(try target("target.raw"))
-        let uri = daemon.url.replacing("http://", with: "imageio+http://")
-            .replacing("/disk", with: "/images/t")
+        let uri = oddURI(daemon)
         let up = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, uri)
         #expect(up.isSuccess, "\(up)")
         let down = try Swimg.convert("-f", "raw", "-O", "raw", uri, folder.path("out"))
@@ -129,8 +133,7 @@ struct ImageioTests {
     @Test(arguments: 1...4)
     func refusesWildExtents(_ number: Int) throws {
         let daemon = try OddServer(raw, "wild=\(number)")
-        let uri = daemon.url.replacing("http://", with: "imageio+http://")
-            .replacing("/disk", with: "/images/t")
+        let uri = oddURI(daemon)
         let outcome = try Swimg.convert("-f", "raw", "-O", "raw", uri, folder.path("out"))
         #expect(outcome.status == 1 && outcome.errorText.contains("no sense"), "\(outcome)")
         #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
@@ -141,7 +144,7 @@ struct ImageioTests {
         let path = try target("target.raw")
         let daemon = try ImageioDaemon("file://" + path, size: Self.size, operations: ["read"])
         let readOnly = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, daemon.uri)
-        #expect(readOnly.status == 1 && readOnly.errorText.contains("403"), "\(readOnly)")
+        #expect(readOnly.status == 1 && readOnly.errorText.contains("only reading"), "\(readOnly)")
         let unknown = try Swimg.convert(
             "-O", "raw", daemon.uri.replacing("secret-ticket", with: "wrong-ticket"),
             folder.path("out"))
@@ -154,5 +157,61 @@ struct ImageioTests {
             #expect(!outcome.errorText.contains("-ticket"), "\(outcome)")
         }
         #expect(!FileManager.default.fileExists(atPath: folder.path("out")))
+    }
+
+    // MARK: failures
+
+    @Test(arguments: ["busy=3", "short=3", "reset=3"])
+    func repeatsReads(_ fault: String) throws {
+        let daemon = try OddServer(raw, fault)
+        let words = ["-f", "raw", "-O", "raw", oddURI(daemon), folder.path("out")]
+        let outcome = try Swimg.convert(words)
+        #expect(outcome.isSuccess, "\(outcome)")
+        try expectEqual(folder.path("out"))
+        // The last bytes may outrun the reset.
+        guard fault != "reset=3" else { return }
+        let impatient = try Swimg.convert(["--retries", "0"] + words)
+        #expect(impatient.status == 1, "\(impatient)")
+        #expect(impatient.errorText.split(separator: "\n").count == 1, "\(impatient)")
+    }
+
+    /// The daemon may still be busy with a write whose connection is lost, so it must not come
+    /// again; libcurl would send it again by itself.
+    @Test(arguments: [["lostput=2"], ["lostput=2", "gone"]])
+    func neverRepeatsWrites(_ faults: [String]) throws {
+        let daemon = try OddServer(try target("target.raw"), faults)
+        let outcome = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, oddURI(daemon))
+        #expect(outcome.status == 1 && outcome.errorText.contains("cannot write"), "\(outcome)")
+        // The reason is asked for, because the answer to the write may be lost.
+        #expect(outcome.errorText.contains("expired") == (faults.count > 1), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        let ranges = try daemon.requests().filter { $0.method == "PUT" }.map(\.range)
+        #expect(ranges.count >= 2 && Set(ranges).count == ranges.count, "\(ranges)")
+    }
+
+    @Test func endsWhenTheTicketIsTakenBack() throws {
+        let disk = try NBDTestServer.nbdkit(
+            "--filter=delay", "memory", "\(Self.size)", "wdelay=1", "delay-zero=1")
+        let daemon = try ImageioDaemon("nbd:unix:" + disk.socket, size: Self.size)
+        let upload = try Swimg.start(["-n", "-f", "raw", "-O", "raw", raw, daemon.uri])
+        #expect(upload.wait(until: { daemon.log.contains { $0.contains(" WRITE ") } }))
+        try daemon.cancel()
+        let outcome = try upload.wait(timeout: 20)
+        #expect(outcome.status == 1 && outcome.errorText.contains("403"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        #expect(!outcome.errorText.contains("secret"), "\(outcome)")
+    }
+
+    /// The source takes longer to answer than the ticket lives without a request.
+    @Test func endsWhenTheTicketExpires() throws {
+        let source = try NBDTestServer.nbdkit(
+            "--filter=delay", "pattern", "\(Self.size)", "rdelay=4")
+        let daemon = try ImageioDaemon(
+            "file://" + (try target("target.raw")), size: Self.size, timeout: 2)
+        let outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", "nbd+unix:///?socket=\(source.socket)", daemon.uri,
+            timeout: 20)
+        #expect(outcome.status == 1 && outcome.errorText.contains("expired"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
     }
 }

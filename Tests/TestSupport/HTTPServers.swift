@@ -8,7 +8,7 @@ public final class OddServer {
     public struct Request: Sendable {
         public var method: String
         public var path: String
-        /// The bytes that were asked for; nil for the whole file.
+        /// The bytes that were asked for, or sent to be stored; nil for the whole file.
         public var range: Range<Int>?
         public var status: Int
         /// Number of bytes of the body that were sent.
