@@ -31,6 +31,9 @@ final class ImageioServer: Sendable {
         var hole: Bool?
     }
 
+    /// The daemon's answer to the request of a checksum.
+    private struct Checksum: Decodable { var checksum: String }
+
     let address: ImageioAddress
     private let url: String
     private let settings: HTTPSettings
@@ -214,6 +217,17 @@ final class ImageioServer: Sendable {
             }
             throw error
         }
+    }
+
+    /// The checksum of the disk: the SHA-256 of the SHA-256s of its blocks, as digits. The daemon
+    /// reads all of the disk before it answers.
+    func checksum(blockSize: Int64) async throws -> String {
+        let what = "cannot compute the checksum"
+        let sink = ImageioSink()
+        let outcome = try await send(
+            HTTPCommand(), "/checksum?algorithm=sha256&block_size=\(blockSize)", into: sink,
+            isPatient: true, what)
+        return try decode(Checksum.self, sink.answer(outcome).body, what).checksum
     }
 
     private func patch(

@@ -159,6 +159,71 @@ struct ImageioTests {
         #expect(!FileManager.default.fileExists(atPath: folder.path("out")))
     }
 
+    // MARK: --verify
+
+    /// The daemon's checksum of what it holds is that of what was converted.
+    @Test(arguments: ["file", "raw", "qcow2"], ["-W", "-m1", "-S0"])
+    func verifies(_ backend: String, _ mode: String) throws {
+        // Data and zeros that split the blocks of 1 MiB, and a short block of zeros at the end.
+        let size = (9 << 20) + 3 * 4096
+        let raw = try DiskSketch(
+            "A" + String(repeating: "-", count: 11) + String(repeating: "3-d4E---", count: 7),
+            cluster: 131072, size: size
+        ).writeRaw(folder.path("odd.raw"))
+        let source = folder.path("odd.qcow2")
+        try Qemu.img("convert", "-c", "-O", "qcow2", raw, source)
+        let path = folder.path("target")
+        try Qemu.img("create", "-q", "-f", backend == "qcow2" ? backend : "raw", path, "\(size)")
+        let server =
+            backend == "file"
+            ? nil : try NBDTestServer.qemu("-f", backend, "--detect-zeroes=on", path)
+        let url = server.map { "nbd:unix:" + $0.socket } ?? "file://" + path
+        let daemon = try ImageioDaemon(url, size: size)
+        for words in [["-f", "raw", raw], ["-f", "qcow2", source]] {
+            let outcome = try Swimg.convert(
+                ["-n", "--verify", "--expect-digest", try blkhash(raw), mode, "-O", "raw"] + words
+                    + [daemon.uri])
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        }
+        let lines = daemon.log.filter { $0.contains(" FLUSH ") || $0.contains(" CHECKSUM ") }
+        #expect(lines.count { $0.contains(" CHECKSUM ") } == 2)
+        #expect(try #require(lines.first).contains(" FLUSH "))
+        #expect(try #require(lines.last).contains(" CHECKSUM "), "flushed before, and then no more")
+    }
+
+    /// The disk was said to read as zeros, and does not.
+    @Test func noticesOtherContent() throws {
+        let daemon = try ImageioDaemon("file://" + (try target("target.raw")), size: Self.size)
+        let words = ["-n", "--target-is-zero", "-f", "raw", "-O", "raw", raw, daemon.uri]
+        #expect(try Swimg.convert(words).isSuccess)
+        let outcome = try Swimg.convert(["--verify"] + words)
+        #expect(outcome.status == 1 && outcome.errorText.contains("checksum"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+    }
+
+    @Test func refusesToVerify() throws {
+        let new = folder.path("new")
+        let path = try target("target.raw")
+        let larger = try ImageioDaemon("file://" + path, size: Self.size)
+        let half = folder.path("half.raw")
+        try FileManager.default.copyItem(atPath: raw, toPath: half)
+        truncate(half, off_t(Self.size / 2))
+        let old = try OddServer(path)
+        for (words, reason) in [
+            (["-O", "raw", raw, new], "--verify needs"),
+            (["-n", "-O", "qcow2", raw, larger.uri], "--verify needs"),
+            (["-n", "-O", "raw", half, larger.uri], "cannot be verified"),
+            (["-n", "-O", "raw", raw, oddURI(old)], "no checksums"),
+        ] {
+            let outcome = try Swimg.convert(["--verify", "-f", "raw"] + words)
+            #expect(outcome.status == 1 && outcome.errorText.contains(reason), "\(outcome)")
+            #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        }
+        #expect(!FileManager.default.fileExists(atPath: new))
+        #expect(!larger.log.contains { $0.contains(" WRITE ") || $0.contains(" ZERO ") })
+        #expect(try !old.requests().contains { $0.method == "PUT" })
+    }
+
     // MARK: failures
 
     @Test(arguments: ["busy=3", "short=3", "reset=3"])

@@ -34,7 +34,9 @@ public struct GuestDigest: Sendable {
             pipeline.onProgress = { done in onProgress(done, source.virtualSize) }
         }
         let result = Mutex<DiskDigest?>(nil)
-        pipeline.digest = try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
+        pipeline.digests = [
+            try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
+        ]
         try await pipeline.copy(from: source, extents: source, to: DiscardingTarget())
         guard let digest = result.withLock({ $0 }) else { throw CancellationError() }
         return digest
