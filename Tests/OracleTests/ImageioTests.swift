@@ -72,12 +72,13 @@ struct ImageioTests {
         let flush = try #require(lines.firstIndex { $0.contains(" FLUSH ") })
         #expect(try #require(last(" WRITE ")) < flush && #require(last(" ZERO ")) < flush)
         #expect(!lines.contains { $0.contains("flush=True") })
-        // One flush for each connection that wrote.
-        let writers = Set(
-            lines.filter { $0.contains(" WRITE ") || $0.contains(" ZERO ") }
-                .compactMap { $0.split(separator: " (").last?.split(separator: ")").first })
-        let flushes = lines.count { $0.contains(" FLUSH ") }
-        #expect(flushes >= 1 && flushes <= 4, "\(writers) \(flushes)")
+        // A flush on each connection that wrote; a thread of the daemon serves one.
+        func threads(_ words: String...) -> Set<Substring> {
+            Set(
+                lines.filter { line in words.contains { line.contains($0) } }
+                    .compactMap { $0.split(separator: " (")[1].split(separator: ")").first })
+        }
+        #expect(threads(" FLUSH ") == threads(" WRITE ", " ZERO "))
         let read = lines.filter { $0.contains(" READ ") }.compactMap { line in
             line.split(separator: " ").first { $0.hasPrefix("size=") }
                 .flatMap { Int($0.dropFirst("size=".count)) }
@@ -149,10 +150,16 @@ struct ImageioTests {
             "-O", "raw", daemon.uri.replacing("secret-ticket", with: "wrong-ticket"),
             folder.path("out"))
         #expect(unknown.status == 1 && unknown.errorText.contains("403"), "\(unknown)")
-        let small = try ImageioDaemon("file://" + path, size: Self.size / 2)
-        let tooLarge = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, small.uri)
-        #expect(tooLarge.status == 1, "\(tooLarge)")
-        for outcome in [readOnly, unknown, tooLarge] {
+        let half = try ImageioDaemon("file://" + path, size: Self.size / 2)
+        let forbidden = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, half.uri)
+        #expect(forbidden.status == 1 && forbidden.errorText.contains("416"), "\(forbidden)")
+        truncate(path, 1 << 20)
+        let tooLarge = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, half.uri)
+        #expect(
+            tooLarge.status == 1 && tooLarge.errorText.contains("is smaller"), "\(tooLarge)")
+        let tooMuch = try Swimg.convert("-f", "raw", "-O", "qcow2", raw, half.uri)
+        #expect(tooMuch.status == 1 && tooMuch.errorText.contains("too small"), "\(tooMuch)")
+        for outcome in [readOnly, unknown, forbidden, tooLarge, tooMuch] {
             #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
             #expect(!outcome.errorText.contains("-ticket"), "\(outcome)")
         }

@@ -24,7 +24,8 @@ with open(path, "rb") as file:
 lock = threading.Lock()
 # Lists of extents that make no sense, by the number of the fault "wild".
 WILD = {
-    1: b'[{"start": 0, "length": 9223372036854775807, "zero": true}, {"start": 9, "length": 9, "zero": true}]',
+    1: b'[{"start": 0, "length": 9223372036854775807, "zero": true},'
+    b' {"start": 9223372036854775807, "length": 9, "zero": true}]',
     2: b'[{"start": 0, "length": -5, "zero": true}]',
     3: b'[{"start": 4096, "length": 4096, "zero": true}]',
     4: b'[{"start": 0}]',
