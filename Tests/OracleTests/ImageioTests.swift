@@ -171,7 +171,7 @@ struct ImageioTests {
     /// The daemon's checksum of what it holds is that of what was converted.
     @Test(arguments: ["file", "raw", "qcow2"], ["-W", "-m1", "-S0"])
     func verifies(_ backend: String, _ mode: String) throws {
-        // Data and zeros that split the blocks of 1 MiB, and a short block of zeros at the end.
+        // Data and zeros that split the blocks of 2 MiB, and a short block of zeros at the end.
         let size = (9 << 20) + 3 * 4096
         let raw = try DiskSketch(
             "A" + String(repeating: "-", count: 11) + String(repeating: "3-d4E---", count: 7),

@@ -9,9 +9,9 @@ struct BlockHashForm: Sendable, Equatable {
 
     /// The form of `blksum` and `nbdcopy --blkhash`.
     static let blkhash = BlockHashForm(blockSize: 64 << 10, hashesLength: true)
-    /// The form of `WritableStorage.checksum`. The block is the shortest that ovirt-imageio takes:
-    /// chunks are whole blocks then, and are hashed in parallel.
-    static let checksum = BlockHashForm(blockSize: 1 << 20, hashesLength: false)
+    /// The form of `WritableStorage.checksum`. A block is as long as a chunk, so that blocks are
+    /// hashed in parallel; shorter ones cost the server more reads.
+    static let checksum = BlockHashForm(blockSize: 2 << 20, hashesLength: false)
 }
 
 /// The hashes of consecutive blocks.
