@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Times uploads to ovirt-imageio, and downloads, against its own client, in turns.
 
-Usage: imageio_upload.py path/to/swimg [--folder DIR] [--rounds N] [--only WORD]
+Usage: imageio_upload.py path/to/swimg [--folder DIR] [--rounds N] [--only WORD] [--verify]
 
 The daemon runs on this machine and serves exports of qemu-nbd, as a host of oVirt does; the disk is
-the 1 GiB of remote.py. The client is the best of 1, 4 and 8 workers in each series.
+the 1 GiB of remote.py. The client is the best of 1, 4 and 8 workers in each series. Latency is that
+of nbdkit's filter delay, which serves the disk of the daemon then: each of its requests waits. With
+--verify, uploads with this option take the place of the client.
 """
 
 import argparse
 import contextlib
 import json
 import os
-import random
-import statistics
 import subprocess
 import time
 
@@ -23,6 +23,8 @@ from datasets import run
 HERE = os.path.dirname(os.path.realpath(__file__))
 PROGRAMS = f"{os.path.dirname(HERE)}/.build/imageio/bin"
 MEMORY = "/dev/shm/swimg-imageio"
+
+WORKERS = ["1", "4", "8"]
 
 CLIENT = """
 import sys
@@ -63,13 +65,19 @@ handlers = stderr
 
 
 @contextlib.contextmanager
-def served(disk, form, keys, tls):
-    """A daemon for a disk of 1 GiB; gives the names that swimg and the client use."""
+def served(disk, form, keys, tls, delay):
+    """A daemon for a disk of 1 GiB; gives the names that swimg and the client use.
+
+    delay: time in milliseconds that the daemon waits for each answer of its disk.
+    """
     os.makedirs(f"{MEMORY}/conf.d", exist_ok=True)
     nbd = f"{MEMORY}/nbd"
-    export = subprocess.Popen(
-        ["qemu-nbd", "--persistent", "--shared=16", "--discard=unmap", "--detect-zeroes=unmap", "-f", form,
-         "--socket", nbd, disk])
+    command = ["qemu-nbd", "--persistent", "--shared=16", "--discard=unmap", "--detect-zeroes=unmap", "-f", form,
+               "--socket", nbd, disk]
+    if delay:
+        waits = [f"{what}={delay}ms" for what in ["rdelay", "wdelay", "delay-zero", "delay-trim"]]
+        command = ["nbdkit", "-f", "-U", nbd, "--filter=delay", "file", disk, *waits]
+    export = subprocess.Popen(command)
     with open(f"{MEMORY}/conf.d/a.conf", "w") as file:
         file.write(SETTINGS.format(folder=MEMORY, keys=keys, tls=tls, local=not tls))
     with open(f"{MEMORY}/ticket", "w") as file:
@@ -106,6 +114,7 @@ def main():
     parser.add_argument("--folder", default="/var/tmp/swimg-bench")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
+    parser.add_argument("--verify", action="store_true")
     options = parser.parse_args()
     swimg = os.path.realpath(options.swimg)
     source = f"{options.folder}/http"
@@ -119,48 +128,42 @@ def main():
     print("| work | swimg | processor | MiB | best client | its time | its processor | times as fast |")
     print("|---|---|---|---|---|---|---|---|")
     for verb in ["upload", "download"]:
-        for form in ["raw", "qcow2"]:
-            for tls in [False, True]:
-                name = f"{verb}, {form}{', TLS' if tls else ''}"
-                if options.only not in name or tls and form == "qcow2":
-                    continue
-                disk, target = f"{MEMORY}/disk.{form}", f"{MEMORY}/out"
-                run("qemu-img", "create", "-q", "-f", form, disk, "1G")
-                if verb == "download":
-                    run("qemu-img", "convert", "-O", form, f"{source}/disk.raw", disk)
-                with served(disk, form, source, tls) as (ours, theirs):
-                    path = f"{source}/disk.{form}"
-                    words = ["--cacert", f"{source}/cert.pem"] if tls else []
-                    if verb == "upload":
-                        own = [swimg, "convert", *words, "-n", "-W", "-f", form, "-O", "raw", path, ours]
-                    else:
-                        own = [swimg, "convert", *words, "-W", "-f", "raw", "-O", "raw", ours, target]
-                    ca = f"{source}/cert.pem" if tls else ""
-                    local = path if verb == "upload" else target
-                    commands = {"": own}
-                    for workers in [1, 4, 8]:
-                        commands[str(workers)] = [python, f"{MEMORY}/client.py", verb, local, theirs, str(workers), ca]
-                    runs = {key: [] for key in commands}
-                    for number in range(options.rounds):
-                        for key in random.sample(list(commands), len(commands)):
-                            runs[key].append(remote.usage(commands[key], target))
-                            if key == "" and number == 0:
-                                check = target if verb == "download" else None
-                                if check:
-                                    run("qemu-img", "compare", "-f", "raw", "-F", "raw", check, f"{source}/disk.raw")
-                                else:
-                                    run(swimg, "compare", *words, ours, f"{source}/disk.raw")
-                    times = {key: [r[0] for r in values] for key, values in runs.items()}
-                    best = min(list(times)[1:], key=lambda key: statistics.median(times[key]))
-                    ratio = statistics.median(b / a for a, b in zip(times[""], times[best]))
-                    print(
-                        f"| {name} | {statistics.median(times['']):.2f} s "
-                        f"| {statistics.median(r[1] for r in runs['']):.2f} s | {max(r[2] for r in runs['']):.1f} "
-                        f"| {best} workers | {statistics.median(times[best]):.2f} s "
-                        f"| {statistics.median(r[1] for r in runs[best]):.2f} s | {ratio:.2f} |", flush=True)
-                os.unlink(disk)
-                if os.path.exists(target):
-                    os.unlink(target)
+        for form, tls, delay in [("raw", False, 0), ("raw", True, 0), ("qcow2", False, 0), ("raw", False, 5)]:
+            name = f"{verb}, {form}{', TLS' if tls else ''}{f', {delay} ms' if delay else ''}"
+            if options.only not in name:
+                continue
+            disk, target = f"{MEMORY}/disk.{form}", f"{MEMORY}/out"
+            run("qemu-img", "create", "-q", "-f", form, disk, "1G")
+            if verb == "download":
+                run("qemu-img", "convert", "-O", form, f"{source}/disk.raw", disk)
+            with served(disk, form, source, tls, delay) as (ours, theirs):
+                path = f"{source}/disk.{form}"
+                words = ["--cacert", f"{source}/cert.pem"] if tls else []
+                if verb == "upload":
+                    own = [swimg, "convert", *words, "-n", "-W", "-f", form, "-O", "raw", path, ours]
+                    check = [swimg, "compare", *words, ours, f"{source}/disk.raw"]
+                else:
+                    own = [swimg, "convert", *words, "-W", "-f", "raw", "-O", "raw", ours, target]
+                    check = ["qemu-img", "compare", "-f", "raw", "-F", "raw", target, f"{source}/disk.raw"]
+                run(*own)
+                run(*check)
+                ca = f"{source}/cert.pem" if tls else ""
+                local = path if verb == "upload" else target
+                commands = {"": own}
+                for workers in WORKERS:
+                    commands[workers] = [python, f"{MEMORY}/client.py", verb, local, theirs, workers, ca]
+                if verb == "upload" and options.verify:
+                    commands = {"": own, "--verify": own[:2] + ["--verify"] + own[2:]}
+                runs = remote.in_turns(commands, target, options.rounds)
+                best = min(list(runs)[1:], key=lambda key: remote.median(runs[key]))
+                print(
+                    f"| {name} | {remote.median(runs['']):.2f} s | {remote.median(runs[''], 1):.2f} s "
+                    f"| {max(r[2] for r in runs['']):.1f} | {best} | {remote.median(runs[best]):.2f} s "
+                    f"| {remote.median(runs[best], 1):.2f} s | {remote.times_as_fast(runs[''], runs[best]):.2f} |",
+                    flush=True)
+            os.unlink(disk)
+            if os.path.exists(target):
+                os.unlink(target)
 
 
 if __name__ == "__main__":

@@ -62,21 +62,8 @@ def prepare(folder, base):
         file.write(conf)
 
 
-def measure(command, target):
-    """Elapsed and processor seconds of one run, and the peak memory in MiB."""
-    if os.path.exists(target):
-        os.unlink(target)
-    start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    _, errors = process.communicate()
-    elapsed = time.monotonic() - start
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: {errors.decode()}")
-    return elapsed
-
-
 def usage(command, target):
-    """As `measure`, with GNU time's report."""
+    """Elapsed and processor seconds of one run, and the peak memory in MiB, as GNU time reports them."""
     if os.path.exists(target):
         os.unlink(target)
     report = f"{MEMORY}/time"
@@ -87,6 +74,27 @@ def usage(command, target):
         user, system, peak = file.read().split()[-3:]
     os.unlink(report)
     return elapsed, float(user) + float(system), int(peak) / 1024
+
+
+def in_turns(commands, target, rounds, once=()):
+    """What `usage` says of each run of each command, by key. Each round has all of them in random order.
+
+    once: keys of commands that run only in the first round; their result counts for all.
+    """
+    runs = {key: [] for key in commands}
+    for _ in range(rounds):
+        for key in random.sample(list(commands), len(commands)):
+            is_known = key in once and runs[key]
+            runs[key].append(runs[key][0] if is_known else usage(commands[key], target))
+    return runs
+
+
+def median(runs, column=0):
+    return statistics.median(run[column] for run in runs)
+
+
+def times_as_fast(runs, others):
+    return statistics.median(other[0] / run[0] for run, other in zip(runs, others))
 
 
 def requests(folder):
@@ -149,23 +157,16 @@ def main():
         for name, command, peers in rows(swimg, folder, target):
             if options.only not in name:
                 continue
-            times = {key: [] for key in ["", *peers]}
-            commands = {"": command, **peers}
             before = requests(folder)
             first = usage(command, target)
             asked = requests(folder) - before
             run("qemu-img", "compare", "-f", "raw", "-F", "raw", target, f"{folder}/disk.raw")
-            for _ in range(options.rounds):
-                for key in random.sample(list(commands), len(commands)):
-                    # nbdkit takes a minute behind latency; one run is enough to see that.
-                    if key == "nbdkit" and "ms" in name and times[key]:
-                        times[key].append(times[key][0])
-                        continue
-                    times[key].append(measure(commands[key], target))
-            ratios = [
-                f"{key} {statistics.median(b / a for a, b in zip(times[''], times[key])):.2f}" for key in peers]
+            # nbdkit takes a minute behind latency; one run is enough to see that.
+            once = ["nbdkit"] if "ms" in name else []
+            runs = in_turns({"": command, **peers}, target, options.rounds, once)
+            ratios = [f"{key} {times_as_fast(runs[''], runs[key]):.2f}" for key in peers]
             print(
-                f"| {name} | {statistics.median(times['']):.2f} s | {first[1]:.2f} s | {first[2]:.1f} | {asked} "
+                f"| {name} | {median(runs['']):.2f} s | {first[1]:.2f} s | {first[2]:.1f} | {asked} "
                 f"| {', '.join(ratios)} |", flush=True)
     finally:
         server.send_signal(signal.SIGTERM)

@@ -7,6 +7,7 @@
 const size_t ccurl_pause = CURL_WRITEFUNC_PAUSE;
 const size_t ccurl_failure_size = CURL_ERROR_SIZE;
 const int ccurl_no_memory = CURLE_OUT_OF_MEMORY;
+const int ccurl_lost = CURLE_SEND_FAIL_REWIND;
 
 #define FUNCTIONS(USE) \
     USE(global_init) USE(easy_init) USE(easy_setopt) USE(easy_getinfo) USE(easy_cleanup) \
@@ -51,6 +52,15 @@ static size_t body(char *bytes, size_t size, size_t count, void *context) {
     return on_body(context, bytes, size * count);
 }
 
+static size_t rest(char *buffer, size_t size, size_t count, void *context) {
+    struct ccurl_body *body = context;
+    size_t taken = size * count < body->size ? size * count : body->size;
+    memcpy(buffer, body->bytes, taken);
+    body->bytes += taken;
+    body->size -= taken;
+    return taken;
+}
+
 void *ccurl_add_header(void *list, const char *line) { return curl.slist_append(list, line); }
 void ccurl_free_headers(void *list) { curl.slist_free_all(list); }
 
@@ -62,10 +72,12 @@ void *ccurl_request(
 #define SET(option, value) curl.easy_setopt(easy, CURLOPT_##option, value)
     SET(URL, command->url);
     SET(RANGE, command->range);
-    if (command->body) {
-        // Not copied; the method below takes the place of POST.
-        SET(POSTFIELDS, command->body);
-        SET(POSTFIELDSIZE_LARGE, (curl_off_t)command->body_size);
+    if (command->body->bytes) {
+        // The method below takes the place of POST.
+        SET(POST, 1L);
+        SET(READFUNCTION, rest);
+        SET(READDATA, command->body);
+        SET(POSTFIELDSIZE_LARGE, (curl_off_t)command->body->size);
         SET(UPLOAD_BUFFERSIZE, 512L << 10);
     }
     if (strcmp(command->method, "GET") != 0) SET(CUSTOMREQUEST, command->method);

@@ -15,7 +15,7 @@ package struct HTTPAnswer: Sendable, Equatable {
     var lastModified: String?
     var encoding: String?
     /// Time in seconds after which to ask again.
-    var retryAfter: Int?
+    package var retryAfter: Int?
     var location: String?
 
     /// Takes one line of a head. A status line begins a new one: an answer that redirects, or that
@@ -139,7 +139,7 @@ enum HTTPVerdict: Equatable {
 }
 
 /// The moments at which to try again, after failures in a row.
-struct HTTPPatience {
+package struct HTTPPatience {
     /// Largest number of attempts that bring nothing, after the first.
     let retries: Int
     private(set) var failures = 0
@@ -147,7 +147,7 @@ struct HTTPPatience {
     /// Longest time in seconds that a server may ask to wait.
     static let longestWait = 300
 
-    init(retries: Int) { self.retries = retries }
+    package init(retries: Int) { self.retries = retries }
 
     /// Notes that bytes came: the failures before do not count any more.
     mutating func noteProgress() { failures = 0 }
@@ -156,7 +156,7 @@ struct HTTPPatience {
     ///
     /// - Parameter asked: time in seconds that the server asked to wait.
     /// - Returns: time in milliseconds until the next attempt; nil to give up.
-    mutating func nextWait(asked: Int? = nil) -> Int? {
+    package mutating func nextWait(asked: Int? = nil) -> Int? {
         guard failures < retries, asked ?? 0 <= Self.longestWait else { return nil }
         failures += 1
         // A quarter of a second, then twice as long each time, up to 16 seconds.

@@ -53,6 +53,12 @@ package final class HTTPRequest: @unchecked Sendable {
         package var times: CallTimes
         /// Whether the server is on this machine: both ends of the connection have one address.
         package var isLocal: Bool
+
+        /// Whether the connection was lost or not made, so that another attempt may succeed.
+        package var isPassing: Bool {
+            let kind = ccurl_kind(code)
+            return code != 0 && (kind == ccurl_kind_passing || kind == ccurl_kind_no_connection)
+        }
     }
 
     /// libcurl's handle.
@@ -60,6 +66,7 @@ package final class HTTPRequest: @unchecked Sendable {
     /// The header lines of its own; nil if the settings have all.
     private var headers: UnsafeMutableRawPointer?
     private let failure: UnsafeMutablePointer<CChar>
+    private let body: UnsafeMutablePointer<ccurl_body>
     private let sink: any HTTPSink
     private var answer = HTTPAnswer()
     private var isAccepted: Bool?
@@ -72,6 +79,11 @@ package final class HTTPRequest: @unchecked Sendable {
         self.sink = sink
         failure = .allocate(capacity: ccurl_failure_size)
         failure.initialize(repeating: 0, count: ccurl_failure_size)
+        body = .allocate(capacity: 1)
+        body.initialize(
+            to: ccurl_body(
+                bytes: command.body?.baseAddress?.assumingMemoryBound(to: CChar.self),
+                size: command.body?.count ?? 0))
         if !command.headers.isEmpty {
             for line in settings.lines + command.headers {
                 headers = ccurl_add_header(headers, line)
@@ -83,8 +95,7 @@ package final class HTTPRequest: @unchecked Sendable {
             address.withCString { url in
                 withOptionalCString(range) { range in
                     var words = ccurl_command(
-                        method: method, url: url, range: range, headers: headers,
-                        body: command.body?.baseAddress, body_size: command.body?.count ?? 0)
+                        method: method, url: url, range: range, headers: headers, body: body)
                     return withUnsafePointer(to: settings.values) {
                         ccurl_request($0, &words, failure, context)
                     }
@@ -98,6 +109,7 @@ package final class HTTPRequest: @unchecked Sendable {
         if let handle { ccurl_free(handle) }
         ccurl_free_headers(headers)
         failure.deallocate()
+        body.deallocate()
     }
 
     /// The address that redirects have led to.
@@ -116,7 +128,8 @@ package final class HTTPRequest: @unchecked Sendable {
     func end(code: Int32, work: Double) {
         // The body may have had no byte.
         if code == 0, isAccepted == nil { isAccepted = sink.accept(answer) }
-        let words = String(cString: failure)
+        let words =
+            code == ccurl_lost ? "the connection was lost" : String(cString: failure)
         onEnd?(
             Outcome(
                 answer: answer, code: code,

@@ -57,6 +57,9 @@ public struct Conversion: Sendable {
     public var expectedDigest: DiskDigest?
     /// SHA-256 that the file of the only source has to have, which is read in one pass then.
     public var sourceDigest: DiskDigest?
+    /// Has the target's server compute the checksum of what it holds, when all of it has been
+    /// flushed; the conversion fails if that differs from what was converted.
+    public var verifies = false
     /// Called with a message about a circumstance that is no failure.
     public var onWarning: (@Sendable (_ message: String) -> Void)?
     /// Called from any task with the number of bytes done and the size of the guest disk.
@@ -216,6 +219,14 @@ public struct Conversion: Sendable {
             throw .invalid("-o has no effect when skipping image creation (-n)")
         }
         if targetIsZero, !skipsCreation { throw .invalid("--target-is-zero needs -n") }
+        if verifies {
+            let driver = Storages.driver(for: target)
+            guard driver.checksums, targetFormat.driver.isPlain else {
+                throw .invalid(
+                    "--verify needs a target of the format raw on a server that computes "
+                        + "checksums: an imageio:// address")
+            }
+        }
         let creator = try targetFormat.creator()
         if compress, !creator.canCompress {
             throw .invalid("compression is not supported for format '\(targetFormat)'")

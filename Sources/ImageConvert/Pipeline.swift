@@ -44,8 +44,8 @@ public struct Pipeline: Sendable {
     public var writesInOrder: Bool
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
-    /// Computes a digest of the disk during the copy.
-    public var digest: DigestStage?
+    /// Compute digests of the disk during the copy.
+    public var digests: [DigestStage] = []
     /// Called now and then, from any task, with the number of bytes done. The last of them may
     /// still be in flight.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
@@ -76,7 +76,7 @@ public struct Pipeline: Sendable {
             target.compresses ? smallest : smallestChunk.roundedUp(to: smallest)
         // A file without holes may store zeros, so its data is read and searched.
         let sharesUnread =
-            digest == nil && target.sharesUnread ? try await source.isSparse() : false
+            digests.isEmpty && target.sharesUnread ? try await source.isSparse() : false
         // A target that compresses needs a second buffer for each chunk.
         let bounds = Window.Bounds(
             base: baseWorkers, limit: mostWorkers, memory: target.compresses ? memory / 2 : memory,
@@ -86,7 +86,8 @@ public struct Pipeline: Sendable {
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
             granularity: granularity, chunkSize: chunkSize,
-            gridStart: smallest % chunkSize,
+            // Long blocks are hashed in parallel only if chunks are whole blocks.
+            gridStart: digests.contains { $0.blockSize > smallest } ? 0 : smallest % chunkSize,
             longestCompressed: longestCompressed,
             sharesUnread: { sharesUnread && target.sharesUnread })
         let stages = Stages(
@@ -95,7 +96,7 @@ public struct Pipeline: Sendable {
             writing: WriteStage(
                 extents: extents, target: target, isOrdered: writesInOrder,
                 overlaps: { [writeMeter] in writeMeter?.isWaiting ?? false }),
-            digest: digest, longestCompressed: longestCompressed)
+            digests: digests, longestCompressed: longestCompressed)
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
         let progress = ProgressMark(onProgress)
 
@@ -126,7 +127,7 @@ public struct Pipeline: Sendable {
                 for try await _ in group {}
             }
             try Task.checkCancellation()
-            try await digest?.finish(at: source.virtualSize)
+            for digest in digests { try await digest.finish(at: source.virtualSize) }
             try await target.finish(virtualSize: source.virtualSize)
         }
         progress.reach(source.virtualSize)
@@ -138,7 +139,7 @@ private struct Stages: Sendable {
     let reading: ReadStage
     let sharing: ShareStage
     let writing: WriteStage
-    let digest: DigestStage?
+    let digests: [DigestStage]
     /// Limit for the compressed data of a chunk, in guest bytes; nil if there is none.
     let longestCompressed: Int64?
     /// Buffers for guest bytes, and for compressed clusters.
@@ -159,7 +160,7 @@ private struct Stages: Sendable {
         var encoded = try encodedPool.take(byteCount: reading.target.compresses ? count : 0)
         let pieces = try await reading.prepare(chunk, data: &data, encoded: &encoded)
         pass.noteRead(bytes: chunk.length)
-        try await digest?.add(chunk, data: data.bytes)
+        for digest in digests { try await digest.add(chunk, data: data.bytes) }
         let placement = try await writing.place(pieces, of: chunk, encoded: encoded.bytes)
         // Placing has copied the compressed clusters, so other chunks can use the memory while this
         // one waits for its write.

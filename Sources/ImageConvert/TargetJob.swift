@@ -2,6 +2,7 @@ import Concurrency
 import DiskImage
 import ImageFormats
 import ImageStorage
+import Synchronization
 
 /// The part of a conversion after all images are open: makes the target in its format and fills it.
 struct TargetJob {
@@ -43,6 +44,7 @@ struct TargetJob {
         let whole = try input.padded(to: virtualSize())
         let input = try await fitted(whole, into: storage)
         let size = input.isOpenEnded ? 0 : input.content.virtualSize
+        if conversion.verifies { try checkVerifiable(storage, input.content.virtualSize) }
         let target = try await makeTarget(storage, size)
         var pipeline = Pipeline(
             writesInOrder: conversion.writesInOrder,
@@ -86,12 +88,50 @@ struct TargetJob {
             }
         }
         if isHashed {
-            pipeline.digest = try digestStage(
-                skipped: target.traits.hasBacking ? input.content : nil,
-                zerosBehind: whole.content.virtualSize - input.content.virtualSize)
+            pipeline.digests.append(
+                try digestStage(
+                    skipped: target.traits.hasBacking ? input.content : nil,
+                    zerosBehind: whole.content.virtualSize - input.content.virtualSize))
+        }
+        let checksum = Mutex("")
+        if conversion.verifies {
+            pipeline.digests.append(
+                try DigestStage(form: .checksum) { hash in
+                    checksum.withLock { $0 = hash.hexadecimal }
+                })
         }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
         for source in sources { try await source.finishReading() }
+        if conversion.verifies {
+            // Only now is the size of an open-ended disk known.
+            try checkVerifiable(storage, input.content.virtualSize)
+            try await verify(storage, checksum.withLock { $0 })
+        }
+    }
+
+    /// Refuses a target that cannot be verified.
+    private func checkVerifiable(
+        _ storage: any WritableStorage, _ size: Int64
+    ) throws(ImageError) {
+        guard storage.traits.hasChecksum else {
+            throw .unsupported(storage.name, "the server computes no checksums (--verify)")
+        }
+        guard storage.size <= size else {
+            throw .unsupported(
+                storage.name,
+                "cannot be verified: of its \(storage.size) bytes only \(size) are written")
+        }
+    }
+
+    /// Compares the checksum of what the storage holds with that of what was converted.
+    private func verify(_ storage: any WritableStorage, _ expected: String) async throws {
+        try await storage.flush()
+        let found = try await storage.checksum(blockSize: BlockHashForm.checksum.blockSize)
+        guard found == expected else {
+            throw ImageError(
+                .invalid, path: storage.name,
+                "the checksum of the written disk is \(found), of what was converted \(expected)")
+        }
     }
 
     /// - Parameters:

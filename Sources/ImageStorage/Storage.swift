@@ -26,12 +26,14 @@ public struct StorageTraits: Sendable, Equatable {
     public var isOpenEnded: Bool
     /// Best unit of writes in bytes, a power of two; others work and take longer.
     public var blockSize: Int64
+    /// Whether the server can tell the checksum of what it holds.
+    public var hasChecksum: Bool
 
     public init(
         isDevice: Bool = false, isRemote: Bool = false, readsAsZero: Bool = false,
         hasHoles: Bool = false, writesOneByOne: Bool = false, requestsInFlight: Int = 0,
         requestSize: Int64 = 0, readsAhead: Bool = false, isStream: Bool = false,
-        isOpenEnded: Bool = false, blockSize: Int64 = 1
+        isOpenEnded: Bool = false, blockSize: Int64 = 1, hasChecksum: Bool = false
     ) {
         self.isDevice = isDevice
         self.isRemote = isRemote
@@ -44,6 +46,7 @@ public struct StorageTraits: Sendable, Equatable {
         self.isStream = isStream
         self.isOpenEnded = isOpenEnded
         self.blockSize = blockSize
+        self.hasChecksum = hasChecksum
     }
 }
 
@@ -104,6 +107,13 @@ public protocol WritableStorage: Storage {
 
     /// Returns when everything written is on stable storage (as far as the cache mode promises).
     func flush() async throws
+
+    /// Has the server compute the checksum of all bytes, if `traits.hasChecksum` is true: the
+    /// SHA-256 of the SHA-256s of all blocks in order.
+    ///
+    /// - Parameter blockSize: in bytes; the last block may be shorter.
+    /// - Returns: 64 lower-case digits.
+    func checksum(blockSize: Int64) async throws -> String
 
     /// Allocates the blocks of a range within the size; zeros in the range stay zeros.
     ///
@@ -171,6 +181,10 @@ extension WritableStorage {
 
     public func allocate(_ range: Range<Int64>, _ mode: Preallocation) throws(ImageError) {
         throw .unsupported(name, "Unsupported preallocation mode '\(mode.rawValue)'")
+    }
+
+    public func checksum(blockSize: Int64) async throws -> String {
+        throw ImageError.unsupported(name, "the checksum is not known")
     }
 
     public func apply(_ attributes: FileAttributes) -> String? { nil }

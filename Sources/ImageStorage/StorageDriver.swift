@@ -9,6 +9,8 @@ public protocol StorageDriver: Sendable {
     var names: [String] { get }
     /// Whether `resize` and `check -r` can change images in place here.
     var changesInPlace: Bool { get }
+    /// Whether targets can have a checksum (`StorageTraits.hasChecksum`).
+    var checksums: Bool { get }
 
     /// Whether a name means this kind of storage. The last driver of the list gets every name that
     /// no other driver claims.
@@ -53,6 +55,8 @@ public protocol StorageDriver: Sendable {
 
 extension StorageDriver {
     public var changesInPlace: Bool { false }
+
+    public var checksums: Bool { false }
 
     public func check(_ name: ImageName) {}
 

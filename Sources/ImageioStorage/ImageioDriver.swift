@@ -6,6 +6,7 @@ import ImageStorage
 public struct ImageioDriver: StorageDriver {
     public let label = "imageio"
     public let names: [String] = []
+    public let checksums = true
 
     public init() {}
 

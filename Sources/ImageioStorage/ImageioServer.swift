@@ -31,13 +31,18 @@ final class ImageioServer: Sendable {
         var hole: Bool?
     }
 
+    /// The daemon's answer to the request of a checksum.
+    private struct Checksum: Decodable { var checksum: String }
+
     let address: ImageioAddress
     private let url: String
     private let settings: HTTPSettings
     /// The settings of requests that may take long.
     private let patientSettings: HTTPSettings
     private let loops: [HTTPLoop]
-    /// For each connection: number of requests on their way, and whether it has written.
+    private let retries: Int
+    /// For each connection: number of requests on their way, and whether it has written something
+    /// since its last flush.
     private let states: Mutex<[(load: Int, hasWritten: Bool)]>
 
     private init(
@@ -46,11 +51,18 @@ final class ImageioServer: Sendable {
         self.address = address
         self.url = url
         self.loops = loops
+        retries = options.retries
         (settings, patientSettings) = Self.settings(options)
         states = Mutex(loops.map { _ in (0, false) })
     }
 
     deinit { for loop in loops { loop.close() } }
+
+    /// Answers of a server or of a proxy before it that may pass. A daemon's 500 is an error of the
+    /// disk.
+    private static let busy = [502, 503, 504]
+    /// Beginning of the error messages before the disk is open.
+    private static let opening = "cannot open"
 
     /// Number of connections.
     var connections: Int { loops.count }
@@ -77,9 +89,12 @@ final class ImageioServer: Sendable {
         var url = address.url
         var features = Features()
         if greeting.status == 200 {
-            features = try once.decode(Features.self, greeting.body)
+            features = try once.decode(Features.self, greeting.body, Self.opening)
         } else if greeting.status != 405, greeting.status != 204 {
-            throw once.refusal("cannot open", greeting.status, greeting.reason, greeting.body)
+            throw once.refusal(Self.opening, greeting.status, greeting.reason, greeting.body)
+        }
+        if forWriting, let known = features.features, !known.contains("flush") {
+            throw once.failure(Self.opening, "the ticket allows only reading")
         }
         if isLocal, options.socket == nil, let socket = features.unixSocket {
             // The way through the socket is shorter, and needs no encryption.
@@ -109,9 +124,9 @@ final class ImageioServer: Sendable {
             return [Part(start: 0, length: size, zero: false)]
         }
         guard !isOld, answer.status == 200 else {
-            throw refusal("cannot open", answer.status, answer.reason, answer.body)
+            throw refusal(Self.opening, answer.status, answer.reason, answer.body)
         }
-        return try decode([Part].self, answer.body)
+        return try decode([Part].self, answer.body, Self.opening)
     }
 
     /// Sends a request before the threads run.
@@ -130,18 +145,18 @@ final class ImageioServer: Sendable {
         loops[0].submit(request)
         loops[0].run { isOver || Task.isCancelled }
         guard let outcome, outcome.code == 0 else {
-            throw failure("cannot open", outcome?.failure ?? "interrupted")
+            throw failure(Self.opening, outcome?.failure ?? "interrupted")
         }
         return (sink.answer(outcome), outcome.isLocal)
     }
 
     private func decode<Value: Decodable>(
-        _ type: Value.Type, _ body: [UInt8]
+        _ type: Value.Type, _ body: [UInt8], _ what: String
     ) throws(ImageError) -> Value {
         do {
             return try JSONDecoder().decode(type, from: Data(body))
         } catch {
-            throw failure("cannot open", "the server's answer makes no sense")
+            throw failure(what, "the server's answer makes no sense")
         }
     }
 
@@ -182,15 +197,37 @@ final class ImageioServer: Sendable {
 
     /// Flushes on each connection that has written, because each has opened the disk for itself.
     func flush() async throws {
-        let numbers = states.withLock { states in states.indices.filter { states[$0].hasWritten } }
-        try await withThrowingTaskGroup(of: Void.self) { group in
-            for number in numbers {
-                group.addTask {
-                    try await self.patch(#"{"op":"flush"}"#, on: number, "cannot flush")
-                }
-            }
-            try await group.waitForAll()
+        let numbers = states.withLock { states in
+            let numbers = states.indices.filter { states[$0].hasWritten }
+            for number in numbers { states[number].hasWritten = false }
+            return numbers
         }
+        do {
+            try await withThrowingTaskGroup(of: Void.self) { group in
+                for number in numbers {
+                    group.addTask {
+                        try await self.patch(#"{"op":"flush"}"#, on: number, "cannot flush")
+                    }
+                }
+                try await group.waitForAll()
+            }
+        } catch {
+            states.withLock { states in
+                for number in numbers { states[number].hasWritten = true }
+            }
+            throw error
+        }
+    }
+
+    /// The checksum of the disk: the SHA-256 of the SHA-256s of its blocks, as digits. The daemon
+    /// reads all of the disk before it answers.
+    func checksum(blockSize: Int64) async throws -> String {
+        let what = "cannot compute the checksum"
+        let sink = ImageioSink()
+        let outcome = try await send(
+            HTTPCommand(), "/checksum?algorithm=sha256&block_size=\(blockSize)", into: sink,
+            isPatient: true, what)
+        return try decode(Checksum.self, sink.answer(outcome).body, what).checksum
     }
 
     private func patch(
@@ -209,6 +246,10 @@ final class ImageioServer: Sendable {
 
     /// Sends a request, and returns when it is answered well.
     ///
+    /// A request that only reads is repeated after a failure that may pass, on a connection that
+    /// has nothing to flush. One that writes is not: the daemon does not notice that a client has
+    /// gone, goes on with the first attempt, and would overwrite what is written later.
+    ///
     /// - Parameters:
     ///   - number: number of the connection; nil takes the one that has least to do.
     ///   - changes: whether the request changes the disk.
@@ -218,6 +259,43 @@ final class ImageioServer: Sendable {
         into sink: ImageioSink = ImageioSink(), isPatient: Bool = false, changes: Bool = false,
         _ what: String
     ) async throws -> HTTPRequest.Outcome {
+        var patience = HTTPPatience(retries: command.method == "GET" ? retries : 0)
+        while true {
+            let (outcome, number) = try await attempt(
+                command, suffix, on: number, into: sink, isPatient: isPatient, changes: changes)
+            let answer = sink.answer(outcome)
+            if outcome.code == 0, (200..<300).contains(answer.status) { return outcome }
+            if outcome.isPassing || Self.busy.contains(answer.status),
+                !states.withLock({ $0[number].hasWritten }),
+                let wait = patience.nextWait(asked: outcome.answer.retryAfter)
+            {
+                try await Task.sleep(for: .milliseconds(wait))
+                continue
+            }
+            guard outcome.code == 0 else {
+                if changes, let reason = try await closedTicket(what) { throw reason }
+                throw failure(what, outcome.failure)
+            }
+            throw refusal(what, answer.status, answer.reason, answer.body)
+        }
+    }
+
+    /// The reason why no request is taken any more, if the ticket has expired or was taken back. The
+    /// answer to a write says so, too, but the daemon closes the connection over a body that it has
+    /// not read, and the answer can be lost with it.
+    private func closedTicket(_ what: String) async throws -> ImageError? {
+        let sink = ImageioSink()
+        let (outcome, _) = try await attempt(
+            HTTPCommand("OPTIONS"), "", on: nil, into: sink, isPatient: false, changes: false)
+        let answer = sink.answer(outcome)
+        guard outcome.code == 0, answer.status == 403 else { return nil }
+        return refusal(what, answer.status, answer.reason, answer.body)
+    }
+
+    private func attempt(
+        _ command: HTTPCommand, _ suffix: String, on number: Int?, into sink: ImageioSink,
+        isPatient: Bool, changes: Bool
+    ) async throws -> (HTTPRequest.Outcome, number: Int) {
         let number = states.withLock { states in
             let chosen =
                 number ?? states.indices.min { states[$0].load < states[$1].load } ?? 0
@@ -228,13 +306,7 @@ final class ImageioServer: Sendable {
         defer { states.withLock { $0[number].load -= 1 } }
         let request = try HTTPRequest(
             isPatient ? patientSettings : settings, address: url + suffix, command, into: sink)
-        let outcome = try await loops[number].perform(request)
-        guard outcome.code == 0 else { throw failure(what, outcome.failure) }
-        let answer = sink.answer(outcome)
-        guard (200..<300).contains(answer.status) else {
-            throw refusal(what, answer.status, answer.reason, answer.body)
-        }
-        return outcome
+        return (try await loops[number].perform(request), number)
     }
 
     private func failure(_ what: String, _ reason: String) -> ImageError {
@@ -279,6 +351,8 @@ private final class ImageioSink: HTTPSink {
 
     func accept(_ answer: HTTPAnswer) -> Bool {
         isData = memory != nil && answer.status == 206
+        // An earlier attempt may have left something.
+        (count, text) = (0, [])
         return true
     }
 

@@ -52,7 +52,8 @@ public final class ImageioStorage: WritableStorage {
         canFlush = features.features?.contains("flush") ?? false
         traits = StorageTraits(
             isDevice: true, isRemote: true, hasHoles: extents.contains(where: \.isHole),
-            requestsInFlight: server.connections, requestSize: Self.requestSize)
+            requestsInFlight: server.connections, requestSize: Self.requestSize,
+            hasChecksum: features.features?.contains("checksum") ?? false)
     }
 
     public func read(into buffer: inout MutableRawSpan, at offset: Int64) async throws {
@@ -96,6 +97,10 @@ public final class ImageioStorage: WritableStorage {
     public func requireSpace(_ bytes: Int64) throws {}
 
     public func flush() async throws { if canFlush { try await server.flush() } }
+
+    public func checksum(blockSize: Int64) async throws -> String {
+        try await server.checksum(blockSize: blockSize)
+    }
 
     private func requireRoom(_ end: Int64) throws(ImageError) {
         guard end > size else { return }

@@ -157,6 +157,12 @@ struct ConvertCommand: ImageCommand {
 
     @OptionGroup var digestOptions: DigestOptions
 
+    @Flag(
+        help: ArgumentHelp(
+            "Have the server of an imageio:// target compute the checksum of the written disk, and "
+                + "fail if it is not that of what was converted."))
+    var verify = false
+
     @OptionGroup var servers: ServerOptions
 
     @Argument(help: ArgumentHelp("The sources, then the target.", valueName: "file"))
@@ -245,6 +251,7 @@ struct ConvertCommand: ImageCommand {
             throw .invalid("--algorithm needs --digest or --expect-digest")
         }
         conversion.digestAlgorithm = algorithm ?? .blkhash
+        conversion.verifies = verify
         if let expectedDigest {
             guard let digest = DiskDigest(expectedDigest, algorithm: algorithm) else {
                 throw .invalid(

@@ -46,7 +46,8 @@ enum QemuImgHelp {
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
         [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=digest] \
-        [--source-digest=digest] [--algorithm=name] \(servers) filename [filename2 [...]] output_filename
+        [--source-digest=digest] [--algorithm=name] [--verify] \(servers) \
+        filename [filename2 [...]] output_filename
         """,
         "create": """
         [--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] \

@@ -100,6 +100,8 @@ struct HTTPTests {
             let outcome = try Swimg.convert(options + ["-O", "raw", source, target])
             #expect(outcome.isSuccess, "\(outcome)")
             try expectEqual(target)
+            #expect(
+                server.requests().last?.hasSuffix("HTTP/2.0") == options.contains("--http2"))
         }
         let described = #"json:{"driver":"raw","file":{"driver":"https","url":"\#(source)","#
         #expect(try run(Swimg.path, ["info", described + #""sslverify":"off"}}"#]).isSuccess)
@@ -230,6 +232,9 @@ struct HTTPTests {
     }
 
     @Test func noticesAStall() throws {
+        // The server goes on, or closes the connection, after 30 seconds.
+        let start = ContinuousClock.now
+        defer { #expect(ContinuousClock.now - start < .seconds(25)) }
         let stalled = try OddServer(raw, "stall=1")
         let outcome = try convert(stalled, "--timeout", "1", "--retries", "0")
         #expect(outcome.status == 1, "\(outcome)")

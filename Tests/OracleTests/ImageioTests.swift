@@ -30,6 +30,11 @@ struct ImageioTests {
         return path
     }
 
+    private func oddURI(_ daemon: OddServer) -> String {
+        daemon.url.replacing("http://", with: "imageio+http://").replacing(
+            "/disk", with: "/images/t")
+    }
+
     @Test(arguments: [false, true])
     func uploadsAndDownloadsFiles(_ isSecure: Bool) throws {
         let path = try target("target.raw")
@@ -67,12 +72,13 @@ struct ImageioTests {
         let flush = try #require(lines.firstIndex { $0.contains(" FLUSH ") })
         #expect(try #require(last(" WRITE ")) < flush && #require(last(" ZERO ")) < flush)
         #expect(!lines.contains { $0.contains("flush=True") })
-        // One flush for each connection that wrote.
-        let writers = Set(
-            lines.filter { $0.contains(" WRITE ") || $0.contains(" ZERO ") }
-                .compactMap { $0.split(separator: " (").last?.split(separator: ")").first })
-        let flushes = lines.count { $0.contains(" FLUSH ") }
-        #expect(flushes >= 1 && flushes <= 4, "\(writers) \(flushes)")
+        // A flush on each connection that wrote; a thread of the daemon serves one.
+        func threads(_ words: String...) -> Set<Substring> {
+            Set(
+                lines.filter { line in words.contains { line.contains($0) } }
+                    .compactMap { $0.split(separator: " (")[1].split(separator: ")").first })
+        }
+        #expect(threads(" FLUSH ") == threads(" WRITE ", " ZERO "))
         let read = lines.filter { $0.contains(" READ ") }.compactMap { line in
             line.split(separator: " ").first { $0.hasPrefix("size=") }
                 .flatMap { Int($0.dropFirst("size=".count)) }
@@ -115,8 +121,7 @@ struct ImageioTests {
     /// A daemon that knows neither OPTIONS nor extents nor zeros: one connection, plain writes.
     @Test func worksWithAnOldDaemon() throws {
         let daemon = try OddServer(try target("target.raw"))
-        let uri = daemon.url.replacing("http://", with: "imageio+http://")
-            .replacing("/disk", with: "/images/t")
+        let uri = oddURI(daemon)
         let up = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, uri)
         #expect(up.isSuccess, "\(up)")
         let down = try Swimg.convert("-f", "raw", "-O", "raw", uri, folder.path("out"))
@@ -129,8 +134,7 @@ struct ImageioTests {
     @Test(arguments: 1...4)
     func refusesWildExtents(_ number: Int) throws {
         let daemon = try OddServer(raw, "wild=\(number)")
-        let uri = daemon.url.replacing("http://", with: "imageio+http://")
-            .replacing("/disk", with: "/images/t")
+        let uri = oddURI(daemon)
         let outcome = try Swimg.convert("-f", "raw", "-O", "raw", uri, folder.path("out"))
         #expect(outcome.status == 1 && outcome.errorText.contains("no sense"), "\(outcome)")
         #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
@@ -141,18 +145,145 @@ struct ImageioTests {
         let path = try target("target.raw")
         let daemon = try ImageioDaemon("file://" + path, size: Self.size, operations: ["read"])
         let readOnly = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, daemon.uri)
-        #expect(readOnly.status == 1 && readOnly.errorText.contains("403"), "\(readOnly)")
+        #expect(readOnly.status == 1 && readOnly.errorText.contains("only reading"), "\(readOnly)")
         let unknown = try Swimg.convert(
             "-O", "raw", daemon.uri.replacing("secret-ticket", with: "wrong-ticket"),
             folder.path("out"))
         #expect(unknown.status == 1 && unknown.errorText.contains("403"), "\(unknown)")
-        let small = try ImageioDaemon("file://" + path, size: Self.size / 2)
-        let tooLarge = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, small.uri)
-        #expect(tooLarge.status == 1, "\(tooLarge)")
-        for outcome in [readOnly, unknown, tooLarge] {
+        let half = try ImageioDaemon("file://" + path, size: Self.size / 2)
+        let forbidden = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, half.uri)
+        #expect(forbidden.status == 1 && forbidden.errorText.contains("416"), "\(forbidden)")
+        truncate(path, 1 << 20)
+        let tooLarge = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, half.uri)
+        #expect(
+            tooLarge.status == 1 && tooLarge.errorText.contains("is smaller"), "\(tooLarge)")
+        let tooMuch = try Swimg.convert("-f", "raw", "-O", "qcow2", raw, half.uri)
+        #expect(tooMuch.status == 1 && tooMuch.errorText.contains("too small"), "\(tooMuch)")
+        for outcome in [readOnly, unknown, forbidden, tooLarge, tooMuch] {
             #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
             #expect(!outcome.errorText.contains("-ticket"), "\(outcome)")
         }
         #expect(!FileManager.default.fileExists(atPath: folder.path("out")))
+    }
+
+    // MARK: --verify
+
+    /// The daemon's checksum of what it holds is that of what was converted.
+    @Test(arguments: ["file", "raw", "qcow2"], ["-W", "-m1", "-S0"])
+    func verifies(_ backend: String, _ mode: String) throws {
+        // Data and zeros that split the blocks of 2 MiB, and a short block of zeros at the end.
+        let size = (9 << 20) + 3 * 4096
+        let raw = try DiskSketch(
+            "A" + String(repeating: "-", count: 11) + String(repeating: "3-d4E---", count: 7),
+            cluster: 131072, size: size
+        ).writeRaw(folder.path("odd.raw"))
+        let source = folder.path("odd.qcow2")
+        try Qemu.img("convert", "-c", "-O", "qcow2", raw, source)
+        let path = folder.path("target")
+        try Qemu.img("create", "-q", "-f", backend == "qcow2" ? backend : "raw", path, "\(size)")
+        let server =
+            backend == "file"
+            ? nil : try NBDTestServer.qemu("-f", backend, "--detect-zeroes=on", path)
+        let url = server.map { "nbd:unix:" + $0.socket } ?? "file://" + path
+        let daemon = try ImageioDaemon(url, size: size)
+        for words in [["-f", "raw", raw], ["-f", "qcow2", source]] {
+            let outcome = try Swimg.convert(
+                ["-n", "--verify", "--expect-digest", try blkhash(raw), mode, "-O", "raw"] + words
+                    + [daemon.uri])
+            #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        }
+        let lines = daemon.log.filter { $0.contains(" FLUSH ") || $0.contains(" CHECKSUM ") }
+        #expect(lines.count { $0.contains(" CHECKSUM ") } == 2)
+        #expect(try #require(lines.first).contains(" FLUSH "))
+        #expect(try #require(lines.last).contains(" CHECKSUM "), "flushed before, and then no more")
+    }
+
+    /// The disk was said to read as zeros, and does not.
+    @Test func noticesOtherContent() throws {
+        let daemon = try ImageioDaemon("file://" + (try target("target.raw")), size: Self.size)
+        let words = ["-n", "--target-is-zero", "-f", "raw", "-O", "raw", raw, daemon.uri]
+        #expect(try Swimg.convert(words).isSuccess)
+        let outcome = try Swimg.convert(["--verify"] + words)
+        #expect(outcome.status == 1 && outcome.errorText.contains("checksum"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+    }
+
+    @Test func refusesToVerify() throws {
+        let new = folder.path("new")
+        let path = try target("target.raw")
+        let larger = try ImageioDaemon("file://" + path, size: Self.size)
+        let half = folder.path("half.raw")
+        try FileManager.default.copyItem(atPath: raw, toPath: half)
+        truncate(half, off_t(Self.size / 2))
+        let old = try OddServer(path)
+        for (words, reason) in [
+            (["-O", "raw", raw, new], "--verify needs"),
+            (["-n", "-O", "qcow2", raw, larger.uri], "--verify needs"),
+            (["-n", "-O", "raw", half, larger.uri], "cannot be verified"),
+            (["-n", "-O", "raw", raw, oddURI(old)], "no checksums"),
+        ] {
+            let outcome = try Swimg.convert(["--verify", "-f", "raw"] + words)
+            #expect(outcome.status == 1 && outcome.errorText.contains(reason), "\(outcome)")
+            #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        }
+        #expect(!FileManager.default.fileExists(atPath: new))
+        #expect(!larger.log.contains { $0.contains(" WRITE ") || $0.contains(" ZERO ") })
+        #expect(try !old.requests().contains { $0.method == "PUT" })
+    }
+
+    // MARK: failures
+
+    @Test(arguments: ["busy=3", "short=3", "reset=3"])
+    func repeatsReads(_ fault: String) throws {
+        let daemon = try OddServer(raw, fault)
+        let words = ["-f", "raw", "-O", "raw", oddURI(daemon), folder.path("out")]
+        let outcome = try Swimg.convert(words)
+        #expect(outcome.isSuccess, "\(outcome)")
+        try expectEqual(folder.path("out"))
+        // The last bytes may outrun the reset.
+        guard fault != "reset=3" else { return }
+        let impatient = try Swimg.convert(["--retries", "0"] + words)
+        #expect(impatient.status == 1, "\(impatient)")
+        #expect(impatient.errorText.split(separator: "\n").count == 1, "\(impatient)")
+    }
+
+    /// The daemon may still be busy with a write whose connection is lost, so it must not come
+    /// again; libcurl would send it again by itself.
+    @Test(arguments: [["lostput=2"], ["lostput=2", "gone"]])
+    func neverRepeatsWrites(_ faults: [String]) throws {
+        let daemon = try OddServer(try target("target.raw"), faults)
+        let outcome = try Swimg.convert("-n", "-f", "raw", "-O", "raw", raw, oddURI(daemon))
+        #expect(outcome.status == 1 && outcome.errorText.contains("cannot write"), "\(outcome)")
+        // The reason is asked for, because the answer to the write may be lost.
+        #expect(outcome.errorText.contains("expired") == (faults.count > 1), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        let ranges = try daemon.requests().filter { $0.method == "PUT" }.map(\.range)
+        #expect(ranges.count >= 2 && Set(ranges).count == ranges.count, "\(ranges)")
+    }
+
+    @Test func endsWhenTheTicketIsTakenBack() throws {
+        let disk = try NBDTestServer.nbdkit(
+            "--filter=delay", "memory", "\(Self.size)", "wdelay=1", "delay-zero=1")
+        let daemon = try ImageioDaemon("nbd:unix:" + disk.socket, size: Self.size)
+        let upload = try Swimg.start(["-n", "-f", "raw", "-O", "raw", raw, daemon.uri])
+        #expect(upload.wait(until: { daemon.log.contains { $0.contains(" WRITE ") } }))
+        try daemon.cancel()
+        let outcome = try upload.wait(timeout: 20)
+        #expect(outcome.status == 1 && outcome.errorText.contains("403"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
+        #expect(!outcome.errorText.contains("secret"), "\(outcome)")
+    }
+
+    /// The source takes longer to answer than the ticket lives without a request.
+    @Test func endsWhenTheTicketExpires() throws {
+        let source = try NBDTestServer.nbdkit(
+            "--filter=delay", "pattern", "\(Self.size)", "rdelay=4")
+        let daemon = try ImageioDaemon(
+            "file://" + (try target("target.raw")), size: Self.size, timeout: 2)
+        let outcome = try Swimg.convert(
+            "-n", "-f", "raw", "-O", "raw", "nbd+unix:///?socket=\(source.socket)", daemon.uri,
+            timeout: 20)
+        #expect(outcome.status == 1 && outcome.errorText.contains("expired"), "\(outcome)")
+        #expect(outcome.errorText.split(separator: "\n").count == 1, "\(outcome)")
     }
 }

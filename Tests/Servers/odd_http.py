@@ -3,7 +3,7 @@
 Usage: odd_http.py FILE LOG FAULT[=NUMBER]...
 
 Serves FILE under every path. Prints its port. Appends a line to LOG for each request: method, path,
-range as it was asked for, status, and number of bytes of the body that were sent.
+range as it was asked for or sent, status, and number of bytes of the body that were sent.
 """
 
 import http.server
@@ -24,7 +24,8 @@ with open(path, "rb") as file:
 lock = threading.Lock()
 # Lists of extents that make no sense, by the number of the fault "wild".
 WILD = {
-    1: b'[{"start": 0, "length": 9223372036854775807, "zero": true}, {"start": 9, "length": 9, "zero": true}]',
+    1: b'[{"start": 0, "length": 9223372036854775807, "zero": true},'
+    b' {"start": 9223372036854775807, "length": 9, "zero": true}]',
     2: b'[{"start": 0, "length": -5, "zero": true}]',
     3: b'[{"start": 4096, "length": 4096, "zero": true}]',
     4: b'[{"start": 0}]',
@@ -32,14 +33,21 @@ WILD = {
 # Number of requests so far, and of those to each signed address.
 count = 0
 uses = {}
+# Whether the answer to a PUT was lost on purpose.
+is_lost = False
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Number of PUT requests on this connection.
+    puts = 0
 
     def note(self, status, sent=0):
+        span = self.headers.get("Range", "-")
+        if "Content-Range" in self.headers:
+            span = "bytes=" + self.headers["Content-Range"].split()[1].partition("/")[0]
         with lock, open(log, "a") as file:
-            words = [self.command, self.path, self.headers.get("Range", "-"), status, sent]
+            words = [self.command, self.path, span, status, sent]
             file.write(" ".join(map(str, words)) + "\n")
 
     def refuse(self, status, body=b"", **headers):
@@ -57,13 +65,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_OPTIONS(self):
         if "wild" in faults:
             return self.refuse(200, b'{"features": ["extents"], "max_readers": 1, "max_writers": 1}')
+        if "gone" in faults and is_lost:
+            return self.refuse(403, b"expired")
         # As an ovirt-imageio daemon before its first version with features.
         self.refuse(405)
 
     def do_PUT(self):
-        global content
+        global content, is_lost
         first = int(self.headers["Content-Range"].split()[1].partition("-")[0])
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.puts += 1
+        if self.due("lostput", self.puts):
+            is_lost = True
+            self.note(0)
+            return self.reset()
         with lock:
             content = content[:first] + body + content[first + len(body) :]
         self.refuse(200)
@@ -149,11 +164,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.due("stall", number):
             time.sleep(30)
         if self.due("reset", number):
-            # Closing with this option sends a reset.
-            self.connection.setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        if len(sent) < len(body) or self.due("reset", number):
+            self.reset()
+        if len(sent) < len(body):
             self.close_connection = True
+
+    def reset(self):
+        # Closing with this option sends a reset.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
 
     def log_message(self, *words):
         pass

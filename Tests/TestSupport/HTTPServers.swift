@@ -8,7 +8,7 @@ public final class OddServer {
     public struct Request: Sendable {
         public var method: String
         public var path: String
-        /// The bytes that were asked for; nil for the whole file.
+        /// The bytes that were asked for, or sent to be stored; nil for the whole file.
         public var range: Range<Int>?
         public var status: Int
         /// Number of bytes of the body that were sent.
@@ -73,7 +73,8 @@ public final class Nginx {
     public let authority: String
     /// A certificate and key that the server accepts at `/private/`.
     public let clientCertificate: String
-    /// The log: one line for each request: status, range, bytes of the body.
+    /// The log: one line for each request: status, range, bytes of the body, method,
+    /// path, version of HTTP.
     public let log: String
     private let process: RunningProcess
     private let folder: TempFolder
@@ -152,7 +153,8 @@ public final class Nginx {
         pid \(folder.path("pid"));
         events { worker_connections 256; }
         http {
-            log_format short '$status "$http_range" $body_bytes_sent $request_method $uri';
+            log_format short '$status "$http_range" $body_bytes_sent $request_method $uri '
+                '$server_protocol';
             access_log \(folder.path("log")) short;
             client_body_temp_path \(folder.path("body"));
             proxy_temp_path \(folder.path("proxy"));

@@ -7,6 +7,7 @@ public final class ImageioDaemon {
     private static let program = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
         .deletingLastPathComponent().deletingLastPathComponent()
         .appendingPathComponent(".build/imageio/bin/ovirt-imageio").path
+    private static let ticket = "secret-ticket"
 
     public static let isInstalled = access(program, X_OK) == 0
 
@@ -24,9 +25,10 @@ public final class ImageioDaemon {
     ///   - isSecure: whether the daemon uses TLS.
     ///   - hasSocket: whether it listens on its unix socket.
     ///   - operations: what the ticket allows.
+    ///   - timeout: time in seconds without a request after which the ticket expires.
     public init(
         _ url: String, size: Int, isSecure: Bool = false, hasSocket: Bool = false,
-        operations: [String] = ["read", "write"]
+        operations: [String] = ["read", "write"], timeout: Int = 300
     ) throws {
         let folder = try TempFolder()
         self.folder = folder
@@ -71,7 +73,7 @@ public final class ImageioDaemon {
             atPath: folder.path("conf.d"), withIntermediateDirectories: true)
         try Data(settings.utf8).write(to: URL(fileURLWithPath: folder.path("conf.d/a.conf")))
         let ticket: [String: Any] = [
-            "uuid": "secret-ticket", "size": size, "url": url, "timeout": 300, "sparse": true,
+            "uuid": Self.ticket, "size": size, "url": url, "timeout": timeout, "sparse": true,
             "ops": operations,
         ]
         try JSONSerialization.data(withJSONObject: ticket)
@@ -99,10 +101,16 @@ public final class ImageioDaemon {
     deinit { process.kill() }
 
     public var uri: String {
-        "imageio\(isSecure ? "" : "+http")://localhost:\(port)/images/secret-ticket"
+        "imageio\(isSecure ? "" : "+http")://localhost:\(port)/images/\(Self.ticket)"
     }
 
-    public var socketURI: String { "imageio+unix:///images/secret-ticket?socket=\(socket)" }
+    public var socketURI: String { "imageio+unix:///images/\(Self.ticket)?socket=\(socket)" }
+
+    /// Takes the ticket back, as a user does who cancels the transfer. Returns when the daemon does
+    /// no more of it.
+    public func cancel() throws {
+        try require(Self.program + "ctl", ["del-ticket", "-c", folder.path, Self.ticket])
+    }
 
     /// The lines of the daemon's log.
     public var log: [String] {

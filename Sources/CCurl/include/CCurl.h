@@ -44,6 +44,12 @@ struct ccurl_settings {
 void *ccurl_add_header(void *list, const char *line);
 void ccurl_free_headers(void *list);
 
+/// The rest of a body that is still to be sent.
+struct ccurl_body {
+    const char *bytes;
+    size_t size;
+};
+
 /// The contents of a request.
 struct ccurl_command {
     const char *method;
@@ -52,9 +58,11 @@ struct ccurl_command {
     const char *range;
     /// Header lines instead of those of the settings, or NULL.
     void *headers;
-    /// The body, which lives as long as the request; NULL for none.
-    const void *body;
-    size_t body_size;
+    /// The body, which lives as long as the request, as its bytes do; without bytes there is none.
+    /// It is sent once. libcurl repeats a request by itself if the server closes a connection that
+    /// it has used before, but not one of which a part of such a body was sent: the server may
+    /// still be working on it, and would overwrite what is written later (`ccurl_lost`).
+    struct ccurl_body *body;
 };
 
 /// Makes a request; NULL without memory.
@@ -97,6 +105,8 @@ void *ccurl_multi_next(void *multi, int *code, void **context);
 
 /// The number of the error that there is no memory.
 extern const int ccurl_no_memory;
+/// The number of the error that the connection was lost while a body was sent.
+extern const int ccurl_lost;
 /// Libcurl's words for an error.
 const char *ccurl_error(int code);
 

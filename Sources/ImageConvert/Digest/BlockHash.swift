@@ -1,5 +1,19 @@
 import DiskImage
 
+/// A way to make one hash of the hashes of blocks.
+struct BlockHashForm: Sendable, Equatable {
+    /// Length of a block in bytes; the last one may be shorter.
+    let blockSize: Int64
+    /// Whether the length of the disk is hashed behind the last block's hash.
+    let hashesLength: Bool
+
+    /// The form of `blksum` and `nbdcopy --blkhash`.
+    static let blkhash = BlockHashForm(blockSize: 64 << 10, hashesLength: true)
+    /// The form of `WritableStorage.checksum`. A block is as long as a chunk, so that blocks are
+    /// hashed in parallel; shorter ones cost the server more reads.
+    static let checksum = BlockHashForm(blockSize: 2 << 20, hashesLength: false)
+}
+
 /// The hashes of consecutive blocks.
 struct BlockHashes: Sendable, Equatable {
     enum Run: Sendable, Equatable {
@@ -22,9 +36,9 @@ struct BlockHashes: Sendable, Equatable {
         }
     }
 
-    mutating func appendZeros(_ blocks: Int64) {
+    mutating func appendZeros(_ blocks: Int64, of blockSize: Int64) {
         guard blocks > 0 else { return }
-        length += blocks * BlockHasher.blockSize
+        length += blocks * blockSize
         if case .zeros(let count)? = runs.last {
             runs[runs.count - 1] = .zeros(count: count + blocks)
         } else {
@@ -35,9 +49,8 @@ struct BlockHashes: Sendable, Equatable {
 
 /// Hashes the blocks of a part of a disk that starts at a block boundary.
 struct BlockHasher: ~Copyable, ByteSink {
-    /// Size of a block in bytes.
-    static let blockSize: Int64 = 64 << 10
-
+    /// Length of a block in bytes.
+    private let blockSize: Int64
     /// The hashes of the finished blocks that have not been taken.
     private var hashes = BlockHashes()
     private var inner: SHA256
@@ -46,42 +59,45 @@ struct BlockHasher: ~Copyable, ByteSink {
     /// The current block is all zeros so far, and `inner` has not received them.
     private var isZero = true
 
-    init() throws(ImageError) { inner = try SHA256() }
+    init(_ form: BlockHashForm) throws(ImageError) {
+        blockSize = form.blockSize
+        inner = try SHA256()
+    }
 
     mutating func add(_ bytes: RawSpan) throws(ImageError) {
         var position = 0
         while position < bytes.byteCount {
-            let count = min(Int(Self.blockSize - filled), bytes.byteCount - position)
+            let count = min(Int(blockSize - filled), bytes.byteCount - position)
             let part = bytes.extracting(position..<position + count)
             position += count
-            if count == Int(Self.blockSize), ZeroScan.isZero(part) {
-                hashes.appendZeros(1)
+            if count == Int(blockSize), ZeroScan.isZero(part) {
+                hashes.appendZeros(1, of: blockSize)
                 continue
             }
             if isZero { try inner.addZeros(filled) }
             isZero = false
             try inner.add(part)
             filled += Int64(count)
-            if filled == Self.blockSize { try closeBlock() }
+            if filled == blockSize { try closeBlock() }
         }
     }
 
     mutating func addZeros(_ count: Int64) throws(ImageError) {
         var rest = count
         if filled > 0 {
-            let part = min(rest, Self.blockSize - filled)
+            let part = min(rest, blockSize - filled)
             if !isZero { try inner.addZeros(part) }
             filled += part
             rest -= part
-            if filled == Self.blockSize { try closeBlock() }
+            if filled == blockSize { try closeBlock() }
         }
-        hashes.appendZeros(rest / Self.blockSize)
-        filled += rest % Self.blockSize
+        hashes.appendZeros(rest / blockSize, of: blockSize)
+        filled += rest % blockSize
     }
 
     private mutating func closeBlock() throws(ImageError) {
-        if isZero, filled == Self.blockSize {
-            hashes.appendZeros(1)
+        if isZero, filled == blockSize {
+            hashes.appendZeros(1, of: blockSize)
         } else {
             if isZero { try inner.addZeros(filled) }
             hashes.append(try inner.finish(), of: Int(filled))
@@ -100,7 +116,7 @@ struct BlockHasher: ~Copyable, ByteSink {
     }
 }
 
-/// The block hash of a disk: a hash over its blocks' hashes and its length.
+/// The block hash of a disk: a hash over its blocks' hashes, and in some forms over its length.
 struct BlockHash: ~Copyable, ByteSink {
     /// Number of zero-block hashes that are added in one call.
     private static let zerosAtOnce: Int64 = 2048
@@ -110,18 +126,22 @@ struct BlockHash: ~Copyable, ByteSink {
     /// Cuts the byte stream into blocks.
     private var cutter: BlockHasher
     private let zeros: [UInt8]
+    private let hashesLength: Bool
 
     /// - Throws: `ImageError` if libcrypto is missing or fails.
-    static func make() throws(ImageError) -> BlockHash {
+    static func make(_ form: BlockHashForm) throws(ImageError) -> BlockHash {
         var hash = try SHA256()
-        try hash.addZeros(BlockHasher.blockSize)
+        try hash.addZeros(form.blockSize)
         let zero = try hash.finish()
-        return BlockHash(outer: hash, cutter: try BlockHasher(), zero: zero)
+        return BlockHash(form, outer: hash, cutter: try BlockHasher(form), zero: zero)
     }
 
-    private init(outer: consuming SHA256, cutter: consuming BlockHasher, zero: [UInt8]) {
+    private init(
+        _ form: BlockHashForm, outer: consuming SHA256, cutter: consuming BlockHasher, zero: [UInt8]
+    ) {
         self.outer = outer
         self.cutter = cutter
+        hashesLength = form.hashesLength
         zeros = Array(repeatElement(zero, count: Int(Self.zerosAtOnce)).joined())
     }
 
@@ -165,8 +185,10 @@ struct BlockHash: ~Copyable, ByteSink {
     mutating func finish() throws -> [UInt8] {
         try cutter.finish()
         try append(cutter.takeHashes())
-        let end = withUnsafeBytes(of: length.littleEndian) { Array($0) }
-        try outer.add(end.span.bytes)
+        if hashesLength {
+            let end = withUnsafeBytes(of: length.littleEndian) { Array($0) }
+            try outer.add(end.span.bytes)
+        }
         return try outer.finish()
     }
 }

@@ -36,11 +36,16 @@ public struct DiskDigest: Sendable, Equatable, CustomStringConvertible {
 
     init(_ algorithm: DigestAlgorithm, _ bytes: [UInt8]) {
         self.algorithm = algorithm
-        hexadecimal = bytes.map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined()
+        hexadecimal = bytes.hexadecimal
     }
 
     /// The algorithm, a colon and the digits.
     public var description: String { "\(algorithm.rawValue):\(hexadecimal)" }
+}
+
+extension [UInt8] {
+    /// Two lower-case digits for each byte.
+    var hexadecimal: String { map { ($0 < 16 ? "0" : "") + String($0, radix: 16) }.joined() }
 }
 
 /// A consumer of the bytes of a disk, or of a part of it, in guest order.

@@ -10,8 +10,8 @@ import Synchronization
 /// one chunk; the number of workers thus bounds the memory.
 public final class DigestStage: Sendable {
     private enum Sum {
-        case sha256(Shared<SHA256>)
-        case blkhash(Shared<BlockHash>)
+        case plain(Shared<SHA256>)
+        case blocks(Shared<BlockHash>)
     }
 
     /// A hash whose lock lets several tasks share it.
@@ -23,29 +23,46 @@ public final class DigestStage: Sendable {
     /// The largest chunk, in bytes, whose block hashes may wait in memory for their turn.
     private static let largestPart: Int64 = 128 << 20
 
+    /// Length in bytes of the blocks that are hashed on their own; 1 if there are none.
+    let blockSize: Int64
     private let sum: Sum
-    private let hashers = ResourcePool { () throws(ImageError) in Shared(try BlockHasher()) }
+    private let hashers: ResourcePool<Shared<BlockHasher>>
     /// End of the hashed part of the disk, in bytes.
     private let position = Mutex<Int64>(0)
     private let gate = TurnGate()
     private let skipped: (any ImageSource)?
     private let zerosBehind: Int64
-    private let check: @Sendable (DiskDigest) throws -> Void
+    /// Called with the bytes of the hash.
+    private let check: @Sendable ([UInt8]) throws -> Void
 
     /// - Parameters:
     ///   - skipped: the content of skipped ranges; nil if they are all zeros.
     ///   - zerosBehind: number of zero bytes that the guest disk has after the copied part.
     ///   - check: called with the digest before the target is committed; may throw to refuse it.
     /// - Throws: `ImageError` if libcrypto is missing or fails.
-    public init(
+    public convenience init(
         _ algorithm: DigestAlgorithm, skipped: (any ImageSource)? = nil, zerosBehind: Int64 = 0,
         check: @escaping @Sendable (DiskDigest) throws -> Void
     ) throws(ImageError) {
-        sum =
-            switch algorithm {
-            case .sha256: .sha256(Shared(try SHA256()))
-            case .blkhash: .blkhash(Shared(try BlockHash.make()))
-            }
+        try self.init(
+            form: algorithm == .blkhash ? .blkhash : nil, skipped: skipped,
+            zerosBehind: zerosBehind, check: { try check(DiskDigest(algorithm, $0)) })
+    }
+
+    /// - Parameter form: of a block hash; nil hashes the bytes of the disk.
+    init(
+        form: BlockHashForm?, skipped: (any ImageSource)? = nil, zerosBehind: Int64 = 0,
+        check: @escaping @Sendable ([UInt8]) throws -> Void
+    ) throws(ImageError) {
+        if let form {
+            sum = .blocks(Shared(try BlockHash.make(form)))
+        } else {
+            sum = .plain(Shared(try SHA256()))
+        }
+        blockSize = form?.blockSize ?? 1
+        hashers = ResourcePool { () throws(ImageError) in
+            Shared(try BlockHasher(form ?? .blkhash))
+        }
         self.skipped = skipped
         self.zerosBehind = zerosBehind
         self.check = check
@@ -56,17 +73,17 @@ public final class DigestStage: Sendable {
     /// - Parameter data: the chunk's buffer.
     func add(_ chunk: Chunk, data: RawSpan) async throws {
         switch sum {
-        case .sha256(let sum):
+        case .plain(let sum):
             try await gate.enter(chunk.sequence)
             try await feed(chunk, data, to: sum.hash)
-        case .blkhash(let sum) where isWholeBlocks(chunk):
+        case .blocks(let sum) where isWholeBlocks(chunk):
             let hasher = try hashers.take()
             try await feed(chunk, data, to: hasher.hash)
             let hashes = hasher.hash.withLock { $0.takeHashes() }
             hashers.giveBack(hasher)
             try await gate.enter(chunk.sequence)
             try sum.hash.withLock { try $0.append(hashes) }
-        case .blkhash(let sum):
+        case .blocks(let sum):
             try await gate.enter(chunk.sequence)
             try await feed(chunk, data, to: sum.hash)
         }
@@ -77,7 +94,7 @@ public final class DigestStage: Sendable {
     /// Whether a chunk can be hashed on its own. Its length matters only if skipped ranges are
     /// read: runs of zeros take no memory.
     private func isWholeBlocks(_ chunk: Chunk) -> Bool {
-        chunk.begin % BlockHasher.blockSize == 0 && chunk.end % BlockHasher.blockSize == 0
+        chunk.begin % blockSize == 0 && chunk.end % blockSize == 0
             && (skipped == nil || chunk.end - chunk.begin <= Self.largestPart)
     }
 
@@ -87,12 +104,12 @@ public final class DigestStage: Sendable {
     func finish(at size: Int64) async throws {
         let rest = position.withLock { $0 }..<size
         switch sum {
-        case .sha256(let sum):
+        case .plain(let sum):
             try await feedEnd(rest, to: sum.hash)
-            try check(DiskDigest(.sha256, try sum.hash.withLock { try $0.finish() }))
-        case .blkhash(let sum):
+            try check(try sum.hash.withLock { try $0.finish() })
+        case .blocks(let sum):
             try await feedEnd(rest, to: sum.hash)
-            try check(DiskDigest(.blkhash, try sum.hash.withLock { try $0.finish() }))
+            try check(try sum.hash.withLock { try $0.finish() })
         }
     }
 

@@ -44,7 +44,9 @@ public struct GuestDigest: Sendable {
             }
         }
         let result = Mutex<DiskDigest?>(nil)
-        pipeline.digest = try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
+        pipeline.digests = [
+            try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
+        ]
         try await pipeline.copy(from: source, extents: source, to: DiscardingTarget())
         try await image.topLayer.storage.finishReading()
         guard let digest = result.withLock({ $0 }) else { throw CancellationError() }
