@@ -46,6 +46,9 @@ public struct Pipeline: Sendable {
     public var storesZeros: Bool
     /// Compute digests of the disk during the copy.
     public var digests: [DigestStage] = []
+    /// Called when all has been copied, before the target is completed; throws if the source turns
+    /// out to be wrong.
+    public var checkSource: @Sendable () async throws -> Void = {}
     /// Called now and then, from any task, with the number of bytes done. The last of them may
     /// still be in flight.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
@@ -127,6 +130,7 @@ public struct Pipeline: Sendable {
                 for try await _ in group {}
             }
             try Task.checkCancellation()
+            try await checkSource()
             for digest in digests { try await digest.finish(at: source.virtualSize) }
             try await target.finish(virtualSize: source.virtualSize)
         }

@@ -46,6 +46,32 @@ struct TargetJob {
         let size = input.isOpenEnded ? 0 : input.content.virtualSize
         if conversion.verifies { try checkVerifiable(storage, input.content.virtualSize) }
         let target = try await makeTarget(storage, size)
+        var pipeline = makePipeline(from: input, to: target, on: storage)
+        if isHashed {
+            pipeline.digests.append(
+                try digestStage(
+                    skipped: target.traits.hasBacking ? input.content : nil,
+                    zerosBehind: whole.content.virtualSize - input.content.virtualSize))
+        }
+        let checksum = Mutex("")
+        if conversion.verifies {
+            pipeline.digests.append(
+                try DigestStage(form: .checksum) { hash in
+                    checksum.withLock { $0 = hash.hexadecimal }
+                })
+        }
+        try await pipeline.copy(from: input.content, extents: input.extents, to: target)
+        if conversion.verifies {
+            // Only now is the size of an open-ended disk known.
+            try checkVerifiable(storage, input.content.virtualSize)
+            try await verify(storage, checksum.withLock { $0 })
+        }
+    }
+
+    /// The engine with the limits that suit the storages of both ends.
+    private func makePipeline(
+        from input: CopyInput, to target: any ImageTarget, on storage: any WritableStorage
+    ) -> Pipeline {
         var pipeline = Pipeline(
             writesInOrder: conversion.writesInOrder,
             storesZeros: minSparse == 0)
@@ -55,6 +81,9 @@ struct TargetJob {
             pipeline.memory = min(pipeline.memory, StreamStorage.inFlight)
         }
         pipeline.readMeters = sources.map(\.readMeter)
+        pipeline.checkSource = { [sources] in
+            for source in sources { try await source.finishReading() }
+        }
         pipeline.writeMeter = storage.writeMeter
         let distant = storage.traits.requestsInFlight
         let wanted = distant + requestsInFlight
@@ -81,32 +110,14 @@ struct TargetJob {
         // once.
         if distant > 0 { pipeline.writesInOrder = false }
         if let report = conversion.onProgress {
-            pipeline.onProgress = { [sources, isOpenEnded = input.isOpenEnded] done in
+            let (size, isOpenEnded) = (input.content.virtualSize, input.isOpenEnded)
+            pipeline.onProgress = { [sources] done in
                 guard isOpenEnded else { return report(done, size) }
                 let stream = sources.lazy.compactMap(\.streamProgress).first
                 if let stream { report(stream.done, stream.total) }
             }
         }
-        if isHashed {
-            pipeline.digests.append(
-                try digestStage(
-                    skipped: target.traits.hasBacking ? input.content : nil,
-                    zerosBehind: whole.content.virtualSize - input.content.virtualSize))
-        }
-        let checksum = Mutex("")
-        if conversion.verifies {
-            pipeline.digests.append(
-                try DigestStage(form: .checksum) { hash in
-                    checksum.withLock { $0 = hash.hexadecimal }
-                })
-        }
-        try await pipeline.copy(from: input.content, extents: input.extents, to: target)
-        for source in sources { try await source.finishReading() }
-        if conversion.verifies {
-            // Only now is the size of an open-ended disk known.
-            try checkVerifiable(storage, input.content.virtualSize)
-            try await verify(storage, checksum.withLock { $0 })
-        }
+        return pipeline
     }
 
     /// Refuses a target that cannot be verified.

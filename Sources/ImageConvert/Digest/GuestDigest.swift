@@ -27,6 +27,7 @@ public struct GuestDigest: Sendable {
             ? OpenEndedSource(image.topLayer) : try ConcatenatedSource([image.source])
         var pipeline = Pipeline(writesInOrder: false)
         pipeline.readMeters = image.layers.map(\.storage.readMeter)
+        pipeline.checkSource = { try await image.topLayer.storage.finishReading() }
         if image.topLayer.storage.traits.isStream { pipeline.memory = StreamStorage.inFlight }
         if image.requestsInFlight > 0 {
             pipeline.baseWorkers = max(pipeline.baseWorkers, image.requestsInFlight)
@@ -48,7 +49,6 @@ public struct GuestDigest: Sendable {
             try DigestStage(algorithm) { digest in result.withLock { $0 = digest } }
         ]
         try await pipeline.copy(from: source, extents: source, to: DiscardingTarget())
-        try await image.topLayer.storage.finishReading()
         guard let digest = result.withLock({ $0 }) else { throw CancellationError() }
         return digest
     }
