@@ -11,9 +11,9 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
     /// touches of the small pages it replaces.
     private static let hugePage = 2 << 20
 
-    /// Length in bytes from which a buffer has to leave the margin of memory alone. Most such buffers
-    /// are kept for many uses; for compressed runs and reads past the page cache that are not
-    /// aligned, the look at the memory comes with each, and is short beside their I/O.
+    /// Length in bytes from which a buffer has to leave the margin of memory alone. Most such
+    /// buffers are kept for many uses; for compressed runs and reads past the page cache that are
+    /// not aligned, the look at the memory comes with each, and is short beside their I/O.
     private static let long = 128 << 10
 
     private let memory: UnsafeMutableRawBufferPointer

@@ -280,9 +280,9 @@ final class ImageioServer: Sendable {
         }
     }
 
-    /// The reason why no request is taken any more, if the ticket has expired or was taken back. The
-    /// answer to a write says so, too, but the daemon closes the connection over a body that it has
-    /// not read, and the answer can be lost with it.
+    /// The reason why no request is taken any more, if the ticket has expired or was taken back.
+    /// The answer to a write says so, too, but the daemon closes the connection over a body that it
+    /// has not read, and the answer can be lost with it.
     private func closedTicket(_ what: String) async throws -> ImageError? {
         let sink = ImageioSink()
         let (outcome, _) = try await attempt(

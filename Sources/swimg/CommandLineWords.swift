@@ -126,7 +126,7 @@ extension ParsableCommand {
     }
 }
 
-/// What is read of the argument parser's description of a command.
+/// The parts of the argument parser's description of a command that are read here.
 private struct DumpedHelp: Decodable {
     struct Command: Decodable {
         let arguments: [Argument]

@@ -263,8 +263,8 @@ struct ConvertCommand: ImageCommand {
         if let sourceDigest {
             guard let digest = DiskDigest(sourceDigest, algorithm: .sha256) else {
                 throw .invalid(
-                    "invalid digest '\(sourceDigest)': --source-digest takes 64 hexadecimal digits, "
-                        + "with or without 'sha256:'")
+                    "invalid digest '\(sourceDigest)': --source-digest takes 64 hexadecimal "
+                        + "digits, with or without 'sha256:'")
             }
             conversion.sourceDigest = digest
         }

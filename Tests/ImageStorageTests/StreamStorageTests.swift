@@ -68,7 +68,7 @@ private final class CountingStream: ByteStream {
         }
     }
 
-    /// What lies far behind is an error, never other bytes.
+    /// A read far behind the stream's position is an error, and never brings other bytes.
     @Test func refusesToGoBackFar() async throws {
         let reach = StreamStorage.reach
         let storage = storage(3 * reach, size: 3 * reach)

@@ -188,8 +188,8 @@ import Testing
         }
     }
 
-    /// `convert` reads a FIFO in one pass (PipeSourceTests); all else needs a file, and must not wait
-    /// for somebody at the other end.
+    /// `convert` reads a FIFO in one pass (PipeSourceTests); all other verbs need a file, and must
+    /// not wait for a writer at the other end.
     @Test func fifoIsNoTargetAndNoImage() throws {
         #expect(mkfifo(folder.path("pipe"), 0o644) == 0)
         for verb in [["info"], ["map"], ["check"], ["measure"], ["resize", "-f", "raw"]] {

@@ -12,15 +12,11 @@ struct CompressedSourceTests {
     static let endings = programs.keys.sorted()
 
     private let folder: TempFolder
-    /// 9.5 MiB and a sector, so that no block, chunk or cluster ends with it.
     private let raw: String
 
     init() throws {
         folder = try TempFolder()
-        raw = try DiskSketch(
-            "A1-aB2+0C" + String(repeating: "3--d4E", count: 12) + "F", cluster: 131072,
-            size: 9_961_472 + 512
-        ).writeRaw(folder.path("disk.raw"))
+        raw = try DiskSketch.oddlySized.writeRaw(folder.path("disk.raw"))
     }
 
     /// Compresses a file with the program for an ending, and returns the new file's path.
@@ -83,6 +79,17 @@ struct CompressedSourceTests {
         }
     }
 
+    /// Images of swimg's own have one table behind the data, farther than a stream goes back.
+    @Test func refusesTablesBehindTheData() throws {
+        let disk = folder.path("noise.raw")
+        try writeNoise(disk, count: 20 << 20)
+        let image = folder.path("own.qcow2")
+        #expect(try Swimg.convert("-f", "raw", "-O", "qcow2", disk, image).isSuccess)
+        let source = try compress(image, "gz")
+        expectFailure(
+            try Swimg.convert(source, folder.path("out")), "decompress it with gzip first")
+    }
+
     /// The edges of sectors, of the raw target's pages, of the stream's blocks.
     @Test(arguments: [0, 1, 511, 512, 2047, 4096, 5000, 1 << 20, (1 << 20) + 1, (3 << 20) - 512])
     func convertsDisksOfAnySize(_ size: Int) throws {
@@ -98,7 +105,7 @@ struct CompressedSourceTests {
         }
     }
 
-    /// What `xz -T`, `pigz`, `pbzip2` and `cat` make: several streams, and zeros behind them.
+    /// Several streams, as `xz -T`, `pigz`, `pbzip2` and `cat` make them, and zeros behind them.
     @Test(arguments: endings)
     func readsSeveralStreams(_ ending: String) throws {
         let whole = try contents(raw)

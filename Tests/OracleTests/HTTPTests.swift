@@ -6,15 +6,11 @@ import Testing
 @Suite(.enabled(if: Qemu.isInstalled && Nginx.isInstalled, "nginx serves, qemu-img judges"))
 struct HTTPTests {
     private let folder: TempFolder
-    /// 9 MiB and a little: several requests.
     private let raw: String
 
     init() throws {
         folder = try TempFolder()
-        raw = try DiskSketch(
-            "A1-aB2+0C" + String(repeating: "3--d4E", count: 12) + "F", cluster: 131072,
-            size: 9_961_472 + 512
-        ).writeRaw(folder.path("disk.raw"))
+        raw = try DiskSketch.oddlySized.writeRaw(folder.path("disk.raw"))
     }
 
     private func expectEqual(_ target: String, sourceLocation: SourceLocation = #_sourceLocation)

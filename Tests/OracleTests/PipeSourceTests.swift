@@ -10,10 +10,7 @@ struct PipeSourceTests {
 
     init() throws {
         folder = try TempFolder()
-        raw = try DiskSketch(
-            "A1-aB2+0C" + String(repeating: "3--d4E", count: 12) + "F", cluster: 131072,
-            size: 9_961_472 + 512
-        ).writeRaw(folder.path("disk.raw"))
+        raw = try DiskSketch.oddlySized.writeRaw(folder.path("disk.raw"))
     }
 
     /// Runs `swimg convert` by a shell, with `{}` for the words up to the source.

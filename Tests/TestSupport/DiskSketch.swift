@@ -21,6 +21,11 @@ public struct DiskSketch: Sendable, CustomStringConvertible {
         self.size = size ?? self.letters.count * cluster
     }
 
+    /// 9.5 MiB and a sector of all kinds: several chunks and requests, none of which ends with it.
+    public static let oddlySized = DiskSketch(
+        "A1-aB2+0C" + String(repeating: "3--d4E", count: 12) + "F", cluster: 131072,
+        size: 9_961_472 + 512)
+
     public var description: String { "\(String(letters)) x \(cluster), \(size) bytes" }
 
     /// The content of one whole cluster.

@@ -1,13 +1,13 @@
 import DiskImage
 import ImageStorage
 
-/// A qcow2 image that is changed where it stands: its storage, its header and its active L1 table as
-/// they are on disk, and the ways to change each of them (docs/architecture.md, "Changing an image
-/// in place").
+/// A qcow2 image that is changed where it stands: its storage, its header and its active L1 table
+/// as they are on disk, and the ways to change each of them (docs/architecture.md, "Changing an
+/// image in place").
 ///
-/// Verbs decide what to change. This type knows the places of the parts and the order of writes: new
-/// structures, a flush, one write to the header, a flush. It is the only one that writes headers and
-/// L1 tables.
+/// Verbs decide what to change. This type knows the places of the parts and the order of writes:
+/// new structures, a flush, one write to the header, a flush. It is the only one that writes
+/// headers and L1 tables.
 struct Qcow2WritableImage: Sendable {
     let storage: any Storage
     /// The header on disk; the older one while `isSwitched` leaves two possible.
@@ -108,9 +108,9 @@ extension Qcow2WritableImage {
     /// written before is on stable storage. Bits of features that are void after a change by a
     /// program that does not know them are cleared (spec, "autoclear_features").
     ///
-    /// - Throws: `ImageError`. If the header cannot be written, the old one is restored, so that new
-    ///   structures can be taken back. If that fails as well, either header may be on disk, and both
-    ///   lead to a valid image.
+    /// - Throws: `ImageError`. If the header cannot be written, the old one is restored, so that
+    ///   new structures can be taken back. If that fails as well, either header may be on disk, and
+    ///   both lead to a valid image.
     mutating func changeHeader(_ change: (inout Qcow2Header) -> Void) async throws {
         var new = header
         change(&new)

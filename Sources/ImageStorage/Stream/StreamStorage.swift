@@ -36,7 +36,7 @@ public final class StreamStorage: Storage, @unchecked Sendable {
     public let traits: StorageTraits
     public let readMeter = CallMeter()
     private let stream: any ByteStream
-    /// What to do for someone whose image cannot be read in one pass.
+    /// The remedy for an image that cannot be read in one pass, for messages.
     private let advice: String
     private let end: Mutex<Int64>
     private let gate = SerialGate()

@@ -259,7 +259,8 @@ extension Qcow2Checker {
         }
     }
 
-    /// Clears the autoclear bits that are not known here, before anything that they tell of changes.
+    /// Clears the autoclear bits that are not known here, before anything that they tell of
+    /// changes.
     private func clearUnknownFeatures() async throws {
         guard header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 else { return }
         try await image.changeHeader { _ in }
