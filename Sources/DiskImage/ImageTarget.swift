@@ -111,10 +111,11 @@ public protocol ImageTarget: Sendable {
     var compresses: Bool { get }
 
     /// Decides where the pieces go, and collects compressed clusters so that many make one write.
-    /// Bookkeeping in memory: no I/O, no waiting.
+    /// Bookkeeping in memory for a new image; an image that is written in place may have to read
+    /// its tables.
     ///
     /// - Parameter encoded: the buffer that `encode` filled.
-    func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement
+    func place(_ pieces: [EncodedPiece], encoded: RawSpan) async throws -> Placement
 
     /// Writes what `place` decided, with plain clusters from the chunk's data buffer. Each
     /// placement has to be written once, because it can hold bytes of earlier chunks.

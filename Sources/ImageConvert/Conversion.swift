@@ -116,26 +116,27 @@ public struct Conversion: Sendable {
         var input =
             try openEnded.map { CopyInput(openEnded: $0) }
             ?? input(opened, leavesBacking: backing != nil)
-        var image = plan
-        var manner = skipsCreation ? TargetRequest.Manner.writeInto : .create
+        let image: any WrittenImage
         var files = opened.flatMap(\.files)
         if skipsCreation, let old = try await ExistingImage.open(target, targetFormat, opener) {
-            manner =
-                old.isNeeded(under: input, leavesBacking: backing != nil)
-                ? .createBesideOld : .create
             input = try old.under(input, leavesBacking: backing != nil, path: target)
-            image = old.rebuilt
+            image = try targetFormat.creator().existingImage(leavesBacking: backing != nil)
             files += old.filesBelow
-        } else if let backing {
-            let below = try await openBacking(backing, opener)
-            image.setBacking(backing, virtualSize: below.source.virtualSize)
-            files += below.files
+        } else {
+            var new = plan
+            if let backing {
+                let below = try await openBacking(backing, opener)
+                new.setBacking(backing, virtualSize: below.source.virtualSize)
+                files += below.files
+            }
+            try new.check()
+            image = new
         }
-        try image.check()
         return TargetJob(
             conversion: self, input: input, image: image, parameters: plan.parameters,
             request: TargetRequest(
-                manner, access: StorageAccess(cacheMode: targetCacheMode, options: storageOptions),
+                skipsCreation ? .writeInto : .create,
+                access: StorageAccess(cacheMode: targetCacheMode, options: storageOptions),
                 sourceFiles: Set(files), sourceNames: sources,
                 isCopyInPlace: slice == nil && targetFormat.driver.isPlain
                     && opened.count == 1 && opened[0].format.driver.isPlain),

@@ -3,18 +3,12 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-/// An existing image that a conversion writes into (`-n`).
-///
-/// Parts that the conversion does not write keep their content. So the image is rebuilt from both,
-/// with the properties of the old one.
+/// An existing image that a conversion writes into where it stands (`-n`), as it was before.
 struct ExistingImage {
-    let rebuilt: any NewImage
-    /// The image holds nothing that would have to be kept.
-    private let isEmpty: Bool
     private let image: OpenedImage
 
     /// - Parameter name: name of the target.
-    /// - Returns: nil if images of the format are plain: those are written as they stand.
+    /// - Returns: nil if images of the format are plain: those need no look.
     static func open(
         _ name: ImageName, _ format: ImageFormat, _ opener: ImageOpener
     ) async throws -> ExistingImage? {
@@ -22,25 +16,10 @@ struct ExistingImage {
         var opener = opener
         // The target is locked when it is opened for writing.
         opener.access.shareForced = true
-        let image = try await opener.open(name, format: format)
-        let rebuilt = try format.creator().newImage(
-            like: image.topLayer, backingSize: image.backing?.virtualSize ?? 0)
-        return ExistingImage(
-            rebuilt: rebuilt, isEmpty: try await isEmpty(image.topLayer), image: image)
+        return ExistingImage(image: try await opener.open(name, format: format))
     }
 
-    private static func isEmpty(_ layer: any ImageSource) async throws -> Bool {
-        var walk = MappingWalk(layer)
-        var position: Int64 = 0
-        while position < layer.virtualSize {
-            let mapping = try await walk.mapping(at: position, limit: layer.virtualSize)
-            guard mapping.content == .unallocated else { return false }
-            position = mapping.range.upperBound
-        }
-        return true
-    }
-
-    /// The content of the rebuilt image: `input`, and the old image below it.
+    /// The content to write: `input`, and the rest of the last cluster as it was.
     ///
     /// - Parameter leavesBacking: whether the input leaves out what the backing file provides
     ///   (`-B`): there the old image shows through.
@@ -57,28 +36,22 @@ struct ExistingImage {
             guard image.topLayer.backing != nil else {
                 throw ImageError(.invalid, path: path.description, "has no backing file (-B)")
             }
+            // A cluster is written whole, also where the input leaves a part of it out.
             input.content = LayeredSource(layers: [input.extents, image.source])
-            input.extents = LayeredSource(
-                layers: [input.extents, image.topLayer],
-                sizeBelow: image.backing?.virtualSize ?? 0)
         }
-        guard size > written else { return input }
+        let end = min(size, written.roundedUp(to: image.topLayer.readGranularity))
+        guard end > written else { return input }
         input.content = try ConcatenatedSource([
-            input.content, SliceSource(image.source, written..<size),
+            input.content, SliceSource(image.source, written..<end),
         ])
         input.extents = try ConcatenatedSource([
             input.extents,
-            SliceSource(leavesBacking ? image.ownLayer : image.source, written..<size),
+            SliceSource(leavesBacking ? image.ownLayer : image.source, written..<end),
         ])
         return input
     }
 
-    /// Whether the old image is read while the new one is written.
-    func isNeeded(under input: CopyInput, leavesBacking: Bool) -> Bool {
-        !isEmpty && (leavesBacking || image.source.virtualSize > input.content.virtualSize)
-    }
-
-    /// The files below the image, which are read while it is written.
+    /// The files below the image, which are not to be written.
     var filesBelow: [FileIdentity] { Array(image.files.dropFirst()) }
 }
 

@@ -8,8 +8,7 @@ import Synchronization
 struct TargetJob {
     let conversion: Conversion
     let input: CopyInput
-    /// The image to make.
-    let image: any NewImage
+    let image: any WrittenImage
     let parameters: ImageParameters
     let request: TargetRequest
     /// Number of concurrent requests that keep the source busy.

@@ -35,7 +35,7 @@ struct WriteStage: Sendable {
         _ pieces: [EncodedPiece], of chunk: Chunk, encoded: RawSpan
     ) async throws -> Placement {
         try await placing?.enter(chunk.sequence)
-        let placement = try target.place(pieces, encoded: encoded)
+        let placement = try await target.place(pieces, encoded: encoded)
         placing?.leave()
         return placement
     }

@@ -106,8 +106,6 @@ public struct TargetRequest: Sendable {
     public enum Manner: Sendable {
         /// Existing content is replaced when the target is complete.
         case create
-        /// Existing content is replaced as with `create`, and read until then.
-        case createBesideOld
         /// Existing content is overwritten in place (`-n`).
         case writeInto
     }

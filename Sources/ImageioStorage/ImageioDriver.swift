@@ -40,11 +40,7 @@ public struct ImageioDriver: StorageDriver {
         guard request.isCopyInPlace || !request.sourceNames.contains(name) else {
             throw .invalid("the target '\(address.label)' is also the source")
         }
-        let disk = try ImageioStorage(address, request.access.options.http, forWriting: true)
-        guard request.manner != .createBesideOld else {
-            throw .unsupported(
-                address.label, "a disk cannot be replaced while its old content is read")
-        }
-        return TargetInPlace(disk)
+        return TargetInPlace(
+            try ImageioStorage(address, request.access.options.http, forWriting: true))
     }
 }

@@ -57,12 +57,7 @@ public struct NBDDriver: StorageDriver {
         }
         var options = request.access.options.nbd
         options.writesThrough = request.access.cacheMode.isSynchronous
-        let export = try NBDStorage.open(name, options, forWriting: true)
-        guard request.manner != .createBesideOld else {
-            throw .unsupported(
-                export.name, "an export cannot be replaced while its old content is read")
-        }
-        return TargetInPlace(export)
+        return TargetInPlace(try NBDStorage.open(name, options, forWriting: true))
     }
 }
 

@@ -13,11 +13,10 @@ public protocol ImageCreator: Sendable {
     /// - Throws: `ImageError` in qemu-img's words, or for an option that is not supported yet.
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage
 
-    /// Makes a new image to replace an existing one, with the same properties (`-n`). Plain images
-    /// are not replaced but overwritten.
+    /// Prepares to write into an existing image (`-n`). Plain images need no preparation.
     ///
-    /// - Throws: `ImageError` if the new image would lack something that the old one has.
-    func newImage(like image: any Image, backingSize: Int64) throws(ImageError) -> any NewImage
+    /// - Parameter leavesBacking: whether the content leaves out what the backing file provides.
+    func existingImage(leavesBacking: Bool) throws(ImageError) -> any WrittenImage
 
     /// Calculates the size that an image of a disk would have.
     func measure(
@@ -26,15 +25,23 @@ public protocol ImageCreator: Sendable {
 }
 
 extension ImageCreator {
-    public func newImage(
-        like image: any Image, backingSize: Int64
-    ) throws(ImageError) -> any NewImage {
-        throw .unsupported(image.storage.name, "cannot be written into (-n)")
+    public func existingImage(leavesBacking: Bool) throws(ImageError) -> any WrittenImage {
+        throw .invalid("existing images of this format cannot be written into (-n)")
     }
 }
 
+/// An image that a conversion writes: a new one, or one that is there.
+public protocol WrittenImage: Sendable {
+    /// Begins to write the image.
+    ///
+    /// - Parameter size: the size of the guest disk in bytes.
+    func makeTarget(
+        on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
+    ) async throws -> any ImageTarget
+}
+
 /// A new image before it is written.
-public protocol NewImage: Sendable {
+public protocol NewImage: WrittenImage {
     var parameters: ImageParameters { get }
 
     /// Gives the image a backing file.
@@ -47,13 +54,6 @@ public protocol NewImage: Sendable {
 
     /// Checks that the options are compatible.
     func check() throws(ImageError)
-
-    /// Begins the image for a conversion to write.
-    ///
-    /// - Parameter size: the size of the guest disk in bytes.
-    func makeTarget(
-        on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
-    ) async throws -> any ImageTarget
 
     /// Writes an image without data: it reads as zeros, or as its backing file.
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws

@@ -60,29 +60,8 @@ struct Qcow2Creator: ImageCreator {
         .invalid("Parameter '\(name)' does not accept value '\(value)'")
     }
 
-    /// The image is rebuilt with the properties of the old one: exact tables, no leftovers, and the
-    /// old image stays until the new one is complete. Images with parts that a rebuilt one would
-    /// lose are refused.
-    func newImage(
-        like image: any Image, backingSize: Int64
-    ) throws(ImageError) -> any NewImage {
-        guard let header = (image as? Qcow2Source)?.header else {
-            throw .unsupported(image.storage.name, "is not a qcow2 image")
-        }
-        if let reason = header.reasonNotToRebuild {
-            throw .unsupported(
-                image.storage.name, "cannot write into an image with \(reason) (-n)")
-        }
-        var options = Qcow2Options()
-        options.version = header.version
-        options.clusterSize = header.geometry.clusterSize
-        options.compression = header.compression
-        options.lazyRefcounts = header.hasLazyRefcounts
-        if let file = header.backingFile {
-            options.backing = Qcow2Options.Backing(
-                file: file, format: header.backingFormat, virtualSize: backingSize)
-        }
-        return NewQcow2Image(parameters: ImageParameters(), options: options)
+    func existingImage(leavesBacking: Bool) -> any WrittenImage {
+        ExistingQcow2Image(leavesBacking: leavesBacking)
     }
 
     func measure(
@@ -166,5 +145,15 @@ private struct NewQcow2Image: NewImage {
             minSparse: 4096, writesData: false)
         try await target.prepare()
         try await target.finish(virtualSize: size)
+    }
+}
+
+private struct ExistingQcow2Image: WrittenImage {
+    let leavesBacking: Bool
+
+    func makeTarget(
+        on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
+    ) async throws -> any ImageTarget {
+        try await Qcow2InPlaceTarget(storage, settings, leavesBacking: leavesBacking)
     }
 }

@@ -15,6 +15,15 @@ struct Qcow2CompressedCluster: Sendable, Equatable {
         host = HostOffset(offset)
         maximumLength = (furtherSectors + 1) * 512 - offset % 512
     }
+
+    /// The L2 entry for a stream.
+    ///
+    /// - Parameter length: in bytes, not 0.
+    static func entry(_ host: HostOffset, length: Int64, _ geometry: Qcow2Geometry) -> UInt64 {
+        let furtherSectors = UInt64((host.bytes + length - 1) / 512 - host.bytes / 512)
+        return Qcow2Entry.compressed | furtherSectors << UInt64(geometry.compressedOffsetBits)
+            | UInt64(host.bytes)
+    }
 }
 
 /// Turns L2 entries into mappings. Pure.

@@ -101,32 +101,9 @@ public struct Qcow2Header: Sendable, Equatable {
 
     var hasDataFile: Bool { incompatibleFeatures & IncompatibleFeature.externalDataFile != 0 }
 
-    /// Whether the image has extensions or fields that are not known here.
-    private var hasUnknownParts: Bool {
-        !otherFields.isEmpty || otherExtensions.contains { $0.type != ExtensionType.featureNames }
-    }
-
     /// Whether the image defers updates of its refcounts (`lazy_refcounts`).
     public var hasLazyRefcounts: Bool {
         compatibleFeatures & CompatibleFeature.lazyRefcounts != 0
-    }
-
-    /// Reason why an image created anew with the same options would differ from this one; nil if it
-    /// would not.
-    public var reasonNotToRebuild: String? {
-        if geometry.hasExtendedL2 { return "extended L2 entries" }
-        if snapshotCount > 0 { return "internal snapshots" }
-        if autoclearFeatures != 0 { return "bitmaps" }
-        if refcountBits != 16 { return "refcounts of \(refcountBits) bits" }
-        if incompatibleFeatures & IncompatibleFeature.corrupt != 0 {
-            return "a mark that it is corrupt"
-        }
-        if compatibleFeatures & ~CompatibleFeature.lazyRefcounts != 0
-            || hasUnknownParts
-        {
-            return "features that are not known here"
-        }
-        return nil
     }
 
     /// Reads and checks the header of an image.

@@ -107,12 +107,10 @@ struct Qcow2Layout: ~Copyable {
     ) throws(ImageError) {
         openTable(for: guest, &placement)
         let host = allocateBytes(Int64(bytes.byteCount), &placement)
-        let lastSector = (host.bytes + Int64(bytes.byteCount) - 1) / 512
-        let furtherSectors = UInt64(lastSector - host.bytes / 512)
         setEntry(
             guest,
-            Qcow2Entry.compressed | furtherSectors << UInt64(geometry.compressedOffsetBits)
-                | UInt64(host.bytes), &placement)
+            Qcow2CompressedCluster.entry(host, length: Int64(bytes.byteCount), geometry),
+            &placement)
         try stream.append(bytes, at: host.bytes, to: &placement)
     }
 

@@ -7,8 +7,10 @@ import ImageStorage
 /// Counts are raised (`allocate`, `settle`) before anything leads to the clusters, and lowered
 /// after nothing does any more. Whenever the process ends, a count is too high at worst: a leak.
 ///
-/// New clusters lie behind everything else, and new blocks make a new table: until the header
-/// names that, the image is the old one, and `rollBack` can make the file as long as it was.
+/// `allocate` finds clusters behind everything else, and `settle` makes a new table for new blocks:
+/// until the header names that, the image is the old one, and `rollBack` can make the file as long
+/// as it was. An image that is written for long uses `take`, which finds free clusters anywhere,
+/// and `publish`, which changes the table in place.
 struct Qcow2Refcounts {
     /// The place of a refcount table, as the header names it.
     struct Table: Sendable, Equatable {
@@ -25,8 +27,10 @@ struct Qcow2Refcounts {
     private var changed: Set<Int> = []
     /// Index of the first cluster behind everything, where new ones are allocated.
     private var end: Int64
-    /// Whether there are new blocks, so that a new table has to be written.
-    private var hasNewBlocks = false
+    /// Index of the cluster from which on `take` looks for free ones.
+    private var searchStart: Int64 = 0
+    /// Blocks that the table in the file does not name yet.
+    private var newBlocks: Set<Int> = []
     /// Whether a count has fallen to one, so that entries need their copied flag.
     private(set) var hasNewSingles = false
 
@@ -90,7 +94,24 @@ struct Qcow2Refcounts {
         cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count - 1
         changed.insert(index)
         if count == 2 { hasNewSingles = true }
+        if count == 1 { searchStart = min(searchStart, cluster) }
         return count == 1
+    }
+
+    /// Adds one reference.
+    ///
+    /// - Returns: false if the count is at its maximum already.
+    mutating func raise(_ cluster: Int64) async throws -> Bool {
+        let count = try await count(of: cluster)
+        guard count > 0 else {
+            throw ImageError.corrupt(
+                storage.name, "cluster \(cluster) is in use, and its refcount is 0")
+        }
+        guard count < RefcountBlock.maximum(bits: cache.reader.bits) else { return false }
+        let index = Int(cluster / clustersPerBlock)
+        cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count + 1
+        changed.insert(index)
+        return true
     }
 
     /// Takes one reference from each cluster and gives back the blocks of those that become free.
@@ -169,7 +190,7 @@ struct Qcow2Refcounts {
         cache.reader.table.appendZeros(upTo: lastBlock + 1)
         for (place, index) in blocks.enumerated() {
             try await load(index)
-            hasNewBlocks = true
+            newBlocks.insert(index)
             cache.reader.table[index] = UInt64((start + Int64(place)) * clusterSize)
             cache.blocks[index] = RefcountBlock(
                 bits: cache.reader.bits, byteCount: Int(clusterSize))
@@ -179,8 +200,36 @@ struct Qcow2Refcounts {
         return first
     }
 
-    /// Sets counts without reading them: the clusters lie behind the end, so old counts mean
-    /// nothing.
+    /// Takes clusters in a row, each with a count of 1 afterwards: free ones, or new ones behind
+    /// the end.
+    ///
+    /// - Parameter count: largest number of clusters.
+    mutating func take(upTo count: Int64) async throws -> Range<Int64> {
+        while searchStart < end {
+            let (index, place) = searchStart.quotientAndRemainder(dividingBy: clustersPerBlock)
+            let stop = min(end, (index + 1) * clustersPerBlock)
+            // Without a block, clusters would need a new one: those behind the end come first.
+            if hasBlock(for: searchStart) {
+                try await load(Int(index))
+                let last = Int(stop - index * clustersPerBlock)
+                if let free = cache.blocks[Int(index)]??.firstFree(
+                    in: Int(place)..<last, upTo: Int(clamping: count))
+                {
+                    let start = index * clustersPerBlock
+                    let found = start + Int64(free.lowerBound)..<start + Int64(free.upperBound)
+                    try await setCounts(found, to: 1)
+                    searchStart = found.upperBound
+                    return found
+                }
+            }
+            searchStart = stop
+        }
+        let first = try await allocate(count)
+        searchStart = end
+        return first..<first + count
+    }
+
+    /// Sets counts without reading them: the clusters were free, so old counts mean nothing.
     private mutating func setCounts(_ clusters: Range<Int64>, to count: UInt64) async throws {
         var next = clusters.lowerBound
         while next < clusters.upperBound {
@@ -218,7 +267,7 @@ struct Qcow2Refcounts {
 
     /// Writes all counts. New blocks get a new table, to which the header has to lead next.
     mutating func settle() async throws {
-        if hasNewBlocks { try await placeTable() }
+        if !newBlocks.isEmpty { try await placeTable() }
         try await writeChanged()
     }
 
@@ -238,7 +287,31 @@ struct Qcow2Refcounts {
         cache.reader.table.appendZeros(upTo: Int(clusters * clusterSize / 8))
         place = Table(offset: HostOffset(first * clusterSize), clusters: clusters)
         try await storage.writeWords(table, at: place.offset.bytes)
-        hasNewBlocks = false
+        newBlocks = []
+    }
+
+    /// Brings all counts to stable storage, with everything written before, so that tables may lead
+    /// to the clusters that were taken. The table names new blocks in its own entries, if it has
+    /// room for them.
+    mutating func publish(in image: inout Qcow2WritableImage) async throws {
+        try await flush()
+        guard !newBlocks.isEmpty else { return }
+        if Int64(table.count) * 8 <= place.clusters * clusterSize {
+            for index in newBlocks.sorted() {
+                try await storage.writeWords([table[index]], at: entryOffset(index))
+            }
+            newBlocks = []
+            return try await storage.flush()
+        }
+        let old = place
+        try await placeTable()
+        try await writeChanged()
+        try await image.changeHeader { [place] in
+            $0.refcountTableOffset = place.offset
+            $0.refcountTableClusters = place.clusters
+        }
+        let first = old.offset.bytes / clusterSize
+        try await release(Array(first..<first + old.clusters))
     }
 
     /// Restores the counts and the file from before the first allocation. Nothing may lead to the

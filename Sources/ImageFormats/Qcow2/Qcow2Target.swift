@@ -13,13 +13,12 @@ public final class Qcow2Target: ImageTarget {
     /// Whether data will be written; false for an empty image.
     let writesData: Bool
     private let geometry: Qcow2Geometry
-    private let keepsZeros: Bool
     /// The places of all clusters; nil if the image is not preallocated.
     private let preallocated: Qcow2PreallocatedMap?
     /// The ending of a preallocated image, which is known before the data is written.
     private let knownEnding = Mutex<Qcow2Layout.Ending?>(nil)
     private let layout: Mutex<Qcow2Layout>
-    private let compressors: ResourcePool<Qcow2Compressor>
+    private let encoder: Qcow2ClusterEncoder
 
     /// Plans an image on empty storage.
     ///
@@ -41,7 +40,6 @@ public final class Qcow2Target: ImageTarget {
         self.options = options
         compresses = compress
         self.writesData = writesData
-        keepsZeros = minSparse == 0
         layout = Mutex(
             Qcow2Layout(
                 geometry, refcountBits: options.refcountBits, blockSize: storage.traits.blockSize))
@@ -52,11 +50,6 @@ public final class Qcow2Target: ImageTarget {
                 geometry: geometry,
                 clustersPerBlock: RefcountBlock.count(
                     bits: options.refcountBits, byteCount: geometry.clusterSize)) : nil
-        compressors = ResourcePool { () throws(ImageError) in
-            try Qcow2Compressor(
-                options.compression, level: options.compressionLevel,
-                clusterSize: geometry.clusterSize)
-        }
         traits = TargetTraits(
             granularity: geometry.clusterSize,
             readsAsZeroFrom: isPreallocated && !storage.traits.readsAsZero
@@ -64,6 +57,10 @@ public final class Qcow2Target: ImageTarget {
             hasBacking: options.backing != nil,
             canWriteZeroes: options.version >= 3 || isPreallocated,
             placesInOrder: !isPreallocated)
+        encoder = Qcow2ClusterEncoder(
+            clusterSize: geometry.clusterSize, keepsZeros: minSparse == 0,
+            zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
+            compression: compress ? options.compression : nil, level: options.compressionLevel)
         // Names that do not fit cause an error before the work.
         _ = try header(geometry, nil).serialized()
     }
@@ -90,53 +87,7 @@ public final class Qcow2Target: ImageTarget {
         _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
         into encoded: inout MutableRawSpan, used: inout Int
     ) throws -> [EncodedPiece] {
-        let clusterSize = Int(geometry.clusterSize)
-        let compressor = compresses ? try compressors.take() : nil
-        defer { if let compressor { compressors.giveBack(compressor) } }
-        var pieces: [EncodedPiece] = []
-        // Behind the end of the disk, the buffer holds zeros for the rest of the last cluster.
-        for start in stride(from: positions.lowerBound, to: positions.upperBound, by: clusterSize) {
-            let cluster = start..<start + clusterSize
-            let guest = guestOffset + Int64(start - positions.lowerBound)
-            let form = try form(
-                of: cluster, at: guest, in: data, compressor, into: &encoded, used: &used)
-            Self.append(form, guest..<guest + geometry.clusterSize, to: &pieces)
-        }
-        return pieces
-    }
-
-    private func form(
-        of cluster: Range<Int>, at guest: Int64, in data: RawSpan, _ compressor: Qcow2Compressor?,
-        into encoded: inout MutableRawSpan, used: inout Int
-    ) throws(ImageError) -> EncodedPiece.Form {
-        let canBeZero = traits.canWriteZeroes || guest >= traits.readsAsZeroFrom
-        if !keepsZeros, canBeZero, ZeroScan.isZero(data, cluster) { return .zero }
-        guard let compressor else { return .plain(cluster) }
-        // A stream as long as the cluster would save nothing, and the format requires shorter ones.
-        var room = encoded.slice(used..<used + cluster.count - 1)
-        guard let length = try compressor.compress(data.extracting(cluster), into: &room) else {
-            return .plain(cluster)
-        }
-        let positions = used..<used + length
-        used += length
-        return .compressed(positions)
-    }
-
-    /// Adds a cluster to the pieces, joined to its neighbour if both have the same form. A
-    /// compressed cluster stays alone, because it gets an entry of its own.
-    private static func append(
-        _ form: EncodedPiece.Form, _ guestRange: Range<Int64>, to pieces: inout [EncodedPiece]
-    ) {
-        let joined: EncodedPiece.Form
-        switch (pieces.last?.form, form) {
-        case (.zero, .zero): joined = .zero
-        case (.plain(let before), .plain(let next)):
-            joined = .plain(before.lowerBound..<next.upperBound)
-        default: return pieces.append(EncodedPiece(guestRange: guestRange, form: form))
-        }
-        let start = pieces[pieces.count - 1].guestRange.lowerBound
-        pieces[pieces.count - 1] = EncodedPiece(
-            guestRange: start..<guestRange.upperBound, form: joined)
+        try encoder.encode(data, positions, at: guestOffset, into: &encoded, used: &used)
     }
 
     public func place(_ pieces: [EncodedPiece], encoded: RawSpan) throws -> Placement {

@@ -149,6 +149,12 @@ extension Qcow2WritableImage {
         return offset == 0 ? nil : HostOffset(offset)
     }
 
+    /// Whether the L2 table of an L1 entry is used only once, so that it may be changed where it
+    /// stands.
+    func isOwnTable(_ index: Int64) -> Bool {
+        index < l1.count && l1[Int(index)] & Qcow2Entry.copied != 0
+    }
+
     /// Reads the L2 table of an L1 entry as words; zeros if there is no table.
     func readTable(_ index: Int64) async throws -> [UInt64] {
         guard let host = try tableOffset(index) else {

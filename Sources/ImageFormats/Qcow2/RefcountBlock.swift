@@ -60,6 +60,13 @@ struct RefcountBlock: Sendable {
         }
     }
 
+    /// The first free clusters of a range, at most `count` in a row; nil if all are in use.
+    func firstFree(in range: Range<Int>, upTo count: Int) -> Range<Int>? {
+        guard let first = range.first(where: { self[$0] == 0 }) else { return nil }
+        let end = (first..<range.upperBound).first { $0 - first == count || self[$0] != 0 }
+        return first..<(end ?? range.upperBound)
+    }
+
     /// Number of the first counts that are not zero.
     func countUsed(first count: Int) -> Int64 {
         let block = bytes.span.bytes

@@ -46,10 +46,8 @@ public struct FileDriver: StorageDriver {
         let path = try name.path()
         let cacheMode = request.access.cacheMode
         return switch request.manner {
-        case .create, .createBesideOld:
-            try TargetFile.create(
-                path, cacheMode: cacheMode, protecting: request.sourceFiles,
-                keepsOld: request.manner == .createBesideOld)
+        case .create:
+            try TargetFile.create(path, cacheMode: cacheMode, protecting: request.sourceFiles)
         case .writeInto:
             try TargetFile.openExisting(
                 path, cacheMode: cacheMode, protecting: request.sourceFiles)

@@ -54,13 +54,10 @@ public final class TargetFile: Sendable {
 
     /// Prepares to create a target, or to replace the file that has its name.
     ///
-    /// - Parameters:
-    ///   - protected: files that must not be overwritten: the source and the files that it reads.
-    ///   - keepsOld: whether the old content is read until `commit`, so that it cannot be
-    ///     overwritten in place.
+    /// - Parameter protected: files that must not be overwritten: the source and the files that it
+    ///   reads.
     public static func create(
-        _ path: HostPath, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = [],
-        keepsOld: Bool = false
+        _ path: HostPath, cacheMode: CacheMode, protecting protected: Set<FileIdentity> = []
     ) throws(ImageError) -> TargetFile {
         // The kernel follows links first: it may refuse one that another user left in a shared
         // folder (`fs.protected_symlinks`), and then the program must not follow it either.
@@ -76,11 +73,6 @@ public final class TargetFile: Sendable {
             path, cacheMode: cacheMode, mayCreate: true)
         if protected.contains(existing.identity) { throw isSource(path) }
         if let replacement = try replacement(for: existing, path, cacheMode) { return replacement }
-        if keepsOld {
-            throw .unsupported(
-                path.description,
-                "cannot be replaced while its old content is read: it can only be written in place")
-        }
         if existing.traits.isDevice { return TargetFile(storage: existing, place: .inPlace) }
         return TargetFile(
             storage: try emptied(existing), place: .inPlace, existing: existing)

@@ -1,0 +1,67 @@
+import Concurrency
+import DiskImage
+import ImageStorage
+
+/// An existing qcow2 image that is written where it stands: what is not written stays as it is.
+final class Qcow2InPlaceTarget: ImageTarget {
+    let traits: TargetTraits
+    let compresses: Bool
+    private let storage: any WritableStorage
+    private let encoder: Qcow2ClusterEncoder
+    private let editor: Exclusive<Qcow2ImageEditor>
+    /// Placements that are being written. Tables may lead to the data only afterwards.
+    private let writes = InFlightCount()
+
+    /// - Parameter leavesBacking: whether the content leaves out what the backing file provides.
+    /// - Throws: `ImageError` if the storage holds no qcow2 image, one that has errors, or one that
+    ///   cannot be changed.
+    init(
+        _ storage: any WritableStorage, _ settings: TargetSettings, leavesBacking: Bool
+    ) async throws {
+        let header = try await Qcow2Header.read(from: storage)
+        self.storage = storage
+        compresses = settings.compress
+        traits = TargetTraits(
+            granularity: header.geometry.clusterSize,
+            readsAsZeroFrom: settings.readsAsZero ? 0 : .max, hasBacking: leavesBacking,
+            canWriteZeroes: header.version >= 3 || header.backingFile == nil, placesInOrder: true)
+        encoder = Qcow2ClusterEncoder(
+            clusterSize: header.geometry.clusterSize, keepsZeros: settings.minSparse == 0,
+            zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
+            compression: settings.compress ? header.compression : nil)
+        editor = Exclusive(try await Qcow2ImageEditor(storage, header))
+    }
+
+    func encode(
+        _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
+        into encoded: inout MutableRawSpan, used: inout Int
+    ) throws -> [EncodedPiece] {
+        try encoder.encode(data, positions, at: guestOffset, into: &encoded, used: &used)
+    }
+
+    func place(_ pieces: [EncodedPiece], encoded: RawSpan) async throws -> Placement {
+        let needed = pieces.filter {
+            $0.form != .zero || $0.guestRange.lowerBound < traits.readsAsZeroFrom
+        }
+        return try await editor.use { editor in
+            if editor.isFull {
+                try await writes.drain()
+                try await editor.commit()
+            }
+            let placement = try await editor.place(needed, encoded: encoded)
+            if !placement.writes.isEmpty { writes.begin() }
+            return placement
+        }
+    }
+
+    func write(
+        _ placement: Placement, data: RawSpan, origin: BufferOrigin
+    ) async throws {
+        try await storage.writePlacement(placement, data: data, origin: origin)
+        writes.end()
+    }
+
+    func finish(virtualSize: Int64) async throws {
+        try await editor.use { try await $0.finish() }
+    }
+}
