@@ -5,19 +5,23 @@ import ImageStorage
 ///
 /// Source: QEMU's docs/interop/qcow2.txt, section "Bitmaps".
 struct Qcow2Bitmap: Sendable, Equatable {
-    let name: String
+    /// The name as bytes, mostly but not necessarily UTF-8.
+    let nameBytes: [UInt8]
     /// Length in bytes of the piece of disk that one bit stands for.
     let granularity: Int64
     /// Whether the bitmap was not saved properly and is void.
-    let isInUse: Bool
+    var isInUse = false
     /// Whether every program that writes to the image has to record its writes in the bitmap.
-    let isAuto: Bool
+    var isAuto: Bool
     /// Offset in bytes of the table that names the clusters of the bitmap.
-    let tableOffset: UInt64
-    let tableEntries: UInt32
+    var tableOffset: UInt64 = 0
+    var tableEntries: UInt32 = 0
+
+    var name: String { nameBytes.text }
 
     private static let fixedLength = 24
-    private static let maximumNameLength = 1023
+    static let maximumNameLength = 1023
+    static let granularityBits = 9...31
     /// Largest size of the bits of a bitmap in bytes (qemu's limit).
     private static let maximumSize: Int64 = 512 << 20
 
@@ -40,7 +44,7 @@ struct Qcow2Bitmap: Sendable, Equatable {
             let padded = entryLength(nameLength)
             let rest = try await cursor.next(padded - fixedLength)
             bitmaps.append(
-                try Qcow2Bitmap(fixed, rest.text(0..<nameLength), storage.name, geometry))
+                try Qcow2Bitmap(fixed, Array(rest[..<nameLength]), storage.name, geometry))
             left -= padded
         }
         guard bitmaps.count == directory.count else {
@@ -52,15 +56,15 @@ struct Qcow2Bitmap: Sendable, Equatable {
         return bitmaps
     }
 
-    /// Length of a bitmap's entry in the directory, in bytes: entries begin at multiples of 8.
-    static func entryLength(name: String) -> Int { entryLength(name.utf8.count) }
+    /// Length of the bitmap's entry in the directory, in bytes: entries begin at multiples of 8.
+    var entryLength: Int { Self.entryLength(nameBytes.count) }
 
     private static func entryLength(_ nameLength: Int) -> Int {
         (fixedLength + nameLength).roundedUp(to: 8)
     }
 
     private init(
-        _ fixed: [UInt8], _ name: String, _ file: String, _ geometry: Qcow2Geometry
+        _ fixed: [UInt8], _ name: [UInt8], _ file: String, _ geometry: Qcow2Geometry
     ) throws(ImageError) {
         tableOffset = fixed.bigEndian(at: 0, as: UInt64.self)
         tableEntries = fixed.bigEndian(at: 8, as: UInt32.self)
@@ -69,17 +73,45 @@ struct Qcow2Bitmap: Sendable, Equatable {
         let granularityBits = fixed[17]
         guard tableOffset > 0, tableOffset % UInt64(geometry.clusterSize) == 0,
             (1...Self.maximumSize).contains(bitmapBytes),
-            flags & ~3 == 0, fixed[16] == 1, (9...31).contains(granularityBits), !name.isEmpty,
-            Int(fixed.bigEndian(at: 18, as: UInt16.self)) <= Self.maximumNameLength,
+            flags & ~3 == 0, fixed[16] == 1, Self.granularityBits.contains(Int(granularityBits)),
+            (1...Self.maximumNameLength).contains(name.count),
             // A bitmap in use may be a leftover from when the disk had another size.
             flags & 1 != 0
                 || geometry.virtualSize.dividedUp(by: 1 << Int64(granularityBits)) <= bitmapBytes
                     * 8
-        else { throw .corrupt(file, "bitmap '\(name)' has an invalid directory entry") }
-        self.name = name
+        else { throw .corrupt(file, "bitmap '\(name.text)' has an invalid directory entry") }
+        nameBytes = name
         granularity = 1 << Int64(granularityBits)
         isInUse = flags & 1 != 0
         isAuto = flags & 2 != 0
+    }
+
+    /// Makes a bitmap that has no table yet.
+    init(name: [UInt8], granularity: Int64, isAuto: Bool) {
+        nameBytes = name
+        self.granularity = granularity
+        self.isAuto = isAuto
+    }
+
+    /// Offset in bytes of the flags in the entry.
+    static let flagsOffset: Int64 = 12
+
+    var flags: UInt32 { (isInUse ? 1 : 0) | (isAuto ? 2 : 0) }
+
+    /// The entry of the directory, padded.
+    var serialized: [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.appendBigEndian(tableOffset)
+        bytes.appendBigEndian(tableEntries)
+        bytes.appendBigEndian(flags)
+        // The type of bitmaps that track writes.
+        bytes.append(1)
+        bytes.append(UInt8(granularity.trailingZeroBitCount))
+        bytes.appendBigEndian(UInt16(nameBytes.count))
+        bytes.appendBigEndian(UInt32(0))
+        bytes += nameBytes
+        bytes.appendZeros(upTo: entryLength)
+        return bytes
     }
 }
 
@@ -88,12 +120,24 @@ struct Qcow2BitmapDirectory: Sendable, Equatable {
     let content: [UInt8]
 
     private static let length = 24
-    private static let maximumCount = 65535
+    static let maximumCount = 65535
     /// Largest size of the directory in bytes: 1024 for each bitmap, as in qemu.
     private static let maximumSize = UInt64(1024 * maximumCount)
 
     /// - Parameter content: bytes of any number; `check` validates them.
     init(_ content: RawSpan) { self.content = content.withUnsafeBytes { Array($0) } }
+
+    /// - Parameters:
+    ///   - offset: in bytes.
+    ///   - size: in bytes.
+    init(count: Int, offset: UInt64, size: UInt64) {
+        var bytes: [UInt8] = []
+        bytes.appendBigEndian(UInt32(count))
+        bytes.appendBigEndian(UInt32(0))
+        bytes.appendBigEndian(size)
+        bytes.appendBigEndian(offset)
+        content = bytes
+    }
 
     private var isWhole: Bool { content.count == Self.length }
     var count: Int { isWhole ? Int(content.bigEndian(at: 0, as: UInt32.self)) : 0 }

@@ -25,6 +25,8 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     /// End of the last compressed cluster, where the next one begins if it fits.
     private var compressedEnd: HostOffset?
     private var stream: CompressedStream
+    /// The bitmaps, of which those that record writes are kept up to date.
+    private var bitmaps: Qcow2BitmapList
 
     /// An L2 table with entries that the file does not have yet.
     private struct Table {
@@ -37,13 +39,16 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
 
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
     init(_ storage: any WritableStorage, _ header: Qcow2Header) async throws {
-        (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
+        (image, refcounts) = try await Qcow2WritableImage.sound(
+            storage, header, keepsBitmaps: true)
         stream = CompressedStream(
             clusterSize: header.geometry.clusterSize, blockSize: storage.traits.blockSize)
         // Features that this program does not know are void from the first change on.
         if header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 {
             try await image.changeHeader { _ in }
         }
+        bitmaps = try await Qcow2BitmapList(reading: image)
+        try await bitmaps.beginRecording(image)
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
@@ -67,6 +72,7 @@ extension Qcow2ImageEditor {
     ) async throws -> Placement {
         var placement = Placement()
         for piece in pieces {
+            bitmaps.note(piece.guestRange)
             let first = piece.guestRange.lowerBound / geometry.clusterSize
             switch piece.form {
             case .zero:
@@ -293,9 +299,10 @@ extension Qcow2ImageEditor {
         }
     }
 
-    /// Commits, and brings the last refcounts to disk.
+    /// Commits, and brings bitmaps and the last refcounts to disk.
     mutating func finish() async throws {
         try await commit()
         try await refcounts.flush()
+        try await bitmaps.store(in: &image, &refcounts)
     }
 }

@@ -10,7 +10,8 @@ import ImageStorage
 /// `allocate` finds clusters behind everything else, and `settle` makes a new table for new blocks:
 /// until the header names that, the image is the old one, and `rollBack` can make the file as long
 /// as it was. An image that is written for long uses `take`, which finds free clusters anywhere,
-/// and `publish`, which changes the table in place.
+/// and `publish`, which changes the table in place. After `deferChanges` no count in the file
+/// changes before the header leads to the new table.
 struct Qcow2Refcounts {
     /// The place of a refcount table, as the header names it.
     struct Table: Sendable, Equatable {
@@ -31,6 +32,12 @@ struct Qcow2Refcounts {
     private var searchStart: Int64 = 0
     /// Blocks that the table in the file does not name yet.
     private var newBlocks: Set<Int> = []
+    /// Whether blocks are written to new places before they change.
+    private var isDeferring = false
+    /// Blocks that have got a new place.
+    private var moved: Set<Int> = []
+    /// Clusters whose last reference goes with the switch of the header.
+    private var freedBySwitch: [Int64] = []
     /// Whether a count has fallen to one, so that entries need their copied flag.
     private(set) var hasNewSingles = false
 
@@ -90,9 +97,11 @@ struct Qcow2Refcounts {
                 "cluster \(cluster) cannot be freed: its refcount is \(count): try to repair the "
                     + "image (check -r)")
         }
-        let index = Int(cluster / clustersPerBlock)
-        cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count - 1
-        changed.insert(index)
+        if isDeferring, count == 1 {
+            freedBySwitch.append(cluster)
+            return true
+        }
+        try await set(cluster, to: count - 1)
         if count == 2 { hasNewSingles = true }
         if count == 1 { searchStart = min(searchStart, cluster) }
         return count == 1
@@ -108,17 +117,35 @@ struct Qcow2Refcounts {
                 storage.name, "cluster \(cluster) is in use, and its refcount is 0")
         }
         guard count < RefcountBlock.maximum(bits: cache.reader.bits) else { return false }
-        let index = Int(cluster / clustersPerBlock)
-        cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count + 1
-        changed.insert(index)
+        try await set(cluster, to: count + 1)
         return true
+    }
+
+    private mutating func set(_ cluster: Int64, to count: UInt64) async throws {
+        let index = Int(cluster / clustersPerBlock)
+        try await change(index)
+        cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count
+    }
+
+    /// Prepares a block for a change.
+    private mutating func change(_ index: Int) async throws {
+        if isDeferring, moved.insert(index).inserted {
+            let place = try await take(upTo: 1).lowerBound
+            try await load(index)
+            freedBySwitch.append(Int64(table[index]) / clusterSize)
+            cache.reader.table[index] = UInt64(place * clusterSize)
+            newBlocks.insert(index)
+        }
+        try await load(index)
+        changed.insert(index)
     }
 
     /// Takes one reference from each cluster and gives back the blocks of those that become free.
     mutating func release(_ clusters: [Int64]) async throws {
         var run: Range<Int64>?
         for cluster in clusters {
-            guard try await lower(cluster) else { continue }
+            // What the file's tables still lead to keeps its content.
+            guard try await lower(cluster), !isDeferring else { continue }
             if let open = run, open.upperBound == cluster {
                 run = open.lowerBound..<cluster + 1
             } else {
@@ -191,6 +218,7 @@ struct Qcow2Refcounts {
         for (place, index) in blocks.enumerated() {
             try await load(index)
             newBlocks.insert(index)
+            moved.insert(index)
             cache.reader.table[index] = UInt64((start + Int64(place)) * clusterSize)
             cache.blocks[index] = RefcountBlock(
                 bits: cache.reader.bits, byteCount: Int(clusterSize))
@@ -217,16 +245,24 @@ struct Qcow2Refcounts {
                 {
                     let start = index * clustersPerBlock
                     let found = start + Int64(free.lowerBound)..<start + Int64(free.upperBound)
-                    try await setCounts(found, to: 1)
+                    // Set first: the block may need a new place.
                     searchStart = found.upperBound
+                    try await setCounts(found, to: 1)
                     return found
                 }
             }
             searchStart = stop
         }
-        let first = try await allocate(count)
         searchStart = end
+        let first = try await allocate(count)
         return first..<first + count
+    }
+
+    /// Takes clusters that follow each other, each with a count of 1 afterwards.
+    ///
+    /// - Returns: index of the first one.
+    mutating func takeInARow(_ count: Int64) async throws -> Int64 {
+        count == 1 ? try await take(upTo: 1).lowerBound : try await allocate(count)
     }
 
     /// Sets counts without reading them: the clusters were free, so old counts mean nothing.
@@ -236,14 +272,12 @@ struct Qcow2Refcounts {
             let index = next / clustersPerBlock
             let stop = min(clusters.upperBound, (index + 1) * clustersPerBlock)
             if hasBlock(for: next) {
-                try await load(Int(index))
+                try await change(Int(index))
                 // The block leaves the cache meanwhile, or each change would copy it.
                 if var block = cache.blocks.removeValue(forKey: Int(index)) ?? nil {
                     for cluster in next..<stop {
                         let place = Int(cluster % clustersPerBlock)
-                        guard block[place] != count else { continue }
                         block[place] = count
-                        changed.insert(Int(index))
                     }
                     cache.blocks[Int(index)] = block
                 }
@@ -263,6 +297,25 @@ struct Qcow2Refcounts {
             if found.count == missing.count { return found }
             missing = found
         }
+    }
+
+    // MARK: Changes by one switch
+
+    /// From now on, blocks that change are written to new places, and clusters that lose their last
+    /// reference stay counted. `settle` writes the new table, and `finishSwitch` ends this.
+    mutating func deferChanges() { isDeferring = true }
+
+    /// Frees what the header's switch to the new table has made free.
+    mutating func finishSwitch(from old: Table) async throws {
+        isDeferring = false
+        moved = []
+        if old != place {
+            let first = old.offset.bytes / clusterSize
+            freedBySwitch += first..<first + old.clusters
+        }
+        try await release(freedBySwitch.sorted())
+        freedBySwitch = []
+        try await flush()
     }
 
     /// Writes all counts. New blocks get a new table, to which the header has to lead next.
@@ -317,6 +370,8 @@ struct Qcow2Refcounts {
     /// Restores the counts and the file from before the first allocation. Nothing may lead to the
     /// allocated clusters.
     mutating func rollBack() async throws {
+        isDeferring = false
+        newBlocks = []
         cache.blocks = [:]
         changed = []
         cache.reader.table = origin.table

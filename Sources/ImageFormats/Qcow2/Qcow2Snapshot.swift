@@ -13,8 +13,12 @@ struct Qcow2Snapshot: Sendable, Equatable {
     var id: [UInt8] { facts.id }
     var name: [UInt8] { facts.name }
 
+    /// Size of the guest disk in bytes when the snapshot was taken; nil if it was not recorded.
+    let diskSize: Int64?
     /// Length of the entry's extra data in bytes.
     let extraLength: Int
+    /// The entry as it stands in the table, without the padding behind it.
+    let entry: [UInt8]
 
     /// qemu's limits: the number of snapshots, and the extra data of each in bytes.
     static let maximumCount: UInt32 = 65536
@@ -57,8 +61,40 @@ struct Qcow2Snapshot: Sendable, Equatable {
         return Qcow2Snapshot(fixed, rest, extraLength: extraLength)
     }
 
+    /// Makes a snapshot without machine state.
+    ///
+    /// - Parameters:
+    ///   - l1: place and number of entries of the copy of the L1 table.
+    ///   - diskSize: in bytes.
+    ///   - time: since 1970, UTC.
+    init(
+        id: [UInt8], name: [UInt8], l1: (offset: HostOffset, entries: Int64), diskSize: Int64,
+        time: (seconds: UInt32, nanoseconds: UInt32)
+    ) {
+        var fixed: [UInt8] = []
+        fixed.appendBigEndian(UInt64(l1.offset.bytes))
+        fixed.appendBigEndian(UInt32(l1.entries))
+        fixed.appendBigEndian(UInt16(id.count))
+        fixed.appendBigEndian(UInt16(name.count))
+        fixed.appendBigEndian(time.seconds)
+        fixed.appendBigEndian(time.nanoseconds)
+        // The time that the guest has run, and the size of its state in 32 bits.
+        fixed.appendBigEndian(UInt64(0))
+        fixed.appendBigEndian(UInt32(0))
+        fixed.appendBigEndian(UInt32(24))
+        // Extra data: the size of the state, that of the disk, and no count of instructions.
+        var rest: [UInt8] = []
+        rest.appendBigEndian(UInt64(0))
+        rest.appendBigEndian(UInt64(diskSize))
+        rest.appendBigEndian(UInt64.max)
+        self.init(fixed, rest + id + name, extraLength: 24)
+    }
+
     private init(_ fixed: [UInt8], _ rest: [UInt8], extraLength: Int) {
+        entry = fixed + rest
         self.extraLength = extraLength
+        diskSize =
+            extraLength >= 16 ? Int64(clamping: rest.bigEndian(at: 8, as: UInt64.self)) : nil
         let idEnd = extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
         let counted = extraLength >= 24 ? rest.bigEndian(at: 16, as: UInt64.self) : .max
         facts = ImageSnapshot(

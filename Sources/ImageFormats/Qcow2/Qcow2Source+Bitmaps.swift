@@ -17,7 +17,7 @@ extension Qcow2Source {
             let bytes = virtualSize.dividedUp(by: bitmap.granularity).dividedUp(by: 8)
             let clusters = bytes.dividedUp(by: clusterSize)
             sum += clusters * clusterSize + (clusters * 8).roundedUp(to: clusterSize)
-            directorySize += Int64(Qcow2Bitmap.entryLength(name: bitmap.name))
+            directorySize += Int64(bitmap.entryLength)
         }
         return sum + directorySize.roundedUp(to: clusterSize)
     }

@@ -59,12 +59,19 @@ extension Qcow2WritableImage {
     /// Opens an image without errors, with the refcounts that tell which clusters are free. A
     /// damaged image has none that could be relied upon.
     ///
-    /// - Parameter header: as it was read.
+    /// - Parameters:
+    ///   - header: as it was read.
+    ///   - keepsBitmaps: whether the caller takes care of the image's bitmaps.
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
     static func sound(
-        _ storage: any WritableStorage, _ header: Qcow2Header
+        _ storage: any WritableStorage, _ header: Qcow2Header, keepsBitmaps: Bool = false
     ) async throws -> (image: Qcow2WritableImage, refcounts: Qcow2Refcounts) {
         try header.requireWritable(storage.name)
+        guard keepsBitmaps || header.bitmapDirectory == nil else {
+            // Bitmaps cover the whole disk, so they would have to be resized, too.
+            throw ImageError.unsupported(
+                storage.name, "resizing an image with bitmaps is not supported yet")
+        }
         let refcounts = try Qcow2Refcounts(try await SoundImage(storage), storage: storage)
         let l1 = try await storage.readWords(
             at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")
@@ -84,8 +91,7 @@ extension Qcow2WritableImage {
 
 extension Qcow2Header {
     /// - Parameter name: of the image.
-    /// - Throws: `ImageError` if the image says that it must not be changed, or has parts that do
-    ///   not follow a change yet.
+    /// - Throws: `ImageError` if the image says that it must not be changed.
     fileprivate func requireWritable(_ name: String) throws(ImageError) {
         if incompatibleFeatures & IncompatibleFeature.corrupt != 0 {
             throw .corrupt(name, "Image is corrupt; cannot be opened read/write")
@@ -93,10 +99,6 @@ extension Qcow2Header {
         if incompatibleFeatures & IncompatibleFeature.dirty != 0 {
             throw .unsupported(
                 name, "the image was not closed cleanly: repair it first (check -r all)")
-        }
-        // Bitmaps cover the whole disk, so they would have to be resized, too.
-        if autoclearFeatures & AutoclearFeature.bitmaps != 0 {
-            throw .unsupported(name, "resizing an image with bitmaps is not supported yet")
         }
     }
 }
@@ -112,23 +114,42 @@ extension Qcow2WritableImage {
     ///   new structures can be taken back. If that fails as well, either header may be on disk, and
     ///   both lead to a valid image.
     mutating func changeHeader(_ change: (inout Qcow2Header) -> Void) async throws {
+        try await replaceHeader(change) { (Qcow2Header.changeableOffset, $0.changeableFields) }
+    }
+
+    /// Writes the whole header, with extensions and names. As `changeHeader`, but that the write
+    /// can be longer than a sector.
+    ///
+    /// - Throws: `ImageError`; also if the names do not fit into a cluster, before anything is
+    ///   written.
+    mutating func rewriteHeader(_ change: (inout Qcow2Header) -> Void) async throws {
+        try await replaceHeader(change) { (0, try $0.serialized()) }
+    }
+
+    private mutating func replaceHeader(
+        _ change: (inout Qcow2Header) -> Void,
+        _ serialize: (Qcow2Header) throws -> (offset: Int64, bytes: [UInt8])
+    ) async throws {
         var new = header
         change(&new)
         new.autoclearFeatures &= Qcow2Header.AutoclearFeature.known
+        let (offset, bytes) = try serialize(new)
         try await writable.flush()
+        let old = try await storage.readBytes(
+            at: HostOffset(offset), count: Int64(bytes.count), "header")
         let wasSwitched = isSwitched
         isSwitched = true
         do {
-            try await write(new)
+            try await write(bytes, at: offset)
         } catch {
-            if (try? await write(header)) != nil { isSwitched = wasSwitched }
+            if (try? await write(old, at: offset)) != nil { isSwitched = wasSwitched }
             throw error
         }
         header = new
     }
 
-    private func write(_ header: Qcow2Header) async throws {
-        try await writable.writeBytes(header.changeableFields, at: Qcow2Header.changeableOffset)
+    private func write(_ bytes: [UInt8], at offset: Int64) async throws {
+        try await writable.writeBytes(bytes, at: offset)
         try await writable.flush()
     }
 }

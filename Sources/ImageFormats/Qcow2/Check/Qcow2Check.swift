@@ -121,6 +121,7 @@ final class Qcow2Checker {
         if repair != nil, result.checkErrors == 0, result.corruptions == 0 {
             try await markClean()
         }
+        if repair != nil { try await image.writable.flush() }
         return result
     }
 

@@ -154,6 +154,8 @@ extension Qcow2Checker {
         for repair in pendingRepairs {
             try await image.writable.writeWords(repair.words, at: repair.offset)
         }
+        // The refcounts that are lowered next must not come to disk before the entries.
+        if !pendingRepairs.isEmpty { try await image.writable.flush() }
         pendingRepairs = []
     }
 
