@@ -43,6 +43,8 @@ public protocol FormatDriver: Sendable {
     var creator: (any ImageCreator)? { get }
     var checker: (any ImageChecker)? { get }
     var resizer: (any ImageResizer)? { get }
+    var snapshotEditor: (any SnapshotEditor)? { get }
+    var bitmapEditor: (any BitmapEditor)? { get }
 }
 
 extension FormatDriver {
@@ -65,6 +67,8 @@ extension FormatDriver {
     public var creator: (any ImageCreator)? { nil }
     public var checker: (any ImageChecker)? { nil }
     public var resizer: (any ImageResizer)? { nil }
+    public var snapshotEditor: (any SnapshotEditor)? { nil }
+    public var bitmapEditor: (any BitmapEditor)? { nil }
 }
 
 /// The format's part of a described image (`json:`, `--image-opts`).
@@ -205,4 +209,62 @@ public protocol ImageResizer: Sendable {
         openBacking: (BackingName) async throws -> any ImageSource,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws
+}
+
+/// Takes, applies and deletes internal snapshots of images of one format.
+public protocol SnapshotEditor: Sendable {
+    /// - Parameter name: as bytes.
+    /// - Throws: `ImageError`. The image is valid in any case; so are those of the other calls.
+    func create(_ name: [UInt8], in storage: any WritableStorage) async throws
+
+    /// Makes the disk what it was when the snapshot was taken.
+    func apply(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws
+
+    func delete(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws
+}
+
+/// Changes persistent bitmaps of images of one format.
+public protocol BitmapEditor: Sendable {
+    /// Makes all changes, or none if one of them fails.
+    ///
+    /// - Throws: `ImageError` in qemu-img's words where qemu-img refuses as well.
+    func change(_ storage: any WritableStorage, _ change: BitmapChange) async throws
+}
+
+/// Changes to one persistent bitmap.
+public struct BitmapChange: Sendable {
+    public enum Action: Sendable, Equatable {
+        /// Adds the bitmap; a granularity in bytes of nil is that of a cluster, within limits.
+        case add(granularity: Int64?)
+        case remove
+        case clear
+        case enable
+        case disable
+        /// Adds what another bitmap has set.
+        case merge([UInt8])
+
+        /// The word for messages.
+        public var word: String {
+            switch self {
+            case .add: "add"
+            case .remove: "remove"
+            case .clear: "clear"
+            case .enable: "enable"
+            case .disable: "disable"
+            case .merge: "merge"
+            }
+        }
+    }
+
+    /// The name as bytes.
+    public var name: [UInt8]
+    public var actions: [Action]
+    /// The image that holds bitmaps to merge; nil means the image itself.
+    public var source: (any Storage)?
+
+    public init(name: [UInt8], actions: [Action], source: (any Storage)? = nil) {
+        self.name = name
+        self.actions = actions
+        self.source = source
+    }
 }

@@ -93,6 +93,12 @@ extension InfoReport {
         return lines.map { $0.withoutControlCharacters + "\n" }.joined()
     }
 
+    /// The table of snapshots; empty if there are none.
+    public var snapshotText: String {
+        guard !details.snapshots.isEmpty else { return "" }
+        return Self.table(details.snapshots).map { $0.withoutControlCharacters + "\n" }.joined()
+    }
+
     private var backingLines: [String] {
         guard let name = details.backing?.name else { return [] }
         var line = "backing file: \(name)"

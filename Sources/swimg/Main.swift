@@ -164,9 +164,9 @@ struct Swimg: ParsableCommand {
         subcommands: commands.map { $0 })
 
     static let commands: [any ImageCommand.Type] = [
-        CheckCommand.self, CompareCommand.self, ConvertCommand.self, CreateCommand.self,
-        DdCommand.self, DigestCommand.self, InfoCommand.self, MapCommand.self,
-        MeasureCommand.self, ResizeCommand.self,
+        BitmapCommand.self, CheckCommand.self, CompareCommand.self, ConvertCommand.self,
+        CreateCommand.self, DdCommand.self, DigestCommand.self, InfoCommand.self, MapCommand.self,
+        MeasureCommand.self, ResizeCommand.self, SnapshotCommand.self,
     ]
 
     static func command(named verb: String?) -> (any ImageCommand.Type)? {

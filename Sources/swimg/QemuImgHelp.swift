@@ -33,6 +33,10 @@ enum QemuImgHelp {
         """
 
     private static let usage = [
+        "bitmap": """
+        [--merge=source] [--add] [--remove] [--clear] [--enable] [--disable] \(names) \
+        [-b source_file [-F source_fmt]] [-g granularity] [-f fmt] filename bitmap
+        """,
         "check": """
         \(names) [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] \(servers) \
         filename
@@ -70,6 +74,9 @@ enum QemuImgHelp {
         """,
         "resize": """
         \(names) [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size
+        """,
+        "snapshot": """
+        \(names) [-U] [-q] [-f fmt] [-l | -a snapshot | -c snapshot | -d snapshot] filename
         """,
     ]
 }

@@ -67,7 +67,7 @@ struct ResizeCommand: ImageCommand {
             throw ImageError.invalid("Invalid preallocation mode '\(preallocation)'")
         }
         resizing.preallocation = mode
-        resizing.onGuessedRaw = { Output.printError(Self.guessWarning(given.description)) }
+        resizing.onGuessedRaw = { Output.printError(guessedRawWarning(given.description)) }
         do {
             try await signals.interrupting { [resizing] in try await resizing.run() }
         } catch is ImageResizing.ShrinkNotAllowed {
@@ -90,16 +90,6 @@ struct ResizeCommand: ImageCommand {
         case "-": .by(-bytes)
         default: .to(bytes)
         }
-    }
-
-    private static func guessWarning(_ path: String) -> String {
-        """
-        WARNING: Image format was not specified for '\(path)' and probing guessed raw.
-                 Automatically detecting the format is dangerous for raw images, write operations \
-        on block 0 will be restricted.
-                 Specify the 'raw' format explicitly to remove the restrictions.
-
-        """
     }
 
     private static let shrinkWarning = """

@@ -216,3 +216,14 @@ struct DigestOptions: ParsableArguments {
         return known
     }
 }
+
+/// The warning of a verb that changes an image whose format it had to guess.
+func guessedRawWarning(_ path: String) -> String {
+    """
+    WARNING: Image format was not specified for '\(path)' and probing guessed raw.
+             Automatically detecting the format is dangerous for raw images, write operations on \
+    block 0 will be restricted.
+             Specify the 'raw' format explicitly to remove the restrictions.
+
+    """
+}

@@ -8,6 +8,8 @@ public struct Qcow2Driver: FormatDriver {
     public var creator: (any ImageCreator)? { Qcow2Creator() }
     public var checker: (any ImageChecker)? { Qcow2ImageChecker() }
     public var resizer: (any ImageResizer)? { Qcow2ImageResizer() }
+    public var snapshotEditor: (any SnapshotEditor)? { Qcow2ImageSnapshots() }
+    public var bitmapEditor: (any BitmapEditor)? { Qcow2ImageBitmaps() }
 
     public init() {}
 

@@ -2,7 +2,49 @@ import DiskImage
 import Glibc
 import ImageStorage
 
-/// Takes, applies and deletes internal snapshots.
+/// Changes the internal snapshots of qcow2 images.
+struct Qcow2ImageSnapshots: SnapshotEditor {
+    func create(_ name: [UInt8], in storage: any WritableStorage) async throws {
+        var now = timespec()
+        clock_gettime(CLOCK_REALTIME, &now)
+        try await edit(storage) { editor in
+            try await editor.create(
+                name, time: (UInt32(clamping: now.tv_sec), UInt32(clamping: now.tv_nsec)))
+        }
+    }
+
+    func apply(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws {
+        try await edit(storage) { editor in
+            guard let found = editor.find(snapshot) else {
+                throw ImageError.invalid("Failed to load snapshot: No such file or directory")
+            }
+            try await editor.apply(found)
+        }
+    }
+
+    func delete(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws {
+        try await edit(storage) { editor in
+            guard let found = editor.find(snapshot) else {
+                throw ImageError.invalid("snapshot not found")
+            }
+            try await editor.delete(found)
+        }
+    }
+
+    private func edit(
+        _ storage: any WritableStorage, _ body: (inout Qcow2SnapshotEditor) async throws -> Void
+    ) async throws {
+        var editor = try await Qcow2SnapshotEditor(storage)
+        do {
+            try await body(&editor)
+        } catch {
+            await editor.rollBack()
+            throw error
+        }
+    }
+}
+
+/// Takes, applies and deletes internal snapshots of one image.
 ///
 /// All that changes is written to new places: refcounts, tables whose flags change, the L1 tables,
 /// the list of snapshots. One write to the header then leads to all of it, so the image is the old

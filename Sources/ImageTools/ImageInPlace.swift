@@ -1,0 +1,39 @@
+import DiskImage
+import ImageDrivers
+import ImageFormats
+import ImageStorage
+
+/// An image that a verb changes where it stands.
+public struct ImageInPlace: Sendable {
+    public var name: ImageName
+    /// nil detects the format from the first bytes.
+    public var format: ImageFormat?
+    public var access = StorageAccess()
+    /// Called if no format was given and none was recognised, so that raw is assumed.
+    public var onGuessedRaw: (@Sendable () -> Void)?
+
+    public init(_ name: ImageName) { self.name = name }
+
+    /// Opens the image for reading and writing.
+    ///
+    /// - Throws: `ImageError`; also for a part of a file, and on storages where nothing can be
+    ///   changed in place.
+    func open() async throws -> (storage: any WritableStorage, format: ImageFormat) {
+        let described = try ImageDescription(name)
+        guard described?.isWhole ?? true else {
+            throw ImageError.unsupported(
+                name.description, "an image that is a part of a file can only be read")
+        }
+        let place = described?.place ?? name
+        let driver = Storages.driver(for: place)
+        guard driver.changesInPlace else {
+            throw ImageError.unsupported(
+                name.description, "images on \(driver.label) cannot be changed in place")
+        }
+        let storage = try driver.openInPlace(place, access)
+        let known = try await ImageOpener().knownFormat(
+            format, of: storage, described: described)
+        if format == nil, described?.format == nil, known.driver.isPlain { onGuessedRaw?() }
+        return (storage, known)
+    }
+}
