@@ -14,9 +14,10 @@ import ImageStorage
 struct Qcow2ImageEditor: ~Copyable, Sendable {
     /// Limits of what a commit brings to disk: L2 tables in bytes, and clusters to free, which take
     /// space until then.
-    private static let tablesLimit: Int64 = 8 << 20
+    static let tablesLimit: Int64 = 8 << 20
     private static let droppedLimit = 1 << 18
 
+    private let tablesLimit: Int64
     private var image: Qcow2WritableImage
     private var refcounts: Qcow2Refcounts
     private var tables: [Int64: Table] = [:]
@@ -37,8 +38,13 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         var newPlace: HostOffset?
     }
 
+    /// - Parameter tablesLimit: length in bytes of the L2 tables with which a commit is due.
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
-    init(_ storage: any WritableStorage, _ header: Qcow2Header) async throws {
+    init(
+        _ storage: any WritableStorage, _ header: Qcow2Header,
+        tablesLimit: Int64 = Self.tablesLimit
+    ) async throws {
+        self.tablesLimit = tablesLimit
         (image, refcounts) = try await Qcow2WritableImage.sound(
             storage, header, keepsBitmaps: true)
         stream = CompressedStream(
@@ -56,7 +62,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
 
     /// Whether memory or space is due to be given back by a commit.
     var isFull: Bool {
-        Int64(tables.count) * geometry.clusterSize > Self.tablesLimit
+        Int64(tables.count) * geometry.clusterSize > tablesLimit
             || dropped.count > Self.droppedLimit
     }
 }
