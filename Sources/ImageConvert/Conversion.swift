@@ -33,6 +33,10 @@ public struct Conversion: Sendable {
     public var sharesBlocks = true
     /// Writes into an existing target (`-n`).
     public var skipsCreation = false
+    /// Copies the persistent bitmaps of the only source.
+    public var copiesBitmaps = false
+    /// Leaves out bitmaps that were not saved properly.
+    public var skipsBrokenBitmaps = false
     /// Promises that the existing target reads as zeros.
     public var targetIsZero = false
     public var sourceCacheMode = CacheMode.writeback
@@ -132,8 +136,11 @@ public struct Conversion: Sendable {
             try new.check()
             image = new
         }
+        let bitmaps =
+            copiesBitmaps ? try await BitmapCopy(self, from: opened[0], to: image) : nil
         return TargetJob(
             conversion: self, input: input, image: image, parameters: plan.parameters,
+            bitmaps: bitmaps,
             request: TargetRequest(
                 skipsCreation ? .writeInto : .create,
                 access: StorageAccess(cacheMode: targetCacheMode, options: storageOptions),
@@ -203,6 +210,12 @@ public struct Conversion: Sendable {
         guard !sources.isEmpty else { throw .invalid("a source is needed") }
         guard sourceDigest == nil || sources.count == 1 else {
             throw .invalid("--source-digest needs a single source")
+        }
+        guard !copiesBitmaps || sources.count == 1 else {
+            throw .invalid("Copying bitmaps only possible with single source")
+        }
+        guard copiesBitmaps || !skipsBrokenBitmaps else {
+            throw .invalid("Use of --skip-broken-bitmaps requires --bitmaps")
         }
         guard snapshot == nil || sources.count == 1 else {
             throw .invalid("No support for concatenating multiple snapshot")

@@ -10,6 +10,8 @@ struct TargetJob {
     let input: CopyInput
     let image: any WrittenImage
     let parameters: ImageParameters
+    /// nil copies none.
+    let bitmaps: BitmapCopy?
     let request: TargetRequest
     /// Number of concurrent requests that keep the source busy.
     let requestsInFlight: Int
@@ -60,6 +62,7 @@ struct TargetJob {
                 })
         }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
+        try await bitmaps?.write(to: storage)
         if conversion.verifies {
             // Only now is the size of an open-ended disk known.
             try checkVerifiable(storage, input.content.virtualSize)

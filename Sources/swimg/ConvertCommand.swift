@@ -25,9 +25,7 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let unsupportedOptions = [
-        "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
-    ]
+    static let unsupportedOptions = ["r", "s", "object", "salvage"]
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -93,6 +91,14 @@ struct ConvertCommand: ImageCommand {
     @Flag(
         name: .customLong("target-is-zero"), help: "The existing target reads as zeros (with -n).")
     var targetIsZero = false
+
+    @Flag(help: "Copy the persistent bitmaps of the source.")
+    var bitmaps = false
+
+    @Flag(
+        name: .customLong("skip-broken-bitmaps"),
+        help: "Leave out bitmaps that were not saved properly (with --bitmaps).")
+    var skipBrokenBitmaps = false
 
     @Flag(name: .customShort("p"), help: "Show progress.")
     var progress = false
@@ -238,6 +244,9 @@ struct ConvertCommand: ImageCommand {
         conversion.sharesBlocks = try sharesBlocks()
         conversion.compress = compress
         conversion.skipsCreation = skipCreation
+        conversion.copiesBitmaps = bitmaps
+        conversion.skipsBrokenBitmaps = skipBrokenBitmaps
+        conversion.onWarning = { Output.printError("\(ProgramName.called): \($0)\n") }
         conversion.targetIsZero = targetIsZero
         conversion.targetCacheMode = try cacheMode(targetCache)
         conversion.sourceCacheMode = try cacheMode(sourceCache)

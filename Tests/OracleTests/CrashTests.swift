@@ -113,15 +113,14 @@ import Testing
         try Qemu.io("qcow2", path, ["write -P 9 40k 300k"])
         let storage = try storage(path)
         let before = storage.bytes
-        let editor = Qcow2ImageBitmaps()
         let one = Array("one".utf8)
-        try await editor.change(
-            storage,
-            BitmapChange(name: Array("two".utf8), actions: [.merge(one), .enable]))
-        try await editor.change(
-            storage,
-            BitmapChange(name: Array("three".utf8), actions: [.add(granularity: nil)]))
-        try await editor.change(storage, BitmapChange(name: one, actions: [.remove]))
+        for change in [
+            BitmapChange(name: Array("two".utf8), actions: [.merge(one), .enable]),
+            BitmapChange(name: Array("three".utf8), actions: [.add(granularity: nil)]),
+            BitmapChange(name: one, actions: [.remove]),
+        ] {
+            try await Qcow2ImageBitmaps().change(storage, [change])
+        }
         #expect(try await disk(storage.bytes) == disk(before))
         try await judge(storage, before, in: folder)
     }

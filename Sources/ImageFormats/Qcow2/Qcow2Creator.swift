@@ -112,6 +112,7 @@ struct Qcow2Creator: ImageCreator {
 private struct NewQcow2Image: NewImage {
     let parameters: ImageParameters
     var options: Qcow2Options
+    var canHaveBitmaps: Bool { options.version >= 3 }
 
     mutating func setBacking(_ backing: BackingName, virtualSize: Int64) {
         options.backing = Qcow2Options.Backing(
@@ -150,6 +151,8 @@ private struct NewQcow2Image: NewImage {
 
 private struct ExistingQcow2Image: WrittenImage {
     let leavesBacking: Bool
+    // Version 2 is met when they are written.
+    let canHaveBitmaps = true
 
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings

@@ -45,8 +45,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
         self.tablesLimit = tablesLimit
-        (image, refcounts) = try await Qcow2WritableImage.sound(
-            storage, header, keepsBitmaps: true)
+        (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         stream = CompressedStream(
             clusterSize: header.geometry.clusterSize, blockSize: storage.traits.blockSize)
         // Features that this program does not know are void from the first change on.
@@ -54,7 +53,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
             try await image.changeHeader { _ in }
         }
         bitmaps = try await Qcow2BitmapList(reading: image)
-        try await bitmaps.beginRecording(image)
+        try await bitmaps.begin(image) { $0.isAuto }
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
