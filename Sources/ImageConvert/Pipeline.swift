@@ -42,6 +42,8 @@ public struct Pipeline: Sendable {
     public var chunksPerWorker: Int64 = 4
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder: Bool
+    /// Whether ordered writes only begin in order where each of them waits for the storage.
+    public var writesOverlap = true
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
     /// Compute digests of the disk during the copy.
@@ -98,7 +100,9 @@ public struct Pipeline: Sendable {
             sharing: ShareStage(extents: extents, target: target),
             writing: WriteStage(
                 extents: extents, target: target, isOrdered: writesInOrder,
-                overlaps: { [writeMeter] in writeMeter?.isWaiting ?? false }),
+                overlaps: { [writeMeter, writesOverlap] in
+                    writesOverlap && writeMeter?.isWaiting ?? false
+                }),
             digests: digests, longestCompressed: longestCompressed)
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
         let progress = ProgressMark(onProgress)

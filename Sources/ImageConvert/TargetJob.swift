@@ -111,6 +111,10 @@ struct TargetJob {
         // Order matters for disks that turn and files that grow; a server gets all requests at
         // once.
         if distant > 0 { pipeline.writesInOrder = false }
+        if storage.traits.isStream {
+            pipeline.writesInOrder = true
+            pipeline.writesOverlap = false
+        }
         if let report = conversion.onProgress {
             let (size, isOpenEnded) = (input.content.virtualSize, input.isOpenEnded)
             pipeline.onProgress = { [sources] done in

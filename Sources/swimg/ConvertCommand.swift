@@ -205,6 +205,10 @@ struct ConvertCommand: ImageCommand {
         guard files.count >= 2, let target = files.last else {
             throw .invalid("a source and a target are needed")
         }
+        if target == "-", progress || digest {
+            throw .invalid(
+                "the target - is standard output, where -p and --digest would print, too")
+        }
         var sources: [ImageName] = []
         for file in files.dropLast() {
             sources.append(try imageName(file, isOptions: imageOpts, format: sourceFormat))

@@ -114,22 +114,30 @@ struct Qcow2BitmapList: Sendable {
     mutating func begin(
         _ image: Qcow2WritableImage, where isMeant: (Qcow2Bitmap) -> Bool
     ) async throws {
+        var marked = bitmaps
+        for index in bitmaps.indices where !bitmaps[index].isInUse && isMeant(bitmaps[index]) {
+            try await load(at: index, of: image)
+            marked[index].isInUse = true
+        }
+        if marked != bitmaps { try await write(marked, image) }
+    }
+
+    /// Takes the marks back, as long as nothing else has changed.
+    func undo(_ image: Qcow2WritableImage) async throws {
+        if !bits.isEmpty { try await write(stored, image) }
+    }
+
+    /// Writes the flags of bitmaps where they stand.
+    private func write(_ bitmaps: [Qcow2Bitmap], _ image: Qcow2WritableImage) async throws {
         guard let directory else { return }
         var position = Int64(directory.offset)
-        for index in bitmaps.indices {
-            let bitmap = bitmaps[index]
-            if !bitmap.isInUse, isMeant(bitmap) {
-                try await load(at: index, of: image)
-                var open = bitmap
-                open.isInUse = true
-                var bytes: [UInt8] = []
-                bytes.appendBigEndian(open.flags)
-                try await image.writable.writeBytes(
-                    bytes, at: position + Qcow2Bitmap.flagsOffset)
-            }
+        for bitmap in bitmaps {
+            var bytes: [UInt8] = []
+            bytes.appendBigEndian(bitmap.flags)
+            try await image.writable.writeBytes(bytes, at: position + Qcow2Bitmap.flagsOffset)
             position += Int64(bitmap.entryLength)
         }
-        if !bits.isEmpty { try await image.writable.flush() }
+        try await image.writable.flush()
     }
 
     /// Writes the bits that were read or changed, and the directory, and makes the header lead to

@@ -60,7 +60,12 @@ struct Qcow2ImageResizer: ImageResizer {
             var resizer = try await Qcow2Resizer(
                 storage: storage, header: image.header, backing: backing)
             var bitmaps = try await bitmaps(of: resizer.image)
-            try await resizer.resize(to: size, preallocation: preallocation)
+            do {
+                try await resizer.resize(to: size, preallocation: preallocation)
+            } catch {
+                if !resizer.image.isSwitched { try? await bitmaps.undo(resizer.image) }
+                throw error
+            }
             if !bitmaps.bitmaps.isEmpty { try await resize(&bitmaps, storage) }
         } catch let error as ImageError {
             throw error.naming(storage.name)
