@@ -65,6 +65,32 @@ public struct Pipeline: Sendable {
         self.onProgress = onProgress
     }
 
+    /// Finds out what `copy` will do, from mappings alone.
+    ///
+    /// - Throws: `ImageError` if the source cannot tell its mappings, or if memory is short.
+    func plan(
+        _ extents: any ImageSource, for target: any ImageTarget
+    ) async throws -> DiskPlan {
+        let granularity = target.traits.granularity
+        let iterator = ExtentIterator(
+            source: extents,
+            policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
+            granularity: granularity,
+            chunkSize: Self.defaultChunk.roundedUp(to: granularity))
+        var plan = DiskPlan()
+        while let chunk = try await iterator.next() {
+            try MemoryMargin.check()
+            for segment in chunk.segments where segment.action != .skip {
+                let end = segment.range.upperBound.roundedUp(to: granularity)
+                plan.append(
+                    DiskPlan.Range(
+                        guest: segment.range.lowerBound..<end,
+                        isStored: segment.action == .copy))
+            }
+        }
+        return plan
+    }
+
     /// Copies all of the source; the target is complete on return.
     ///
     /// - Parameter extents: source of the mappings that decide what is copied. For a target with a

@@ -61,6 +61,15 @@ struct TargetJob {
                     checksum.withLock { $0 = hash.hexadecimal }
                 })
         }
+        if let planned = target as? any PlannedTarget {
+            guard !input.isOpenEnded else {
+                throw ImageError.unsupported(
+                    storage.name,
+                    "a qcow2 image cannot be written to a pipe from a source whose size only its "
+                        + "end tells")
+            }
+            try await planned.begin(try await pipeline.plan(input.extents, for: target))
+        }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
         try await bitmaps?.write(to: storage)
         if conversion.verifies {

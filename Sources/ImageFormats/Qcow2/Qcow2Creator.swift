@@ -133,6 +133,9 @@ private struct NewQcow2Image: NewImage {
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget {
+        if storage.traits.isStream {
+            return try Qcow2StreamTarget(storage, virtualSize: size, options, settings)
+        }
         let target = try Qcow2Target(
             storage: storage, virtualSize: size, options: options, compress: settings.compress,
             minSparse: Int(settings.minSparse))

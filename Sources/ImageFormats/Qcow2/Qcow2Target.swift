@@ -67,10 +67,6 @@ public final class Qcow2Target: ImageTarget {
 
     /// Clears an old image's header and preallocates. Has to be called first.
     public func prepare() async throws {
-        guard !storage.traits.isStream else {
-            throw ImageError.unsupported(
-                storage.name, "qcow2 images cannot be written to a pipe: their tables come last")
-        }
         try await invalidateOldHeader()
         guard let preallocated else { return }
         let fills =
