@@ -22,6 +22,9 @@ public struct Conversion: Sendable {
     public var mostWorkers: Int?
     /// Limit for the buffers of all chunks together, in bytes.
     public var memory: Int64 = Pipeline.defaultMemory
+    /// Largest number of bytes of data copied per second; nil has no limit. Shared blocks are not
+    /// copied.
+    public var bytesPerSecond: Int64?
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder = true
     public var compress = false

@@ -42,6 +42,8 @@ public struct Pipeline: Sendable {
     public var chunksPerWorker: Int64 = 4
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder: Bool
+    /// Largest number of bytes copied per second; nil has no limit.
+    var bytesPerSecond: Int64?
     /// Whether ordered writes only begin in order where each of them waits for the storage.
     public var writesOverlap = true
     /// Zeros are stored like data (`-S 0`).
@@ -129,7 +131,8 @@ public struct Pipeline: Sendable {
                 overlaps: { [writeMeter, writesOverlap] in
                     writesOverlap && writeMeter?.isWaiting ?? false
                 }),
-            digests: digests, longestCompressed: longestCompressed)
+            digests: digests, longestCompressed: longestCompressed,
+            rate: bytesPerSecond.map(RateLimit.init))
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
         let progress = ProgressMark(onProgress)
 
@@ -176,6 +179,7 @@ private struct Stages: Sendable {
     let digests: [DigestStage]
     /// Limit for the compressed data of a chunk, in guest bytes; nil if there is none.
     let longestCompressed: Int64?
+    let rate: RateLimit?
     /// Buffers for guest bytes, and for compressed clusters.
     private let dataPool = IOBufferPool()
     private let encodedPool = IOBufferPool()
@@ -187,6 +191,8 @@ private struct Stages: Sendable {
         guard !chunk.isShared else {
             return try await writing.inTurn(of: chunk) { sharing.share(chunk) }
         }
+        let length = chunk.segments.reduce(0) { $0 + Int64($1.action == .copy ? $1.range.count : 0) }
+        if length > 0 { try await rate?.pass(length) }
         // Data that could not be shared may be cut at other places.
         let usual = chunk.isCompressed ? longestCompressed ?? pass.chunkSize : pass.chunkSize
         let count = max(Int(usual), chunk.dataSize(reading.target.traits.granularity))

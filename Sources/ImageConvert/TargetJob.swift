@@ -88,6 +88,7 @@ struct TargetJob {
             storesZeros: minSparse == 0)
         pipeline.mostWorkers = conversion.mostWorkers
         pipeline.memory = conversion.memory
+        pipeline.bytesPerSecond = conversion.bytesPerSecond
         if sources.contains(where: \.traits.isStream) {
             pipeline.memory = min(pipeline.memory, StreamStorage.inFlight)
         }

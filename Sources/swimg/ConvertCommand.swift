@@ -25,7 +25,7 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let unsupportedOptions = ["r", "s", "object", "salvage"]
+    static let unsupportedOptions = ["s", "object", "salvage"]
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -51,6 +51,13 @@ struct ConvertCommand: ImageCommand {
             "Memory for the parts in progress (k, M, G), 1M or more (default: 64M).",
             valueName: "size"))
     var memory: String?
+
+    @Option(
+        name: .customShort("r"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "Bytes of data to copy per second, at most (k, M, G; default: no limit).",
+            valueName: "rate"))
+    var rate: String?
 
     @Flag(
         name: .customShort("W"),
@@ -239,6 +246,14 @@ struct ConvertCommand: ImageCommand {
             conversion.memory = size
         }
         conversion.writesInOrder = !unordered
+        if let rate {
+            guard let number = parseByteSize(rate) else {
+                throw .invalid(
+                    "Invalid rate limit specified. You may use k, M, G, T, P or E suffixes for "
+                        + "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
+            }
+            conversion.bytesPerSecond = number > 0 ? number : nil
+        }
         if let minSparse {
             guard let size = parseByteSize(minSparse) else {
                 throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")
