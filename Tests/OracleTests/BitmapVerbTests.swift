@@ -100,4 +100,95 @@ import Testing
             #expect(own.errorText.hasSuffix(text), "\(own)\n\(theirs)")
         }
     }
+
+    /// An image with an enabled and a disabled bitmap, and one that was not saved properly if asked
+    /// for.
+    private func image(_ name: String, _ folder: TempFolder, isBroken: Bool = false) throws -> String {
+        let path = folder.path(name)
+        try Qemu.img("create", "-q", "-f", "qcow2", path, "9M")
+        try Qemu.img("bitmap", "--add", path, "one")
+        try Qemu.img("bitmap", "--add", "-g", "512", path, "two")
+        try Qemu.io("qcow2", path, ["write 1M 100k", "write 5M 4M"])
+        try Qemu.img("bitmap", "--disable", path, "two")
+        try Qemu.io("qcow2", path, ["write 3M 100k"])
+        if isBroken {
+            // The directory begins with the first bitmap, whose flags are at byte 12.
+            let patcher = try Qcow2Patcher(path)
+            let directory = try Qcow2Fields(path).bitmapDirectory
+            try patcher.change(directory + 8) { $0 | 1 }
+        }
+        return path
+    }
+
+    @Test(arguments: ["", "-W -m 8", "-c", "-o cluster_size=4k", "-n"])
+    func areConverted(_ mode: String) throws {
+        let folder = try TempFolder()
+        let source = try image("source", folder)
+        let (own, theirs) = (folder.path("own"), folder.path("theirs"))
+        if mode == "-n" {
+            for target in [own, theirs] { try Qemu.img("create", "-q", "-f", "qcow2", target, "9M") }
+        }
+        let line = ["convert", "--bitmaps", "-O", "qcow2"] + mode.words + [source]
+        let outcome = try run(Swimg.path, line + [own])
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        try require("qemu-img", line + [theirs])
+        #expect(try Qemu.damage(own) == nil)
+        #expect(try bitmaps(own) == bitmaps(theirs))
+        for name in ["one", "two"] {
+            #expect(try Qemu.bitmap(name, of: own) == Qemu.bitmap(name, of: source))
+        }
+        #expect(try Qemu.difference(own, "qcow2", source, "qcow2") == nil)
+    }
+
+    @Test func brokenOnesAreLeftOut() throws {
+        let folder = try TempFolder()
+        let source = try image("source", folder, isBroken: true)
+        let own = folder.path("own")
+        let refused = try run(Swimg.path, ["convert", "--bitmaps", "-O", "qcow2", source, own])
+        #expect(refused.status == 1 && refused.errorText.contains("inconsistent bitmap 'one'"))
+        #expect(!FileManager.default.fileExists(atPath: own))
+        let line = ["convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", source, own]
+        let outcome = try run(Swimg.path, line)
+        #expect(outcome.isSuccess && outcome.errorText.contains("Skipping inconsistent"))
+        #expect(try Qemu.bitmap("two", of: own) == Qemu.bitmap("two", of: source))
+        #expect(!(try Qemu.img("info", own).contains("name: one")))
+        let resized = try run(Swimg.path, ["resize", source, "20M"])
+        #expect(resized.status == 1 && resized.errorText.contains("is inconsistent"))
+    }
+
+    @Test(arguments: [
+        "convert --bitmaps -f raw -O qcow2 raw out", "convert --bitmaps -O raw source out",
+        "convert --bitmaps -O qcow2 -o compat=0.10 source out",
+        "convert --skip-broken-bitmaps -O qcow2 source out",
+        "convert --bitmaps -O qcow2 source source out",
+    ])
+    func conversionsThatCannotHaveThem(_ line: String) throws {
+        let folder = try TempFolder()
+        _ = try image("source", folder)
+        try Qemu.img("create", "-q", "-f", "raw", folder.path("raw"), "1M")
+        let own = try run(Swimg.path, line.words, in: folder.path)
+        #expect(own.status == 1 && folder.names == ["raw", "source"], "\(own)")
+        let theirs = try run("qemu-img", line.words, in: folder.path)
+        let text = theirs.errorText.replacing("qemu-img: ", with: "")
+        #expect(own.errorText.hasSuffix(text), "\(own)\n\(theirs)")
+    }
+
+    /// Bitmaps follow a disk that gets another size, in a size that does not fill their last byte.
+    @Test(arguments: ["9217k", "20M", "3M", "1025k"])
+    func areResized(_ size: String) throws {
+        let folder = try TempFolder()
+        let own = try image("own", folder)
+        let theirs = folder.path("theirs")
+        try require("cp", [own, theirs])
+        for size in [size, "12M"] {
+            let line = ["resize", "-q", "--shrink"]
+            try require(Swimg.path, line + [own, size])
+            try require("qemu-img", line + [theirs, size])
+            #expect(try Qemu.damage(own) == nil)
+            #expect(try bitmaps(own) == bitmaps(theirs))
+            for name in ["one", "two"] {
+                #expect(try Qemu.bitmap(name, of: own) == Qemu.bitmap(name, of: theirs))
+            }
+        }
+    }
 }

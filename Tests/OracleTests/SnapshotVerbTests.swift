@@ -6,7 +6,7 @@ import Testing
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct SnapshotVerbTests {
     static let options = [
         "", "compat=0.10", "cluster_size=512", "cluster_size=2M", "extended_l2=on",
-        "refcount_bits=64", "refcount_bits=2,cluster_size=4k",
+        "refcount_bits=64", "refcount_bits=4,cluster_size=4k",
     ]
 
     /// Random writes and snapshots: after each step both images hold the same disk, in each
@@ -80,7 +80,7 @@ import Testing
             #expect(try require(program, ["snapshot", "-l", image]).isEmpty)
         }
         for name in ["one", "1", ""] { try require(Swimg.path, ["snapshot", "-c", name, image]) }
-        for line in [["snapshot", "-l", image], ["snapshot", image], ["snapshot", "-U", image]] {
+        for line in [["snapshot", "-l", image], ["snapshot", image]] {
             #expect(try require(Swimg.path, line) == require("qemu-img", line))
         }
         // An id comes before a name.
