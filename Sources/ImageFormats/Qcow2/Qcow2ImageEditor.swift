@@ -27,6 +27,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     private var stream: CompressedStream
     /// The bitmaps, of which those that record writes are kept up to date.
     private var bitmaps: Qcow2BitmapList
+    private let hasBacking: Bool
 
     /// An L2 table with entries that the file does not have yet.
     private struct Table {
@@ -37,8 +38,12 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         var newPlace: HostOffset?
     }
 
+    /// - Parameter hasBacking: whether clusters that are left out show a backing file.
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
-    init(_ storage: any WritableStorage, _ header: Qcow2Header) async throws {
+    init(
+        _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool
+    ) async throws {
+        self.hasBacking = hasBacking
         (image, refcounts) = try await Qcow2WritableImage.sound(
             storage, header, keepsBitmaps: true)
         stream = CompressedStream(
@@ -52,7 +57,6 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
-    private var hasBacking: Bool { image.header.backingFile != nil }
 
     /// Whether memory or space is due to be given back by a commit.
     var isFull: Bool {
