@@ -126,6 +126,8 @@ let package = Package(
             name: "IntegrationTests", dependencies: ["swimg", "TestSupport"],
             swiftSettings: strict),
         .testTarget(
-            name: "OracleTests", dependencies: ["swimg", "TestSupport"], swiftSettings: strict),
+            name: "OracleTests",
+            dependencies: ["swimg", "TestSupport", "MemoryImages", "ImageFormats", "ImageConvert"],
+            swiftSettings: strict),
     ]
 )

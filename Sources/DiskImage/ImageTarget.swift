@@ -147,3 +147,41 @@ extension ImageTarget {
         _ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64
     ) -> Int64 { 0 }
 }
+
+/// A target that has to know what comes before the first byte of it, because it is written from
+/// front to back.
+public protocol PlannedTarget: ImageTarget {
+    /// Called once, before `encode`.
+    func begin(_ plan: DiskPlan) async throws
+}
+
+/// Where a disk will have data and zeros in a target.
+public struct DiskPlan: Sendable, Equatable {
+    public struct Range: Sendable, Equatable {
+        /// Guest offsets in bytes, whole units of the target.
+        public var guest: Swift.Range<Int64>
+        /// Whether data is stored; false for zeros that have to be recorded.
+        public var isStored: Bool
+
+        public init(guest: Swift.Range<Int64>, isStored: Bool) {
+            self.guest = guest
+            self.isStored = isStored
+        }
+    }
+
+    /// In guest order; all that lies between them is left out.
+    public private(set) var ranges: [Range] = []
+
+    public init() {}
+
+    /// Adds a range behind all others, joined to the last one if they are neighbours.
+    public mutating func append(_ range: Range) {
+        if let last = ranges.last, last.guest.upperBound == range.guest.lowerBound,
+            last.isStored == range.isStored
+        {
+            ranges[ranges.count - 1].guest = last.guest.lowerBound..<range.guest.upperBound
+        } else {
+            ranges.append(range)
+        }
+    }
+}

@@ -22,6 +22,9 @@ public struct Conversion: Sendable {
     public var mostWorkers: Int?
     /// Limit for the buffers of all chunks together, in bytes.
     public var memory: Int64 = Pipeline.defaultMemory
+    /// Largest number of bytes of data copied per second; nil has no limit. Shared blocks are not
+    /// copied.
+    public var bytesPerSecond: Int64?
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder = true
     public var compress = false
@@ -33,6 +36,10 @@ public struct Conversion: Sendable {
     public var sharesBlocks = true
     /// Writes into an existing target (`-n`).
     public var skipsCreation = false
+    /// Copies the persistent bitmaps of the only source.
+    public var copiesBitmaps = false
+    /// Leaves out bitmaps that were not saved properly.
+    public var skipsBrokenBitmaps = false
     /// Promises that the existing target reads as zeros.
     public var targetIsZero = false
     public var sourceCacheMode = CacheMode.writeback
@@ -132,8 +139,11 @@ public struct Conversion: Sendable {
             try new.check()
             image = new
         }
+        let bitmaps =
+            copiesBitmaps ? try await BitmapCopy(self, from: opened[0], to: image) : nil
         return TargetJob(
             conversion: self, input: input, image: image, parameters: plan.parameters,
+            bitmaps: bitmaps,
             request: TargetRequest(
                 skipsCreation ? .writeInto : .create,
                 access: StorageAccess(cacheMode: targetCacheMode, options: storageOptions),
@@ -203,6 +213,12 @@ public struct Conversion: Sendable {
         guard !sources.isEmpty else { throw .invalid("a source is needed") }
         guard sourceDigest == nil || sources.count == 1 else {
             throw .invalid("--source-digest needs a single source")
+        }
+        guard !copiesBitmaps || sources.count == 1 else {
+            throw .invalid("Copying bitmaps only possible with single source")
+        }
+        guard copiesBitmaps || !skipsBrokenBitmaps else {
+            throw .invalid("Use of --skip-broken-bitmaps requires --bitmaps")
         }
         guard snapshot == nil || sources.count == 1 else {
             throw .invalid("No support for concatenating multiple snapshot")

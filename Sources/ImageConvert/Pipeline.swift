@@ -42,6 +42,10 @@ public struct Pipeline: Sendable {
     public var chunksPerWorker: Int64 = 4
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder: Bool
+    /// Largest number of bytes copied per second; nil has no limit.
+    public var bytesPerSecond: Int64?
+    /// Whether ordered writes only begin in order where each of them waits for the storage.
+    public var writesOverlap = true
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
     /// Compute digests of the disk during the copy.
@@ -64,6 +68,32 @@ public struct Pipeline: Sendable {
         self.writesInOrder = writesInOrder
         self.storesZeros = storesZeros
         self.onProgress = onProgress
+    }
+
+    /// Finds out what `copy` will do, from mappings alone.
+    ///
+    /// - Throws: `ImageError` if the source cannot tell its mappings, or if memory is short.
+    func plan(
+        _ extents: any ImageSource, for target: any ImageTarget
+    ) async throws -> DiskPlan {
+        let granularity = target.traits.granularity
+        let iterator = ExtentIterator(
+            source: extents,
+            policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
+            granularity: granularity,
+            chunkSize: Self.defaultChunk.roundedUp(to: granularity))
+        var plan = DiskPlan()
+        while let chunk = try await iterator.next() {
+            try MemoryMargin.check()
+            for segment in chunk.segments where segment.action != .skip {
+                let end = segment.range.upperBound.roundedUp(to: granularity)
+                plan.append(
+                    DiskPlan.Range(
+                        guest: segment.range.lowerBound..<end,
+                        isStored: segment.action == .copy))
+            }
+        }
+        return plan
     }
 
     /// Copies all of the source; the target is complete on return.
@@ -103,8 +133,11 @@ public struct Pipeline: Sendable {
             sharing: ShareStage(extents: extents, target: target),
             writing: WriteStage(
                 extents: extents, target: target, isOrdered: writesInOrder,
-                overlaps: { [writeMeter] in writeMeter?.isWaiting ?? false }),
-            digests: digests, longestCompressed: longestCompressed)
+                overlaps: { [writeMeter, writesOverlap] in
+                    writesOverlap && writeMeter?.isWaiting ?? false
+                }),
+            digests: digests, longestCompressed: longestCompressed,
+            rate: bytesPerSecond.map(RateLimit.init))
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))
         let progress = ProgressMark(onProgress)
 
@@ -151,6 +184,7 @@ private struct Stages: Sendable {
     let digests: [DigestStage]
     /// Limit for the compressed data of a chunk, in guest bytes; nil if there is none.
     let longestCompressed: Int64?
+    let rate: RateLimit?
     /// Buffers for guest bytes, and for compressed clusters.
     private let dataPool = IOBufferPool()
     private let encodedPool = IOBufferPool()
@@ -162,6 +196,8 @@ private struct Stages: Sendable {
         guard !chunk.isShared else {
             return try await writing.inTurn(of: chunk) { sharing.share(chunk) }
         }
+        let length = chunk.segments.reduce(0) { $0 + Int64($1.action == .copy ? $1.range.count : 0) }
+        if length > 0 { try await rate?.pass(length) }
         // Data that could not be shared may be cut at other places.
         let usual = chunk.isCompressed ? longestCompressed ?? pass.chunkSize : pass.chunkSize
         let count = max(Int(usual), chunk.dataSize(reading.target.traits.granularity))

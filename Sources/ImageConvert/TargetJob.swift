@@ -10,6 +10,8 @@ struct TargetJob {
     let input: CopyInput
     let image: any WrittenImage
     let parameters: ImageParameters
+    /// nil copies none.
+    let bitmaps: BitmapCopy?
     let request: TargetRequest
     /// Number of concurrent requests that keep the source busy.
     let requestsInFlight: Int
@@ -59,7 +61,17 @@ struct TargetJob {
                     checksum.withLock { $0 = hash.hexadecimal }
                 })
         }
+        if let planned = target as? any PlannedTarget {
+            guard !input.isOpenEnded else {
+                throw ImageError.unsupported(
+                    storage.name,
+                    "a qcow2 image cannot be written to a pipe from a source whose size only its "
+                        + "end tells")
+            }
+            try await planned.begin(try await pipeline.plan(input.extents, for: target))
+        }
         try await pipeline.copy(from: input.content, extents: input.extents, to: target)
+        try await bitmaps?.write(to: storage)
         if conversion.verifies {
             // Only now is the size of an open-ended disk known.
             try checkVerifiable(storage, input.content.virtualSize)
@@ -76,6 +88,7 @@ struct TargetJob {
             storesZeros: minSparse == 0)
         pipeline.mostWorkers = conversion.mostWorkers
         pipeline.memory = conversion.memory
+        pipeline.bytesPerSecond = conversion.bytesPerSecond
         if sources.contains(where: \.traits.isStream) {
             pipeline.memory = min(pipeline.memory, StreamStorage.inFlight)
         }
@@ -108,6 +121,10 @@ struct TargetJob {
         // Order matters for disks that turn and files that grow; a server gets all requests at
         // once.
         if distant > 0 { pipeline.writesInOrder = false }
+        if storage.traits.isStream {
+            pipeline.writesInOrder = true
+            pipeline.writesOverlap = false
+        }
         if let report = conversion.onProgress {
             let (size, isOpenEnded) = (input.content.virtualSize, input.isOpenEnded)
             pipeline.onProgress = { [sources] done in

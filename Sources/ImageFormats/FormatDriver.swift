@@ -267,10 +267,25 @@ public protocol ImageAmender: Sendable {
 
 /// Changes persistent bitmaps of images of one format.
 public protocol BitmapEditor: Sendable {
+    /// The bitmaps of an image; empty if it has none.
+    func bitmaps(of storage: any Storage) async throws -> [ImageBitmap]
+
     /// Makes all changes, or none if one of them fails.
     ///
     /// - Throws: `ImageError` in qemu-img's words where qemu-img refuses as well.
-    func change(_ storage: any WritableStorage, _ change: BitmapChange) async throws
+    func change(_ storage: any WritableStorage, _ changes: [BitmapChange]) async throws
+}
+
+/// A persistent bitmap of an image.
+public struct ImageBitmap: Sendable, Equatable {
+    /// As bytes, mostly but not necessarily UTF-8.
+    public var name: [UInt8]
+    /// Length in bytes of the piece of disk that one bit stands for.
+    public var granularity: Int64
+    /// Whether it records all writes to the image.
+    public var isEnabled: Bool
+    /// Whether it was not saved properly, so that nothing is known but its name.
+    public var isBroken: Bool
 }
 
 /// Changes to one persistent bitmap.

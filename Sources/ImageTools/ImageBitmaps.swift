@@ -42,6 +42,7 @@ public struct ImageBitmaps: Sendable {
             }
             source = opened
         }
-        try await editor.change(storage, BitmapChange(name: name, actions: changes, source: source))
+        try await editor.change(
+            storage, [BitmapChange(name: name, actions: changes, source: source)])
     }
 }

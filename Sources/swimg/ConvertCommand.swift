@@ -25,9 +25,7 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let unsupportedOptions = [
-        "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
-    ]
+    static let unsupportedOptions = ["s", "object", "salvage"]
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -53,6 +51,13 @@ struct ConvertCommand: ImageCommand {
             "Memory for the parts in progress (k, M, G), 1M or more (default: 64M).",
             valueName: "size"))
     var memory: String?
+
+    @Option(
+        name: .customShort("r"), parsing: .unconditional,
+        help: ArgumentHelp(
+            "Bytes of data to copy per second, at most (k, M, G; default: no limit).",
+            valueName: "rate"))
+    var rate: String?
 
     @Flag(
         name: .customShort("W"),
@@ -93,6 +98,14 @@ struct ConvertCommand: ImageCommand {
     @Flag(
         name: .customLong("target-is-zero"), help: "The existing target reads as zeros (with -n).")
     var targetIsZero = false
+
+    @Flag(help: "Copy the persistent bitmaps of the source.")
+    var bitmaps = false
+
+    @Flag(
+        name: .customLong("skip-broken-bitmaps"),
+        help: "Leave out bitmaps that were not saved properly (with --bitmaps).")
+    var skipBrokenBitmaps = false
 
     @Flag(name: .customShort("p"), help: "Show progress.")
     var progress = false
@@ -199,6 +212,10 @@ struct ConvertCommand: ImageCommand {
         guard files.count >= 2, let target = files.last else {
             throw .invalid("a source and a target are needed")
         }
+        if target == "-", progress || digest {
+            throw .invalid(
+                "the target - is standard output, where -p and --digest would print, too")
+        }
         var sources: [ImageName] = []
         for file in files.dropLast() {
             sources.append(try imageName(file, isOptions: imageOpts, format: sourceFormat))
@@ -229,6 +246,7 @@ struct ConvertCommand: ImageCommand {
             conversion.memory = size
         }
         conversion.writesInOrder = !unordered
+        conversion.bytesPerSecond = try rate.flatMap(rateLimit)
         if let minSparse {
             guard let size = parseByteSize(minSparse) else {
                 throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")
@@ -238,6 +256,9 @@ struct ConvertCommand: ImageCommand {
         conversion.sharesBlocks = try sharesBlocks()
         conversion.compress = compress
         conversion.skipsCreation = skipCreation
+        conversion.copiesBitmaps = bitmaps
+        conversion.skipsBrokenBitmaps = skipBrokenBitmaps
+        conversion.onWarning = { Output.printError("\(ProgramName.called): \($0)\n") }
         conversion.targetIsZero = targetIsZero
         conversion.targetCacheMode = try cacheMode(targetCache)
         conversion.sourceCacheMode = try cacheMode(sourceCache)

@@ -105,4 +105,73 @@ import Testing
         await #expect(throws: ImageError.self) { _ = try await counts.lower(0) }
         #expect(!counts.hasNewSingles)
     }
+
+    /// Free clusters come first, as many as lie in a row, and then those behind the end.
+    @Test func takenClustersFillGaps() async throws {
+        let storage = try await emptyImage(bits: 16)
+        let end = storage.size / 512
+        var counts = try await refcounts(of: storage)
+        let first = try await counts.allocate(10)
+        for cluster in [2, 3, 7] { _ = try await counts.lower(first + cluster) }
+        #expect(try await counts.take(upTo: 8) == first + 2..<first + 4)
+        #expect(try await counts.take(upTo: 1) == first + 7..<first + 8)
+        #expect(try await counts.take(upTo: 3) == first + 10..<first + 13)
+        _ = try await counts.lower(first + 5)
+        #expect(try await counts.take(upTo: 3) == first + 5..<first + 6)
+        #expect(try await counts.count(of: first + 11) == 1 && end <= first)
+    }
+
+    /// What is published is counted in the file, by the table that the header names.
+    @Test(arguments: [3, 200, 40000])
+    func publishedCountsAreInTheFile(_ count: Int64) async throws {
+        let storage = try await emptyImage(bits: 16)
+        var (image, counts) = try await Qcow2WritableImage.sound(
+            storage, try await Qcow2Header.read(from: storage))
+        let first = try await counts.takeInARow(count)
+        _ = try await counts.raise(first)
+        try await counts.publish(in: &image)
+        let header = try await Qcow2Header.read(from: storage)
+        var read = RefcountCache(try await RefcountReader(reading: storage, header))
+        #expect(try await read.refcount(of: Int(first)) == 2)
+        for cluster in first + 1..<first + count {
+            #expect(try await read.refcount(of: Int(cluster)) == 1)
+        }
+        #expect(header.refcountTableOffset == counts.place.offset)
+        // Nothing but what was taken is in use without a reference.
+        for cluster in first..<first + count { _ = try await counts.lower(cluster) }
+        _ = try await counts.lower(first)
+        try await counts.flush()
+        let sound = try await SoundImage(storage)
+        #expect(sound.header == header)
+    }
+
+    /// Until the header is switched, the file counts what it counted before.
+    @Test(arguments: [1, 16])
+    func deferredChangesLeaveTheOldCounts(_ bits: Int) async throws {
+        let storage = try await emptyImage(bits: bits)
+        var (image, counts) = try await Qcow2WritableImage.sound(
+            storage, try await Qcow2Header.read(from: storage))
+        let kept = try await counts.takeInARow(6)
+        try await counts.publish(in: &image)
+        let (header, before) = (image.header, storage.bytes)
+        let old = counts.place
+        counts.deferChanges()
+        #expect(try await counts.lower(kept))
+        if bits > 1 { #expect(try await counts.raise(kept + 1)) }
+        let taken = try await counts.takeInARow(700)
+        #expect(taken > kept + 5)
+        try await counts.settle()
+        #expect(storage.bytes.prefix(before.count).elementsEqual(before))
+        try await image.changeHeader { [place = counts.place] in
+            $0.refcountTableOffset = place.offset
+            $0.refcountTableClusters = place.clusters
+        }
+        try await counts.finishSwitch(from: old)
+        #expect(image.header != header)
+        var read = RefcountCache(try await RefcountReader(reading: storage, image.header))
+        #expect(try await read.refcount(of: Int(kept)) == 0)
+        #expect(try await read.refcount(of: Int(kept) + 1) == (bits > 1 ? 2 : 1))
+        #expect(try await read.refcount(of: Int(taken) + 699) == 1)
+        #expect(try await read.refcount(of: Int(old.offset.bytes / 512)) == 0)
+    }
 }

@@ -34,7 +34,7 @@ import Testing
     @Test(arguments: [
         (#"\binfo\b.*-U\b"#, true), (#"^  info .*\[-f fmt\] \[--output=ofmt\]"#, true),
         (#"^  convert .*\[--target-is-zero\]"#, true), (#"\bcreate\b.*--object"#, true),
-        (#"\bconvert\b.*--bitmaps"#, false), (#"\bconvert\b.*\[-r "#, false),
+        (#"\bconvert\b.*--bitmaps"#, true), (#"\bconvert\b.*\[-r "#, true),
         (#"^  measure .*\[--size N \| "#, true), (#"^  resize .*--shrink"#, true),
     ])
     func isFoundBySearches(_ pattern: String, _ isThere: Bool) throws {

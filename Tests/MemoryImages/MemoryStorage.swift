@@ -15,8 +15,32 @@ public final class MemoryStorage: WritableStorage {
         case flush
     }
 
+    /// A change of the content, with which a crash between two changes can be played.
+    public enum Change: Sendable {
+        case write(Int, [UInt8])
+        case zero(Range<Int>)
+        case truncate(Int)
+        case flush
+
+        public func apply(to bytes: inout [UInt8]) {
+            switch self {
+            case .write(let offset, let new):
+                MemoryStorage.grow(&bytes, to: offset + new.count)
+                bytes.replaceSubrange(offset..<offset + new.count, with: new)
+            case .zero(let range):
+                MemoryStorage.grow(&bytes, to: range.upperBound)
+                bytes.replaceSubrange(range, with: repeatElement(0, count: range.count))
+            case .truncate(let size):
+                MemoryStorage.grow(&bytes, to: size)
+                bytes.removeLast(bytes.count - size)
+            case .flush: break
+            }
+        }
+    }
+
     private struct State {
         var bytes: [UInt8]
+        var changes: [Change] = []
         var operations: [Operation] = []
         var failing = 0..<0
     }
@@ -71,23 +95,22 @@ public final class MemoryStorage: WritableStorage {
 
     public func write(_ source: RawSpan, at offset: Int64) async throws {
         let new = source.withUnsafeBytes { Array($0) }
-        let range = Int(offset)..<Int(offset) + new.count
-        try perform(.write(offset..<offset + Int64(new.count))) { bytes in
-            Self.grow(&bytes, to: range.upperBound)
-            bytes.replaceSubrange(range, with: new)
-        }
+        try change(.write(offset..<offset + Int64(new.count)), .write(Int(offset), new))
     }
 
     public func zero(_ range: Range<Int64>, mayUnmap: Bool) async throws {
-        try perform(.zero(range)) { bytes in
-            Self.grow(&bytes, to: Int(range.upperBound))
-            bytes.replaceSubrange(
-                Int(range.lowerBound)..<Int(range.upperBound),
-                with: repeatElement(0, count: range.count))
-        }
+        try change(.zero(range), .zero(Int(range.lowerBound)..<Int(range.upperBound)))
     }
 
-    private static func grow(_ bytes: inout [UInt8], to size: Int) {
+    private func change(_ operation: Operation, _ change: Change) throws {
+        try perform(operation) { bytes in change.apply(to: &bytes) }
+        state.withLock { $0.changes.append(change) }
+    }
+
+    /// All changes that were made, in their order.
+    public var changes: [Change] { state.withLock { $0.changes } }
+
+    fileprivate static func grow(_ bytes: inout [UInt8], to size: Int) {
         if bytes.count < size { bytes += repeatElement(0, count: size - bytes.count) }
     }
 
@@ -96,13 +119,10 @@ public final class MemoryStorage: WritableStorage {
     }
 
     public func truncate(to size: Int64) async throws {
-        try perform(.truncate(size)) { bytes in
-            Self.grow(&bytes, to: Int(size))
-            bytes.removeLast(bytes.count - Int(size))
-        }
+        try change(.truncate(size), .truncate(Int(size)))
     }
 
     public func requireSpace(_ bytes: Int64) throws {}
 
-    public func flush() async throws { try perform(.flush) { _ in } }
+    public func flush() async throws { try change(.flush, .flush) }
 }

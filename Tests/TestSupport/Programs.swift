@@ -75,6 +75,24 @@ public enum Qemu {
         return outcome.isSuccess ? nil : outcome.description
     }
 
+    /// The ranges in bytes that a persistent bitmap has set.
+    public static func bitmap(_ name: String, of image: String) throws -> [Range<Int64>] {
+        let map = try require("bash", ["-c", bitmapScript, "bash", image, name])
+        // qemu shows what is dirty as holes.
+        return try JSONDecoder().decode([MapEntry].self, from: Data(map.utf8))
+            .filter { !$0.data }.map { $0.start..<$0.start + $0.length }
+    }
+
+    /// Serves the bitmap of an image as a context of NBD, and shows it as a map.
+    private static let bitmapScript = """
+        socket=$1.socket
+        qemu-nbd -r -t -k "$socket" -B "$2" -f qcow2 "$1" &
+        while [ ! -S "$socket" ]; do sleep 0.01; done
+        export="driver=nbd,server.type=unix,server.path=$socket"
+        qemu-img map --output=json --image-opts "$export,x-dirty-bitmap=qemu:dirty-bitmap:$2"
+        status=$?; kill $!; wait $!; rm -f "$socket"; exit $status
+        """
+
     /// `qemu-img map` as entries of start, length, depth, zero and data.
     public static func map(_ path: String, _ format: String) throws -> [MapEntry] {
         let text = try img("map", "--output=json", "-f", format, path)

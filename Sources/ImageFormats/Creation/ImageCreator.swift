@@ -33,6 +33,9 @@ extension ImageCreator {
 
 /// An image that a conversion writes: a new one, or one that is there.
 public protocol WrittenImage: Sendable {
+    /// Whether the image can have persistent bitmaps.
+    var canHaveBitmaps: Bool { get }
+
     /// Begins to write the image.
     ///
     /// - Parameter size: the size of the guest disk in bytes.
@@ -58,6 +61,10 @@ public protocol NewImage: WrittenImage {
 
     /// Writes an image without data: it reads as zeros, or as its backing file.
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws
+}
+
+extension WrittenImage {
+    public var canHaveBitmaps: Bool { false }
 }
 
 extension NewImage {

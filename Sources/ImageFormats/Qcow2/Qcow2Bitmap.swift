@@ -93,6 +93,12 @@ struct Qcow2Bitmap: Sendable, Equatable {
         self.isAuto = isAuto
     }
 
+    /// The error for a bitmap that was not saved properly, in qemu-img's words.
+    var inconsistent: ImageError {
+        .invalid(
+            "Bitmap '\(name)' is inconsistent and cannot be used (bitmap --remove deletes it)")
+    }
+
     /// Offset in bytes of the flags in the entry.
     static let flagsOffset: Int64 = 12
 

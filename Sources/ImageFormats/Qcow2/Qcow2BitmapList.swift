@@ -52,6 +52,13 @@ struct Qcow2BitmapList: Sendable {
         bits[bitmaps[index].nameBytes]?.merge(other)
     }
 
+    /// Follows a disk that gets another size. New bits are not set.
+    ///
+    /// - Parameter virtualSize: in bytes.
+    mutating func resize(to virtualSize: Int64) throws(ImageError) {
+        for index in bits.values.indices { try bits.values[index].resize(to: virtualSize) }
+    }
+
     /// Notes that a range of the guest disk is written, in bytes.
     mutating func note(_ range: Range<Int64>) {
         for index in bits.values.indices { bits.values[index].insert(range) }
@@ -100,25 +107,37 @@ struct Qcow2BitmapList: Sendable {
 
     // MARK: Storing
 
-    /// Marks bitmaps as void in the file until `store`, and reads the bits of those that record
-    /// writes.
-    mutating func beginRecording(_ image: Qcow2WritableImage) async throws {
+    /// Reads the bits of bitmaps that are about to change, and marks these as void in the file until
+    /// `store`.
+    ///
+    /// - Parameter isMeant: tells the bitmaps.
+    mutating func begin(
+        _ image: Qcow2WritableImage, where isMeant: (Qcow2Bitmap) -> Bool
+    ) async throws {
+        var marked = bitmaps
+        for index in bitmaps.indices where !bitmaps[index].isInUse && isMeant(bitmaps[index]) {
+            try await load(at: index, of: image)
+            marked[index].isInUse = true
+        }
+        if marked != bitmaps { try await write(marked, image) }
+    }
+
+    /// Takes the marks back, as long as nothing else has changed.
+    func undo(_ image: Qcow2WritableImage) async throws {
+        if !bits.isEmpty { try await write(stored, image) }
+    }
+
+    /// Writes the flags of bitmaps where they stand.
+    private func write(_ bitmaps: [Qcow2Bitmap], _ image: Qcow2WritableImage) async throws {
         guard let directory else { return }
         var position = Int64(directory.offset)
-        for index in bitmaps.indices {
-            let bitmap = bitmaps[index]
-            if bitmap.isAuto, !bitmap.isInUse {
-                try await load(at: index, of: image)
-                var open = bitmap
-                open.isInUse = true
-                var bytes: [UInt8] = []
-                bytes.appendBigEndian(open.flags)
-                try await image.writable.writeBytes(
-                    bytes, at: position + Qcow2Bitmap.flagsOffset)
-            }
+        for bitmap in bitmaps {
+            var bytes: [UInt8] = []
+            bytes.appendBigEndian(bitmap.flags)
+            try await image.writable.writeBytes(bytes, at: position + Qcow2Bitmap.flagsOffset)
             position += Int64(bitmap.entryLength)
         }
-        if !bits.isEmpty { try await image.writable.flush() }
+        try await image.writable.flush()
     }
 
     /// Writes the bits that were read or changed, and the directory, and makes the header lead to
@@ -207,7 +226,7 @@ struct Qcow2BitmapList: Sendable {
 struct BitmapBits: Sendable, Equatable {
     /// Length in bytes of the piece of disk that one bit stands for.
     let granularity: Int64
-    private let count: Int64
+    private var count: Int64
     private(set) var bytes: [UInt8]
 
     /// - Parameter virtualSize: of the guest disk in bytes.
@@ -218,6 +237,18 @@ struct BitmapBits: Sendable, Equatable {
         let byteCount = Int(count.dividedUp(by: 8))
         try MemoryMargin.check(for: byteCount)
         bytes = [UInt8](repeating: 0, count: byteCount)
+    }
+
+    /// - Parameter virtualSize: of the guest disk in bytes.
+    mutating func resize(to virtualSize: Int64) throws(ImageError) {
+        var resized = try BitmapBits(virtualSize, granularity)
+        let kept = min(bytes.count, resized.bytes.count)
+        resized.bytes.replaceSubrange(0..<kept, with: bytes[..<kept])
+        // Bits behind the end would be set when the disk grows again.
+        if resized.count % 8 != 0, !resized.bytes.isEmpty {
+            resized.bytes[resized.bytes.count - 1] &= 1 << UInt8(resized.count % 8) - 1
+        }
+        self = resized
     }
 
     mutating func replace(_ part: Range<Int>, with new: [UInt8]) {

@@ -112,6 +112,7 @@ struct Qcow2Creator: ImageCreator {
 private struct NewQcow2Image: NewImage {
     let parameters: ImageParameters
     var options: Qcow2Options
+    var canHaveBitmaps: Bool { options.version >= 3 }
 
     mutating func setBacking(_ backing: BackingName, virtualSize: Int64) {
         options.backing = Qcow2Options.Backing(
@@ -132,6 +133,9 @@ private struct NewQcow2Image: NewImage {
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget {
+        if storage.traits.isStream {
+            return try Qcow2StreamTarget(storage, virtualSize: size, options, settings)
+        }
         let target = try Qcow2Target(
             storage: storage, virtualSize: size, options: options, compress: settings.compress,
             minSparse: Int(settings.minSparse))
@@ -150,6 +154,8 @@ private struct NewQcow2Image: NewImage {
 
 private struct ExistingQcow2Image: WrittenImage {
     let leavesBacking: Bool
+    // Version 2 is met when they are written.
+    let canHaveBitmaps = true
 
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings

@@ -3,19 +3,28 @@ import ImageStorage
 
 /// Changes the persistent bitmaps of qcow2 images.
 struct Qcow2ImageBitmaps: BitmapEditor {
-    func change(_ storage: any WritableStorage, _ change: BitmapChange) async throws {
+    func bitmaps(of storage: any Storage) async throws -> [ImageBitmap] {
+        try await Qcow2BitmapList(reading: .examining(storage)).bitmaps.map {
+            ImageBitmap(
+                name: $0.nameBytes, granularity: $0.granularity, isEnabled: $0.isAuto,
+                isBroken: $0.isInUse)
+        }
+    }
+
+    func change(_ storage: any WritableStorage, _ changes: [BitmapChange]) async throws {
         let header = try await Qcow2Header.read(from: storage)
-        var (image, refcounts) = try await Qcow2WritableImage.sound(
-            storage, header, keepsBitmaps: true)
+        var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         var list = try await Qcow2BitmapList(reading: image)
-        for action in change.actions {
-            do {
-                try await apply(action, change, image, &list)
-            } catch let error as ImageError {
-                throw ImageError(
-                    error.kind, path: error.path,
-                    "Operation \(action.word) on bitmap \(change.name.text) failed: "
-                        + error.message)
+        for change in changes {
+            for action in change.actions {
+                do {
+                    try await apply(action, change, image, &list)
+                } catch let error as ImageError {
+                    throw ImageError(
+                        error.kind, path: error.path,
+                        "Operation \(action.word) on bitmap \(change.name.text) failed: "
+                            + error.message)
+                }
             }
         }
         try await list.store(in: &image, &refcounts)
@@ -52,9 +61,7 @@ struct Qcow2ImageBitmaps: BitmapEditor {
         _ name: [UInt8], in list: Qcow2BitmapList
     ) throws(ImageError) -> Int {
         let index = try find(name, in: list)
-        guard !list.bitmaps[index].isInUse else {
-            throw .invalid("Bitmap '\(name.text)' is inconsistent and cannot be used")
-        }
+        guard !list.bitmaps[index].isInUse else { throw list.bitmaps[index].inconsistent }
         return index
     }
 

@@ -14,9 +14,10 @@ import ImageStorage
 struct Qcow2ImageEditor: ~Copyable, Sendable {
     /// Limits of what a commit brings to disk: L2 tables in bytes, and clusters to free, which take
     /// space until then.
-    private static let tablesLimit: Int64 = 8 << 20
+    static let tablesLimit: Int64 = 8 << 20
     private static let droppedLimit = 1 << 18
 
+    private let tablesLimit: Int64
     private var image: Qcow2WritableImage
     private var refcounts: Qcow2Refcounts
     private var tables: [Int64: Table] = [:]
@@ -38,14 +39,17 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         var newPlace: HostOffset?
     }
 
-    /// - Parameter hasBacking: whether clusters that are left out show a backing file.
+    /// - Parameters:
+    ///   - hasBacking: whether clusters that are left out show a backing file.
+    ///   - tablesLimit: length in bytes of the L2 tables with which a commit is due.
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
     init(
-        _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool
+        _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool,
+        tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
         self.hasBacking = hasBacking
-        (image, refcounts) = try await Qcow2WritableImage.sound(
-            storage, header, keepsBitmaps: true)
+        self.tablesLimit = tablesLimit
+        (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         stream = CompressedStream(
             clusterSize: header.geometry.clusterSize, blockSize: storage.traits.blockSize)
         // Features that this program does not know are void from the first change on.
@@ -53,14 +57,14 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
             try await image.changeHeader { _ in }
         }
         bitmaps = try await Qcow2BitmapList(reading: image)
-        try await bitmaps.beginRecording(image)
+        try await bitmaps.begin(image) { $0.isAuto }
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
 
     /// Whether memory or space is due to be given back by a commit.
     var isFull: Bool {
-        Int64(tables.count) * geometry.clusterSize > Self.tablesLimit
+        Int64(tables.count) * geometry.clusterSize > tablesLimit
             || dropped.count > Self.droppedLimit
     }
 }

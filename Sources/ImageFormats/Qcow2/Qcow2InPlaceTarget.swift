@@ -12,11 +12,14 @@ final class Qcow2InPlaceTarget: ImageTarget {
     /// Placements that are being written. Tables may lead to the data only afterwards.
     private let writes = InFlightCount()
 
-    /// - Parameter leavesBacking: whether the content leaves out what the backing file provides.
+    /// - Parameters:
+    ///   - leavesBacking: whether the content leaves out what the backing file provides.
+    ///   - tablesLimit: see `Qcow2ImageEditor`.
     /// - Throws: `ImageError` if the storage holds no qcow2 image, one that has errors, or one that
     ///   cannot be changed.
     init(
-        _ storage: any WritableStorage, _ settings: TargetSettings, leavesBacking: Bool
+        _ storage: any WritableStorage, _ settings: TargetSettings, leavesBacking: Bool,
+        tablesLimit: Int64 = Qcow2ImageEditor.tablesLimit
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
         self.storage = storage
@@ -31,7 +34,8 @@ final class Qcow2InPlaceTarget: ImageTarget {
             zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
             compression: settings.compress ? header.compression : nil)
         editor = Exclusive(
-            try await Qcow2ImageEditor(storage, header, hasBacking: hasBacking))
+            try await Qcow2ImageEditor(
+                storage, header, hasBacking: hasBacking, tablesLimit: tablesLimit))
     }
 
     func encode(

@@ -21,7 +21,7 @@ struct Qcow2OverlayEditor: OverlayEditor {
         _ storage: any WritableStorage
     ) async throws -> @Sendable () async throws -> Void {
         let (image, refcounts) = try await Qcow2WritableImage.sound(
-            storage, try await Qcow2Header.read(from: storage), keepsBitmaps: true)
+            storage, try await Qcow2Header.read(from: storage))
         return {
             var image = image
             var refcounts = refcounts

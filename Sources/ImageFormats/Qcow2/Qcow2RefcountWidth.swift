@@ -47,7 +47,7 @@ struct Qcow2RefcountWidth {
             throw error
         }
         var (_, refcounts) = try await Qcow2WritableImage.sound(
-            storage, image.header, keepsBitmaps: true)
+            storage, image.header)
         try await refcounts.release(oldClusters.sorted())
         try await refcounts.flush()
     }

@@ -10,7 +10,7 @@ enum Qcow2Upgrade {
     static func run(_ storage: any WritableStorage) async throws {
         let header = try await Qcow2Header.read(from: storage)
         // Bits that version 2 does not know, and version 3 does, would be errors here.
-        var (image, _) = try await Qcow2WritableImage.sound(storage, header, keepsBitmaps: true)
+        var (image, _) = try await Qcow2WritableImage.sound(storage, header)
         let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         guard snapshots.allSatisfy({ $0.extraLength >= snapshotExtra }) else {
             throw ImageError.unsupported(
@@ -48,7 +48,7 @@ struct Qcow2Downgrade {
         self.storage = storage
         let header = try await Qcow2Header.read(from: storage)
         (image, refcounts) = try await Qcow2WritableImage.sound(
-            storage, header, keepsBitmaps: true)
+            storage, header)
         snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         try Self.check(header, snapshots)
     }

@@ -59,19 +59,12 @@ extension Qcow2WritableImage {
     /// Opens an image without errors, with the refcounts that tell which clusters are free. A
     /// damaged image has none that could be relied upon.
     ///
-    /// - Parameters:
-    ///   - header: as it was read.
-    ///   - keepsBitmaps: whether the caller takes care of the image's bitmaps.
-    /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
+    /// - Parameter header: as it was read.
+    /// - Throws: `ImageError` for images that have errors.
     static func sound(
-        _ storage: any WritableStorage, _ header: Qcow2Header, keepsBitmaps: Bool = false
+        _ storage: any WritableStorage, _ header: Qcow2Header
     ) async throws -> (image: Qcow2WritableImage, refcounts: Qcow2Refcounts) {
         try header.requireWritable(storage.name)
-        guard keepsBitmaps || header.bitmapDirectory == nil else {
-            // Bitmaps cover the whole disk, so they would have to be resized, too.
-            throw ImageError.unsupported(
-                storage.name, "resizing an image with bitmaps is not supported yet")
-        }
         let refcounts = try Qcow2Refcounts(try await SoundImage(storage), storage: storage)
         let l1 = try await storage.readWords(
             at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")

@@ -45,6 +45,9 @@ public struct FileDriver: StorageDriver {
     ) throws(ImageError) -> any StorageTarget {
         let path = try name.path()
         let cacheMode = request.access.cacheMode
+        if let pipe = try DescriptorSink.named(path, protecting: request.sourceFiles) {
+            return TargetInPlace(pipe)
+        }
         return switch request.manner {
         case .create:
             try TargetFile.create(path, cacheMode: cacheMode, protecting: request.sourceFiles)

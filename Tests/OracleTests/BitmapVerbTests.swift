@@ -1,0 +1,103 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// `bitmap`, beside qemu-img on a copy of the same image.
+@Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct BitmapVerbTests {
+    private func both(
+        _ words: [String], _ own: String, _ theirs: String, after: [String] = []
+    ) throws {
+        let outcome = try run(Swimg.path, ["bitmap"] + words + [own] + after)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        try require("qemu-img", ["bitmap"] + words + [theirs] + after)
+    }
+
+    /// Random changes and writes: both images have the same bitmaps with the same bits.
+    @Test(
+        arguments: ["cluster_size=64k", "cluster_size=512", "cluster_size=2M", "extended_l2=on"],
+        0..<3)
+    func sequences(_ options: String, _ seed: UInt64) throws {
+        let folder = try TempFolder()
+        let (own, theirs) = (folder.path("own"), folder.path("theirs"))
+        var random = SplitMix64(seed: seed)
+        try Qemu.img("create", "-q", "-f", "qcow2", "-o", options, own, "9M")
+        try require("cp", [own, theirs])
+        var names: [String] = []
+        for step in 0..<14 {
+            let name = names.isEmpty ? "" : random.pick(names)
+            switch random.below(6) {
+            case 0, 1:
+                names.append("b\(step)")
+                let words = random.pick([
+                    ["--add"], ["--add", "-g", "512"], ["--add", "--disable"],
+                    ["--add", "-g", "1M"],
+                ])
+                try both(words, own, theirs, after: ["b\(step)"])
+            case 2 where !names.isEmpty:
+                names.removeAll { $0 == name }
+                try both(["--remove"], own, theirs, after: [name])
+            case 3 where !names.isEmpty:
+                let words = random.pick(["--clear", "--enable", "--disable"])
+                try both([words], own, theirs, after: [name])
+            case 4 where names.count > 1:
+                try both(["--merge", random.pick(names)], own, theirs, after: [name])
+            default:
+                let command = "write -P \(step + 1) \(random.below(900) * 8)k 100k"
+                try Qemu.io("qcow2", own, [command])
+                try Qemu.io("qcow2", theirs, [command])
+            }
+            #expect(try Qemu.damage(own) == nil)
+            try require("qemu-img", ["compare", "-f", "qcow2", "-F", "qcow2", own, theirs])
+            #expect(try bitmaps(own) == bitmaps(theirs))
+            for name in names {
+                #expect(try Qemu.bitmap(name, of: own) == Qemu.bitmap(name, of: theirs))
+            }
+        }
+    }
+
+    /// What `info` shows of the bitmaps.
+    private func bitmaps(_ image: String) throws -> [String] {
+        try Qemu.img("info", image).components(separatedBy: "\n").drop { !$0.contains("bitmaps:") }
+            .map { $0 }
+    }
+
+    @Test func mergesFromAnotherImage() throws {
+        let folder = try TempFolder()
+        let (own, theirs) = (folder.path("own"), folder.path("theirs"))
+        let other = folder.path("other")
+        for image in [own, other] {
+            try Qemu.img("create", "-q", "-f", "qcow2", image, "9M")
+            try Qemu.img("bitmap", "--add", image, "b")
+        }
+        try Qemu.io("qcow2", other, ["write 1M 100k"])
+        try require("cp", [own, theirs])
+        try both(["--merge", "b", "-b", other, "-F", "qcow2"], own, theirs, after: ["b"])
+        #expect(try Qemu.bitmap("b", of: own) == Qemu.bitmap("b", of: theirs))
+        #expect(try Qemu.bitmap("b", of: own).count == 1)
+    }
+
+    @Test(arguments: [
+        "--add image there", "--remove image c", "--clear image c", "image c",
+        "--add -g 1 image d", "--add -g 100 image d", "--add -g 4G image d",
+        "--merge x image there", "-g 64k --clear image there", "--add image",
+        "-b x --add image q", "--add v2 q", "--add raw q",
+    ])
+    func refusesWhatQemuRefuses(_ line: String) throws {
+        let folder = try TempFolder()
+        try Qemu.img("create", "-q", "-f", "qcow2", folder.path("image"), "1M")
+        try Qemu.img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", folder.path("v2"), "1M")
+        try Qemu.img("create", "-q", "-f", "raw", folder.path("raw"), "1M")
+        try Qemu.img("bitmap", "--add", folder.path("image"), "there")
+        let before = try contents(folder.path("image"))
+        let words = ["bitmap"] + line.words
+        let own = try run(Swimg.path, words, in: folder.path)
+        let theirs = try run("qemu-img", words, in: folder.path)
+        #expect(own.status == theirs.status && own.status == 1, "\(own)")
+        // Storages have no names of their own here.
+        if !line.contains("v2"), !line.contains("raw") {
+            let text = theirs.errorText.replacing("qemu-img: ", with: "")
+            #expect(own.errorText.hasSuffix(text), "\(own)\n\(theirs)")
+        }
+        #expect(try contents(folder.path("image")) == before)
+    }
+}
