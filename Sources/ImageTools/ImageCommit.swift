@@ -157,7 +157,9 @@ public struct ImageCommit: Sendable {
         storage.stopSharing(unlessWith: above)
         var pipeline = Pipeline(from: above, inPlace: storage)
         pipeline.bytesPerSecond = rate
-        pipeline.onProgress = onProgress.map { report in { report($0, content.virtualSize) } }
+        if let onProgress {
+            pipeline.onProgress = { done in onProgress(done, content.virtualSize) }
+        }
         try await pipeline.copy(from: content, extents: extents, to: target)
     }
 

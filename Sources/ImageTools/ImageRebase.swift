@@ -116,7 +116,9 @@ public struct ImageRebase: Sendable {
         pipeline.shown = after
         // Zeros that the new backing file does not show are compared like data, too.
         pipeline.storesZeros = true
-        pipeline.onProgress = onProgress.map { report in { report($0, before.virtualSize) } }
+        if let onProgress {
+            pipeline.onProgress = { done in onProgress(done, before.virtualSize) }
+        }
         try await pipeline.copy(from: before, extents: difference, to: target)
     }
 

@@ -20,7 +20,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     private let tablesLimit: Int64
     private var image: Qcow2WritableImage
     private var refcounts: Qcow2Refcounts
-    private var tables: [Int64: Table] = [:]
+    fileprivate var tables: [Int64: Table] = [:]
     /// Host clusters that lose a reference with the next commit, once for each reference.
     private var dropped: [Int64] = []
     /// End of the last compressed cluster, where the next one begins if it fits.
@@ -31,7 +31,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     private let hasBacking: Bool
 
     /// An L2 table with entries that the file does not have yet.
-    private struct Table {
+    fileprivate struct Table {
         var words: [UInt64]
         /// The changed words; empty if the table has only been looked at.
         var changed: Range<Int> = 0..<0
@@ -47,17 +47,20 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool,
         tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
-        self.hasBacking = hasBacking
-        self.tablesLimit = tablesLimit
-        (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
-        stream = CompressedStream(
-            clusterSize: header.geometry.clusterSize, blockSize: storage.traits.blockSize)
+        var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         // Features that this program does not know are void from the first change on.
         if header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 {
             try await image.changeHeader { _ in }
         }
-        bitmaps = try await Qcow2BitmapList(reading: image)
+        var bitmaps = try await Qcow2BitmapList(reading: image)
         try await bitmaps.begin(image) { $0.isAuto }
+        self.image = image
+        self.refcounts = refcounts
+        self.bitmaps = bitmaps
+        self.hasBacking = hasBacking
+        self.tablesLimit = tablesLimit
+        stream = CompressedStream(
+            clusterSize: header.geometry.clusterSize, blockSize: storage.traits.blockSize)
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
@@ -248,7 +251,8 @@ extension Qcow2ImageEditor {
         if let old = try image.tableOffset(index) {
             dropped.append(old.bytes / geometry.clusterSize)
         }
-        tables[index]?.newPlace = try await takeCluster()
+        let place = try await takeCluster()
+        tables[index]?.newPlace = place
     }
 }
 
