@@ -51,7 +51,7 @@ import Testing
     }
 
     private func facts(_ path: String) throws -> NSDictionary {
-        let all = NSMutableDictionary(dictionary: try info(path, "qcow2"))
+        let all = try #require(info(path, "qcow2").mutableCopy() as? NSMutableDictionary)
         all.removeObject(forKey: "full-backing-filename")
         return all
     }

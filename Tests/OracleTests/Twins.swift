@@ -46,7 +46,8 @@ struct Twins {
     private func facts(
         _ folder: TempFolder, _ name: String, _ format: String
     ) throws -> NSDictionary {
-        let all = NSMutableDictionary(dictionary: try info(folder.path(name), format))
+        let all = try #require(
+            info(folder.path(name), format).mutableCopy() as? NSMutableDictionary)
         all.removeObject(forKey: "full-backing-filename")
         return all
     }
