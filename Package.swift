@@ -127,7 +127,9 @@ let package = Package(
             swiftSettings: strict),
         .testTarget(
             name: "OracleTests",
-            dependencies: ["swimg", "TestSupport", "MemoryImages", "ImageFormats", "ImageConvert"],
+            dependencies: [
+                "swimg", "TestSupport", "MemoryImages", "ImageStorage", "ImageFormats", "ImageConvert",
+            ],
             swiftSettings: strict),
     ]
 )

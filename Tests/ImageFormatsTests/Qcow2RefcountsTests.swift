@@ -112,7 +112,7 @@ import Testing
         let end = storage.size / 512
         var counts = try await refcounts(of: storage)
         let first = try await counts.allocate(10)
-        for cluster in [2, 3, 7] { _ = try await counts.lower(first + cluster) }
+        for cluster: Int64 in [2, 3, 7] { _ = try await counts.lower(first + cluster) }
         #expect(try await counts.take(upTo: 8) == first + 2..<first + 4)
         #expect(try await counts.take(upTo: 1) == first + 7..<first + 8)
         #expect(try await counts.take(upTo: 3) == first + 10..<first + 13)

@@ -91,6 +91,7 @@ import Testing
         let before = try contents(folder.path("image"))
         let words = ["bitmap"] + line.words
         let own = try run(Swimg.path, words, in: folder.path)
+        #expect(try contents(folder.path("image")) == before)
         let theirs = try run("qemu-img", words, in: folder.path)
         #expect(own.status == theirs.status && own.status == 1, "\(own)")
         // Storages have no names of their own here.
@@ -98,6 +99,5 @@ import Testing
             let text = theirs.errorText.replacing("qemu-img: ", with: "")
             #expect(own.errorText.hasSuffix(text), "\(own)\n\(theirs)")
         }
-        #expect(try contents(folder.path("image")) == before)
     }
 }

@@ -1,6 +1,7 @@
 import DiskImage
 import Foundation
 import ImageConvert
+import ImageStorage
 import MemoryImages
 import TestSupport
 import Testing

@@ -50,7 +50,8 @@ import Testing
         let target = folder.path("target")
         try create(target, options)
         try Qemu.io("qcow2", target, ["write -P 0xaa 0 600k"])
-        if !options.contains("extended_l2") {
+        // qemu-io compresses only what is not allocated yet.
+        if !["extended_l2", "2M", "preallocation"].contains(where: options.contains) {
             try Qemu.io("qcow2", target, ["write -c -P 0xbb 640k 128k"])
         }
         let outcome = try convert("v3-4k", mode + " -c", "-O", "qcow2", target)

@@ -30,6 +30,8 @@ struct Qcow2Refcounts {
     private var end: Int64
     /// Index of the cluster from which on `take` looks for free ones.
     private var searchStart: Int64 = 0
+    /// Clusters that are taken and not counted yet, because their block needs a place first.
+    private var uncounted: Range<Int64> = 0..<0
     /// Blocks that the table in the file does not name yet.
     private var newBlocks: Set<Int> = []
     /// Whether blocks are written to new places before they change.
@@ -212,6 +214,9 @@ struct Qcow2Refcounts {
         try MemoryMargin.check(for: (lastBlock + 1 - min(table.count, lastBlock)) * 8)
         // Set first: a failure from here on is rolled back to the old end.
         end = newEnd
+        let outer = uncounted
+        uncounted = (outer.isEmpty ? start : outer.lowerBound)..<newEnd
+        defer { uncounted = outer }
         // The file has its new length from now on, and reads as zeros where nothing is written.
         if !storage.traits.isDevice { try await storage.truncate(to: newEnd * clusterSize) }
         cache.reader.table.appendZeros(upTo: lastBlock + 1)
@@ -234,8 +239,13 @@ struct Qcow2Refcounts {
     /// - Parameter count: largest number of clusters.
     mutating func take(upTo count: Int64) async throws -> Range<Int64> {
         while searchStart < end {
+            if uncounted.contains(searchStart) {
+                searchStart = uncounted.upperBound
+                continue
+            }
             let (index, place) = searchStart.quotientAndRemainder(dividingBy: clustersPerBlock)
-            let stop = min(end, (index + 1) * clustersPerBlock)
+            var stop = min(end, (index + 1) * clustersPerBlock)
+            if searchStart < uncounted.lowerBound { stop = min(stop, uncounted.lowerBound) }
             // Without a block, clusters would need a new one: those behind the end come first.
             if hasBlock(for: searchStart) {
                 try await load(Int(index))
