@@ -196,7 +196,9 @@ private struct Stages: Sendable {
         guard !chunk.isShared else {
             return try await writing.inTurn(of: chunk) { sharing.share(chunk) }
         }
-        let length = chunk.segments.reduce(0) { $0 + Int64($1.action == .copy ? $1.range.count : 0) }
+        let length = chunk.segments.reduce(0) {
+            $0 + Int64($1.action == .copy ? $1.range.count : 0)
+        }
         if length > 0 { try await rate?.pass(length) }
         // Data that could not be shared may be cut at other places.
         let usual = chunk.isCompressed ? longestCompressed ?? pass.chunkSize : pass.chunkSize

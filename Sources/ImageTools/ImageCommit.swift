@@ -11,8 +11,8 @@ public struct ImageCommit: Sendable {
     public var overlay: ImageInPlace
     /// Name of the image that receives the content; nil is the overlay's backing file.
     public var base: ImageName?
-    /// Leaves the overlay as it is (`-d`). A deeper base leaves it in any case, because it shows
-    /// the images between.
+    /// Leaves the overlay as it is (`-d`). With `base` it stays in any case, as in qemu-img: with a
+    /// deeper base it shows the images between.
     public var keepsOverlay = false
     /// Largest number of bytes to write per second; nil sets no limit.
     public var rate: Int64?
@@ -33,7 +33,7 @@ public struct ImageCommit: Sendable {
         let target = try open(base, protecting: [storage.file] + chain.map(\.storage.file))
         do {
             let empty =
-                keepsOverlay || depth > 0
+                keepsOverlay || self.base != nil
                 ? nil : try await format.driver.overlayEditor?.prepareToEmpty(storage)
             let images = try await lockedImages(of: chain, depth, on: target.storage)
             try await grow(base, on: target.storage, to: top.sizeInSectors)

@@ -59,6 +59,8 @@ public struct ImageRebase: Sendable {
     private func copyAndRename(
         _ storage: any WritableStorage, _ format: ImageFormat
     ) async throws {
+        // What can never have a backing file is refused before any other file is looked at.
+        if format.driver.overlayEditor == nil { _ = try await renaming(storage, format) }
         let top = try await format.driver.open(storage)
         let old = try await oldChain(of: top)
         let new = try await newChain(in: storage)

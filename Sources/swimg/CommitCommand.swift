@@ -10,8 +10,8 @@ struct CommitCommand: ImageCommand {
         commandName: "commit",
         abstract: "Write the content of an overlay into its backing file.",
         discussion: """
-            The overlay is empty afterwards, unless -d is given or -b names an image further down. \
-            A base that is smaller than the overlay grows.
+            The overlay is empty afterwards, unless -d or -b is given. A base that is smaller than \
+            the overlay grows.
 
             Example: swimg commit -f qcow2 overlay.qcow2
             """)

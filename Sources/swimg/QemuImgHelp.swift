@@ -33,7 +33,7 @@ enum QemuImgHelp {
         """
 
     private static let usage = [
-        "amend": "\(names) [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename",
+        "amend": "\(names) [-p] [-q] [-f fmt] [-t cache] [--force] [-o options] filename",
         "bitmap": """
         [--merge=source] [--add] [--remove] [--clear] [--enable] [--disable] \(names) \
         [-b source_file [-F source_fmt]] [-g granularity] [-f fmt] filename bitmap
@@ -79,7 +79,7 @@ enum QemuImgHelp {
         """,
         "rebase": """
         \(names) [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] \
-        -b backing_file [-F backing_fmt] \(servers) filename
+        [-b backing_file [-F backing_fmt]] \(servers) filename
         """,
         "resize": """
         \(names) [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size

@@ -18,7 +18,7 @@ import Testing
     static let options = [
         "", "cluster_size=512", "compat=0.10", "cluster_size=512,refcount_bits=64",
         "cluster_size=4k,refcount_bits=2,lazy_refcounts=on", "extended_l2=on,cluster_size=16k",
-        "cluster_size=2M", "preallocation=metadata,cluster_size=1k",
+        "preallocation=metadata,cluster_size=1k",
     ]
 
     /// Each option of an image meets each way to amend it; the contents rotate.
@@ -30,6 +30,8 @@ import Testing
         }
         let content = possible[(row + column) % possible.count]
         let folder = try make(content, options)
+        let hasSnapshot = content == .snapshots || content == .backedSnapshots
+        let snapshot = hasSnapshot ? try snapshotContent(folder) : nil
         let twins = try Twins(copying: folder)
         let story = "\(content) \(options) \(Self.ways[column])"
         for way in [Self.ways[column], "compat=1.1", "compat=0.10"] {
@@ -40,15 +42,23 @@ import Testing
             let kept = min(before.count, after.count)
             #expect(after.prefix(kept) == before.prefix(kept), "\(story): \(way)")
         }
-        guard content == .snapshots || content == .backedSnapshots else { return }
-        for folder in [twins.own, twins.theirs] {
-            try Qemu.img("snapshot", "-a", "s", folder.path("image"))
+        // Not compared with qemu-img: where a cluster of zeros has a place that a snapshot uses,
+        // its downgrade writes zeros there, too.
+        if let snapshot {
+            let after = try snapshotContent(folder)
+            let kept = min(snapshot.count, after.count)
+            #expect(after.prefix(kept) == snapshot.prefix(kept), "\(story): snapshot")
         }
-        try twins.expectSame("image", "qcow2", "\(story): snapshot")
     }
 
     private func head(_ folder: TempFolder) throws -> Data {
         try Qemu.img("convert", "-f", "qcow2", "-O", "raw", "image", "content", in: folder.path)
+        return try contents(folder.path("content"))
+    }
+
+    private func snapshotContent(_ folder: TempFolder) throws -> Data {
+        try Qemu.img(
+            "convert", "-l", "s", "-f", "qcow2", "-O", "raw", "image", "content", in: folder.path)
         return try contents(folder.path("content"))
     }
 
@@ -73,6 +83,16 @@ import Testing
                 "qcow2", folder.path("image"), ["write -z 600k 40k", "write -P 3 1200k 100k"])
         }
         return folder
+    }
+
+    /// A case of its own, because qemu-img takes minutes for it.
+    @Test(arguments: ["refcount_bits=1", "refcount_bits=64"])
+    func largeClusters(_ way: String) throws {
+        let folder = try make(.plain, "cluster_size=2M")
+        let before = try head(folder)
+        let outcome = try run(Swimg.path, ["amend", "-o", way, "image"], in: folder.path)
+        #expect(outcome.isSuccess && outcome.output.isEmpty, "\(outcome)")
+        #expect(try head(folder) == before && Qemu.damage(folder.path("image")) == nil)
     }
 
     @Test(arguments: [

@@ -32,7 +32,8 @@ import Testing
         let (backing, format) = random.pick(names + [("", "raw")])
         let before = folder.path("before")
         try Qemu.img("convert", "-f", "qcow2", "-O", "raw", folder.path(maker.top), before)
-        let words = ["rebase", "-f", "qcow2", "-b", backing, "-F", format]
+        let words =
+            ["rebase", "-f", "qcow2", "-b", backing, "-F", format]
             + (random.once(in: 4) ? ["-t", "none", "-T", "none"] : []) + [maker.top]
         let twins = try Twins(copying: folder)
         let story = other.story + "\n" + maker.story + "\nswimg \(words)"
@@ -109,13 +110,14 @@ import Testing
         #expect(outcome.isSuccess, "\(outcome)")
         #expect(try Qemu.difference(folder.path("top"), "qcow2", before, "raw") == nil)
         let check = try Qemu.img("check", "--output=json", folder.path("top"))
-        #expect(check.contains("\"compressed-clusters\": 17"), "\(check)")
+        #expect(check.contains("\"compressed-clusters\": 16"), "\(check)")
     }
 
     @Test(arguments: [
         "-b base -F raw top", "-q -b base -F raw top", "-b base top", "-u -b base top",
         "-u -b nosuch -F raw top", "-b nosuch -F raw top", "-b nosuch top", "-b base -F foo top",
-        "-u -b base -F foo top", "top", "-F raw top", "-u top", "-u -F raw top", "-f raw -b mid base",
+        "-u -b base -F foo top", "top", "-F raw top", "-u top", "-u -F raw top",
+        "-f raw -b mid base",
         "-f raw -b mid -F qcow2 base", "-u -f raw -b mid base", "-b mid base",
         "-t foo -b base -F raw top", "-T foo -b base -F raw top", "-f foo -b base -F raw top",
         "-b base -F raw nosuch", "-U -u -b base -F raw top", "-U -b base -F raw top",

@@ -101,7 +101,7 @@ private struct Qcow2Amendment {
     }
 
     func checkRefcountBits() throws(ImageError) {
-        guard version >= 3 else {
+        guard version >= 3 || refcountBits == 16 else {
             throw .invalid(
                 "Refcount widths other than 16 bits require compatibility level 1.1 or above "
                     + "(use compat=1.1 or greater)")
