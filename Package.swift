@@ -128,7 +128,8 @@ let package = Package(
         .testTarget(
             name: "OracleTests",
             dependencies: [
-                "swimg", "TestSupport", "MemoryImages", "ImageStorage", "ImageFormats", "ImageConvert",
+                "swimg", "TestSupport", "MemoryImages", "ImageStorage", "ImageFormats",
+                "ImageConvert",
             ],
             swiftSettings: strict),
     ]

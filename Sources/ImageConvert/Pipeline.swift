@@ -43,13 +43,16 @@ public struct Pipeline: Sendable {
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder: Bool
     /// Largest number of bytes copied per second; nil has no limit.
-    var bytesPerSecond: Int64?
+    public var bytesPerSecond: Int64?
     /// Whether ordered writes only begin in order where each of them waits for the storage.
     public var writesOverlap = true
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
     /// Compute digests of the disk during the copy.
     public var digests: [DigestStage] = []
+    /// The disk that the target shows already: where it equals the source, nothing is written. All
+    /// of it is as long as the source; nil compares nothing.
+    public var shown: (any ImageSource)?
     /// Called when all has been copied, before the target is completed; throws if the source turns
     /// out to be wrong.
     public var checkSource: @Sendable () async throws -> Void = {}
@@ -110,9 +113,10 @@ public struct Pipeline: Sendable {
         // A file without holes may store zeros, so its data is read and searched.
         let sharesUnread =
             digests.isEmpty && target.sharesUnread ? try await source.isSparse() : false
-        // A target that compresses needs a second buffer for each chunk.
+        // Compressed clusters and bytes to compare with need further buffers for each chunk.
+        let buffers: Int64 = 1 + (target.compresses ? 1 : 0) + (shown == nil ? 0 : 1)
         let bounds = Window.Bounds(
-            base: baseWorkers, limit: mostWorkers, memory: target.compresses ? memory / 2 : memory,
+            base: baseWorkers, limit: mostWorkers, memory: memory / buffers,
             unit: smallest, shortChunk: chunkSize)
         let longestCompressed = readsAhead ? Self.defaultChunk.roundedUp(to: smallest) : nil
         let iterator = ExtentIterator(
@@ -124,7 +128,8 @@ public struct Pipeline: Sendable {
             longestCompressed: longestCompressed,
             sharesUnread: { sharesUnread && target.sharesUnread })
         let stages = Stages(
-            reading: ReadStage(source: source, extents: extents, target: target),
+            reading: ReadStage(
+                source: source, extents: extents, target: target, shown: shown),
             sharing: ShareStage(extents: extents, target: target),
             writing: WriteStage(
                 extents: extents, target: target, isOrdered: writesInOrder,
@@ -191,7 +196,9 @@ private struct Stages: Sendable {
         guard !chunk.isShared else {
             return try await writing.inTurn(of: chunk) { sharing.share(chunk) }
         }
-        let length = chunk.segments.reduce(0) { $0 + Int64($1.action == .copy ? $1.range.count : 0) }
+        let length = chunk.segments.reduce(0) {
+            $0 + Int64($1.action == .copy ? $1.range.count : 0)
+        }
         if length > 0 { try await rate?.pass(length) }
         // Data that could not be shared may be cut at other places.
         let usual = chunk.isCompressed ? longestCompressed ?? pass.chunkSize : pass.chunkSize

@@ -91,9 +91,16 @@ public struct ImageOpener: Sendable {
     public func openBacking(
         _ backing: BackingName, of name: ImageName, in storage: any Storage
     ) async throws -> any ImageSource {
-        let layers = try await openChain(
+        LayeredSource(
+            layers: try await openBackingChain(backing, of: name, in: storage).map(\.image))
+    }
+
+    /// As `openBacking`, but as single images; never empty.
+    public func openBackingChain(
+        _ backing: BackingName, of name: ImageName, in storage: any Storage
+    ) async throws -> [OpenedLayer] {
+        try await openChain(
             from: try reference(to: backing, in: name), below: (name, storage.file))
-        return LayeredSource(layers: layers.map(\.image))
     }
 
     /// - Parameter image: the image that names the first one; nil if a person typed the name.

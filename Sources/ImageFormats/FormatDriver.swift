@@ -45,6 +45,8 @@ public protocol FormatDriver: Sendable {
     var resizer: (any ImageResizer)? { get }
     var snapshotEditor: (any SnapshotEditor)? { get }
     var bitmapEditor: (any BitmapEditor)? { get }
+    var overlayEditor: (any OverlayEditor)? { get }
+    var amender: (any ImageAmender)? { get }
 }
 
 extension FormatDriver {
@@ -69,6 +71,8 @@ extension FormatDriver {
     public var resizer: (any ImageResizer)? { nil }
     public var snapshotEditor: (any SnapshotEditor)? { nil }
     public var bitmapEditor: (any BitmapEditor)? { nil }
+    public var overlayEditor: (any OverlayEditor)? { nil }
+    public var amender: (any ImageAmender)? { nil }
 }
 
 /// The format's part of a described image (`json:`, `--image-opts`).
@@ -221,6 +225,44 @@ public protocol SnapshotEditor: Sendable {
     func apply(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws
 
     func delete(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws
+}
+
+/// Changes the relation of overlays of one format to their backing files.
+public protocol OverlayEditor: Sendable {
+    /// Checks that an image can have another backing file.
+    ///
+    /// - Parameter backing: nil for none.
+    /// - Returns: an operation that changes the name and nothing else. Until it has returned, the
+    ///   image has the old one.
+    /// - Throws: `ImageError` in qemu-img's words, for names that the image has no room for.
+    func prepareToRebase(
+        _ storage: any WritableStorage, on backing: BackingName?
+    ) async throws -> @Sendable () async throws -> Void
+
+    /// Reads all metadata of an image that is to be emptied.
+    ///
+    /// - Returns: an operation that drops all clusters of the disk, which then shows the backing
+    ///   file. The image must not have changed meanwhile, and is valid in any case.
+    /// - Throws: `ImageError` for images that have errors.
+    func prepareToEmpty(
+        _ storage: any WritableStorage
+    ) async throws -> @Sendable () async throws -> Void
+}
+
+/// Changes options of existing images of one format (`amend`).
+public protocol ImageAmender: Sendable {
+    /// The keys of `-o`.
+    var options: [OptionDescription] { get }
+
+    /// Makes the changes, one option after the other.
+    ///
+    /// - Parameter openBacking: opens the backing file of the image.
+    /// - Throws: `ImageError` in qemu-img's words where qemu-img refuses as well. The image is
+    ///   valid in any case, and holds the same disk unless its size changes.
+    func amend(
+        _ storage: any WritableStorage, _ options: TypedOptions,
+        openBacking: (BackingName) async throws -> any ImageSource
+    ) async throws
 }
 
 /// Changes persistent bitmaps of images of one format.

@@ -14,6 +14,11 @@ public struct ImageInPlace: Sendable {
 
     public init(_ name: ImageName) { self.name = name }
 
+    /// The path or export that holds the image, from which relative names in the image count.
+    func place() throws(ImageError) -> ImageName {
+        (try ImageDescription(name)?.place ?? name).withoutFilePrefix
+    }
+
     /// Opens the image for reading and writing.
     ///
     /// - Throws: `ImageError`; also for a part of a file, and on storages where nothing can be

@@ -246,14 +246,7 @@ struct ConvertCommand: ImageCommand {
             conversion.memory = size
         }
         conversion.writesInOrder = !unordered
-        if let rate {
-            guard let number = parseByteSize(rate) else {
-                throw .invalid(
-                    "Invalid rate limit specified. You may use k, M, G, T, P or E suffixes for "
-                        + "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
-            }
-            conversion.bytesPerSecond = number > 0 ? number : nil
-        }
+        conversion.bytesPerSecond = try rate.flatMap(rateLimit)
         if let minSparse {
             guard let size = parseByteSize(minSparse) else {
                 throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")

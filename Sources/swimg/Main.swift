@@ -164,9 +164,10 @@ struct Swimg: ParsableCommand {
         subcommands: commands.map { $0 })
 
     static let commands: [any ImageCommand.Type] = [
-        BitmapCommand.self, CheckCommand.self, CompareCommand.self, ConvertCommand.self,
-        CreateCommand.self, DdCommand.self, DigestCommand.self, InfoCommand.self, MapCommand.self,
-        MeasureCommand.self, ResizeCommand.self, SnapshotCommand.self,
+        AmendCommand.self, BitmapCommand.self, CheckCommand.self, CommitCommand.self,
+        CompareCommand.self, ConvertCommand.self, CreateCommand.self, DdCommand.self,
+        DigestCommand.self, InfoCommand.self, MapCommand.self, MeasureCommand.self,
+        RebaseCommand.self, ResizeCommand.self, SnapshotCommand.self,
     ]
 
     static func command(named verb: String?) -> (any ImageCommand.Type)? {

@@ -33,6 +33,7 @@ enum QemuImgHelp {
         """
 
     private static let usage = [
+        "amend": "\(names) [-p] [-q] [-f fmt] [-t cache] [--force] [-o options] filename",
         "bitmap": """
         [--merge=source] [--add] [--remove] [--clear] [--enable] [--disable] \(names) \
         [-b source_file [-F source_fmt]] [-g granularity] [-f fmt] filename bitmap
@@ -40,6 +41,9 @@ enum QemuImgHelp {
         "check": """
         \(names) [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] \(servers) \
         filename
+        """,
+        "commit": """
+        \(names) [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] \(servers) filename
         """,
         "compare": """
         \(names) [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] \(servers) \
@@ -72,6 +76,10 @@ enum QemuImgHelp {
         "measure": """
         [--output=ofmt] [-O output_fmt] [-o options] \
         [--size N | \(names) [-f fmt] [-l snapshot_param] [-U] \(servers) filename]
+        """,
+        "rebase": """
+        \(names) [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] [-c] \
+        [-b backing_file [-F backing_fmt]] \(servers) filename
         """,
         "resize": """
         \(names) [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size

@@ -227,3 +227,13 @@ func guessedRawWarning(_ path: String) -> String {
 
     """
 }
+
+/// Reads a rate in bytes per second (`-r`); nil sets no limit.
+func rateLimit(_ text: String) throws(ImageError) -> Int64? {
+    guard let number = parseByteSize(text) else {
+        throw .invalid(
+            "Invalid rate limit specified. You may use k, M, G, T, P or E suffixes for kilobytes, "
+                + "megabytes, gigabytes, terabytes, petabytes and exabytes.")
+    }
+    return number > 0 ? number : nil
+}

@@ -13,9 +13,10 @@ public protocol ImageCreator: Sendable {
     /// - Throws: `ImageError` in qemu-img's words, or for an option that is not supported yet.
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage
 
-    /// Prepares to write into an existing image (`-n`). Plain images need no preparation.
+    /// Prepares to write into an existing image (`-n`, `commit`).
     ///
-    /// - Parameter leavesBacking: whether the content leaves out what the backing file provides.
+    /// - Parameter leavesBacking: whether the content leaves out what the image, or its backing
+    ///   file, holds already.
     func existingImage(leavesBacking: Bool) throws(ImageError) -> any WrittenImage
 
     /// Calculates the size that an image of a disk would have.
@@ -85,6 +86,9 @@ public struct TargetSettings: Sendable {
     public var isThere = false
     /// Whether the storage reads as zeros where nothing is written.
     public var readsAsZero = false
+    /// Whether the existing image is to get another backing file, so that zeros have to be recorded
+    /// even if it has none yet.
+    public var getsBacking = false
 
     public init(minSparse: Int64) { self.minSparse = minSparse }
 }

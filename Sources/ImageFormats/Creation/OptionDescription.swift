@@ -57,6 +57,27 @@ extension ImageFormat {
         return creator
     }
 
+    /// - Throws: `ImageError` if options of existing images cannot be changed.
+    public func amender() throws(ImageError) -> any ImageAmender {
+        guard let amender = driver.amender else {
+            throw .invalid("Format driver '\(name)' does not support option amendment")
+        }
+        return amender
+    }
+
+    /// The text that `amend -o help` prints.
+    public func amendHelp() throws(ImageError) -> String {
+        "Amend options for '\(name)':\n" + Self.list(try amender().options)
+    }
+
+    private static func list(_ options: [OptionDescription]) -> String {
+        options.sorted { $0.name < $1.name }.map { option in
+            let start = "  \(option.name)=\(option.kind.label)"
+            let padding = String(repeating: " ", count: max(0, 24 - start.count))
+            return "\(start)\(padding) - \(option.help)\n"
+        }.joined()
+    }
+
     /// The text that `-o help` prints.
     ///
     /// - Parameter includesFile: also lists the options of the file that holds the image, as
@@ -64,13 +85,8 @@ extension ImageFormat {
     public func optionHelp(includesFile: Bool) throws(ImageError) -> String {
         let listed = try creator().options
             .filter { !$0.isOwn && (includesFile || !$0.isOfFile) }
-            .sorted { $0.name < $1.name }
-        var text = includesFile ? "Supported options:\n" : "Supported \(name) options:\n"
-        for option in listed {
-            let start = "  \(option.name)=\(option.kind.label)"
-            let padding = String(repeating: " ", count: max(0, 24 - start.count))
-            text += "\(start)\(padding) - \(option.help)\n"
-        }
+        let title = includesFile ? "Supported options:\n" : "Supported \(name) options:\n"
+        let text = title + Self.list(listed)
         guard !includesFile else { return text }
         return text + """
 

@@ -11,9 +11,28 @@ public struct TypedOptions: Sendable {
 
     /// - Throws: `ImageError` in qemu-img's words; also for a format that can only be read.
     public init(_ options: CreationOptions, for format: ImageFormat) throws(ImageError) {
+        try self.init(options, for: format, known: try format.creator().options)
+    }
+
+    /// Reads options that change an existing image; throws as the other initializer.
+    public init(amending options: CreationOptions, _ format: ImageFormat) throws(ImageError) {
+        let known = try format.amender().options
+        let created = try format.creator().options
+        for (key, _) in options.values {
+            func isKey(_ option: OptionDescription) -> Bool { option.name == key }
+            guard !known.contains(where: isKey), created.contains(where: isKey) else { continue }
+            throw .invalid(
+                "Invalid parameter '\(key)': This option is only supported for image creation")
+        }
+        try self.init(options, for: format, known: known)
+    }
+
+    private init(
+        _ options: CreationOptions, for format: ImageFormat, known: [OptionDescription]
+    ) throws(ImageError) {
         self.format = format
         self.options = options
-        known = try format.creator().options
+        self.known = known
         for (key, value) in options.values {
             guard let option = known.first(where: { $0.name == key }) else {
                 throw .invalid("Invalid parameter '\(key)'")
@@ -50,6 +69,9 @@ public struct TypedOptions: Sendable {
             throw .invalid("option '\(option.name)=\(value)' is not supported yet")
         }
     }
+
+    /// The keys that were given.
+    var keys: [String] { options.values.map(\.key) }
 
     public func text(_ key: String) -> String? { options.value(of: key)?.text }
     public func name(_ key: String) -> ImageName? {

@@ -10,6 +10,8 @@ public struct Qcow2Driver: FormatDriver {
     public var resizer: (any ImageResizer)? { Qcow2ImageResizer() }
     public var snapshotEditor: (any SnapshotEditor)? { Qcow2ImageSnapshots() }
     public var bitmapEditor: (any BitmapEditor)? { Qcow2ImageBitmaps() }
+    public var overlayEditor: (any OverlayEditor)? { Qcow2OverlayEditor() }
+    public var amender: (any ImageAmender)? { Qcow2ImageAmender() }
 
     public init() {}
 

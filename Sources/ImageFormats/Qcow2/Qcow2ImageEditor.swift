@@ -28,6 +28,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     private var stream: CompressedStream
     /// The bitmaps, of which those that record writes are kept up to date.
     private var bitmaps: Qcow2BitmapList
+    private let hasBacking: Bool
 
     /// An L2 table with entries that the file does not have yet.
     fileprivate struct Table {
@@ -38,10 +39,12 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         var newPlace: HostOffset?
     }
 
-    /// - Parameter tablesLimit: length in bytes of the L2 tables with which a commit is due.
+    /// - Parameters:
+    ///   - hasBacking: whether clusters that are left out show a backing file.
+    ///   - tablesLimit: length in bytes of the L2 tables with which a commit is due.
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
     init(
-        _ storage: any WritableStorage, _ header: Qcow2Header,
+        _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool,
         tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
         var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
@@ -54,13 +57,13 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         self.image = image
         self.refcounts = refcounts
         self.bitmaps = bitmaps
+        self.hasBacking = hasBacking
         self.tablesLimit = tablesLimit
         stream = CompressedStream(
             clusterSize: header.geometry.clusterSize, blockSize: storage.traits.blockSize)
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
-    private var hasBacking: Bool { image.header.backingFile != nil }
 
     /// Whether memory or space is due to be given back by a commit.
     var isFull: Bool {

@@ -24,15 +24,18 @@ final class Qcow2InPlaceTarget: ImageTarget {
         let header = try await Qcow2Header.read(from: storage)
         self.storage = storage
         compresses = settings.compress
+        let hasBacking = header.backingFile != nil || settings.getsBacking
         traits = TargetTraits(
             granularity: header.geometry.clusterSize,
             readsAsZeroFrom: settings.readsAsZero ? 0 : .max, hasBacking: leavesBacking,
-            canWriteZeroes: header.version >= 3 || header.backingFile == nil, placesInOrder: true)
+            canWriteZeroes: header.version >= 3 || !hasBacking, placesInOrder: true)
         encoder = Qcow2ClusterEncoder(
             clusterSize: header.geometry.clusterSize, keepsZeros: settings.minSparse == 0,
             zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
             compression: settings.compress ? header.compression : nil)
-        editor = Exclusive(try await Qcow2ImageEditor(storage, header, tablesLimit: tablesLimit))
+        editor = Exclusive(
+            try await Qcow2ImageEditor(
+                storage, header, hasBacking: hasBacking, tablesLimit: tablesLimit))
     }
 
     func encode(

@@ -85,7 +85,7 @@ extension Qcow2WritableImage {
 extension Qcow2Header {
     /// - Parameter name: of the image.
     /// - Throws: `ImageError` if the image says that it must not be changed.
-    fileprivate func requireWritable(_ name: String) throws(ImageError) {
+    func requireWritable(_ name: String) throws(ImageError) {
         if incompatibleFeatures & IncompatibleFeature.corrupt != 0 {
             throw .corrupt(name, "Image is corrupt; cannot be opened read/write")
         }

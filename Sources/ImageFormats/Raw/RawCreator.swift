@@ -25,8 +25,25 @@ struct RawCreator: ImageCreator {
             })
     }
 
+    func existingImage(leavesBacking: Bool) -> any WrittenImage {
+        ExistingRawImage(leavesBacking: leavesBacking)
+    }
+
     func measure(_ disk: MeasuredDisk, _ options: TypedOptions) -> MeasuredSize {
         MeasuredSize(required: disk.size, fullyAllocated: disk.size)
+    }
+}
+
+private struct ExistingRawImage: WrittenImage {
+    let leavesBacking: Bool
+
+    func makeTarget(
+        on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
+    ) -> any ImageTarget {
+        RawTarget(
+            storage: storage, minSparse: Int(settings.minSparse),
+            looksForZeros: settings.looksForZeros, isThere: true, leavesBacking: leavesBacking,
+            readsAsZero: settings.readsAsZero)
     }
 }
 

@@ -19,11 +19,11 @@ public struct RawTarget: ImageTarget {
     ///   - minSparse: runs of zeros of at least this many bytes are left out; 0 writes everything.
     ///   - looksForZeros: whether zeros are searched for in data that could be shared unread, too.
     ///   - isThere: whether the storage keeps its size.
+    ///   - leavesBacking: whether the content leaves out what the storage holds already.
     ///   - readsAsZero: whether unwritten parts of the storage read as zeros.
     public init(
         storage: any WritableStorage, minSparse: Int, looksForZeros: Bool = true,
-        isThere: Bool = false,
-        readsAsZero: Bool
+        isThere: Bool = false, leavesBacking: Bool = false, readsAsZero: Bool
     ) {
         self.storage = storage
         self.minSparse = minSparse
@@ -31,7 +31,7 @@ public struct RawTarget: ImageTarget {
         self.isThere = isThere
         traits = TargetTraits(
             granularity: max(Int64(Self.scanUnit), storage.traits.blockSize),
-            readsAsZeroFrom: readsAsZero ? 0 : .max,
+            readsAsZeroFrom: readsAsZero ? 0 : .max, hasBacking: leavesBacking,
             placesInOrder: false)
     }
 

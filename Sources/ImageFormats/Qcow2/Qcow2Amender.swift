@@ -1,0 +1,126 @@
+import DiskImage
+import ImageStorage
+
+/// Changes options of existing qcow2 images, in the order of qemu: what needs version 3 comes after
+/// the upgrade, and what prevents version 2 goes before the downgrade.
+struct Qcow2ImageAmender: ImageAmender {
+    var options: [OptionDescription] {
+        let shared = [
+            "backing_file", "backing_fmt", "compat", "data_file", "data_file_raw",
+            "encrypt.iter-time", "lazy_refcounts", "refcount_bits", "size",
+        ]
+        return Qcow2OptionTable.options.filter { shared.contains($0.name) }
+            .map { OptionDescription($0.name, $0.kind, $0.help) } + Self.keyslotOptions
+    }
+
+    private static let keyslotOptions = [
+        OptionDescription(
+            "encrypt.keyslot", .number, "Select a single keyslot to modify explicitly"),
+        OptionDescription(
+            "encrypt.new-secret", .text,
+            "New secret to set in the matching keyslots. Empty string to erase"),
+        OptionDescription(
+            "encrypt.old-secret", .text, "Select all keyslots that match this password"),
+        OptionDescription(
+            "encrypt.state", .text, "Select new state of affected keyslots (active/inactive)"),
+    ]
+
+    func amend(
+        _ storage: any WritableStorage, _ options: TypedOptions,
+        openBacking: (BackingName) async throws -> any ImageSource
+    ) async throws {
+        let header = try await Qcow2Header.read(from: storage)
+        try header.requireWritable(storage.name)
+        let wanted = try Qcow2Amendment(options, header)
+        if wanted.version > header.version { try await Qcow2Upgrade.run(storage) }
+        if wanted.refcountBits != header.refcountBits {
+            try wanted.checkRefcountBits()
+            try await Qcow2RefcountWidth(storage).change(to: wanted.refcountBits)
+        }
+        try wanted.checkBacking(header)
+        if wanted.lazyRefcounts != header.hasLazyRefcounts {
+            try wanted.checkLazyRefcounts()
+            var image = try await Qcow2WritableImage.damaged(storage)
+            try await image.changeHeader {
+                $0.compatibleFeatures ^= Qcow2Header.CompatibleFeature.lazyRefcounts
+            }
+        }
+        if let size = wanted.size {
+            let source = try await Qcow2Source(storage)
+            var backing: (any ImageSource)?
+            if let name = source.backing { backing = try await openBacking(name) }
+            var resizer = try await Qcow2Resizer(
+                storage: storage, header: source.header, backing: backing)
+            try await resizer.resize(to: size, preallocation: .off)
+        }
+        if wanted.version < header.version {
+            var downgrade = try await Qcow2Downgrade(storage)
+            try await downgrade.run()
+        }
+    }
+}
+
+/// What an image is to be like; what is not asked for stays.
+private struct Qcow2Amendment {
+    let version: Int
+    let refcountBits: Int
+    let lazyRefcounts: Bool
+    /// New size of the disk in bytes; nil leaves it.
+    let size: Int64?
+    private let backingFile: ImageName?
+    private let backingFormat: String?
+
+    /// - Throws: `ImageError` in qemu-img's words.
+    init(_ options: TypedOptions, _ header: Qcow2Header) throws(ImageError) {
+        version =
+            switch options.text("compat") {
+            case nil: header.version
+            case "0.10", "v2": 2
+            case "1.1", "v3": 3
+            case let other?: throw .invalid("Unknown compatibility level \(other)")
+            }
+        if options.keys.contains(where: { $0.hasPrefix("encrypt.") }) {
+            throw .invalid("Can't amend encryption options - encryption not present")
+        }
+        if options.text("data_file") != nil {
+            throw .invalid("data-file can only be set for images that use an external data file")
+        }
+        if options.isOn("data_file_raw") == true {
+            throw .invalid("data-file-raw cannot be set on existing images")
+        }
+        refcountBits =
+            options.number("refcount_bits").map { Int(clamping: $0) } ?? header.refcountBits
+        guard refcountBits.isPowerOfTwo, refcountBits <= 64 else {
+            throw .invalid("Refcount width must be a power of two and may not exceed 64 bits")
+        }
+        lazyRefcounts = options.isOn("lazy_refcounts") ?? header.hasLazyRefcounts
+        let bytes = try options.number("size").map(checkedDiskSize)
+        size = bytes == 0 ? nil : bytes
+        backingFile = options.name("backing_file")
+        backingFormat = options.text("backing_fmt")
+    }
+
+    func checkRefcountBits() throws(ImageError) {
+        guard version >= 3 || refcountBits == 16 else {
+            throw .invalid(
+                "Refcount widths other than 16 bits require compatibility level 1.1 or above "
+                    + "(use compat=1.1 or greater)")
+        }
+    }
+
+    func checkLazyRefcounts() throws(ImageError) {
+        guard version >= 3 || !lazyRefcounts else {
+            throw .invalid(
+                "Lazy refcounts only supported with compatibility level 1.1 and above "
+                    + "(use compat=1.1 or greater)")
+        }
+    }
+
+    func checkBacking(_ header: Qcow2Header) throws(ImageError) {
+        guard backingFile != nil || backingFormat != nil else { return }
+        guard backingFile == header.backingFile, backingFormat == header.backingFormat else {
+            throw .invalid(
+                "Cannot amend the backing file: rebase can change it")
+        }
+    }
+}

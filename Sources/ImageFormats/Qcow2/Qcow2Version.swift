@@ -1,0 +1,164 @@
+import DiskImage
+import ImageStorage
+
+/// Makes a version 2 image one of version 3. Nothing but the header changes.
+enum Qcow2Upgrade {
+    /// Length in bytes of the extra data that version 3 asks of each snapshot.
+    private static let snapshotExtra = 16
+
+    /// - Throws: `ImageError`; the image has its old version then.
+    static func run(_ storage: any WritableStorage) async throws {
+        let header = try await Qcow2Header.read(from: storage)
+        // Bits that version 2 does not know, and version 3 does, would be errors here.
+        var (image, _) = try await Qcow2WritableImage.sound(storage, header)
+        let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
+        guard snapshots.allSatisfy({ $0.extraLength >= snapshotExtra }) else {
+            throw ImageError.unsupported(
+                storage.name,
+                "a snapshot lacks facts that version 3 asks for: it has to be deleted first")
+        }
+        try await image.rewriteHeader { $0.version = 3 }
+    }
+}
+
+/// Makes a version 3 image one of version 2, which has no clusters of zeros.
+///
+/// First such clusters get data, or nothing where there is no backing file: each step leaves a
+/// valid image of version 3 with the same content, and leaked clusters at worst. Then the header
+/// changes.
+struct Qcow2Downgrade {
+    /// Limit for the tables that wait for a commit, in bytes.
+    private static let tablesLimit: Int64 = 8 << 20
+
+    private let storage: any WritableStorage
+    private var image: Qcow2WritableImage
+    private var refcounts: Qcow2Refcounts
+    private let snapshots: [Qcow2Snapshot]
+    /// Changed tables that the file does not have yet, and the clusters that lose a reference with
+    /// them, once for each reference.
+    private var tables: [(place: HostOffset, words: [UInt64])] = []
+    private var dropped: [Int64] = []
+
+    private var geometry: Qcow2Geometry { image.geometry }
+
+    /// Reads all metadata.
+    ///
+    /// - Throws: `ImageError` in qemu-img's words if version 2 cannot have what the image has.
+    init(_ storage: any WritableStorage) async throws {
+        self.storage = storage
+        let header = try await Qcow2Header.read(from: storage)
+        (image, refcounts) = try await Qcow2WritableImage.sound(
+            storage, header)
+        snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
+        try Self.check(header, snapshots)
+    }
+
+    private static func check(
+        _ header: Qcow2Header, _ snapshots: [Qcow2Snapshot]
+    ) throws(ImageError) {
+        guard header.refcountBits == 16 else {
+            throw .invalid("compat=0.10 requires refcount_bits=16")
+        }
+        guard !header.hasDataFile else {
+            throw .invalid("Cannot downgrade an image with a data file")
+        }
+        guard header.bitmapDirectory == nil else {
+            throw .invalid("Cannot downgrade an image with bitmaps: remove them first")
+        }
+        let size = header.geometry.virtualSize
+        guard
+            snapshots.allSatisfy({
+                $0.diskSize ?? size == size && $0.facts.stateSize <= UInt64(UInt32.max)
+            })
+        else { throw .invalid("Internal snapshots prevent downgrade of image") }
+        guard header.incompatibleFeatures == 0 else {
+            throw .invalid(
+                "Cannot downgrade an image with incompatible features "
+                    + "0x\(String(header.incompatibleFeatures, radix: 16)) set")
+        }
+    }
+
+    /// - Throws: `ImageError`.
+    mutating func run() async throws {
+        var seen: Set<Int64> = []
+        for table in try await l1Tables() {
+            for entry in table {
+                let place = Int64(entry & Qcow2Entry.offsetMask)
+                guard place != 0, seen.insert(place).inserted else { continue }
+                try Task.checkCancellation()
+                try await expand(HostOffset(place))
+                if Int64(tables.count) * geometry.clusterSize >= Self.tablesLimit {
+                    try await commit()
+                }
+            }
+        }
+        try await commit()
+        try await refcounts.flush()
+        if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
+        try await image.rewriteHeader {
+            $0.version = 2
+            $0.compatibleFeatures = 0
+            $0.autoclearFeatures = 0
+            $0.bitmapExtension = nil
+            $0.otherExtensions.removeAll { $0.type == Qcow2Header.ExtensionType.featureNames }
+            $0.otherFields = []
+        }
+    }
+
+    /// The L1 tables of the disk and of all snapshots.
+    private func l1Tables() async throws -> [[UInt64]] {
+        var all = [image.l1]
+        for snapshot in snapshots {
+            let header = try image.header.of(snapshot, in: storage.name)
+            all.append(
+                try await storage.readWords(
+                    at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table of a snapshot"))
+        }
+        return all
+    }
+
+    /// Replaces the clusters of zeros in an L2 table. All disks that use the table have the same
+    /// backing file, so it may be changed for all of them.
+    private mutating func expand(_ place: HostOffset) async throws {
+        var words = try await image.readTable(at: place)
+        guard words.contains(where: Self.isZero) else { return }
+        let references = try await refcounts.count(of: place.bytes / geometry.clusterSize)
+        for index in words.indices where Self.isZero(words[index]) {
+            let host = words[index] & Qcow2Entry.offsetMask
+            if host != 0 {
+                let cluster = Int64(host) / geometry.clusterSize
+                dropped += repeatElement(cluster, count: Int(references))
+            }
+            words[index] =
+                image.header.backingFile == nil ? 0 : try await zeroCluster(references)
+        }
+        tables.append((place, words))
+    }
+
+    private static func isZero(_ entry: UInt64) -> Bool {
+        entry & (Qcow2Entry.compressed | Qcow2Entry.zero) == Qcow2Entry.zero
+    }
+
+    /// Takes a cluster that reads as zeros.
+    ///
+    /// - Returns: the entry that leads to it.
+    private mutating func zeroCluster(_ references: UInt64) async throws -> UInt64 {
+        let cluster = try await refcounts.take(upTo: 1).lowerBound
+        for _ in 1..<references where try await !refcounts.raise(cluster) {
+            throw ImageError.invalid("Failed to turn zero into data clusters")
+        }
+        let start = cluster * geometry.clusterSize
+        try await storage.zero(start..<start + geometry.clusterSize, mayUnmap: true)
+        return UInt64(start) | (references == 1 ? Qcow2Entry.copied : 0)
+    }
+
+    private mutating func commit() async throws {
+        guard !tables.isEmpty else { return }
+        try await refcounts.publish(in: &image)
+        for (place, words) in tables { try await storage.writeWords(words, at: place.bytes) }
+        try await storage.flush()
+        tables = []
+        try await refcounts.release(dropped.sorted())
+        dropped = []
+    }
+}

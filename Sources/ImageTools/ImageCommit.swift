@@ -1,0 +1,217 @@
+import Concurrency
+import DiskImage
+import ImageConvert
+import ImageDrivers
+import ImageFormats
+import ImageStorage
+
+/// One `swimg commit`: writes what an overlay holds into one of the images below it, and empties
+/// the overlay.
+public struct ImageCommit: Sendable {
+    public var overlay: ImageInPlace
+    /// Name of the image that receives the content; nil is the overlay's backing file.
+    public var base: ImageName?
+    /// Leaves the overlay as it is (`-d`). With `base` it stays in any case, as in qemu-img: with a
+    /// deeper base it shows the images between.
+    public var keepsOverlay = false
+    /// Largest number of bytes to write per second; nil sets no limit.
+    public var rate: Int64?
+    /// Called from any task with the number of bytes done and the size of the guest disk.
+    public var onProgress: (@Sendable (_ done: Int64, _ total: Int64) -> Void)?
+
+    public init(_ overlay: ImageInPlace) { self.overlay = overlay }
+
+    /// - Throws: `ImageError`, or `CancellationError` if the task was cancelled. All images are
+    ///   valid then. The overlay loses nothing before the base is on stable storage, but the base
+    ///   can hold a part of the new content already.
+    public func run() async throws {
+        let (storage, format) = try await overlay.open()
+        let top = try await format.driver.open(storage)
+        let chain = try await chain(below: top)
+        let depth = try indexOfBase(in: chain, below: top)
+        let base = chain[depth]
+        let target = try open(base, protecting: [storage.file] + chain.map(\.storage.file))
+        do {
+            let empty =
+                keepsOverlay || self.base != nil
+                ? nil : try await format.driver.overlayEditor?.prepareToEmpty(storage)
+            let images = try await lockedImages(of: chain, depth, on: target.storage)
+            try await grow(base, on: target.storage, to: top.sizeInSectors)
+            try await copy([top] + images, depth: depth + 1, to: target.storage, base.format)
+            try await target.commit()
+            try await empty?()
+        } catch {
+            target.abandon()
+            throw error
+        }
+    }
+
+    // MARK: The images
+
+    private func chain(below top: any Image) async throws -> [OpenedLayer] {
+        guard let backing = top.backing, try ImageDescription(overlay.name)?.ignoresBacking != true
+        else { throw ImageError.invalid("Image does not have a backing file") }
+        // The base is locked when it is opened for writing.
+        var opener = ImageOpener(overlay.access)
+        opener.access.shareForced = true
+        return try await opener.openBackingChain(
+            backing, of: try overlay.place(), in: top.storage)
+    }
+
+    /// Relative names of the base count from the image above, as in that image.
+    private func indexOfBase(
+        in chain: [OpenedLayer], below top: any Image
+    ) throws(ImageError) -> Int {
+        guard let base else { return 0 }
+        var above = (name: try overlay.place(), backing: top.backing?.name)
+        for (index, layer) in chain.enumerated() {
+            if base == above.backing || Self.means(base, in: above.name, layer) { return index }
+            above = (layer.name, layer.image.backing?.name)
+        }
+        throw .invalid("Did not find '\(base)' in the backing chain of '\(overlay.name)'")
+    }
+
+    private static func means(
+        _ base: ImageName, in above: ImageName, _ layer: OpenedLayer
+    ) -> Bool {
+        guard let name = try? ImageOpener.backingName(base, namedBy: above) else { return false }
+        if name == layer.name { return true }
+        guard let file = layer.storage.file, let path = try? name.path() else { return false }
+        return FileIdentity(path: path) == file
+    }
+
+    private func open(
+        _ base: OpenedLayer, protecting files: [FileIdentity?]
+    ) throws(ImageError) -> any StorageTarget {
+        guard !(base.storage is StoragePart) else {
+            throw .unsupported(
+                base.name.description, "an image that is a part of a file can only be read")
+        }
+        let others = files.compactMap { $0 }.filter { $0 != base.storage.file }
+        return try Storages.driver(for: base.name, isTyped: false).beginTarget(
+            base.name,
+            TargetRequest(.writeInto, access: overlay.access, sourceFiles: Set(others)))
+    }
+
+    /// The images of the chain, which nobody else can write to any more.
+    private func lockedImages(
+        of chain: [OpenedLayer], _ depth: Int, on target: any WritableStorage
+    ) async throws -> [any Image] {
+        let opener = ImageOpener(overlay.access)
+        var images: [any Image] = []
+        var above = try overlay.place()
+        for (index, layer) in chain.enumerated() {
+            if index == depth {
+                images.append(try await layer.format.driver.open(target))
+            } else if layer.storage is StoragePart {
+                images.append(layer.image)
+            } else {
+                let storage = try opener.openStorage(layer.name, namedBy: above)
+                images.append(try await layer.format.driver.open(storage))
+            }
+            above = layer.name
+        }
+        return images
+    }
+
+    private func grow(
+        _ base: OpenedLayer, on storage: any WritableStorage, to size: Int64
+    ) async throws {
+        guard base.image.virtualSize < size else { return }
+        guard let resizer = base.format.driver.resizer else {
+            throw ImageError.unsupported(
+                base.name.description,
+                "is smaller than the overlay, and images of the format '\(base.format)' cannot be "
+                    + "resized")
+        }
+        try await resizer.resize(
+            storage, preallocation: .off,
+            openBacking: { backing in
+                try await ImageOpener(overlay.access).openBacking(
+                    backing, of: base.name, in: storage)
+            },
+            newSize: { _ in size })
+    }
+
+    // MARK: The copy
+
+    /// - Parameters:
+    ///   - images: the overlay first.
+    ///   - depth: index of the base.
+    private func copy(
+        _ images: [any Image], depth: Int, to storage: any WritableStorage, _ format: ImageFormat
+    ) async throws {
+        guard let creator = format.driver.creator else {
+            throw ImageError.unsupported(
+                storage.name, "images of the format '\(format)' can only be read")
+        }
+        // Zeros in the overlay's data stay data, which needs no search.
+        var settings = TargetSettings(minSparse: 0)
+        settings.looksForZeros = true
+        settings.isThere = true
+        let size = images[0].sizeInSectors
+        let target = try await creator.existingImage(leavesBacking: true).makeTarget(
+            on: storage, size: size, settings)
+        let (content, extents) = try sources(images, depth)
+        let above = images[..<depth].map(\.storage)
+        storage.stopSharing(unlessWith: above)
+        var pipeline = Pipeline(from: above, inPlace: storage)
+        pipeline.bytesPerSecond = rate
+        if let onProgress {
+            pipeline.onProgress = { done in onProgress(done, content.virtualSize) }
+        }
+        try await pipeline.copy(from: content, extents: extents, to: target)
+    }
+
+    /// The disk as it is, and the disk without what the base holds. Both go on to the end of the
+    /// base's cluster in which the overlay ends, because clusters are written whole.
+    private func sources(
+        _ images: [any Image], _ depth: Int
+    ) throws(ImageError) -> (content: any ImageSource, extents: any ImageSource) {
+        let base = LayeredSource(layers: Array(images[depth...]))
+        // Behind the end of an image between, the base does not show.
+        let shown = images[1..<depth].map(\.virtualSize).min() ?? .max
+        let own = LayeredSource(layers: Array(images[..<depth]), sizeBelow: shown)
+        let size = images[0].sizeInSectors
+        let end = min(base.virtualSize, size.roundedUp(to: images[depth].readGranularity))
+        let all = LayeredSource(layers: images)
+        guard end > size else {
+            return try (ConcatenatedSource([all]), ConcatenatedSource([own]))
+        }
+        return (
+            try ConcatenatedSource([all, SliceSource(base, size..<end)]),
+            try ConcatenatedSource([own, UnallocatedSource(virtualSize: end - size)])
+        )
+    }
+}
+
+extension Image {
+    /// The size of the disk in bytes, with all of its last sector.
+    fileprivate var sizeInSectors: Int64 { virtualSize.roundedUp(to: guestSectorSize) }
+}
+
+/// A part of a disk that is left to the target.
+private struct UnallocatedSource: ImageSource {
+    let virtualSize: Int64
+    var layers: [any ImageLayer] { [] }
+
+    func mappings(at offset: Int64, limit: Int64, holes: HoleSearch) -> [Mapping] {
+        [Mapping(offset..<limit, .unallocated)]
+    }
+}
+
+extension Pipeline {
+    /// The engine with limits that suit images that are there.
+    init(from sources: [any Storage], inPlace target: any WritableStorage) {
+        self.init(baseWorkers: IOExecutor.coreCount + 2, writesInOrder: false)
+        readMeters = sources.map(\.readMeter)
+        writeMeter = target.writeMeter
+        let all = sources.map(\.traits) + [target.traits]
+        let requests = all.reduce(0) { $0 + $1.requestsInFlight }
+        guard requests > 0 else { return }
+        baseWorkers = max(baseWorkers, requests)
+        smallestChunk = all.map(\.requestSize).max() ?? 0
+        chunksPerWorker = 1
+        readsAhead = all.contains(where: \.readsAhead)
+    }
+}
