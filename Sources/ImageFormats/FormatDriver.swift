@@ -79,8 +79,6 @@ public struct DescribedFormat: Sendable, Equatable {
     /// Parts to cut out of the storage; the first is a part of the file, each other one a part of
     /// its predecessor.
     public var parts: [Part] = []
-    /// Whether the backing file that the image names is ignored.
-    public var ignoresBacking = false
 
     public init() {}
 }

@@ -64,7 +64,9 @@ struct DdCommand: ImageCommand {
         }
         var conversion = Conversion(
             sources: [try access.name(source, format: sourceFormat)], target: target)
-        conversion.sourceFormat = try sourceFormat.map(imageFormat)
+        conversion.sourceFormat = try sourceFormat.map { name throws(ImageError) in
+            try imageFormat(name, of: source)
+        }
         conversion.targetFormat = try imageFormat(targetFormat)
         conversion.slice = slice
         conversion.shareForced = access.forceShare

@@ -84,7 +84,10 @@ struct MeasureCommand: ImageCommand {
             return .empty(bytes)
         case (let path?, nil):
             return .image(
-                try access.name(path, format: sourceFormat), try sourceFormat.map(imageFormat))
+                try access.name(path, format: sourceFormat),
+                try sourceFormat.map { name throws(ImageError) in
+                    try imageFormat(name, of: path)
+                })
         }
     }
 

@@ -192,9 +192,26 @@ func compareInfo(
         let theirs = try run("qemu-img", ["info"] + form + words, in: folder)
         let own = try run(Swimg.path, ["info"] + form + words, in: folder)
         #expect(own.status == theirs.status, "\(own)\n\(theirs)", sourceLocation: location)
-        #expect(own.outputText == theirs.outputText, "\(theirs)", sourceLocation: location)
+        let text = withoutChildren(own.outputText)
+        #expect(text == theirs.outputText, "\(theirs)", sourceLocation: location)
         #expect(own.errors.isEmpty == theirs.errors.isEmpty, "\(own)", sourceLocation: location)
     }
+}
+
+/// A JSON report without the list `children`, which qemu-img prints since QEMU 8.
+func withoutChildren(_ text: String) -> String {
+    var lines: [Substring] = []
+    var end: String?
+    for line in text.split(separator: "\n", omittingEmptySubsequences: false) {
+        if let known = end {
+            if line == known { end = nil }
+        } else if line.hasSuffix("\"children\": [") {
+            end = line.prefix { $0 == " " } + "],"
+        } else {
+            lines.append(line)
+        }
+    }
+    return lines.joined(separator: "\n")
 }
 
 /// One header field with a value that an attacker could write.
