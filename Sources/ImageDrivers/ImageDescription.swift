@@ -18,6 +18,8 @@ public struct ImageDescription: Sendable, Equatable {
     /// The description of the backing file, if there is one: an array, because a structure cannot
     /// hold itself.
     private var backings: [ImageDescription] = []
+    /// The description of the image whose disk holds this image's bytes, if there is one.
+    private var inners: [ImageDescription] = []
 
     /// A driver with its options, as qemu shows them.
     private struct Node: Sendable, Equatable {
@@ -30,11 +32,13 @@ public struct ImageDescription: Sendable, Equatable {
     public private(set) var ignoresBacking = false
     /// The backing file to open instead of the one that the image names; nil if none is described.
     var backing: ImageDescription? { backings.first }
+    /// The image whose disk takes the place of the storage; nil if none is described.
+    var inner: ImageDescription? { inners.first }
     /// The parts to cut out of the storage, each out of its predecessor; the last is the image.
     var parts: [DescribedFormat.Part] { details.parts }
 
     /// Whether the image is all of the storage at `place`.
-    public var isWhole: Bool { parts.isEmpty }
+    public var isWhole: Bool { parts.isEmpty && inners.isEmpty }
 
     private static let jsonPrefix = Array("json:".utf8)
     /// Ends with the mark, which only names from `name(fromOptions:)` have.
@@ -66,14 +70,14 @@ public struct ImageDescription: Sendable, Equatable {
             return nil
         }
         var described = DescribedOptions(name: Self.shown(name), options)
-        try read(&described, "")
+        try read(&described, "", driver: try described.text("driver"))
         try described.refuseRest()
     }
 
     private init(
-        ofBacking options: inout DescribedOptions, _ prefix: String
+        _ options: inout DescribedOptions, _ prefix: String, driver: String?, isBacking: Bool
     ) throws(ImageError) {
-        try read(&options, prefix, isBacking: true)
+        try read(&options, prefix, driver: driver, isBacking: isBacking)
     }
 
     private static func options(
@@ -101,9 +105,9 @@ public struct ImageDescription: Sendable, Equatable {
     }
 
     private mutating func read(
-        _ options: inout DescribedOptions, _ prefix: String, isBacking: Bool = false
+        _ options: inout DescribedOptions, _ prefix: String, driver: String?,
+        isBacking: Bool = false
     ) throws(ImageError) {
-        let driver = try options.text(prefix + "driver")
         if let driver, ImageFormat.named(driver) == nil {
             // The driver of a storage alone makes its bytes a raw image.
             format = .raw
@@ -138,7 +142,11 @@ public struct ImageDescription: Sendable, Equatable {
         switch options.take(prefix + "backing") {
         case nil:
             guard isDescribed else { return }
-            backings = [try ImageDescription(ofBacking: &options, prefix + "backing.")]
+            let driver = try options.text(prefix + "backing.driver")
+            backings = [
+                try ImageDescription(
+                    &options, prefix + "backing.", driver: driver, isBacking: true)
+            ]
         case .null, .string([]):
             guard !isDescribed else {
                 throw options.invalid("'\(prefix)backing' is both none and described")
@@ -163,7 +171,15 @@ public struct ImageDescription: Sendable, Equatable {
     private mutating func readStorage(
         _ options: inout DescribedOptions, _ prefix: String, driver: String?
     ) throws(ImageError) {
-        if let driver, let format = ImageFormat.named(driver), format.driver.isPlain {
+        if let driver, let format = ImageFormat.named(driver) {
+            guard format.driver.isPlain else {
+                let inner = try ImageDescription(
+                    &options, prefix, driver: driver, isBacking: false)
+                place = inner.place
+                nodes += inner.nodes
+                inners = [inner]
+                return
+            }
             try readFormat(&options, prefix, format)
             return try readStorage(&options, prefix + "file.")
         }

@@ -61,7 +61,7 @@ extension ImageOpener {
         var next: ImageReference? = ImageReference(name: name, format: format)
         while let reference = next {
             let image = try await reference.name.opening {
-                let storage = try openStorage(reference)
+                let storage = try await openStorage(reference)
                 try chain.add(storage, reference)
                 return try await facts(storage, reference)
             }
@@ -98,8 +98,7 @@ extension ImageOpener {
     ) -> NodeFacts? {
         guard described?.storageAsFormat == nil else { return nil }
         let driver = Storages.driver(for: place)
-        // The size of the whole storage, where the image lies in a part of it.
-        let size = (storage as? StoragePart)?.whole.size ?? storage.size
+        let size = storage.innermost.size
         let below = described?.driversBelow ?? []
         let drivers = below.isEmpty ? [nil] : below
         var child: NodeFacts?

@@ -23,7 +23,7 @@ public struct OpenedImage: Sendable {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }
     /// The files of the chain, the image's first.
-    public var files: [FileIdentity] { layers.compactMap(\.storage.file) }
+    public var files: [FileIdentity] { layers.flatMap(\.files) }
     /// The largest `StorageTraits.requestsInFlight` in the chain.
     public var requestsInFlight: Int { layers.map(\.storage.traits.requestsInFlight).max() ?? 0 }
     /// The largest `StorageTraits.requestSize` in the chain, in bytes.
@@ -39,6 +39,12 @@ public struct OpenedLayer: Sendable {
     let description: ImageDescription?
 
     public var storage: any Storage { image.storage }
+
+    /// The files that hold the image's bytes.
+    var files: [FileIdentity] {
+        let whole = (storage as? StoragePart)?.whole ?? storage
+        return (whole as? DiskStorage)?.files ?? [storage.file].compactMap { $0 }
+    }
 
     /// The name of what holds the image's bytes, in qemu's form.
     public var fileName: String {
@@ -154,9 +160,9 @@ public struct ImageOpener: Sendable {
         let storage: any Storage
         let isFirst = reference.overlay == nil && reference.part == nil
         if let streaming, isFirst, description == nil {
-            storage = try await streaming.open(name) { try openStorage(name) }
+            storage = try await streaming.open(name) { try openPlace(name, isTyped: true) }
         } else {
-            storage = try openStorage(reference)
+            storage = try await openStorage(reference)
         }
         let known = try await knownFormat(reference.format, of: storage, described: description)
         guard description?.backing == nil || known.driver.canHaveBacking else {
@@ -249,15 +255,25 @@ public struct ImageOpener: Sendable {
     }
 
     /// Opens the storage that holds an image, and reads nothing. A person typed the name.
-    public func openStorage(_ name: ImageName) throws -> any Storage {
-        try openStorage(ImageReference(name: name, format: nil))
+    public func openStorage(_ name: ImageName) async throws -> any Storage {
+        try await openStorage(ImageReference(name: name, format: nil))
     }
 
-    func openStorage(_ reference: ImageReference) throws -> any Storage {
-        try Self.blaming(reference.overlay, for: reference.name) { () throws(ImageError) in
-            let description = try reference.description()
-            var storage = try openPlace(
-                description.place(or: reference.name), isTyped: reference.overlay == nil)
+    func openStorage(_ reference: ImageReference) async throws -> any Storage {
+        let overlay = reference.overlay
+        let description = try Self.blaming(overlay, for: reference.name) {
+            () throws(ImageError) in try reference.description()
+        }
+        var disk: DiskStorage?
+        if let inner = description?.inner {
+            let name = ImageReference(
+                name: inner.place, format: inner.format, overlay: overlay, part: inner)
+            disk = DiskStorage(OpenedImage(layers: try await openChain(from: name)))
+        }
+        return try Self.blaming(overlay, for: reference.name) { () throws(ImageError) in
+            let place = description.place(or: reference.name)
+            var storage: any Storage =
+                if let disk { disk } else { try openPlace(place, isTyped: overlay == nil) }
             for part in description?.parts ?? [] {
                 storage = try StoragePart(of: storage, offset: part.offset, size: part.size)
             }
@@ -346,7 +362,7 @@ struct ChainMembers {
         for part in reference.part?.parts ?? [] {
             name = ImageName("\(name) from \(part.offset) on")
         }
-        if let file = storage.file, !(storage is StoragePart) {
+        if let file = storage.file, !(storage is StoragePart), !(storage is DiskStorage) {
             guard !files.contains(file) else { throw Self.loop(name) }
             files.append(file)
         } else {

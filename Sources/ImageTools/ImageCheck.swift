@@ -21,7 +21,7 @@ public struct ImageCheck: Sendable {
     /// - Throws: `ImageError` if the image cannot be opened or is too damaged to be checked.
     public func run() async throws -> CheckReport? {
         guard let repair else {
-            let storage = try await name.opening { try opener.openStorage(name) }
+            let storage = try await name.opening { try await opener.openStorage(name) }
             let known = try await format(of: storage)
             guard let checker = known.driver.checker else {
                 // A damaged image is an error, also where nothing checks it further.

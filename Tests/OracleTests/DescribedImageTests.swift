@@ -56,7 +56,8 @@ import Testing
         [#"json:{"driver":"qcow2","backing":null,"file.filename":"over.qcow2"}"#],
         [#"json:{"file.filename":"over.qcow2","read-only":true}"#],
         ["--image-opts", "driver=qcow2,file.driver=file,file.filename=a.qcow2"],
-        ["--image-opts", "file.filename=a.raw,backing.driver=raw"],
+        ["--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=a.qcow2"],
+        ["--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=a.qcow2,offset=65536"],
         ["--image-opts", "filename=a.raw"], ["--image-opts", "a.raw"],
         ["--image-opts", "driver=raw,file.filename=a.raw,offset=512"],
     ])
