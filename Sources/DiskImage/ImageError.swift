@@ -52,6 +52,8 @@ private struct QemuWords: Sendable, Equatable {
     var hint: String?
     /// The image that could not be opened, as the command line names it.
     var unopened: String?
+    /// Whether no image is named.
+    var standsAlone = false
 }
 
 extension ImageError {
@@ -61,7 +63,7 @@ extension ImageError {
         var line = qemuMessage
         if let image = qemu.unopened {
             line = "Could not open '\(image)': \(line)"
-        } else if let path {
+        } else if let path, !qemu.standsAlone {
             line = "\(path): \(line)"
         }
         return line.withoutControlCharacters + (qemu.hint.map { "\n\($0)" } ?? "")
@@ -84,6 +86,7 @@ extension ImageError {
     /// - Parameter depth: number of images between that one and the error, each the backing file of
     ///   its predecessor.
     public func opening(_ image: String, depth: Int = 0) -> ImageError {
+        guard !qemu.standsAlone else { return self }
         var error = self
         error.qemu.unopened = image
         error.qemu.message =
@@ -101,11 +104,16 @@ extension ImageError {
 
     /// Gives the error the words that qemu-img has for it.
     ///
-    /// - Parameter hint: lines that follow.
-    public func asQemu(_ message: String? = nil, hint: String? = nil) -> ImageError {
+    /// - Parameters:
+    ///   - hint: lines that follow.
+    ///   - standsAlone: whether qemu-img does not name the image.
+    public func asQemu(
+        _ message: String? = nil, hint: String? = nil, standsAlone: Bool = false
+    ) -> ImageError {
         var error = self
         error.qemu.message = message
         error.qemu.hint = hint
+        error.qemu.standsAlone = standsAlone
         return error
     }
 

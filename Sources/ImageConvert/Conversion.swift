@@ -102,8 +102,11 @@ public struct Conversion: Sendable {
             return try Storages.driver(for: target).beginTarget(target, request)
         } catch {
             guard !skipsCreation else { throw error.opening(target.description) }
-            throw error.asQemu(
-                "error while converting \(targetFormat): \(error.qemuMessage)")
+            // A part is copied by `dd` only.
+            let words =
+                slice == nil
+                ? "error while converting \(targetFormat)" : "error while creating output image"
+            throw error.asQemu("\(words): \(error.qemuMessage)")
         }
     }
 

@@ -53,7 +53,8 @@ extension FormatDriver {
     public func open(_ storage: any Storage, snapshot: SnapshotName) async throws -> any Image {
         throw ImageError.unsupported(
             storage.name,
-            "Failed to load snapshot: the format '\(name)' has no internal snapshots")
+            "Failed to load snapshot: the format '\(name)' has no internal snapshots"
+        ).asQemu(standsAlone: true)
     }
 
     public func facts(of storage: any Storage) async throws -> FormatFacts {
