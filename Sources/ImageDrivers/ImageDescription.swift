@@ -70,7 +70,8 @@ public struct ImageDescription: Sendable, Equatable {
             return nil
         }
         var described = DescribedOptions(name: Self.shown(name), options)
-        try read(&described, "", driver: try described.text("driver"))
+        let driver = try described.text("driver")
+        try read(&described, "", driver: driver)
         try described.refuseRest()
     }
 

@@ -209,7 +209,7 @@ public struct ImageOpener: Sendable {
         guard let described = description?.backing else {
             return try named.map { try self.reference(to: $0, in: image) }
         }
-        let usual = named?.format.map { $0.isEmpty ? nil : $0 } ?? nil
+        let usual = named?.format.flatMap { $0.isEmpty ? nil : $0 }
         guard described.place.bytes.isEmpty else {
             if let overlay = reference.overlay { try backingGate(described.place, overlay) }
             return ImageReference(

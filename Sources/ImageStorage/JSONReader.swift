@@ -49,7 +49,8 @@ public struct JSONReader {
     private mutating func value(depth: Int = 0) throws(ImageError) -> OptionValue {
         guard depth <= Self.deepest else { throw problem("it is nested too deeply") }
         skipSpace()
-        switch rest.first {
+        guard let first = rest.first else { throw unexpected }
+        switch first {
         case UInt8(ascii: "{"): return .object(try object(depth: depth + 1))
         case UInt8(ascii: "["): return .array(try array(depth: depth + 1))
         case UInt8(ascii: "\""), UInt8(ascii: "'"): return .string(try string())

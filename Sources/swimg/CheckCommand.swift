@@ -76,7 +76,7 @@ struct CheckCommand: ImageCommand {
         }
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {
-                throw .invalid(
+                throw CommandLineWords.mistake(
                     "Unknown option value for -r (expecting 'leaks' or 'all'): \(repair)")
             }
             check.repair = known

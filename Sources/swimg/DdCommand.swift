@@ -54,9 +54,9 @@ struct DdCommand: ImageCommand {
             case "count": slice.count = try sizeArgument(value.text, name: "count")
             case "skip": slice.skip = try sizeArgument(value.text, name: "skip")
             default:
-                throw .invalid(
-                    "unrecognized operand \(sides?.key ?? operand.bytes.text): there are "
-                        + "if=, of=, bs=, count= and skip=")
+                let words = "unrecognized operand \(sides?.key ?? operand.bytes.text)"
+                throw ImageError.invalid("\(words): there are if=, of=, bs=, count= and skip=")
+                    .asQemu(words)
             }
         }
         guard let source, let target else {
@@ -67,7 +67,9 @@ struct DdCommand: ImageCommand {
         conversion.sourceFormat = try sourceFormat.map { name throws(ImageError) in
             try imageFormat(name, of: source)
         }
-        conversion.targetFormat = try imageFormat(targetFormat)
+        do { conversion.targetFormat = try imageFormat(targetFormat) } catch {
+            throw error.asQemu("Unknown file format")
+        }
         conversion.slice = slice
         conversion.shareForced = access.forceShare
         conversion.storageOptions = try access.servers.options()

@@ -15,6 +15,6 @@ func sizeArgument(
     case .malformed:
         let words = "Invalid \(name) specified. You may use k, M, G, T, P or E suffixes for"
         let units = "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
-        throw .invalid("\(words) \(units)").asQemu(words, hint: "qemu-img: \(units)")
+        throw ImageError.invalid("\(words) \(units)").asQemu(words, hint: "qemu-img: \(units)")
     }
 }

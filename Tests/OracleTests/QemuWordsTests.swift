@@ -79,6 +79,8 @@ import Testing
         "create -f nosuch out 1M", "dd -O nosuch if=ok.qcow2 of=out",
         "convert -O raw ok.qcow2 no/where", "convert -n -O raw ok.qcow2 no/where",
         "create -f qcow2 no/where 1M", "create -f raw no/where 1M",
+        "dd if=ok.qcow2 of=no/where", "resize ok.qcow2 1M 2M", "check -r foo ok.qcow2",
+        "dd foo", "dd if=ok.qcow2 of=out bs=x", "dd if=ok.qcow2 of=out bs=0", "dd",
         "create -f qcow2 -b missing -F raw out", "create -f qcow2 -b garbage -F qcow2 out",
         "create -f qcow2 -b over.qcow2 -F qcow2 out", "create -f qcow2 -b base.raw out",
         "create -f qcow2 -b ok.qcow2 out 2M", "create -f qcow2 -u -b ok.qcow2 out 2M",

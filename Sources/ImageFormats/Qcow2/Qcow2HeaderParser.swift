@@ -279,7 +279,7 @@ extension Qcow2Header {
             for start in stride(from: 0, through: bytes.count - 48, by: 48) where bytes[start] == 0
             {
                 // A shift of 64 and more gives 0.
-                let feature = 1 << UInt64(bytes[start + 1])
+                let feature = UInt64(1) << UInt64(bytes[start + 1])
                 guard rest & feature != 0 else { continue }
                 rest &= ~feature
                 names.append(bytes.text(start + 2..<start + 48))
