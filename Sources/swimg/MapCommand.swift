@@ -51,7 +51,8 @@ struct MapCommand: ImageCommand {
         let name = try access.name(files[0], format: format)
         guard ["human", "json", "picture"].contains(output) else {
             throw ImageError.invalid(
-                "invalid output form '\(output)': --output takes human, json or picture")
+                "invalid output form '\(output)': --output takes human, json or picture"
+            ).asQemu("--output must be used with human or json as argument.")
         }
         guard svg == nil || output == "picture" else {
             throw ImageError.invalid("--svg can only be used with --output=picture")

@@ -40,6 +40,7 @@ import Testing
         ["--image-opts", "file.filename=over.qcow2,file.locking=off,file.cache.direct=off"],
         ["--image-opts", "driver=raw,size=64k,file.filename=a.qcow2"],
         [inArchive],
+        [#"json:{"driver":"raw","size":null,"file.filename":"a.raw","file":null}"#],
         ["--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=over.qcow2"],
         ["--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=over.qcow2,offset=96k"],
         [
