@@ -372,6 +372,7 @@ struct ChainMembers {
     }
 
     private static func loop(_ name: ImageName) -> ImageError {
-        .corrupt(name.description, "the backing chain leads back to this file")
+        .corrupt(name.description, "the backing chain leads back to this file").asQemu(
+            "Backing file '\(name)' creates an infinite loop.", standsAlone: true)
     }
 }

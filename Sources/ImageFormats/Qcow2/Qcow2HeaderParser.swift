@@ -198,7 +198,9 @@ struct Qcow2HeaderParser {
                 name,
                 "the L1 table is too small: \(entries) entries, the virtual size needs "
                     + "\(header.geometry.l1Entries)"
-            ).asQemu("L1 table is too small")
+            ).asQemu(
+                header.geometry.l1Entries > Int64(Int32.max)
+                    ? "Image is too big" : "L1 table is too small")
         }
         guard let offset = Int64(exactly: bytes.bigEndian(at: 40, as: UInt64.self)),
             offset % header.geometry.clusterSize == 0, offset <= Int64.max - entries * 8
