@@ -72,7 +72,10 @@ class Pair:
         return lines + self.judgement + self.layout
 
     def normalized(self, text):
-        """The text with progress reduced to one word, because its frequency depends on time."""
+        """The text with progress reduced to one word, because its frequency depends on time, and without what only
+        QEMU 8 and swimg tell."""
+        if self.verb == "info":
+            text = re.sub(r'(?ms)^( *)"children": \[$.*?^\1\],\n', "", text)
         return re.sub(r"(    \(\d+\.\d\d/100%\)\r)+", "progress ", text) if "-p" in self.words else text
 
     def explanation(self):

@@ -19,7 +19,7 @@ def they_say(verb, pattern):
 def wording(pair):
     stdout = [pair.normalized(outcome.stdout) for outcome in [pair.theirs, pair.own]]
     return (pair.own.status == pair.theirs.status != 0 and stdout[0] == stdout[1] and not pair.judgement
-            and pair.own.stderr.count("\n") == 1 and pair.theirs.stderr != ""
+            and 1 <= pair.own.stderr.count("\n") <= pair.theirs.stderr.count("\n")
             and all(text in pair.own.stderr for text in PARSED if text in pair.theirs.stderr))
 
 
@@ -54,7 +54,7 @@ def usage_on_stdout(pair):
 
 
 def abbreviation(pair):
-    return "Did you mean '--" in pair.own.stderr and pair.own.status == 1
+    return "unrecognized option '--" in pair.own.stderr and pair.own.status == 1
 
 
 def uncovered(pair):

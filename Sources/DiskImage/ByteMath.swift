@@ -29,62 +29,45 @@ public let largestDiskSize: Int64 = .max - (1 << 30) + 1
 /// The result of reading a text as a size.
 public enum ByteSizeText: Sendable, Equatable {
     case bytes(Int64)
-    /// A number that is negative or has more than 63 bits.
+    /// A number that has more than 63 bits.
     case outOfRange
     case malformed
 
-    /// Reads a size as qemu-img writes it: digits with one optional suffix (b, k, M, G, T, P, E;
-    /// powers of 1024, either case) and an optional decimal fraction (`1.5G`), or hexadecimal
-    /// digits after `0x`.
+    /// Reads a size as qemu-img does: decimal digits with an optional fraction (`1.5G`), or
+    /// hexadecimal digits after `0x`, and one optional suffix (b, k, M, G, T, P, E; powers of 1024,
+    /// either case).
     public init(_ text: some StringProtocol) {
-        let number = text.drop { $0 == " " || $0 == "\t" || $0 == "\n" }
-        if number.hasPrefix("-") {
-            let size = ByteSizeText(number.dropFirst())
-            self =
-                switch size {
-                case .bytes(0), .malformed: size
-                default: .outOfRange
-                }
-        } else {
-            self = Self.unsigned(Substring(number.hasPrefix("+") ? number.dropFirst() : number))
-        }
+        let number = Substring(text).withoutLeadingSpaces
+        self = Self.unsigned(number.first == "+" ? number.dropFirst() : number)
     }
+
+    private static let shifts: [Character: Int64] = [
+        "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60,
+    ]
 
     private static func unsigned(_ text: Substring) -> ByteSizeText {
-        if text.lowercased().hasPrefix("0x") { return hexadecimal(text.dropFirst(2)) }
-        let shifts: [Character: Int64] = [
-            "b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60,
-        ]
-        var digits = text
-        var shift: Int64 = 0
-        if let last = digits.last, let known = shifts[Character(last.lowercased())] {
-            shift = known
-            digits.removeLast()
-        }
-        let parts = digits.split(separator: ".", omittingEmptySubsequences: false)
-        guard (1...2).contains(parts.count), !parts[0].isEmpty,
-            parts.allSatisfy({ $0.allSatisfy { $0.isASCII && $0.isNumber } })
-        else { return .malformed }
+        var digits = text.prefix { $0.isASCII && $0.isNumber }
+        var radix = 10
+        var rest = text[digits.endIndex...]
         var fraction = 0.0
-        if parts.count == 2 {
-            // A fraction of a byte is meaningless.
-            guard shift > 0, !parts[1].isEmpty, let value = Double("0.\(parts[1])") else {
-                return .malformed
-            }
-            fraction = value
+        if digits == "0", rest.first == "x" || rest.first == "X" {
+            digits = rest.dropFirst().prefix { $0.isASCII && $0.isHexDigit }
+            radix = 16
+            rest = text[digits.endIndex...]
+        } else if rest.first == "." {
+            let decimals = rest.dropFirst().prefix { $0.isASCII && $0.isNumber }
+            fraction = Double("0.\(decimals)0") ?? 0
+            rest = text[decimals.endIndex...]
         }
-        guard let whole = Int64(parts[0]) else { return .outOfRange }
+        guard !digits.isEmpty, rest.count <= 1 else { return .malformed }
+        let suffix = rest.first.map { Character($0.lowercased()) } ?? "b"
+        // A fraction of a byte is meaningless.
+        guard let shift = shifts[suffix], shift > 0 || fraction == 0 else { return .malformed }
+        guard let whole = Int64(digits, radix: radix) else { return .outOfRange }
         let (bytes, overflow) = whole.multipliedReportingOverflow(by: 1 << shift)
         let (sum, sumOverflow) = bytes.addingReportingOverflow(
-            Int64(fraction * Double(Int64(1) << shift)))
+            Int64((fraction * Double(Int64(1) << shift)).rounded()))
         return overflow || sumOverflow ? .outOfRange : .bytes(sum)
-    }
-
-    private static func hexadecimal(_ digits: Substring) -> ByteSizeText {
-        guard !digits.isEmpty, digits.allSatisfy({ $0.isASCII && $0.isHexDigit }) else {
-            return .malformed
-        }
-        return Int64(digits, radix: 16).map { .bytes($0) } ?? .outOfRange
     }
 }
 
@@ -92,4 +75,28 @@ public enum ByteSizeText: Sendable, Equatable {
 public func parseByteSize(_ text: some StringProtocol) -> Int64? {
     guard case .bytes(let bytes) = ByteSizeText(text) else { return nil }
     return bytes
+}
+
+/// Reads a whole number as C's strtol does without a given base: after spaces and a sign, `0x`
+/// begins a hexadecimal number and `0` an octal one. nil if the text is none or it does not fit.
+public func parseNumber(_ text: some StringProtocol) -> Int64? {
+    var digits = Substring(text).withoutLeadingSpaces
+    let sign = digits.first.flatMap { $0 == "-" || $0 == "+" ? digits.removeFirst() : nil }
+    var radix = 10
+    if digits.hasPrefix("0x") || digits.hasPrefix("0X") {
+        digits.removeFirst(2)
+        radix = 16
+    } else if digits.hasPrefix("0") {
+        radix = 8
+    }
+    // `Int64` would take another sign.
+    guard digits.first?.isHexDigit ?? false else { return nil }
+    return Int64((sign == "-" ? "-" : "") + digits, radix: radix)
+}
+
+extension Substring {
+    /// The text after what C's isspace takes for a space.
+    fileprivate var withoutLeadingSpaces: Substring {
+        drop { $0.isASCII && $0.isWhitespace }
+    }
 }

@@ -17,7 +17,9 @@ public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
     /// The file that the error is about; nil if no file is to blame.
     public let path: String?
     /// The description without the file name.
-    public let message: String
+    public private(set) var message: String
+    /// Where qemu-img would say something else; see `qemuDescription`.
+    private var qemu = QemuWords()
 
     public init(_ kind: Kind, path: String? = nil, _ message: String) {
         self.kind = kind
@@ -39,6 +41,87 @@ public struct ImageError: Error, Sendable, Equatable, CustomStringConvertible {
 
     public var description: String {
         (path.map { "\($0): \(message)" } ?? message).withoutControlCharacters
+    }
+}
+
+/// The parts of an error that qemu-img words differently.
+private struct QemuWords: Sendable, Equatable {
+    /// Replaces the message.
+    var message: String?
+    /// Lines after the message; text of this program, never a name.
+    var hint: String?
+    /// The image that could not be opened, as the command line names it.
+    var unopened: String?
+    /// Whether no image is named.
+    var standsAlone = false
+}
+
+extension ImageError {
+    /// The error as qemu-img 7.2 prints it, for a program that is called by that name: callers
+    /// search for `Could not open 'NAME': …`, and some of its messages have more lines than one.
+    public var qemuDescription: String {
+        var line = qemuMessage
+        if let image = qemu.unopened {
+            line = "Could not open '\(image)': \(line)"
+        } else if let path, !qemu.standsAlone {
+            line = "\(path): \(line)"
+        }
+        return line.withoutControlCharacters + (qemu.hint.map { "\n\($0)" } ?? "")
+    }
+
+    /// The message in qemu-img's words: it names files that cannot be opened or made, no others.
+    public var qemuMessage: String {
+        if let words = qemu.message { return words }
+        guard let path else { return message }
+        for operation in ["open", "create"] where message.hasPrefix("cannot \(operation): ") {
+            let reason = message.dropFirst("cannot \(operation): ".count)
+            return "Could not \(operation) '\(path)': \(reason)"
+        }
+        return message
+    }
+
+    /// Says of an error that it kept an image from being opened. The last image that is named
+    /// counts: it is the one that a person named.
+    ///
+    /// - Parameter depth: number of images between that one and the error, each the backing file of
+    ///   its predecessor.
+    public func opening(_ image: String, depth: Int = 0) -> ImageError {
+        guard !qemu.standsAlone else { return self }
+        var error = self
+        error.qemu.unopened = image
+        error.qemu.message =
+            String(repeating: "Could not open backing file: ", count: depth) + qemuMessage
+        return error
+    }
+
+    /// Adds a remark to the message that qemu-img would not make.
+    public func noting(_ remark: String) -> ImageError {
+        var error = self
+        error.qemu.message = qemuMessage
+        error.message += " (\(remark))"
+        return error
+    }
+
+    /// Gives the error the words that qemu-img has for it.
+    ///
+    /// - Parameters:
+    ///   - hint: lines that follow.
+    ///   - standsAlone: whether qemu-img does not name the image.
+    public func asQemu(
+        _ message: String? = nil, hint: String? = nil, standsAlone: Bool = false
+    ) -> ImageError {
+        var error = self
+        error.qemu.message = message
+        error.qemu.hint = hint
+        error.qemu.standsAlone = standsAlone
+        return error
+    }
+
+    /// Blames another file.
+    public func about(_ path: String) -> ImageError {
+        var error = ImageError(kind, path: path, message)
+        error.qemu = qemu
+        return error
     }
 }
 

@@ -43,9 +43,10 @@ public struct ImageName: Sendable, Hashable, ExpressibleByStringLiteral, CustomS
         }
         let path = bytes.dropping(prefix: Self.filePrefix).map { HostPath(bytes: $0) }
         guard path == nil, let protocolName else { return path ?? HostPath(bytes: bytes) }
-        throw .unsupported(
+        throw ImageError.unsupported(
             description,
-            "the protocol '\(protocolName)' is not supported (./ before it makes it a file's name)")
+            "the protocol '\(protocolName)' is not supported (./ before it makes it a file's name)"
+        ).asQemu("Unknown protocol '\(protocolName)'")
     }
 
     /// The name without `file:`, in a form that cannot be mistaken for a protocol.

@@ -94,13 +94,26 @@ public struct Conversion: Sendable {
         }
         let plan = try checkedPlan()
         let job = try await open(plan)
-        let target = try Storages.driver(for: target).beginTarget(target, job.request)
+        let target = try begin(job.request)
         do {
             try await job.write(to: target.storage)
             try await target.commit()
         } catch {
             target.abandon()
             throw error
+        }
+    }
+
+    private func begin(_ request: TargetRequest) throws(ImageError) -> any StorageTarget {
+        do {
+            return try Storages.driver(for: target).beginTarget(target, request)
+        } catch {
+            guard !skipsCreation else { throw error.opening(target.description) }
+            // A part is copied by `dd` only.
+            let words =
+                slice == nil
+                ? "error while converting \(targetFormat)" : "error while creating output image"
+            throw error.asQemu("\(words): \(error.qemuMessage)")
         }
     }
 
@@ -230,12 +243,16 @@ public struct Conversion: Sendable {
             (0...Self.largestMinSparse).contains(scannedMinSparse)
         else {
             throw .invalid(
-                "the buffer size for sparse output (-S) must be a multiple of 512 up to 16777216")
+                "Invalid buffer size for sparse output specified. Valid sizes are multiples of "
+                    + "512 up to \(Self.largestMinSparse). Select 0 to disable sparse detection "
+                    + "(fully allocates output).")
         }
         if skipsCreation, !options.isEmpty {
-            throw .invalid("-o has no effect when skipping image creation (-n)")
+            throw .invalid("-o has no effect when skipping image creation")
         }
-        if targetIsZero, !skipsCreation { throw .invalid("--target-is-zero needs -n") }
+        if targetIsZero, !skipsCreation {
+            throw .invalid("--target-is-zero requires use of -n flag")
+        }
         if verifies {
             let driver = Storages.driver(for: target)
             guard driver.checksums, targetFormat.driver.isPlain else {
@@ -246,7 +263,8 @@ public struct Conversion: Sendable {
         }
         let creator = try targetFormat.creator()
         if compress, !creator.canCompress {
-            throw .invalid("compression is not supported for format '\(targetFormat)'")
+            throw ImageError.invalid("compression is not supported for format '\(targetFormat)'")
+                .asQemu("Compression not supported for this file format")
         }
         let plan: any NewImage
         do {
@@ -254,7 +272,8 @@ public struct Conversion: Sendable {
         } catch {
             throw ImageError(
                 error.kind, path: target.description,
-                "error while converting \(targetFormat): \(error.message)")
+                "error while converting \(targetFormat): \(error.message)"
+            ).asQemu("error while converting \(targetFormat): \(error.qemuMessage)")
         }
         if compress, plan.parameters.preallocation != .off {
             throw .invalid("Compression and preallocation not supported at the same time")
@@ -274,11 +293,14 @@ public struct Conversion: Sendable {
             throw .invalid("a backing file is not supported for format '\(targetFormat)'")
         }
         if sources.count > 1 {
-            throw .invalid("a backing file cannot be used with several sources")
+            throw ImageError.invalid("a backing file cannot be used with several sources").asQemu(
+                "Having a backing file for the target makes no sense when concatenating multiple "
+                    + "input images")
         }
         try plan.checkBackedConversion()
         if backing.format == nil {
-            throw .invalid("the use of a backing file needs its format (-F)")
+            throw ImageError.invalid("the use of a backing file needs its format (-F)")
+                .asQemu("Use of backing file requires explicit backing format")
         }
     }
 

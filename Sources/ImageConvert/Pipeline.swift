@@ -57,7 +57,7 @@ public struct Pipeline: Sendable {
     /// out to be wrong.
     public var checkSource: @Sendable () async throws -> Void = {}
     /// Called now and then, from any task, with the number of bytes done. The last of them may
-    /// still be in flight.
+    /// still be in flight, and those in flight count half.
     public var onProgress: (@Sendable (_ done: Int64) -> Void)?
 
     public init(
@@ -151,6 +151,9 @@ public struct Pipeline: Sendable {
                             guard let chunk = try await iterator.next(upTo: pass.chunkSize)
                             else { break }
                             if chunk.isCompressed { pass.noteCompressed() }
+                            // Not the last byte: the disk is done when the target is finished.
+                            let end = min(chunk.end, source.virtualSize - 1)
+                            progress.begin(end)
                             do {
                                 let rest = try await stages.carry(chunk, with: &pass)
                                 if chunk.isShared { await iterator.takeBack(rest) }
@@ -158,8 +161,7 @@ public struct Pipeline: Sendable {
                                 if chunk.isShared { await iterator.takeBack([]) }
                                 throw error
                             }
-                            // Not the last byte: the disk is done when the target is finished.
-                            progress.reach(min(chunk.end, source.virtualSize - 1))
+                            progress.reach(end)
                         }
                     }
                 }

@@ -1,5 +1,4 @@
 import DiskImage
-import FoundationEssentials
 import ImageFormats
 import ImageStorage
 
@@ -10,17 +9,36 @@ import ImageStorage
 public struct ImageDescription: Sendable, Equatable {
     /// The format; nil if the description does not name it.
     public private(set) var format: ImageFormat?
-    /// The path of the file or the name of the export that holds the image.
+    /// The path of the file or the name of the export that holds the image. Empty only in the
+    /// description of a backing file that leaves its place to the image above.
     public private(set) var place: ImageName = ""
     private var details = DescribedFormat()
+    /// The image, what it lies in, and so on down to the storage.
+    private var nodes: [Node] = []
+    /// The description of the backing file, if there is one: an array, because a structure cannot
+    /// hold itself.
+    private var backings: [ImageDescription] = []
+    /// The description of the image whose disk holds this image's bytes, if there is one.
+    private var inners: [ImageDescription] = []
+
+    /// A driver with its options, as qemu shows them.
+    private struct Node: Sendable, Equatable {
+        /// nil if the description does not name it.
+        var driver: String?
+        var options: [String: OptionValue]
+    }
 
     /// Whether to open the image without the backing file that it names.
-    public var ignoresBacking: Bool { details.ignoresBacking }
+    public private(set) var ignoresBacking = false
+    /// The backing file to open instead of the one that the image names; nil if none is described.
+    var backing: ImageDescription? { backings.first }
+    /// The image whose disk takes the place of the storage; nil if none is described.
+    var inner: ImageDescription? { inners.first }
     /// The parts to cut out of the storage, each out of its predecessor; the last is the image.
     var parts: [DescribedFormat.Part] { details.parts }
 
     /// Whether the image is all of the storage at `place`.
-    public var isWhole: Bool { parts.isEmpty }
+    public var isWhole: Bool { parts.isEmpty && inners.isEmpty }
 
     private static let jsonPrefix = Array("json:".utf8)
     /// Ends with the mark, which only names from `name(fromOptions:)` have.
@@ -31,6 +49,11 @@ public struct ImageDescription: Sendable, Equatable {
         ImageName(bytes: optionsPrefix + text)
     }
 
+    /// A name as it was typed, for messages.
+    static func shown(_ name: ImageName) -> String {
+        name.bytes.dropping(prefix: optionsPrefix)?.text ?? name.description
+    }
+
     /// Whether a name is a description in the form that images contain.
     static func isJSON(_ name: ImageName) -> Bool { name.bytes.starts(with: jsonPrefix) }
 
@@ -39,19 +62,23 @@ public struct ImageDescription: Sendable, Equatable {
     /// - Throws: `ImageError` if the description is malformed or not supported.
     public init?(_ name: ImageName) throws(ImageError) {
         let options: [String: OptionValue]
-        let text: [UInt8]
         if let list = name.bytes.dropping(prefix: Self.optionsPrefix) {
-            text = Array(list)
-            options = try Self.options(inList: text)
+            options = try Self.options(inList: Array(list))
         } else if let json = name.bytes.dropping(prefix: Self.jsonPrefix) {
-            text = name.bytes
             options = try Self.options(inJSON: json, name)
         } else {
             return nil
         }
-        var described = DescribedOptions(name: text.text, options)
-        try readFormat(&described)
+        var described = DescribedOptions(name: Self.shown(name), options)
+        let driver = try described.text("driver")
+        try read(&described, "", driver: driver)
         try described.refuseRest()
+    }
+
+    private init(
+        _ options: inout DescribedOptions, _ prefix: String, driver: String?, isBacking: Bool
+    ) throws(ImageError) {
+        try read(&options, prefix, driver: driver, isBacking: isBacking)
     }
 
     private static func options(
@@ -70,32 +97,66 @@ public struct ImageDescription: Sendable, Equatable {
     private static func options(
         inJSON text: ArraySlice<UInt8>, _ name: ImageName
     ) throws(ImageError) -> [String: OptionValue] {
-        do {
-            let tree = try JSONDecoder().decode([String: OptionValue].self, from: Data(text))
-            return OptionValue.object(tree).flattened
-        } catch {
-            throw ImageError(
-                .invalid, path: name.description, "is not a JSON object that describes an image")
+        let value: OptionValue
+        do { value = try JSONReader.value(in: text) } catch { throw error.about(name.description) }
+        guard case .object = value else {
+            throw ImageError(.invalid, path: name.description, "Invalid JSON object given")
         }
+        return value.flattened
+    }
+
+    private mutating func read(
+        _ options: inout DescribedOptions, _ prefix: String, driver: String?,
+        isBacking: Bool = false
+    ) throws(ImageError) {
+        if let driver, ImageFormat.named(driver) == nil {
+            // The driver of a storage alone makes its bytes a raw image.
+            format = .raw
+            return try readStorage(&options, prefix, driver: driver)
+        }
+        format = driver.flatMap { ImageFormat.named($0) }
+        try readFormat(&options, prefix, format)
+        try readBacking(&options, prefix)
+        let hasFile =
+            options.contains(prefix + "file") || options.hasKeys(startingWith: prefix + "file.")
+        if isBacking, !hasFile { return }
+        guard driver != nil || hasFile else {
+            throw options.invalid("must name a driver or a file")
+                .asQemu("Must specify either driver or file")
+        }
+        try readStorage(&options, prefix + "file.")
     }
 
     private mutating func readFormat(
-        _ options: inout DescribedOptions
+        _ options: inout DescribedOptions, _ prefix: String, _ format: ImageFormat?
     ) throws(ImageError) {
-        guard let driver = try options.text("driver") else {
-            guard options.hasKeys(startingWith: "file.") else {
-                throw options.invalid("must name a driver or a file")
+        let given = options
+        try format?.driver.readOptions(from: &options, prefix: prefix, into: &details)
+        nodes.append(
+            Node(driver: format?.name, options: options.taken(since: given, prefix: prefix)))
+    }
+
+    private mutating func readBacking(
+        _ options: inout DescribedOptions, _ prefix: String
+    ) throws(ImageError) {
+        let isDescribed = options.hasKeys(startingWith: prefix + "backing.")
+        switch options.take(prefix + "backing") {
+        case nil:
+            guard isDescribed else { return }
+            let driver = try options.text(prefix + "backing.driver")
+            backings = [
+                try ImageDescription(
+                    &options, prefix + "backing.", driver: driver, isBacking: true)
+            ]
+        case .null, .string([]):
+            guard !isDescribed else {
+                throw options.invalid("'\(prefix)backing' is both none and described")
             }
-            return try readStorage(&options, "file.")
+            ignoresBacking = true
+        default:
+            throw options.invalid(
+                "a node's name is not supported: '\(prefix)backing' must be an object")
         }
-        guard let known = ImageFormat.named(driver) else {
-            // The driver of a storage alone makes its bytes a raw image.
-            format = .raw
-            return try readStorage(&options, "", driver: driver)
-        }
-        format = known
-        try known.driver.readOptions(from: &options, prefix: "", into: &details)
-        try readStorage(&options, "file.")
     }
 
     private mutating func readStorage(
@@ -111,18 +172,30 @@ public struct ImageDescription: Sendable, Equatable {
     private mutating func readStorage(
         _ options: inout DescribedOptions, _ prefix: String, driver: String?
     ) throws(ImageError) {
-        guard let driver else {
-            place = try Self.anyName(&options, prefix)
-            return
+        if let driver, let format = ImageFormat.named(driver) {
+            guard format.driver.isPlain else {
+                let inner = try ImageDescription(
+                    &options, prefix, driver: driver, isBacking: false)
+                place = inner.place
+                nodes += inner.nodes
+                inners = [inner]
+                return
+            }
+            try readFormat(&options, prefix, format)
+            return try readStorage(&options, prefix + "file.")
         }
-        if let storage = Storages.named(driver) {
+        let given = options
+        if let driver {
+            guard let storage = Storages.named(driver) else {
+                throw options.invalid("driver '\(driver)' is not supported here")
+            }
+            options.driver = driver
             place = try storage.name(from: &options, prefix: prefix)
-        } else if let format = ImageFormat.named(driver), format.driver.isPlain {
-            try format.driver.readOptions(from: &options, prefix: prefix, into: &details)
-            try readStorage(&options, prefix + "file.")
         } else {
-            throw options.invalid("driver '\(driver)' is not supported here")
+            place = try Self.anyName(&options, prefix)
         }
+        nodes.append(
+            Node(driver: driver, options: options.taken(since: given, prefix: prefix)))
     }
 
     /// Reads a name without a driver; the name decides on the driver when it is opened.
@@ -136,4 +209,40 @@ public struct ImageDescription: Sendable, Equatable {
         guard !name.isMarked else { throw options.invalid("'\(prefix)filename' is a command") }
         return name
     }
+}
+
+extension ImageDescription {
+    // MARK: What qemu shows
+
+    /// The driver that `info` names as the format, if it is not a format: that of a storage alone.
+    var storageAsFormat: String? {
+        nodes.count == 1 && !place.bytes.isEmpty ? nodes[0].driver : nil
+    }
+
+    /// The name of the image or, at a level below it, of what it lies in.
+    ///
+    /// - Parameter format: the format of the image.
+    func shownName(_ format: ImageFormat, level: Int = 0) -> String {
+        let below = nodes[level...]
+        let storage = Storages.driver(for: place)
+        let options = below.last?.options ?? [:]
+        let isPlain = below.count == 1 || below.count == 2 && below.first?.options.isEmpty ?? true
+        if isPlain, storage.hasPlainName(describedBy: options) {
+            return storage.shownName(place.withoutFilePrefix)
+        }
+        return "json:" + json(level, format).line
+    }
+
+    private func json(_ level: Int, _ format: ImageFormat) -> JSONValue {
+        let node = nodes[level]
+        var members = node.options.map { JSONValue.Member($0.key, $0.value.json) }
+        let isStorage = level == nodes.count - 1
+        let usual = isStorage ? Storages.driver(for: place).names.first : format.name
+        members.append(.init("driver", .string(node.driver ?? usual ?? "")))
+        if !isStorage { members.append(.init("file", json(level + 1, format))) }
+        return .inQemuOrder(members)
+    }
+
+    /// The drivers below the image, the storage last.
+    var driversBelow: [String?] { nodes.dropFirst().map(\.driver) }
 }

@@ -23,7 +23,7 @@ public struct OpenedImage: Sendable {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }
     /// The files of the chain, the image's first.
-    public var files: [FileIdentity] { layers.compactMap(\.storage.file) }
+    public var files: [FileIdentity] { layers.flatMap(\.files) }
     /// The largest `StorageTraits.requestsInFlight` in the chain.
     public var requestsInFlight: Int { layers.map(\.storage.traits.requestsInFlight).max() ?? 0 }
     /// The largest `StorageTraits.requestSize` in the chain, in bytes.
@@ -35,17 +35,47 @@ public struct OpenedLayer: Sendable {
     public let name: ImageName
     public let format: ImageFormat
     public let image: any Image
-    /// Whether its description leaves out the backing file.
-    let ignoresBacking: Bool
+    /// What describes the image; nil if its name is a plain one.
+    let description: ImageDescription?
 
     public var storage: any Storage { image.storage }
+
+    /// The files that hold the image's bytes.
+    var files: [FileIdentity] {
+        let whole = (storage as? StoragePart)?.whole ?? storage
+        return (whole as? DiskStorage)?.files ?? [storage.file].compactMap { $0 }
+    }
+
+    /// The name of what holds the image's bytes, in qemu's form.
+    public var fileName: String {
+        if let description, !format.driver.isPlain, !description.isWhole {
+            return description.shownName(format, level: 1)
+        }
+        return Storages.driver(for: name).shownName(name)
+    }
+
+    /// Distance in bytes from the start of the file to what the image's host offsets count from, as
+    /// `map` shows them: that of a raw disk in an archive counts from the archive's start.
+    public var shownOffset: Int64 {
+        format.driver.isPlain ? description?.parts.reduce(0) { $0 + $1.offset } ?? 0 : 0
+    }
 }
 
-/// The name and the format of an image that is to be opened.
-struct BackingReference: Sendable {
+/// An image that is to be opened.
+struct ImageReference: Sendable {
     let name: ImageName
     /// The format; nil to detect it.
     let format: ImageFormat?
+    /// The image that names this one; nil if a person did.
+    var overlay: ImageName?
+    /// The part of the overlay's description that describes this image; nil if only its name tells.
+    var part: ImageDescription?
+
+    /// What describes the image; nil if its name is a plain one.
+    func description() throws(ImageError) -> ImageDescription? {
+        if let part { return part }
+        return try ImageDescription(name)
+    }
 }
 
 /// Opens images and, if `backingGate` permits, the files that they name.
@@ -79,7 +109,7 @@ public struct ImageOpener: Sendable {
 
     /// Opens an image and its backing chain as single images, the image itself first.
     public func openChain(_ name: ImageName, format: ImageFormat?) async throws -> [OpenedLayer] {
-        try await openChain(from: BackingReference(name: name, format: format))
+        try await openChain(from: ImageReference(name: name, format: format))
     }
 
     /// Opens the backing chain of an image that is open already, as one guest disk.
@@ -105,48 +135,57 @@ public struct ImageOpener: Sendable {
 
     /// - Parameter image: the image that names the first one; nil if a person typed the name.
     private func openChain(
-        from first: BackingReference, below image: (name: ImageName, file: FileIdentity?)? = nil
+        from first: ImageReference, below image: (name: ImageName, file: FileIdentity?)? = nil
     ) async throws -> [OpenedLayer] {
         var layers: [OpenedLayer] = []
         var chain = ChainMembers(files: [image?.file].compactMap { $0 })
-        var next: BackingReference? = first
-        while let reference = next {
-            let layer = try await openLayer(reference, namedBy: layers.last?.name ?? image?.name)
-            try chain.add(layer.storage, reference.name)
-            layers.append(layer)
-            next = try backing(of: layer)
+        var next: ImageReference? = first
+        do {
+            while let reference = next {
+                let layer = try await openLayer(reference)
+                try chain.add(layer.storage, reference)
+                layers.append(layer)
+                next = try backing(layer.image.backing, of: layer.name, reference)
+            }
+        } catch let error as ImageError {
+            throw error.opening(
+                ImageDescription.shown(image?.name ?? first.name),
+                depth: layers.count + (image == nil ? 0 : 1))
         }
         return layers
     }
 
     /// Opens an image without its backing chain.
     ///
-    /// - Parameter overlay: the image that names this one; nil if a person typed the name.
     /// - Throws: `ImageError`.
-    private func openLayer(
-        _ reference: BackingReference, namedBy overlay: ImageName?
-    ) async throws -> OpenedLayer {
+    private func openLayer(_ reference: ImageReference) async throws -> OpenedLayer {
         // For tables and their slices, and for the tasks that read them. No short one is a reason
         // to look at the memory again.
         try MemoryMargin.check()
         let name = reference.name
-        let description = try ImageDescription(name)
+        let description = try reference.description()
         let storage: any Storage
-        if let streaming, overlay == nil, description == nil {
-            storage = try await streaming.open(name) { try openStorage(name) }
+        let isFirst = reference.overlay == nil && reference.part == nil
+        if let streaming, isFirst, description == nil {
+            storage = try await streaming.open(name) { try openPlace(name, isTyped: true) }
         } else {
-            storage = try openStorage(name, namedBy: overlay)
+            storage = try await openStorage(reference)
         }
         let known = try await knownFormat(reference.format, of: storage, described: description)
+        guard description?.backing == nil || known.driver.canHaveBacking else {
+            throw ImageError(
+                .invalid, path: ImageDescription.shown(name),
+                "Driver doesn't support backing files")
+        }
         let image: any Image
-        if overlay == nil, let snapshot {
+        if isFirst, let snapshot {
             image = try await known.driver.open(storage, snapshot: snapshot)
         } else {
             image = try await known.driver.open(storage)
         }
         return OpenedLayer(
-            name: (description?.place ?? name).withoutFilePrefix, format: known, image: image,
-            ignoresBacking: description?.ignoresBacking ?? false)
+            name: description.place(or: name).withoutFilePrefix, format: known, image: image,
+            description: description)
     }
 
     /// Decides on a format: the one asked for, the one described or, without either, the detected
@@ -165,44 +204,84 @@ public struct ImageOpener: Sendable {
         return try await ImageFormat.probe(storage)
     }
 
-    /// The backing file that an image names, if the gate permits it; nil if there is none.
-    private func backing(of layer: OpenedLayer) throws -> BackingReference? {
-        guard !layer.ignoresBacking, let backing = layer.image.backing else { return nil }
-        return try reference(to: backing, in: layer.name)
+    /// The backing file of an image, if the gate permits it: as its description has it, or else as
+    /// the image names it; nil if there is none.
+    ///
+    /// - Parameter named: what the image names.
+    func backing(
+        _ named: BackingName?, of image: ImageName, _ reference: ImageReference
+    ) throws -> ImageReference? {
+        let description = try reference.description()
+        if description?.ignoresBacking ?? false { return nil }
+        guard let described = description?.backing else {
+            return try named.map { try self.reference(to: $0, in: image) }
+        }
+        let usual = named?.format.flatMap { $0.isEmpty ? nil : $0 }
+        guard described.place.bytes.isEmpty else {
+            if let overlay = reference.overlay { try backingGate(described.place, overlay) }
+            return ImageReference(
+                name: described.place,
+                format: try described.format ?? usual.map { try backingFormat($0, of: image) },
+                overlay: reference.overlay, part: described)
+        }
+        guard var named else {
+            throw ImageError(.invalid, path: image.description, "has no backing file")
+        }
+        if described.format != nil { named.format = nil }
+        let found = try self.reference(to: named, in: image)
+        return ImageReference(
+            name: found.name, format: described.format ?? found.format, overlay: found.overlay,
+            part: described)
     }
 
     /// The file or export that a name in an image means, if the gate permits it.
     func reference(
         to named: BackingName, in overlay: ImageName
-    ) throws -> BackingReference {
+    ) throws -> ImageReference {
         let backing = try Self.backingName(named.name, namedBy: overlay)
         var format: ImageFormat?
         if let formatName = named.format, !formatName.isEmpty {
-            guard let known = ImageFormat.named(formatName) else {
-                throw ImageError.unsupported(
-                    overlay.description, "backing format '\(formatName)' is not supported")
-            }
-            format = known
+            format = try backingFormat(formatName, of: overlay)
         }
         let place = try Self.blaming(overlay, for: backing) { () throws(ImageError) in
             try ImageDescription(backing)?.place ?? backing
         }
         try backingGate(place, overlay)
-        return BackingReference(name: backing, format: format)
+        return ImageReference(name: backing, format: format, overlay: overlay)
     }
 
-    /// Opens the storage that holds an image, and reads nothing.
-    ///
-    /// - Parameter overlay: the image that names this one; nil if a person typed the name.
-    public func openStorage(
-        _ name: ImageName, namedBy overlay: ImageName? = nil
-    ) throws -> any Storage {
-        try Self.blaming(overlay, for: name) { () throws(ImageError) in
-            guard let description = try ImageDescription(name) else {
-                return try openPlace(name, isTyped: overlay == nil)
-            }
-            var storage = try openPlace(description.place, isTyped: overlay == nil)
-            for part in description.parts {
+    private func backingFormat(
+        _ name: String, of overlay: ImageName
+    ) throws(ImageError) -> ImageFormat {
+        guard let known = ImageFormat.named(name) else {
+            throw ImageError.unsupported(
+                overlay.description, "backing format '\(name)' is not supported"
+            ).asQemu("Unknown driver '\(name)'")
+        }
+        return known
+    }
+
+    /// Opens the storage that holds an image, and reads nothing. A person typed the name.
+    public func openStorage(_ name: ImageName) async throws -> any Storage {
+        try await openStorage(ImageReference(name: name, format: nil))
+    }
+
+    func openStorage(_ reference: ImageReference) async throws -> any Storage {
+        let overlay = reference.overlay
+        let description = try Self.blaming(overlay, for: reference.name) {
+            () throws(ImageError) in try reference.description()
+        }
+        var disk: DiskStorage?
+        if let inner = description?.inner {
+            let name = ImageReference(
+                name: inner.place, format: inner.format, overlay: overlay, part: inner)
+            disk = DiskStorage(OpenedImage(layers: try await openChain(from: name)))
+        }
+        return try Self.blaming(overlay, for: reference.name) { () throws(ImageError) in
+            let place = description.place(or: reference.name)
+            var storage: any Storage =
+                if let disk { disk } else { try openPlace(place, isTyped: overlay == nil) }
+            for part in description?.parts ?? [] {
                 storage = try StoragePart(of: storage, offset: part.offset, size: part.size)
             }
             return storage
@@ -218,9 +297,7 @@ public struct ImageOpener: Sendable {
             return try body()
         } catch {
             guard let overlay else { throw error }
-            throw ImageError(
-                error.kind, path: name.description,
-                "\(error.message) (the backing file of \(overlay))")
+            throw error.noting("the backing file of \(overlay)").about(name.description)
         }
     }
 
@@ -256,6 +333,27 @@ public struct ImageOpener: Sendable {
     }
 }
 
+extension ImageDescription? {
+    /// The place of an image: described, or else its name.
+    func place(or name: ImageName) -> ImageName {
+        guard let place = self?.place, !place.bytes.isEmpty else { return name }
+        return place
+    }
+}
+
+extension ImageName {
+    /// Marks what `body` throws as the reason why the image with this name cannot be opened.
+    public func opening<Result>(
+        _ body: () async throws -> Result
+    ) async throws -> Result {
+        do {
+            return try await body()
+        } catch let error as ImageError {
+            throw error.opening(ImageDescription.shown(self))
+        }
+    }
+}
+
 /// The images of a backing chain so far, to find a loop.
 struct ChainMembers {
     var files: [FileIdentity] = []
@@ -266,8 +364,12 @@ struct ChainMembers {
     init(files: [FileIdentity] = []) { self.files = files }
 
     /// - Throws: `ImageError` if the chain has this image already.
-    mutating func add(_ storage: any Storage, _ name: ImageName) throws(ImageError) {
-        if let file = storage.file, !(storage is StoragePart) {
+    mutating func add(_ storage: any Storage, _ reference: ImageReference) throws(ImageError) {
+        var name = reference.name
+        for part in reference.part?.parts ?? [] {
+            name = ImageName("\(name) from \(part.offset) on")
+        }
+        if let file = storage.file, !(storage is StoragePart), !(storage is DiskStorage) {
             guard !files.contains(file) else { throw Self.loop(name) }
             files.append(file)
         } else {
@@ -277,6 +379,7 @@ struct ChainMembers {
     }
 
     private static func loop(_ name: ImageName) -> ImageError {
-        .corrupt(name.description, "the backing chain leads back to this file")
+        .corrupt(name.description, "the backing chain leads back to this file").asQemu(
+            "Backing file '\(name)' creates an infinite loop.", standsAlone: true)
     }
 }

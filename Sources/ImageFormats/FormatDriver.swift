@@ -57,7 +57,8 @@ extension FormatDriver {
     public func open(_ storage: any Storage, snapshot: SnapshotName) async throws -> any Image {
         throw ImageError.unsupported(
             storage.name,
-            "Failed to load snapshot: the format '\(name)' has no internal snapshots")
+            "Failed to load snapshot: the format '\(name)' has no internal snapshots"
+        ).asQemu(standsAlone: true)
     }
 
     public func facts(of storage: any Storage) async throws -> FormatFacts {
@@ -87,8 +88,6 @@ public struct DescribedFormat: Sendable, Equatable {
     /// Parts to cut out of the storage; the first is a part of the file, each other one a part of
     /// its predecessor.
     public var parts: [Part] = []
-    /// Whether the backing file that the image names is ignored.
-    public var ignoresBacking = false
 
     public init() {}
 }

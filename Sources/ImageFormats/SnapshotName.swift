@@ -24,7 +24,11 @@ public enum SnapshotName: Sendable, Equatable {
             switch sides?.key {
             case "snapshot.id": id = sides?.value
             case "snapshot.name": name = sides?.value
-            default: throw .invalid("Failed in parsing snapshot param '\(text.text)'")
+            default:
+                let words = "Failed in parsing snapshot param '\(text.text)'"
+                throw ImageError.invalid(words).asQemu(
+                    "Invalid parameter '\(sides?.key ?? word.text)'",
+                    hint: "qemu-img: \(words.withoutControlCharacters)")
             }
         }
         self = .exact(id: id, name: name)

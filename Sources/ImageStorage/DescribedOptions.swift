@@ -7,14 +7,31 @@ public struct DescribedOptions: Sendable {
     /// The description, for messages.
     public let name: String
     private var values: [String: OptionValue]
+    /// The driver that is asked for a name; one driver can have several names.
+    public var driver = ""
 
+    /// An option whose value is null counts as absent, as in qemu, but for backing files: it means
+    /// that there is none.
     public init(name: String, _ values: [String: OptionValue]) {
         self.name = name
-        self.values = values
+        self.values = values.filter { key, value in
+            value != .null || key == "backing" || key.hasSuffix(".backing")
+        }
     }
 
     public func hasKeys(startingWith prefix: String) -> Bool {
         values.keys.contains { $0.hasPrefix(prefix) }
+    }
+
+    public func contains(_ key: String) -> Bool { values[key] != nil }
+
+    /// The options that have been taken from an earlier state, without the prefix of their keys.
+    public func taken(since earlier: DescribedOptions, prefix: String) -> [String: OptionValue] {
+        var taken: [String: OptionValue] = [:]
+        for (key, value) in earlier.values where values[key] == nil {
+            taken[String(key.dropFirst(prefix.count))] = value
+        }
+        return taken
     }
 
     public mutating func take(_ key: String) -> OptionValue? { values.removeValue(forKey: key) }
@@ -50,8 +67,8 @@ public struct DescribedOptions: Sendable {
     private static let tuning: Set<String> = [
         "aio", "auto-read-only", "cache-clean-interval", "cache-size", "cache.direct",
         "cache.no-flush", "cache.writeback", "detect-zeroes", "discard", "drop-cache",
-        "force-share", "l2-cache-entry-size", "l2-cache-size", "lazy-refcounts", "locking",
-        "node-name", "open-timeout", "overlap-check", "pass-discard-other",
+        "force-share", "l2-cache-entry-size", "l2-cache-size", "latency-ns", "lazy-refcounts",
+        "locking", "node-name", "open-timeout", "overlap-check", "pass-discard-other",
         "pass-discard-request", "pass-discard-snapshot", "pr-manager", "read-only",
         "reconnect-delay", "refcount-cache-size", "server.ipv4", "server.ipv6",
         "server.keep-alive", "server.mptcp", "server.numeric", "server.tight", "server.to",
@@ -64,49 +81,5 @@ public struct DescribedOptions: Sendable {
             !Self.tuning.contains { key == $0 || key.hasSuffix("." + $0) }
         }
         if let key = rest.min() { throw invalid("option '\(key)' is not supported") }
-    }
-}
-
-/// A value in a description.
-public enum OptionValue: Sendable, Decodable, Equatable {
-    case null
-    case bool(Bool)
-    case integer(Int64)
-    case string([UInt8])
-    case array([OptionValue])
-    case object([String: OptionValue])
-
-    public init(from decoder: any Decoder) throws {
-        let value = try decoder.singleValueContainer()
-        if value.decodeNil() {
-            self = .null
-        } else if let bool = try? value.decode(Bool.self) {
-            self = .bool(bool)
-        } else if let integer = try? value.decode(Int64.self) {
-            self = .integer(integer)
-        } else if let string = try? value.decode(String.self) {
-            self = .string(Array(string.utf8))
-        } else if let array = try? value.decode([OptionValue].self) {
-            self = .array(array)
-        } else {
-            self = .object(try value.decode([String: OptionValue].self))
-        }
-    }
-
-    /// The values by dotted keys, which are equivalent to nested objects.
-    public var flattened: [String: OptionValue] {
-        var options: [String: OptionValue] = [:]
-        flatten(into: &options, key: "")
-        return options
-    }
-
-    private func flatten(into options: inout [String: OptionValue], key: String) {
-        guard case .object(let members) = self else {
-            options[key] = self
-            return
-        }
-        for (name, member) in members {
-            member.flatten(into: &options, key: key.isEmpty ? name : "\(key).\(name)")
-        }
     }
 }

@@ -49,41 +49,44 @@ public final class NullStorage: WritableStorage {
     }
 }
 
-/// The driver of `null-co` and `null-aio`, with a `size`, and of names with `null-co://`.
+/// The driver of `null-co` and `null-aio`, with a `size`, and of names with `null-co://` and
+/// `null-aio://`.
 public struct NullDriver: StorageDriver {
     public let label = "null-co"
     public let names = ["null-co", "null-aio"]
 
-    private static let scheme = Array("null-co://".utf8)
+    private static let schemes = ["null-co://", "null-aio://"].map { Array($0.utf8) }
     /// qemu's default size in bytes.
     private static let usualSize: Int64 = 1 << 30
 
     public init() {}
 
     public func claims(_ name: ImageName, isTyped: Bool) -> Bool {
-        name.bytes.starts(with: Self.scheme)
+        Self.schemes.contains { name.bytes.starts(with: $0) }
     }
 
     /// Puts the size behind the scheme, because a name is all that `openSource` gets.
     public func name(
         from options: inout DescribedOptions, prefix: String
     ) throws(ImageError) -> ImageName {
-        let size = try options.size(prefix + "size") ?? Self.usualSize
+        let size = try options.size(prefix + "size").map { "\($0)" } ?? ""
         _ = options.take(prefix + "read-zeroes")
-        _ = options.take(prefix + "latency-ns")
-        return ImageName(bytes: Self.scheme + Array("\(size)".utf8))
+        return ImageName("\(options.driver)://\(size)")
     }
 
     public func shownName(_ name: ImageName) -> String {
-        guard let size = try? size(name), size != Self.usualSize else { return Self.scheme.text }
-        return "json:{\"driver\": \"null-co\", \"size\": \(size)}"
+        "\(name.protocolName ?? "null-co")://"
+    }
+
+    public func hasPlainName(describedBy options: [String: OptionValue]) -> Bool {
+        options.isEmpty
     }
 
     private func size(_ name: ImageName) throws(ImageError) -> Int64 {
-        let text = name.bytes.dropFirst(Self.scheme.count).text
-        guard !text.isEmpty else { return Self.usualSize }
+        let text = name.description.split(separator: "://", maxSplits: 1).dropFirst().first
+        guard let text else { return Self.usualSize }
         guard let size = Int64(text) else {
-            throw .invalid("'\(name)' has no size in bytes behind null-co://")
+            throw .invalid("'\(name)' has no size in bytes behind \(shownName(name))")
         }
         return try checkedDiskSize(size)
     }
@@ -100,7 +103,8 @@ public struct NullDriver: StorageDriver {
         // An image that is kept nowhere must be meant: `-n`.
         guard request.manner == .writeInto else {
             throw .unsupported(
-                name.description, "Protocol driver 'null-co' does not support image creation")
+                name.description,
+                "Protocol driver '\(name.protocolName ?? label)' does not support image creation")
         }
         return TargetInPlace(NullStorage(name: name.description, size: try size(name)))
     }

@@ -33,6 +33,11 @@ public protocol StorageDriver: Sendable {
     /// The form in which qemu shows a name.
     func shownName(_ name: ImageName) -> String
 
+    /// Whether qemu shows a described storage by its name, and not by its options.
+    ///
+    /// - Parameter options: those that the description has, but `driver`.
+    func hasPlainName(describedBy options: [String: OptionValue]) -> Bool
+
     /// The name for a path that stands in an image of this storage; nil if paths cannot be
     /// resolved.
     func name(of path: HostPath, in image: ImageName) -> ImageName?
@@ -61,6 +66,8 @@ extension StorageDriver {
     public func check(_ name: ImageName) {}
 
     public func shownName(_ name: ImageName) -> String { name.description }
+
+    public func hasPlainName(describedBy options: [String: OptionValue]) -> Bool { true }
 
     public func name(of path: HostPath, in image: ImageName) -> ImageName? { nil }
 

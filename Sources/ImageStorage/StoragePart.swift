@@ -29,6 +29,9 @@ public final class StoragePart: Storage {
         self.size = wanted
     }
 
+    /// The storage, of which this is a part, or a part of a part.
+    public var whole: any Storage { (base as? StoragePart)?.whole ?? base }
+
     public var name: String { base.name }
     public var file: FileIdentity? { base.file }
     public var allocatedSize: Int64? { base.allocatedSize }

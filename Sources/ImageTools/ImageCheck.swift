@@ -21,7 +21,7 @@ public struct ImageCheck: Sendable {
     /// - Throws: `ImageError` if the image cannot be opened or is too damaged to be checked.
     public func run() async throws -> CheckReport? {
         guard let repair else {
-            let storage = try opener.openStorage(name)
+            let storage = try await name.opening { try await opener.openStorage(name) }
             let known = try await format(of: storage)
             guard let checker = known.driver.checker else {
                 // A damaged image is an error, also where nothing checks it further.
@@ -31,7 +31,7 @@ public struct ImageCheck: Sendable {
             let result = try await checker.check(storage, onMessage: onMessage)
             return CheckReport(path: name.description, format: known, result: result)
         }
-        let storage = try openInPlace()
+        let storage = try await name.opening { try openInPlace() }
         let known = try await format(of: storage)
         guard let checker = known.driver.checker else { return nil }
         var result = try await checker.repair(storage, repair, onMessage: onMessage)
@@ -46,8 +46,10 @@ public struct ImageCheck: Sendable {
     }
 
     private func format(of storage: any Storage) async throws -> ImageFormat {
-        try await opener.knownFormat(
-            format, of: storage, described: try ImageDescription(name))
+        try await name.opening {
+            try await opener.knownFormat(
+                format, of: storage, described: try ImageDescription(name))
+        }
     }
 
     private func openInPlace() throws -> any WritableStorage {

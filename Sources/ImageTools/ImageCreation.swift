@@ -45,7 +45,7 @@ public struct ImageCreation: Sendable {
         do {
             return try await plan()
         } catch let error as ImageError where error.path == nil {
-            throw ImageError(error.kind, path: name.description, error.message)
+            throw error.about(name.description)
         }
     }
 
@@ -111,7 +111,8 @@ public struct ImageCreation: Sendable {
         var known: ImageFormat?
         if let formatName {
             guard let format = ImageFormat.named(formatName) else {
-                throw ImageError.invalid("Unknown driver '\(formatName)'")
+                throw ImageError.invalid("Unknown driver '\(formatName)'").asQemu(
+                    "Unknown driver '\(formatName)'", hint: "Could not open backing image.")
             }
             known = format
         }
@@ -128,14 +129,15 @@ public struct ImageCreation: Sendable {
                 error.message.hasPrefix(opening)
                 ? String(error.message.dropFirst(opening.count)) : error.message
             throw ImageError(
-                error.kind, "Could not open '\(found)': \(reason). Could not open backing image.")
+                error.kind, "Could not open '\(found)': \(reason). Could not open backing image."
+            ).asQemu(error.qemuMessage, hint: "Could not open backing image.")
         }
     }
 
     private static func formatIsMissing(_ detected: ImageFormat?) -> ImageError {
-        .invalid(
-            "Backing file specified without backing format"
-                + (detected.map { ". Detected format of \($0)." } ?? ""))
+        let words = "Backing file specified without backing format"
+        let remark = detected.map { "Detected format of \($0)." }
+        return .invalid(words + (remark.map { ". \($0)" } ?? "")).asQemu(words, hint: remark)
     }
 }
 
@@ -148,7 +150,7 @@ extension ImageCreation.Plan {
         do {
             return try await make()
         } catch let error as ImageError where error.path == nil {
-            throw ImageError(error.kind, path: name.description, error.message)
+            throw error.about(name.description)
         }
     }
 

@@ -12,6 +12,11 @@ extension Mapping {
     /// Offset in that image's file, in bytes; nil if the range has none.
     var hostOffset: Int64? { content == .compressed ? nil : host?.lowerBound }
 
+    fileprivate mutating func moveHost(by distance: Int64) {
+        guard distance > 0, let old = host else { return }
+        host = old.lowerBound + distance..<old.upperBound + distance
+    }
+
     /// Whether both have the same properties and are adjacent on the disk and in the file.
     func isContinued(by next: Mapping) -> Bool {
         guard layer == next.layer, isPresent == next.isPresent, isZero == next.isZero,
@@ -38,9 +43,7 @@ public struct ImageMap: Sendable {
     }
 
     /// File names of the images in qemu's form, by depth.
-    public var fileNames: [String] {
-        layers.map { Storages.driver(for: $0.name).shownName($0.name) }
-    }
+    public var fileNames: [String] { layers.map(\.fileName) }
 
     /// Size of the guest disk in bytes.
     public var guestSize: Int64 { layers[0].image.guestSize }
@@ -56,10 +59,11 @@ public struct ImageMap: Sendable {
         var walk = MappingWalk(
             LayeredSource(wholeSectorsOf: layers.map(\.image)), holes: .asQemu)
         let end = min(range.upperBound, guestSize)
+        let offsets = layers.map(\.shownOffset)
         var position = range.lowerBound
         var current: Mapping?
         while position < end {
-            guard let next = walk.known(at: position, limit: end) else {
+            guard var next = walk.known(at: position, limit: end) else {
                 try Task.checkCancellation()
                 do {
                     try await walk.load(at: position, limit: end)
@@ -70,6 +74,7 @@ public struct ImageMap: Sendable {
                 continue
             }
             position = next.range.upperBound
+            next.moveHost(by: offsets[next.layer])
             if let known = current, known.isContinued(by: next) {
                 current?.range = known.range.lowerBound..<position
             } else {

@@ -38,12 +38,12 @@ public struct ImageResizing: Sendable {
         guard driver.changesInPlace else {
             throw ImageError.invalid("Cannot resize \(driver.label) nodes")
         }
-        let storage = try driver.openInPlace(name, StorageAccess())
+        let storage = try await name.opening { try driver.openInPlace(name, StorageAccess()) }
         let known: ImageFormat
         if let format {
             known = format
         } else {
-            known = try await ImageFormat.probe(storage)
+            known = try await name.opening { try await ImageFormat.probe(storage) }
             if known.driver.isPlain { onGuessedRaw?() }
         }
         guard let resizer = known.driver.resizer else {

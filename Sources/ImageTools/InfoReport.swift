@@ -19,6 +19,7 @@ public struct InfoReport: Sendable {
         func add(_ key: String, _ value: JSONValue?) {
             if let value { members.append(.init(key, value)) }
         }
+        add("children", .array(Self.children([facts.child].compactMap { $0 })))
         if details.backing != nil {
             add("backing-filename-format", backingFormat.map { .string($0) })
         }
@@ -28,7 +29,7 @@ public struct InfoReport: Sendable {
         add("virtual-size", .integer(details.virtualSize))
         add("filename", .string(facts.fileName))
         add("cluster-size", details.clusterSize.map { .integer($0) })
-        add("format", .string(facts.format.name))
+        add("format", .string(facts.formatName))
         add("actual-size", facts.actualSize.map { .integer($0) })
         if let members = details.details {
             add(
@@ -42,6 +43,28 @@ public struct InfoReport: Sendable {
         add("backing-filename", details.backing.map { .string($0.name.description) })
         add("dirty-flag", details.isDirty.map { .bool($0) })
         return .object(members)
+    }
+
+    /// What the image lies in, as QEMU 8 and later tell it. Programs find out by it whether an
+    /// image consists of other files than the one they know.
+    private static func children(_ nodes: [NodeFacts]) -> [JSONValue] {
+        nodes.map { node in
+            var members: [JSONValue.Member] = [
+                .init("children", .array(children(node.children))),
+                .init("virtual-size", .integer(node.size)),
+                .init("filename", .string(node.fileName)),
+                .init("format", .string(node.driver)),
+            ]
+            if let size = node.actualSize { members.append(.init("actual-size", .integer(size))) }
+            if node.driver == "file" {
+                members.append(
+                    .init(
+                        "format-specific",
+                        .object([.init("type", .string("file")), .init("data", .object([]))])))
+            }
+            if node.isLocal { members.append(.init("dirty-flag", .bool(false))) }
+            return .object([.init("name", .string("file")), .init("info", .object(members))])
+        }
     }
 
     private var backingFormat: String? {
@@ -76,7 +99,7 @@ extension InfoReport {
         let size = details.virtualSize
         var lines = [
             "image: \(facts.fileName)",
-            "file format: \(facts.format)",
+            "file format: \(facts.formatName)",
             "virtual size: \(TextLayout.size(UInt64(size))) (\(size) bytes)",
             "disk size: "
                 + (facts.actualSize.map { TextLayout.size(UInt64($0)) } ?? "unavailable"),
@@ -155,6 +178,7 @@ extension InfoReport {
                 + items.enumerated().flatMap { number, item in
                     lines("\(indentation)[\(number)]:", item, indentation + "    ")
                 }
+        case .null: ["\(title) null"]
         case .string(let string): ["\(title) \(string)"]
         case .integer(let number): ["\(title) \(number)"]
         case .bool(let flag): ["\(title) \(flag)"]

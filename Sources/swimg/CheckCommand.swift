@@ -68,13 +68,15 @@ struct CheckCommand: ImageCommand {
 
     private func makeCheck() throws(ImageError) -> ImageCheck {
         guard let path = files.first, files.count == 1 else {
-            throw .invalid("Expecting one image file name")
+            throw CommandLineWords.mistake("Expecting one image file name")
         }
         var check = ImageCheck(try access.name(path, format: format))
-        check.format = try format.map(imageFormat)
+        check.format = try format.map { name throws(ImageError) in
+            try imageFormat(name, of: path)
+        }
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {
-                throw .invalid(
+                throw CommandLineWords.mistake(
                     "Unknown option value for -r (expecting 'leaks' or 'all'): \(repair)")
             }
             check.repair = known

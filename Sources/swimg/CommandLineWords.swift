@@ -93,6 +93,11 @@ struct CommandLineWords {
         }
     }
 
+    /// An error in the words on the command line, with qemu-img's pointer to its help.
+    static func mistake(_ message: String) -> ImageError {
+        ImageError.invalid(message).asQemu(message, hint: QemuImgHelp.pointer)
+    }
+
     private func isSignedSize(_ word: String) -> Bool {
         command.hasSignedSize && word.dropFirst().first?.isNumber ?? false
     }

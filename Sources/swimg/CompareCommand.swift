@@ -99,14 +99,20 @@ struct CompareCommand: ImageCommand {
     }
 
     private func makeComparison() throws -> Comparison {
-        guard files.count == 2 else { throw ImageError.invalid("Expecting two image file names") }
+        guard files.count == 2 else {
+            throw CommandLineWords.mistake("Expecting two image file names")
+        }
         var comparison: Comparison
         do {
             comparison = Comparison(
                 try access.name(files[0], format: firstFormat),
                 try access.name(files[1], format: secondFormat))
-            comparison.firstFormat = try firstFormat.map(imageFormat)
-            comparison.secondFormat = try secondFormat.map(imageFormat)
+            comparison.firstFormat = try firstFormat.map { name throws(ImageError) in
+                try imageFormat(name, of: files[0])
+            }
+            comparison.secondFormat = try secondFormat.map { name throws(ImageError) in
+                try imageFormat(name, of: files[1])
+            }
             comparison.access = try access.access(cacheMode: cacheMode(cache))
         } catch {
             throw FailureWithStatus(status: Self.failureStatus, cause: error)

@@ -210,7 +210,8 @@ struct ConvertCommand: ImageCommand {
 
     private func makeConversion() throws(ImageError) -> Conversion {
         guard files.count >= 2, let target = files.last else {
-            throw .invalid("a source and a target are needed")
+            throw ImageError.invalid("a source and a target are needed")
+                .asQemu("Must specify image file name")
         }
         if target == "-", progress || digest {
             throw .invalid(
@@ -222,7 +223,9 @@ struct ConvertCommand: ImageCommand {
         }
         var conversion = Conversion(
             sources: sources, target: try imageName(target, isOptions: targetImageOpts))
-        conversion.sourceFormat = try sourceFormat.map(imageFormat)
+        conversion.sourceFormat = try sourceFormat.map { name throws(ImageError) in
+            try imageFormat(name, of: files[0])
+        }
         if targetImageOpts {
             guard skipCreation else {
                 throw .invalid("--target-image-opts requires use of -n flag")
@@ -234,8 +237,12 @@ struct ConvertCommand: ImageCommand {
             conversion.targetFormat = try imageFormat(targetFormat ?? "raw")
         }
         if let workers {
-            guard let number = Int(workers), Conversion.workerRange.contains(number) else {
-                throw .invalid("invalid number of workers '\(workers)': -m takes 1 to 64")
+            guard let number = parseNumber(workers).map(Int.init),
+                Conversion.workerRange.contains(number)
+            else {
+                throw .invalid(
+                    "Invalid number of coroutines. Allowed number of coroutines is between 1 and "
+                        + "\(Conversion.workerRange.upperBound)")
             }
             conversion.mostWorkers = number
         }
@@ -248,10 +255,8 @@ struct ConvertCommand: ImageCommand {
         conversion.writesInOrder = !unordered
         conversion.bytesPerSecond = try rate.flatMap(rateLimit)
         if let minSparse {
-            guard let size = parseByteSize(minSparse) else {
-                throw .invalid("invalid size '\(minSparse)': -S takes a number with k, M or G")
-            }
-            conversion.minSparse = size
+            conversion.minSparse = try sizeArgument(
+                minSparse, name: "buffer size for sparse output")
         }
         conversion.sharesBlocks = try sharesBlocks()
         conversion.compress = compress
@@ -260,7 +265,7 @@ struct ConvertCommand: ImageCommand {
         conversion.skipsBrokenBitmaps = skipBrokenBitmaps
         conversion.onWarning = { Output.printError("\(ProgramName.called): \($0)\n") }
         conversion.targetIsZero = targetIsZero
-        conversion.targetCacheMode = try cacheMode(targetCache)
+        conversion.targetCacheMode = try cacheMode(targetCache, "cache")
         conversion.sourceCacheMode = try cacheMode(sourceCache)
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
@@ -296,7 +301,9 @@ struct ConvertCommand: ImageCommand {
         if copyOffloading {
             let other = compress ? "-c" : minSparse != nil ? "-S" : noClone ? "--no-clone" : nil
             if let other {
-                throw .invalid("cannot enable copy offloading (-C) when \(other) is used")
+                throw ImageError.invalid(
+                    "cannot enable copy offloading (-C) when \(other) is used"
+                ).asQemu("Cannot enable copy offloading when \(other) is used")
             }
         }
         return !noClone

@@ -61,9 +61,11 @@ struct CreateCommand: ImageCommand {
             return Output.print(
                 try knownFormat().optionHelp(includesFile: !words.isEmpty))
         }
-        guard let name = words.first else { throw ImageError.invalid("Expecting image file name") }
+        guard let name = words.first else {
+            throw CommandLineWords.mistake("Expecting image file name")
+        }
         guard words.count <= 2 else {
-            throw ImageError.invalid("Unexpected argument: \(words[2])")
+            throw CommandLineWords.mistake("Unexpected argument: \(words[2])")
         }
         var creation = ImageCreation(name, format: try knownFormat())
         creation.options = options

@@ -54,9 +54,9 @@ struct DdCommand: ImageCommand {
             case "count": slice.count = try sizeArgument(value.text, name: "count")
             case "skip": slice.skip = try sizeArgument(value.text, name: "skip")
             default:
-                throw .invalid(
-                    "unrecognized operand \(sides?.key ?? operand.bytes.text): there are "
-                        + "if=, of=, bs=, count= and skip=")
+                let words = "unrecognized operand \(sides?.key ?? operand.bytes.text)"
+                throw ImageError.invalid("\(words): there are if=, of=, bs=, count= and skip=")
+                    .asQemu(words)
             }
         }
         guard let source, let target else {
@@ -64,8 +64,12 @@ struct DdCommand: ImageCommand {
         }
         var conversion = Conversion(
             sources: [try access.name(source, format: sourceFormat)], target: target)
-        conversion.sourceFormat = try sourceFormat.map(imageFormat)
-        conversion.targetFormat = try imageFormat(targetFormat)
+        conversion.sourceFormat = try sourceFormat.map { name throws(ImageError) in
+            try imageFormat(name, of: source)
+        }
+        do { conversion.targetFormat = try imageFormat(targetFormat) } catch {
+            throw error.asQemu("Unknown file format")
+        }
         conversion.slice = slice
         conversion.shareForced = access.forceShare
         conversion.storageOptions = try access.servers.options()

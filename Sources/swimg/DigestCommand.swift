@@ -37,12 +37,14 @@ struct DigestCommand: ImageCommand {
 
     func run(_ signals: Signals) async throws {
         guard files.count == 1, let path = files.first else {
-            throw ImageError.invalid("Expecting one image file name")
+            throw CommandLineWords.mistake("Expecting one image file name")
         }
         let isJSON = try wantsJSON(output)
         let printer = ProgressPrinter(isShown: progress)
         var job = GuestDigest(try access.name(path, format: format))
-        job.format = try format.map(imageFormat)
+        job.format = try format.map { name throws(ImageError) in
+            try imageFormat(name, of: path)
+        }
         job.algorithm = try digest.named() ?? .blkhash
         job.access = try access.access()
         job.onProgress = { done, total in printer.update(done: done, total: total) }

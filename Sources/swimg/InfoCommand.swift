@@ -32,26 +32,27 @@ struct InfoCommand: ImageCommand {
     var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
-        guard ["human", "json"].contains(output) else {
-            throw ImageError.invalid(
-                "invalid output form '\(output)': --output takes human or json")
+        guard files.count == 1 else {
+            throw CommandLineWords.mistake("Expecting one image file name")
         }
+        let isJSON = try wantsJSON(output)
         let opener = ImageOpener(try access.access())
-        let known = try format.map(imageFormat)
+        let known = try format.map { name throws(ImageError) in
+            try imageFormat(name, of: files[0])
+        }
         let name = try access.name(files[0], format: format)
         try await signals.interrupting {
             let images = try await opener.facts(name, format: known, wholeChain: backingChain)
-            show(images.map { InfoReport($0) })
+            show(images.map { InfoReport($0) }, isJSON: isJSON)
         }
     }
 
-    private func show(_ reports: [InfoReport]) {
-        if output == "human" {
-            Output.print(reports.map(\.text).joined(separator: "\n"))
-        } else {
+    private func show(_ reports: [InfoReport], isJSON: Bool) {
+        if isJSON {
             let values = reports.map(\.json)
             Output.print((backingChain ? JSONValue.array(values) : values[0]).text + "\n")
+        } else {
+            Output.print(reports.map(\.text).joined(separator: "\n"))
         }
     }
 }

@@ -42,6 +42,11 @@ enum Main {
         {
             return command
         }
+        if ProgramName.isQemuImg, let verb = arguments.first, !verb.hasPrefix("-"), verb != "help",
+            Swimg.command(named: verb) == nil
+        {
+            throw CommandLineWords.mistake("Command not found: \(verb)")
+        }
         return try Swimg.parseAsRoot(arguments)
     }
 
@@ -65,15 +70,15 @@ enum Main {
     /// - Parameter failure: see `leave`.
     private static func end(with error: any Error, failure: Int32 = 1) -> Never {
         switch error {
-        case let error as ImageError: fail(error.description)
+        case let error as ImageError: fail(error)
         case let error as Interruption: leave(128 + error.signal)
         case let error as Verdict: leave(error.status, failure: failure)
         case is OutputFailure: leave(failure, failure: failure)
-        case let error as FailureWithStatus: fail(error.cause.description, status: error.status)
+        case let error as FailureWithStatus: fail(error.cause, status: error.status)
         case _ where Swimg.exitCode(for: error) == .success:
             Output.print(success(Swimg.message(for: error)))
             leave(0)
-        default: fail(ImageError.invalid(oneLine(Swimg.message(for: error))).description)
+        default: fail(QemuImgHelp.parserError(oneLine(Swimg.message(for: error))))
         }
     }
 
@@ -93,6 +98,10 @@ enum Main {
         guard getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0 else { return }
         limit.rlim_cur = limit.rlim_max
         setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    }
+
+    private static func fail(_ error: ImageError, status: Int32 = 1) -> Never {
+        fail(ProgramName.isQemuImg ? error.qemuDescription : error.description, status: status)
     }
 
     /// Exits with 1 by default, as qemu-img does; the argument parser would use other numbers.
@@ -174,7 +183,10 @@ struct Swimg: ParsableCommand {
         commands.first { $0.configuration.commandName == verb }
     }
 
-    func run() throws { throw ImageError.invalid("a command is needed (see swimg --help)") }
+    func run() throws {
+        throw ImageError.invalid("a command is needed (see swimg --help)")
+            .asQemu("Not enough arguments", hint: QemuImgHelp.pointer)
+    }
 }
 
 /// The name under which the program runs. If called through a link named qemu-img, it answers as

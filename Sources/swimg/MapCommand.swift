@@ -45,11 +45,14 @@ struct MapCommand: ImageCommand {
     var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        guard files.count == 1 else { throw ImageError.invalid("one image file name is needed") }
+        guard files.count == 1 else {
+            throw CommandLineWords.mistake("Expecting one image file name")
+        }
         let name = try access.name(files[0], format: format)
         guard ["human", "json", "picture"].contains(output) else {
             throw ImageError.invalid(
-                "invalid output form '\(output)': --output takes human, json or picture")
+                "invalid output form '\(output)': --output takes human, json or picture"
+            ).asQemu("--output must be used with human or json as argument.")
         }
         guard svg == nil || output == "picture" else {
             throw ImageError.invalid("--svg can only be used with --output=picture")
@@ -58,7 +61,9 @@ struct MapCommand: ImageCommand {
         let length = try size(maxLength, "length") ?? .max
         let range = start..<start + min(length, .max - start)
         let opener = ImageOpener(try access.access())
-        let known = try format.map(imageFormat)
+        let known = try format.map { name throws(ImageError) in
+            try imageFormat(name, of: files[0])
+        }
         try await signals.interrupting {
             let map = ImageMap(try await opener.openChain(name, format: known))
             if output == "picture" {

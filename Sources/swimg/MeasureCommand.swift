@@ -73,18 +73,22 @@ struct MeasureCommand: ImageCommand {
         let bytes = try size.map { text throws(ImageError) in
             try sizeArgument(text, name: "image size")
         }
+        let isAboutImage =
+            sourceFormat != nil || snapshot.snapshot != nil || access.names.areOptions
+        guard !files.isEmpty || !isAboutImage else {
+            throw .invalid("--image-opts, -f, and -l require a filename argument.")
+        }
         switch (files.first, bytes) {
         case (nil, nil): throw .invalid("Either --size N or one filename must be specified.")
         case (_?, _?):
             throw .invalid("--size N cannot be used together with a filename.")
-        case (nil, let bytes?):
-            guard sourceFormat == nil, snapshot.snapshot == nil else {
-                throw .invalid("--image-opts, -f, and -l require a filename argument.")
-            }
-            return .empty(bytes)
+        case (nil, let bytes?): return .empty(bytes)
         case (let path?, nil):
             return .image(
-                try access.name(path, format: sourceFormat), try sourceFormat.map(imageFormat))
+                try access.name(path, format: sourceFormat),
+                try sourceFormat.map { name throws(ImageError) in
+                    try imageFormat(name, of: path)
+                })
         }
     }
 

@@ -1,3 +1,4 @@
+import DiskImage
 import ImageDrivers
 import ImageFormats
 
@@ -23,6 +24,22 @@ enum QemuImgHelp {
             Supported formats: \(formats.joined(separator: " "))
 
             """
+    }
+
+    /// The line below a mistake on the command line.
+    static let pointer = "Try 'qemu-img --help' for more information"
+
+    /// An error of the argument parser, in getopt's words where callers look for them.
+    static func parserError(_ message: String) -> ImageError {
+        let words = message.split(separator: "'", maxSplits: 2, omittingEmptySubsequences: false)
+        let option = words.count > 1 ? words[1].prefix { $0 != " " } : ""
+        let theirs: String? =
+            switch words[0] {
+            case "Unknown option ": "unrecognized option '\(option)'"
+            case "Missing value for ": "missing argument for option '\(option)'"
+            default: nil
+            }
+        return .invalid(message).asQemu(theirs, hint: pointer)
     }
 
     private static let names = "[--object objectdef] [--image-opts]"

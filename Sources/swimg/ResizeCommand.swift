@@ -45,7 +45,7 @@ struct ResizeCommand: ImageCommand {
 
     func run(_ signals: Signals) async throws {
         guard words.count == 2, let given = words.first, let size = words.last else {
-            throw ImageError.invalid("Expecting image file name and size")
+            throw CommandLineWords.mistake("Expecting image file name and size")
         }
         let name = try names.name(given, format: format)
         let described = try ImageDescription(name)

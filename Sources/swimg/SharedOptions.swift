@@ -154,18 +154,25 @@ func imageName(
     return ImageDescription.name(fromOptions: name.bytes)
 }
 
-func imageFormat(_ name: String) throws(ImageError) -> ImageFormat {
+/// - Parameter image: the image that is to be opened in the format; nil if one is to be made.
+func imageFormat(
+    _ name: String, of image: ImageName? = nil
+) throws(ImageError) -> ImageFormat {
     guard let format = ImageFormat.named(name) else {
-        throw .invalid(
+        let error = ImageError.invalid(
             "unknown format '\(name)': there are "
                 + ImageFormat.all.map(\.name).joined(separator: ", "))
+        guard let image else { throw error.asQemu("Unknown file format '\(name)'") }
+        throw error.asQemu("Unknown driver '\(name)'").opening(image.description)
     }
     return format
 }
 
-func cacheMode(_ name: String) throws(ImageError) -> CacheMode {
+/// - Parameter kind: what qemu-img calls the option in its message.
+func cacheMode(_ name: String, _ kind: String = "source cache") throws(ImageError) -> CacheMode {
     guard let mode = CacheMode(rawValue: name) else {
-        throw .invalid("invalid cache mode '\(name)': there are \(CacheMode.names)")
+        throw ImageError.invalid("invalid cache mode '\(name)': there are \(CacheMode.names)")
+            .asQemu("Invalid \(kind) option: \(name)")
     }
     return mode
 }

@@ -16,6 +16,10 @@ import Testing
         try Qemu.io("qcow2", folder.path("over.qcow2"), ["write -P 9 64k 64k"])
         // A disk inside an archive starts at an offset, as in an OVA.
         let image = try Data(contentsOf: URL(fileURLWithPath: folder.path("a.qcow2")))
+        try Qemu.img("create", "-q", "-f", "qcow2", "outer.qcow2", "2M", in: folder.path)
+        try Qemu.img(
+            "convert", "-n", "-f", "raw", "-O", "qcow2", "over.qcow2", "outer.qcow2",
+            in: folder.path)
         let archive = Data(repeating: 0x55, count: 1536) + image + Data(repeating: 0x66, count: 700)
         try archive.write(to: URL(fileURLWithPath: folder.path("archive")))
     }
@@ -36,6 +40,21 @@ import Testing
         ["--image-opts", "file.filename=over.qcow2,file.locking=off,file.cache.direct=off"],
         ["--image-opts", "driver=raw,size=64k,file.filename=a.qcow2"],
         [inArchive],
+        [#"json:{"driver":"raw","size":null,"file.filename":"a.raw","file":null}"#],
+        ["--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=over.qcow2"],
+        ["--image-opts", "driver=raw,file.driver=qcow2,file.file.filename=over.qcow2,offset=96k"],
+        [
+            #"json:{"driver":"raw","size":131072,"file":{"driver":"qcow2","backing":null,"#
+                + #""file.filename":"over.qcow2"}}"#
+        ],
+        [
+            #"json:{"driver":"qcow2","file":{"driver":"qcow2","file":{"driver":"file","#
+                + #""filename":"outer.qcow2"}}}"#
+        ],
+        [
+            #"json:{"driver":"qcow2","file":{"driver":"raw","size":1048576,"file":{"driver":"qcow2","#
+                + #""file":{"driver":"file","filename":"outer.qcow2"}}}}"#
+        ],
     ])
     func readsWhatQemuReads(_ words: [String]) throws {
         let size = try contents(folder.path("a.qcow2")).count
@@ -78,6 +97,16 @@ import Testing
             expectSuccess(try Swimg.convert(["-n"] + words, in: folder.path))
             try Qemu.img("compare", "-f", "raw", "-F", "raw", "a.raw", "own", in: folder.path)
         }
+    }
+
+    /// So must none of the files that a disk is read from, if the source lies in that disk.
+    @Test(arguments: ["over.qcow2", "a.raw"])
+    func whatADiskIsReadFromIsProtected(_ target: String) throws {
+        let outcome = try Swimg.convert(
+            "-O", "raw", "--image-opts",
+            "driver=raw,file.driver=qcow2,file.file.filename=over.qcow2",
+            target, in: folder.path)
+        expectRefusal(outcome, says: "is the source")
     }
 
     /// An archive that contains the source must not be overwritten as the target.

@@ -29,6 +29,18 @@ import Testing
         #expect(numbers == numbers.sorted() && numbers.count > 2, "\(outcome)")
     }
 
+    /// The whole disk is in flight while the server makes its reader wait.
+    @Test(.enabled(if: NBDTestServer.isInstalled, "qemu-nbd and nbdkit"))
+    func comesWhileTheStorageMakesItWait() throws {
+        try writeFilled(folder.path("source"), byte: 7, count: 8 << 20)
+        let server = try NBDTestServer.nbdkit(
+            "--filter=delay", "file", folder.path("source"), "delay-read=700ms")
+        let outcome = try Swimg.convert(
+            "-p", "-f", "raw", "-O", "raw", server.uri, "target", in: folder.path)
+        let numbers = percentages(outcome)
+        #expect(numbers.count > 5 && numbers[4] <= 50, "\(outcome)")
+    }
+
     @Test(arguments: ["-O raw", "-O qcow2"])
     func printsPercentForAnEmptyDisk(_ options: String) throws {
         _ = try folder.write("source", [])

@@ -101,6 +101,32 @@ import Testing
         #expect(ours.isSuccess && ours.errors.isEmpty, "\(ours)")
     }
 
+    /// Sizes in all forms, as a word and as an option.
+    @Test(arguments: [
+        "1024", "1024b", "1024B", "1024.0", "1024.0b", "1.5", "1.5b", "1.5k", "1.5G", "1.5x", ".5k",
+        "5.", "5.k", "5.b", "1e3", "1E", "0x10", "0x10k", "0x1.8", "0x", "0X10", "0x1e", "0x1b",
+        "0xk", " 10", "10 ", "+5", "++5", "-5", "-0", "010", "0.0001k", "0.0005k", "0.9999k",
+        "18446744073709551616", "18446744073709551615", "9223372036854775808", "16E", "8E", "7.9E",
+        "1.1.1", "", "k", "1kk", "1kB", "1KiB", "0.5b", "inf", "nan", "1,5", "1_0", "00x10", "1M",
+        "1.99999k", "9007199254740993k", "1.5e3k", "١",
+    ])
+    func sizesInAllForms(_ size: String) throws {
+        for words in [["new", "--", size], ["-o", "size=\(size)", "new"]] {
+            // A comma divides options.
+            if words.first == "-o", size.contains(",") { continue }
+            let line = ["create", "-q", "-f", "raw"] + words
+            var sizes: [Int64?] = []
+            var statuses: [Int32] = []
+            for program in ["qemu-img", Swimg.path] {
+                try? FileManager.default.removeItem(atPath: folder.path("new"))
+                let outcome = try run(program, line, in: folder.path)
+                statuses.append(outcome.status)
+                sizes.append(outcome.isSuccess ? FileStatus(folder.path("new"))?.size : nil)
+            }
+            #expect(statuses[0] == statuses[1] && sizes[0] == sizes[1], "\(line) \(sizes)")
+        }
+    }
+
     /// An existing file is replaced completely or left unchanged.
     @Test func existingFiles() throws {
         let path = folder.path("new")

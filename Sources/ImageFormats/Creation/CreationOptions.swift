@@ -18,13 +18,12 @@ public struct CreationOptions: Sendable {
     /// Adds the options of one `-o`. As in qemu, a doubled comma stands for a comma in a value, a
     /// key alone means `key=on`, and `nokey` means `key=off`.
     ///
-    /// - Throws: `ImageError` for a list with an empty option.
+    /// - Throws: `ImageError` for a text that is no list.
     public mutating func add(_ text: [UInt8]) throws(ImageError) {
-        let words = OptionWords.split(text)
-        guard !words.contains([]) else {
+        guard OptionWords.isList(text) else {
             throw .invalid("Invalid option list: \(text.text)")
         }
-        for word in words {
+        for word in OptionWords.split(text) {
             if let (key, value) = OptionWords.sides(of: word) {
                 set(key, value)
                 continue

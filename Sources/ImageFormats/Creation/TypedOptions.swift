@@ -53,7 +53,7 @@ public struct TypedOptions: Sendable {
             default: throw .invalid("Parameter '\(option.name)' expects 'on' or 'off'")
             }
         case .number:
-            guard let number = Int64(value) else {
+            guard let number = parseNumber(value) else {
                 throw .invalid("Parameter '\(option.name)' expects a number")
             }
             numbers[option.name] = number
@@ -106,10 +106,16 @@ public struct TypedOptions: Sendable {
 ///
 /// - Throws: `ImageError` in qemu's words, with the option's name.
 public func sizeValue(_ text: String, of name: String) throws(ImageError) -> Int64 {
-    guard let bytes = parseByteSize(text) else {
-        throw .invalid(
-            "Parameter '\(name)' expects a non-negative number below 2^64 "
-                + "(optional suffix k, M, G, T, P or E)")
+    switch ByteSizeText(text) {
+    case .bytes(let bytes): return bytes
+    case .outOfRange: throw .invalid("Value '\(text)' is out of range for parameter '\(name)'")
+    case .malformed:
+        let words = "Parameter '\(name)' expects a non-negative number below 2^64"
+        throw ImageError.invalid("\(words) (optional suffix k, M, G, T, P or E)").asQemu(
+            words,
+            hint: """
+                Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
+                and exabytes, respectively.
+                """)
     }
-    return bytes
 }

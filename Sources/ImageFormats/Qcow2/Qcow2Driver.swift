@@ -21,16 +21,6 @@ public struct Qcow2Driver: FormatDriver {
             && start.bigEndian(at: 4, as: UInt32.self) >= 2
     }
 
-    public func readOptions(
-        from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
-    ) throws(ImageError) {
-        guard let backing = options.take(prefix + "backing") else { return }
-        guard backing == .null else {
-            throw options.invalid("a backing file given here is not supported, but null")
-        }
-        described.ignoresBacking = true
-    }
-
     public func open(_ storage: any Storage) async throws -> any Image {
         try await Qcow2Source(storage)
     }
@@ -102,6 +92,6 @@ extension ImageError {
         guard let path, path != image, !message.contains("(the backing file of ") else {
             return self
         }
-        return ImageError(kind, path: path, "\(message) (below \(image))")
+        return noting("below \(image)")
     }
 }

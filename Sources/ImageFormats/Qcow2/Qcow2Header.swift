@@ -113,8 +113,12 @@ public struct Qcow2Header: Sendable, Equatable {
     static func read(
         from storage: any Storage, for purpose: Qcow2HeaderParser.Purpose = .reading
     ) async throws -> Qcow2Header {
-        var parser = Qcow2HeaderParser(name: storage.name, purpose: purpose)
-        let cluster = try await parser.readFirstCluster(of: storage)
-        return try parser.parse(cluster.bytes)
+        do {
+            var parser = Qcow2HeaderParser(name: storage.name, purpose: purpose)
+            let cluster = try await parser.readFirstCluster(of: storage)
+            return try parser.parse(cluster.bytes)
+        } catch let error as ImageError {
+            throw error.opening(storage.name)
+        }
     }
 }

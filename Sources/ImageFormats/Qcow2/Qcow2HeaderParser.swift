@@ -38,14 +38,18 @@ struct Qcow2HeaderParser {
     private mutating func parseFixedPart(_ bytes: RawSpan) throws(ImageError) {
         guard bytes.byteCount >= Qcow2Header.version2Length,
             bytes.bigEndian(at: 0, as: UInt32.self) == Qcow2Header.magic
-        else { throw .corrupt(name, "is not a qcow2 image") }
+        else {
+            throw ImageError.corrupt(name, "is not a qcow2 image")
+                .asQemu("Image is not in qcow2 format")
+        }
         header.version = Int(bytes.bigEndian(at: 4, as: UInt32.self))
         guard header.version == 2 || header.version == 3 else {
-            throw .unsupported(name, "qcow2 version \(header.version) is not supported")
+            throw .unsupported(name, "Unsupported qcow2 version \(header.version)")
         }
         let clusterBits = Int(bytes.bigEndian(at: 20, as: UInt32.self))
         guard Qcow2Geometry.allowedClusterBits.contains(clusterBits) else {
-            throw .corrupt(name, "cluster size of 2^\(clusterBits) bytes is not allowed")
+            throw ImageError.corrupt(name, "cluster size of 2^\(clusterBits) bytes is not allowed")
+                .asQemu("Unsupported cluster size: 2^\(clusterBits)")
         }
         header.geometry.clusterBits = clusterBits
         if header.version == 3 {
@@ -146,11 +150,8 @@ struct Qcow2HeaderParser {
     private func checkFeatures() throws(ImageError) {
         let unknown = header.incompatibleFeatures & ~Qcow2Header.IncompatibleFeature.known
         if unknown != 0 {
-            let names = header.incompatibleFeatureNames
-            let list = (0..<64).filter { unknown & (1 << UInt64($0)) != 0 }
-                .map { names[$0].map { "'\($0)'" } ?? "bit \($0)" }
-            throw .unsupported(
-                name, "unsupported qcow2 feature(s): \(list.joined(separator: ", "))")
+            let list = header.names(ofIncompatible: unknown).joined(separator: ", ")
+            throw .unsupported(name, "Unsupported qcow2 feature(s): \(list)")
         }
         if purpose == .reading, header.hasDataFile {
             throw .unsupported(name, "external data files are not supported")
@@ -189,13 +190,17 @@ struct Qcow2HeaderParser {
     private mutating func parseL1(_ bytes: RawSpan) throws(ImageError) {
         let entries = Int64(bytes.bigEndian(at: 36, as: UInt32.self))
         guard entries <= Qcow2Header.maximumL1Entries else {
-            throw .corrupt(name, "the L1 table is too large: \(entries) entries")
+            throw ImageError.corrupt(name, "the L1 table is too large: \(entries) entries")
+                .asQemu("Active L1 table too large")
         }
         guard entries >= header.geometry.l1Entries else {
-            throw .corrupt(
+            throw ImageError.corrupt(
                 name,
                 "the L1 table is too small: \(entries) entries, the virtual size needs "
-                    + "\(header.geometry.l1Entries)")
+                    + "\(header.geometry.l1Entries)"
+            ).asQemu(
+                header.geometry.l1Entries > Int64(Int32.max)
+                    ? "Image is too big" : "L1 table is too small")
         }
         guard let offset = Int64(exactly: bytes.bigEndian(at: 40, as: UInt64.self)),
             offset % header.geometry.clusterSize == 0, offset <= Int64.max - entries * 8
@@ -265,16 +270,25 @@ struct Qcow2HeaderParser {
 }
 
 extension Qcow2Header {
-    /// Names of the incompatible features by their bits, as the image lists them. An entry consists
-    /// of kind (1 byte, 0 for incompatible), bit (1 byte) and name (46 bytes).
-    fileprivate var incompatibleFeatureNames: [Int: String] {
-        var names: [Int: String] = [:]
+    /// Names of incompatible features in the order of the image's table, and one for all that it
+    /// does not name: qemu's words, which callers know. An entry consists of kind (1 byte, 0 for
+    /// incompatible), bit (1 byte) and name (46 bytes).
+    fileprivate func names(ofIncompatible features: UInt64) -> [String] {
+        var names: [String] = []
+        var rest = features
         for table in otherExtensions where table.type == ExtensionType.featureNames {
             let bytes = table.content
             for start in stride(from: 0, through: bytes.count - 48, by: 48) where bytes[start] == 0
             {
-                names[Int(bytes[start + 1])] = bytes.text(start + 2..<start + 48)
+                // A shift of 64 and more gives 0.
+                let feature = UInt64(1) << UInt64(bytes[start + 1])
+                guard rest & feature != 0 else { continue }
+                rest &= ~feature
+                names.append(bytes.text(start + 2..<start + 48))
             }
+        }
+        if rest != 0 {
+            names.append("Unknown incompatible feature: \(String(rest, radix: 16))")
         }
         return names
     }

@@ -30,7 +30,8 @@ public final class Qcow2Source: Image {
         let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         guard let found = snapshot.find(in: snapshots) else {
             throw ImageError(
-                .invalid, path: storage.name, "Failed to load snapshot: Can't find snapshot")
+                .invalid, path: storage.name, "Failed to load snapshot: Can't find snapshot"
+            ).asQemu(standsAlone: true)
         }
         try await self.init(storage, header: header.of(found, in: storage.name))
     }

@@ -58,6 +58,9 @@ enum ImageLock {
 
     private static func conflict(_ path: String, _ reason: String) -> ImageError {
         ImageError(
-            .system(errno: EAGAIN), path: path, "\(reason): is another process using the image?")
+            .system(errno: EAGAIN), path: path, "\(reason): is another process using the image?"
+        ).asQemu(
+            reason,
+            hint: "Is another process using the image [\(path.withoutControlCharacters)]?")
     }
 }
