@@ -266,6 +266,15 @@ public struct ImageOpener: Sendable {
         try await openStorage(ImageReference(name: name, format: nil))
     }
 
+    /// Opens the storage that holds an image of a chain.
+    ///
+    /// - Parameter overlay: the image that names this one.
+    public func openStorage(
+        _ name: ImageName, namedBy overlay: ImageName
+    ) async throws -> any Storage {
+        try await openStorage(ImageReference(name: name, format: nil, overlay: overlay))
+    }
+
     func openStorage(_ reference: ImageReference) async throws -> any Storage {
         let overlay = reference.overlay
         let description = try Self.blaming(overlay, for: reference.name) {

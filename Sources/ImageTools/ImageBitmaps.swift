@@ -33,7 +33,7 @@ public struct ImageBitmaps: Sendable {
         var source: (any Storage)?
         if let mergeSource {
             let opener = ImageOpener(image.access)
-            let opened = try opener.openStorage(mergeSource)
+            let opened = try await opener.openStorage(mergeSource)
             let known = try await opener.knownFormat(
                 mergeFormat, of: opened, described: try ImageDescription(mergeSource))
             guard known.driver.bitmapEditor != nil else {

@@ -106,7 +106,7 @@ public struct ImageCommit: Sendable {
             } else if layer.storage is StoragePart {
                 images.append(layer.image)
             } else {
-                let storage = try opener.openStorage(layer.name, namedBy: above)
+                let storage = try await opener.openStorage(layer.name, namedBy: above)
                 images.append(try await layer.format.driver.open(storage))
             }
             above = layer.name

@@ -68,11 +68,13 @@ struct BitmapCommand: ImageCommand {
             throw ImageError.invalid("Expecting filename and bitmap name")
         }
         var image = ImageInPlace(try names.name(file, format: format))
-        image.format = try format.map(imageFormat)
+        image.format = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
         image.onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
         var bitmaps = ImageBitmaps(image, name: bitmap.bytes, try actions())
         bitmaps.mergeSource = sourceFile
-        bitmaps.mergeFormat = try sourceFormat.map(imageFormat)
+        bitmaps.mergeFormat = try sourceFormat.map { name throws(ImageError) in
+            try imageFormat(name, of: sourceFile)
+        }
         try await signals.interrupting { [bitmaps] in try await bitmaps.run() }
     }
 

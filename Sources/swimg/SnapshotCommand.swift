@@ -67,7 +67,7 @@ struct SnapshotCommand: ImageCommand {
             throw ImageError.invalid("Cannot mix '-l', '-a', '-c', '-d'")
         }
         let name = try names.name(file, format: format)
-        let known = try format.map(imageFormat)
+        let known = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
         try await signals.interrupting {
             guard let change = changes.first else {
                 return try await list(name, known)
