@@ -87,12 +87,12 @@ public struct Conversion: Sendable {
         }
         let plan = try checkedPlan()
         let job = try await open(plan)
-        let target = try Storages.driver(for: target).beginTarget(target, job.request)
+        let files = try NewImageFiles(beginning: target, plan.parameters, job.request)
         do {
-            try await job.write(to: target.storage)
-            try await target.commit()
+            try await job.write(to: files.storage, data: files.dataStorage)
+            try await files.commit()
         } catch {
-            target.abandon()
+            files.abandon()
             throw error
         }
     }
@@ -141,7 +141,7 @@ public struct Conversion: Sendable {
                     && opened.count == 1 && opened[0].format.driver.isPlain),
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
             requestSize: opened.map(\.requestSize).max() ?? 0,
-            sources: opened.flatMap { $0.layers.map(\.storage) })
+            sources: opened.flatMap(\.storages))
     }
 
     private var streaming: SourceStreaming {
@@ -165,6 +165,8 @@ public struct Conversion: Sendable {
                 "converted into an existing image in format '\(targetFormat)'"
             } else if plan.parameters.size != nil {
                 "given another size"
+            } else if plan.parameters.isDataFileRaw {
+                "converted with a raw data file"
             } else if plan.parameters.preallocation != .off { "preallocated" } else { nil }
         guard let problem else { return }
         throw .unsupported(
@@ -241,6 +243,9 @@ public struct Conversion: Sendable {
         }
         if compress, plan.parameters.preallocation != .off {
             throw .invalid("Compression and preallocation not supported at the same time")
+        }
+        if compress, plan.parameters.dataFile != nil {
+            throw .invalid("Compression and a data file not supported at the same time")
         }
         try checkBacking(plan)
         return plan

@@ -79,7 +79,9 @@ struct ExistingImage {
     }
 
     /// The files below the image, which are read while it is written.
-    var filesBelow: [FileIdentity] { Array(image.files.dropFirst()) }
+    var filesBelow: [FileIdentity] {
+        image.layers.dropFirst().flatMap(\.storages).compactMap(\.file)
+    }
 }
 
 /// The source of a pipeline, and the source of the mappings that decide what is copied.

@@ -12,6 +12,8 @@ public struct ImageDescription: Sendable, Equatable {
     public private(set) var format: ImageFormat?
     /// The path of the file or the name of the export that holds the image.
     public private(set) var place: ImageName = ""
+    /// The path or export that holds the data of the image; nil takes the name in its header.
+    public private(set) var dataFile: ImageName?
     private var details = DescribedFormat()
 
     /// Whether to open the image without the backing file that it names.
@@ -34,6 +36,8 @@ public struct ImageDescription: Sendable, Equatable {
     /// Whether a name is a description in the form that images contain.
     static func isJSON(_ name: ImageName) -> Bool { name.bytes.starts(with: jsonPrefix) }
 
+    private init() {}
+
     /// Reads the description in a name; nil if the name is none.
     ///
     /// - Throws: `ImageError` if the description is malformed or not supported.
@@ -50,6 +54,7 @@ public struct ImageDescription: Sendable, Equatable {
             return nil
         }
         var described = DescribedOptions(name: text.text, options)
+        try readDataFile(&described)
         try readFormat(&described)
         try described.refuseRest()
     }
@@ -96,6 +101,17 @@ public struct ImageDescription: Sendable, Equatable {
         format = known
         try known.driver.readOptions(from: &options, prefix: "", into: &details)
         try readStorage(&options, "file.")
+    }
+
+    /// Reads the place of the data file (qemu's `data-file`).
+    private mutating func readDataFile(_ options: inout DescribedOptions) throws(ImageError) {
+        guard options.hasKeys(startingWith: "data-file") else { return }
+        var described = ImageDescription()
+        try described.readStorage(&options, "data-file.")
+        guard described.isWhole else {
+            throw options.invalid("a part of a file cannot be a data file")
+        }
+        dataFile = described.place
     }
 
     private mutating func readStorage(

@@ -23,11 +23,13 @@ public struct OpenedImage: Sendable {
         LayeredSource(layers: [topLayer], sizeBelow: backing?.virtualSize ?? 0)
     }
     /// The files of the chain, the image's first.
-    public var files: [FileIdentity] { layers.compactMap(\.storage.file) }
+    public var files: [FileIdentity] { storages.compactMap(\.file) }
+    /// All storages that are read, those of data files too.
+    public var storages: [any Storage] { layers.flatMap(\.storages) }
     /// The largest `StorageTraits.requestsInFlight` in the chain.
-    public var requestsInFlight: Int { layers.map(\.storage.traits.requestsInFlight).max() ?? 0 }
+    public var requestsInFlight: Int { storages.map(\.traits.requestsInFlight).max() ?? 0 }
     /// The largest `StorageTraits.requestSize` in the chain, in bytes.
-    public var requestSize: Int64 { layers.map(\.storage.traits.requestSize).max() ?? 0 }
+    public var requestSize: Int64 { storages.map(\.traits.requestSize).max() ?? 0 }
 }
 
 /// One image of a chain.
@@ -35,10 +37,18 @@ public struct OpenedLayer: Sendable {
     public let name: ImageName
     public let format: ImageFormat
     public let image: any Image
+    /// The name of the file that holds the data; nil if the image's own file does.
+    public let dataName: ImageName?
     /// Whether its description leaves out the backing file.
     let ignoresBacking: Bool
 
     public var storage: any Storage { image.storage }
+    /// The name of the file or export that holds the data.
+    public var dataPlace: ImageName { dataName ?? name }
+    /// The image's storage and that of its data file.
+    public var storages: [any Storage] {
+        dataName == nil ? [image.storage] : [image.storage, image.dataStorage]
+    }
 }
 
 /// The name and the format of an image that is to be opened.
@@ -137,8 +147,12 @@ public struct ImageOpener: Sendable {
         } else {
             image = try await known.driver.open(storage)
         }
+        let place = (description?.place ?? name).withoutFilePrefix
+        let data = try openData(
+            of: image, at: place, described: description?.dataFile, isTyped: overlay == nil)
         return OpenedLayer(
-            name: (description?.place ?? name).withoutFilePrefix, format: known, image: image,
+            name: place, format: known,
+            image: data.map { image.reading(dataFrom: $0.storage) } ?? image, dataName: data?.name,
             ignoresBacking: description?.ignoresBacking ?? false)
     }
 
@@ -219,7 +233,7 @@ public struct ImageOpener: Sendable {
 
     /// - Parameter isTyped: whether a person typed the name. Only such a name may start a server or
     ///   choose keys and certificates; a name in an image means a file or a plain export.
-    private func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
+    func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
         try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
     }
 

@@ -37,9 +37,9 @@ public struct ImageMap: Sendable {
         self.layers = layers
     }
 
-    /// File names of the images in qemu's form, by depth.
+    /// Names of the files with the data in qemu's form, by depth.
     public var fileNames: [String] {
-        layers.map { Storages.driver(for: $0.name).shownName($0.name) }
+        layers.map(\.dataPlace).map { Storages.driver(for: $0).shownName($0) }
     }
 
     /// Size of the guest disk in bytes.

@@ -42,6 +42,9 @@ public protocol NewImage: Sendable {
     /// - Parameter virtualSize: the size of the backing disk in bytes.
     mutating func setBacking(_ backing: BackingName, virtualSize: Int64)
 
+    /// Gives the image the storage for its data, if `parameters.dataFile` asks for one.
+    mutating func setData(_ storage: any WritableStorage)
+
     /// Checks that a conversion can write the image with its options and a backing file.
     func checkBackedConversion() throws(ImageError)
 
@@ -61,6 +64,8 @@ public protocol NewImage: Sendable {
 
 extension NewImage {
     public mutating func setBacking(_ backing: BackingName, virtualSize: Int64) {}
+
+    public mutating func setData(_ storage: any WritableStorage) {}
 
     public func checkBackedConversion() {}
 

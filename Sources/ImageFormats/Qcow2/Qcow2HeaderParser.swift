@@ -4,8 +4,7 @@ import ImageStorage
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
     enum Purpose {
-        /// Reading the guest disk: encrypted images and those with an external data file are
-        /// refused.
+        /// Reading the guest disk: encrypted images are refused.
         case reading
         /// Describing the image by everything that it tells about itself.
         case describing
@@ -152,8 +151,8 @@ struct Qcow2HeaderParser {
             throw .unsupported(
                 name, "unsupported qcow2 feature(s): \(list.joined(separator: ", "))")
         }
-        if purpose == .reading, header.hasDataFile {
-            throw .unsupported(name, "external data files are not supported")
+        guard purpose == .describing || header.hasDataFile || !header.isDataFileRaw else {
+            throw .corrupt(name, "data-file-raw requires a data file")
         }
     }
 
@@ -255,7 +254,9 @@ struct Qcow2HeaderParser {
             guard header.encryptionHeader != nil || purpose != .checking else {
                 throw .corrupt(name, "the encryption header extension has a wrong length")
             }
-        case Qcow2Header.ExtensionType.dataFile: header.dataFile = content.text()
+        case Qcow2Header.ExtensionType.dataFile: 
+            let path = content.bytesToNUL()
+            header.dataFile = path.isEmpty ? nil : HostPath(bytes: path)
         default:
             // Unknown extensions are to be ignored (spec, section "Header extensions").
             header.otherExtensions.append(

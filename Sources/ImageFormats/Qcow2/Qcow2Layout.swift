@@ -18,6 +18,8 @@ struct Qcow2Layout: ~Copyable {
     private let clusterSize: Int64
     /// Number of clusters that one refcount block counts.
     private let clustersPerBlock: Int64
+    /// Whether data goes to another file, each cluster to its guest offset.
+    private let hasDataFile: Bool
 
     private var nextCluster: Int64
     private var l1: [UInt64]
@@ -29,8 +31,12 @@ struct Qcow2Layout: ~Copyable {
     private var stream: CompressedStream
 
     /// - Parameter blockSize: best unit of writes to the storage, in bytes.
-    init(_ geometry: Qcow2Geometry, refcountBits: Int, blockSize: Int64 = 1) {
+    init(
+        _ geometry: Qcow2Geometry, refcountBits: Int, blockSize: Int64 = 1,
+        hasDataFile: Bool = false
+    ) {
         self.geometry = geometry
+        self.hasDataFile = hasDataFile
         clusterSize = geometry.clusterSize
         stream = CompressedStream(clusterSize: clusterSize, blockSize: blockSize)
         l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
@@ -89,14 +95,14 @@ struct Qcow2Layout: ~Copyable {
         }
     }
 
-    /// Gives a guest cluster a host cluster of its own.
+    /// Gives a guest cluster a host cluster of its own; in a data file that of its offset.
     ///
     /// - Parameter subclusters: second word of an extended entry.
     private mutating func placeCluster(
         _ guest: GuestOffset, subclusters: UInt64, _ placement: inout Placement
     ) -> HostOffset {
         openTable(for: guest, &placement)
-        let host = allocateCluster(&placement)
+        let host = hasDataFile ? HostOffset(guest.bytes) : allocateCluster(&placement)
         setEntry(
             guest, UInt64(host.bytes) | Qcow2Entry.copied, subclusters: subclusters, &placement)
         return host

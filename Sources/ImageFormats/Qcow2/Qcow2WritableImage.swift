@@ -168,8 +168,10 @@ extension Qcow2WritableImage {
             Array(l1[indices]), at: header.l1Offset.bytes + Int64(indices.lowerBound) * 8)
     }
 
-    /// The host clusters that L2 entries refer to, once for each reference.
+    /// The host clusters that L2 entries refer to, once for each reference; those of a data file
+    /// have no refcounts.
     func clusters(of words: ArraySlice<UInt64>) -> [Int64] {
+        guard !header.hasDataFile else { return [] }
         var found: [Int64] = []
         let step = Int(geometry.wordsPerL2Entry)
         for index in stride(from: words.startIndex, to: words.endIndex, by: step) {

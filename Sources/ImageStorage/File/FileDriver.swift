@@ -27,6 +27,15 @@ public struct FileDriver: StorageDriver {
         (try? image.path())?.resolving(path).name
     }
 
+    /// Whether two paths lead to one file, which need not exist yet.
+    public static func isOneFile(_ one: HostPath, _ other: HostPath) -> Bool {
+        if let file = FileIdentity(path: one) { return file == FileIdentity(path: other) }
+        guard let one = try? TargetFolder.behindLinks(one),
+            let other = try? TargetFolder.behindLinks(other)
+        else { return false }
+        return one.fileName == other.fileName && one.identity == other.identity
+    }
+
     public func openSource(
         _ name: ImageName, _ access: StorageAccess
     ) throws(ImageError) -> any Storage {
