@@ -67,8 +67,11 @@ extension ImageOpener {
         do {
             return try body()
         } catch {
+            let isRelative = (try? name.path()).map { !$0.isAbsolute } ?? false
             throw ImageError(
-                error.kind, path: name.description, "\(error.message) (the data file of \(image))")
+                error.kind, path: name.description,
+                "\(error.message) (the data file of \(image)"
+                    + (isRelative ? ", a path from the working directory)" : ")"))
         }
     }
 }

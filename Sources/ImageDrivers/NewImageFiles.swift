@@ -34,14 +34,14 @@ public struct NewImageFiles: Sendable {
         }
         var dataRequest = request
         dataRequest.manner = .create
-        let image = try driver.beginTarget(name, request)
+        let target = try driver.beginTarget(name, request)
         do {
             data = try FileDriver().beginTarget(path.name, dataRequest)
         } catch {
-            image.abandon()
+            target.abandon()
             throw error
         }
-        self.image = image
+        image = target
     }
 
     /// Gives both files their names, the data file first: an image is never without its data.

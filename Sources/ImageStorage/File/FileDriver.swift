@@ -30,10 +30,10 @@ public struct FileDriver: StorageDriver {
     /// Whether two paths lead to one file, which need not exist yet.
     public static func isOneFile(_ one: HostPath, _ other: HostPath) -> Bool {
         if let file = FileIdentity(path: one) { return file == FileIdentity(path: other) }
-        guard let one = try? TargetFolder.behindLinks(one),
-            let other = try? TargetFolder.behindLinks(other)
+        guard let first = try? TargetFolder.behindLinks(one),
+            let second = try? TargetFolder.behindLinks(other)
         else { return false }
-        return one.fileName == other.fileName && one.identity == other.identity
+        return first.fileName == second.fileName && first.identity == second.identity
     }
 
     public func openSource(
