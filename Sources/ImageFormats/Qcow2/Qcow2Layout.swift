@@ -67,6 +67,8 @@ struct Qcow2Layout: ~Copyable {
             let start = piece.guestRange.lowerBound
             switch piece.form {
             case .zero: placeZeros(piece.guestRange, &placement)
+            case .plain(let positions) where geometry.hasExtendedL2:
+                placeSubclusters(start, positions, &placement)
             case .plain(let positions):
                 let length = Int(clusterSize)
                 for first in stride(
@@ -87,12 +89,51 @@ struct Qcow2Layout: ~Copyable {
 
     private mutating func placeZeros(_ range: Range<Int64>, _ placement: inout Placement) {
         for guest in stride(
-            from: range.lowerBound, to: range.upperBound, by: Int64.Stride(clusterSize))
+            from: range.lowerBound.roundedDown(to: clusterSize), to: range.upperBound,
+            by: Int64.Stride(clusterSize))
         {
-            setEntry(
-                GuestOffset(guest), geometry.hasExtendedL2 ? 0 : Qcow2Entry.zero,
-                subclusters: Qcow2Entry.allSubclustersZero, &placement)
+            if geometry.hasExtendedL2 {
+                let bits = subclusters(range.clamped(to: guest..<guest + clusterSize))
+                openTable(for: GuestOffset(guest), &placement)
+                openL2?.entries[entryIndex(GuestOffset(guest)) + 1] |= bits << 32
+            } else {
+                setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
+            }
         }
+    }
+
+    /// Places the subclusters of a piece. A cluster gets its place with the first of them, which
+    /// can come with an earlier piece; those that hold no data stay holes of the file.
+    private mutating func placeSubclusters(
+        _ start: Int64, _ positions: Range<Int>, _ placement: inout Placement
+    ) {
+        var position = positions.lowerBound
+        while position < positions.upperBound {
+            let guest = start + Int64(position - positions.lowerBound)
+            let inCluster = guest % clusterSize
+            let end = min(positions.upperBound, position + Int(clusterSize - inCluster))
+            let cluster = GuestOffset(guest - inCluster)
+            openTable(for: cluster, &placement)
+            let index = entryIndex(cluster)
+            let host: HostOffset
+            if let entry = openL2?.entries[index], entry & Qcow2Entry.copied != 0 {
+                host = HostOffset(Int64(entry & Qcow2Entry.offsetMask))
+            } else {
+                host = placeCluster(cluster, subclusters: openL2?.entries[index + 1] ?? 0, &placement)
+            }
+            openL2?.entries[index + 1] |= subclusters(guest..<guest + Int64(end - position))
+            placement.append(.plain(position..<end), at: host.bytes + inCluster)
+            position = end
+        }
+    }
+
+    /// The bits of "allocated" for a range of the disk within one cluster.
+    private func subclusters(_ range: Range<Int64>) -> UInt64 {
+        let size = geometry.subclusterSize
+        let first = range.lowerBound % clusterSize / size
+        let count = Int64(range.count).dividedUp(by: size)
+        return (Qcow2Entry.allSubclustersAllocated >> UInt64(Qcow2Geometry.subclustersPerCluster - count))
+            << UInt64(first)
     }
 
     /// Gives a guest cluster a host cluster of its own; in a data file that of its offset.
@@ -146,10 +187,13 @@ struct Qcow2Layout: ~Copyable {
         _ placement: inout Placement
     ) {
         openTable(for: guest, &placement)
-        let index = Int(
-            guest.bytes % geometry.l2Coverage / clusterSize * geometry.wordsPerL2Entry)
+        let index = entryIndex(guest)
         openL2?.entries[index] = entry
         if geometry.hasExtendedL2 { openL2?.entries[index + 1] = subclusters }
+    }
+
+    private func entryIndex(_ guest: GuestOffset) -> Int {
+        Int(guest.bytes % geometry.l2Coverage / clusterSize * geometry.wordsPerL2Entry)
     }
 
     private mutating func openTable(for guest: GuestOffset, _ placement: inout Placement) {

@@ -64,7 +64,8 @@ public final class Qcow2Target: ImageTarget {
                 clusterSize: geometry.clusterSize)
         }
         traits = TargetTraits(
-            granularity: geometry.clusterSize,
+            granularity: isPreallocated || compress
+                ? geometry.clusterSize : geometry.subclusterSize,
             readsAsZeroFrom: isPreallocated && !(data ?? storage).traits.readsAsZero
                 ? .max : options.backing?.virtualSize ?? 0,
             hasBacking: options.backing != nil,
@@ -98,17 +99,18 @@ public final class Qcow2Target: ImageTarget {
         _ data: RawSpan, positions: Range<Int>, at guestOffset: Int64,
         into encoded: inout MutableRawSpan, used: inout Int
     ) throws -> [EncodedPiece] {
-        let clusterSize = Int(geometry.clusterSize)
+        // Subclusters have a state of their own, but are neither preallocated nor compressed alone.
+        let unit = Int(traits.granularity)
         let compressor = compresses ? try compressors.take() : nil
         defer { if let compressor { compressors.giveBack(compressor) } }
         var pieces: [EncodedPiece] = []
         // Behind the end of the disk, the buffer holds zeros for the rest of the last cluster.
-        for start in stride(from: positions.lowerBound, to: positions.upperBound, by: clusterSize) {
-            let cluster = start..<start + clusterSize
+        for start in stride(from: positions.lowerBound, to: positions.upperBound, by: unit) {
+            let cluster = start..<start + unit
             let guest = guestOffset + Int64(start - positions.lowerBound)
             let form = try form(
                 of: cluster, at: guest, in: data, compressor, into: &encoded, used: &used)
-            Self.append(form, guest..<guest + geometry.clusterSize, to: &pieces)
+            Self.append(form, guest..<guest + Int64(unit), to: &pieces)
         }
         return pieces
     }
