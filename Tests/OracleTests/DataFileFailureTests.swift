@@ -14,7 +14,8 @@ import Testing
 
     /// The same words, status and text as qemu-img's; no file is left.
     @Test(arguments: [
-        "data_file_raw=on", "data_file=data,compat=0.10", "data_file=data,compat=v2,cluster_size=4k",
+        "data_file_raw=on", "data_file=data,compat=0.10",
+        "data_file=data,compat=v2,cluster_size=4k",
         "data_file=data,data_file_raw=on,backing_file=base,backing_fmt=qcow2",
     ])
     func refusedAsByQemu(_ options: String) throws {
@@ -186,7 +187,8 @@ import Testing
         let outcome = try Swimg.convert(["-O", "raw"] + words + ["new"], in: folder.path)
         #expect(outcome.status == 1 && outcome.errorText.contains("data-file"), "\(outcome)")
         #expect(outcome.errorText.filter { $0 == "\n" }.count == 1, "\(outcome)")
-        let theirs = try run("qemu-img", ["convert", "-O", "raw"] + words + ["new"], in: folder.path)
+        let theirs = try run(
+            "qemu-img", ["convert", "-O", "raw"] + words + ["new"], in: folder.path)
         #expect(theirs.status == 1 || words[1].contains("size"), "\(theirs)")
     }
 

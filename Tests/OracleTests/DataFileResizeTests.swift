@@ -24,7 +24,7 @@ import Testing
         ["1000448"], ["+512", "+70k"], ["20M"], ["--shrink 500k", "+300k"],
         ["--shrink -512", "+1M"], ["--shrink 512", "9M"], ["--preallocation=metadata 9M"],
         ["--preallocation=falloc +7M"], ["--preallocation=full 5M", "--shrink 700k", "8M"],
-        ["300M", "--shrink 1M"],
+        ["60M", "--shrink 1M"],
     ]
 
     /// 1,000,448 bytes: not the end of a cluster.
@@ -54,8 +54,8 @@ import Testing
             #expect(try info(own + "/image", "qcow2") == info(theirs + "/image", "qcow2"))
             let after = try disk(own)
             let kept = min(before.count, after.count)
-            #expect(try mismatch(after.prefix(kept), before.prefix(kept)) == nil, "\(ours)")
-            #expect(after.dropFirst(kept).allSatisfy { $0 == 0 }, "\(ours)")
+            #expect(mismatch(after.prefix(kept), before.prefix(kept)) == nil, "\(ours)")
+            #expect(mismatch(after.dropFirst(kept), Data(count: after.count - kept)) == nil)
             // The data file ends with the disk.
             #expect(FileStatus(own + "/data")?.size == Int64(after.count), "\(ours)")
             if options.contains("data_file_raw") {
@@ -79,8 +79,9 @@ import Testing
         let outcome = try run(Swimg.path, ["resize", "image", size], in: own)
         #expect(outcome.isSuccess, "\(outcome)")
         let after = try disk(own)
-        #expect(try mismatch(after.prefix(before.count), before) == nil)
-        #expect(after.dropFirst(before.count).allSatisfy { $0 == 0 }, "\(outcome)")
+        #expect(mismatch(after.prefix(before.count), before) == nil)
+        let new = after.dropFirst(before.count)
+        #expect(mismatch(new, Data(count: new.count)) == nil, "\(outcome)")
         if !options.isEmpty {
             #expect(try mismatch(contents(own + "/data"), after) == nil, "\(outcome)")
         }
@@ -99,8 +100,9 @@ import Testing
         let outcome = try run(Swimg.path, ["resize", "image", "2M"], in: own)
         #expect(outcome.isSuccess, "\(outcome)")
         let after = try disk(own)
-        #expect(try mismatch(after.prefix(before.count), before) == nil)
-        #expect(after.dropFirst(before.count).allSatisfy { $0 == 0 }, "\(outcome)")
+        #expect(mismatch(after.prefix(before.count), before) == nil)
+        let new = after.dropFirst(before.count)
+        #expect(mismatch(new, Data(count: new.count)) == nil, "\(outcome)")
         #expect(try run("qemu-img", ["check", "image"], in: own).isSuccess)
     }
 
@@ -112,7 +114,7 @@ import Testing
         try make("cluster_size=4k,data_file_raw=on", in: own)
         let before = try disk(own)
         try require("cp", ["-r", own, folder.path("saved")])
-        for number in 1...10 {
+        for number in 1...8 {
             for (call, harm) in [
                 ("pwritev", "signal=KILL"), ("pwritev", "error=ENOSPC"), ("ftruncate", "error=EIO"),
                 ("fdatasync", "error=EIO"),
@@ -128,7 +130,7 @@ import Testing
                 #expect([0, 3].contains(check.status), "\(ours)\n\(check)")
                 let after = try disk(own)
                 let kept = min(before.count, after.count)
-                #expect(try mismatch(after.prefix(kept), before.prefix(kept)) == nil, "\(ours)")
+                #expect(mismatch(after.prefix(kept), before.prefix(kept)) == nil, "\(ours)")
             }
         }
     }

@@ -61,7 +61,9 @@ import Testing
     /// Not of files that are to take all their space: qemu-img gives some of it back.
     @Test(arguments: options.filter { !$0.contains("falloc") && !$0.contains("full") })
     func takesNoMoreThanQemu(_ options: String) throws {
-        let line = ["convert", "-f", "raw", "-O", "qcow2", "-o", all(options), "../source", "image"]
+        let line = [
+            "convert", "-f", "raw", "-O", "qcow2", "-o", all(options), "../source", "image",
+        ]
         try require(Swimg.path, line, in: own)
         try require("qemu-img", line, in: theirs)
         try require("sync", ["-f", own, theirs])
@@ -131,7 +133,7 @@ import Testing
             in: own)
         #expect(outcome.isSuccess, "\(outcome)")
         #expect(try mismatch(contents(own + "/data"), disk.bytes) == nil, "\(outcome)")
-        #expect(FileStatus(own + "/data")?.mode ?? 0 & 0o777 == 0o640)
+        #expect((FileStatus(own + "/data")?.mode ?? 0) & 0o777 == 0o640)
     }
 
     /// A device as the data file: it is larger than the disk and holds other bytes.

@@ -28,7 +28,8 @@ import Testing
                 let start = Int.random(in: 0...(size - length) / 2048, using: &generator) * 2048
                 return "\(what ?? "write") \(start) \(length)"
             }, in: folder.path)
-        let options = ["extended_l2=on", "extended_l2=on,cluster_size=16k"]
+        let options =
+            ["extended_l2=on", "extended_l2=on,cluster_size=16k"]
             + ["extended_l2=on,cluster_size=2M", "extended_l2=on,cluster_size=128k"]
         let manner = ["", "-S 0", "-m 1", "-W"].randomElement(using: &generator) ?? ""
         let line =

@@ -56,7 +56,9 @@ struct Qcow2Description: Sendable, Equatable {
             members.append(.init("encrypt", .object(encryption)))
         }
         guard isModern else { return members }
-        if let file = header.dataFile { members.append(.init("data-file", .string(file.description))) }
+        if let file = header.dataFile {
+            members.append(.init("data-file", .string(file.description)))
+        }
         if header.hasDataFile {
             members.append(.init("data-file-raw", .bool(header.isDataFileRaw)))
         }

@@ -254,7 +254,7 @@ struct Qcow2HeaderParser {
             guard header.encryptionHeader != nil || purpose != .checking else {
                 throw .corrupt(name, "the encryption header extension has a wrong length")
             }
-        case Qcow2Header.ExtensionType.dataFile: 
+        case Qcow2Header.ExtensionType.dataFile:
             let path = content.bytesToNUL()
             header.dataFile = path.isEmpty ? nil : HostPath(bytes: path)
         default:

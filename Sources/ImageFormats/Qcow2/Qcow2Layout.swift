@@ -119,7 +119,8 @@ struct Qcow2Layout: ~Copyable {
             if let entry = openL2?.entries[index], entry & Qcow2Entry.copied != 0 {
                 host = HostOffset(Int64(entry & Qcow2Entry.offsetMask))
             } else {
-                host = placeCluster(cluster, subclusters: openL2?.entries[index + 1] ?? 0, &placement)
+                host = placeCluster(
+                    cluster, subclusters: openL2?.entries[index + 1] ?? 0, &placement)
             }
             openL2?.entries[index + 1] |= subclusters(guest..<guest + Int64(end - position))
             placement.append(.plain(position..<end), at: host.bytes + inCluster)
@@ -132,7 +133,9 @@ struct Qcow2Layout: ~Copyable {
         let size = geometry.subclusterSize
         let first = range.lowerBound % clusterSize / size
         let count = Int64(range.count).dividedUp(by: size)
-        return (Qcow2Entry.allSubclustersAllocated >> UInt64(Qcow2Geometry.subclustersPerCluster - count))
+        return
+            (Qcow2Entry.allSubclustersAllocated
+            >> UInt64(Qcow2Geometry.subclustersPerCluster - count))
             << UInt64(first)
     }
 
