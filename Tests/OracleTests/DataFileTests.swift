@@ -169,6 +169,7 @@ import Testing
     static let verbs = [
         "info", "info --output=json", "map", "map --output=json", "check", "check --output=json",
         "measure -O raw", "measure -O qcow2", "measure -O qcow2 -o cluster_size=4k",
+        "measure -O qcow2 -o data_file=other,data_file_raw=on",
         "compare -F raw", "compare -s -F raw", "compare -F qcow2", "compare -s -F qcow2",
     ]
 

@@ -128,7 +128,7 @@ struct Qcow2Layout: ~Copyable {
         }
     }
 
-    /// The bits of "allocated" for a range of the disk within one cluster.
+    /// The bits that say "allocated" of a range of the disk within one cluster.
     private func subclusters(_ range: Range<Int64>) -> UInt64 {
         let size = geometry.subclusterSize
         let first = range.lowerBound % clusterSize / size
