@@ -12,7 +12,7 @@ import Testing
         let folder = try TempFolder()
         let isBacked = Bool.random(using: &generator)
         let size = 2 << 20
-        try writeFilled(folder.path("base"), byte: 0x6b, count: size - 4096 * 3)
+        try writeFilled(folder.path("base"), byte: 0x6b, count: size)
         let made = ["cluster_size=4k", "extended_l2=on,cluster_size=64k", "cluster_size=64k"]
         try require(
             "qemu-img",

@@ -95,7 +95,8 @@ struct Qcow2Layout: ~Copyable {
             if geometry.hasExtendedL2 {
                 let bits = subclusters(range.clamped(to: guest..<guest + clusterSize))
                 openTable(for: GuestOffset(guest), &placement)
-                openL2?.entries[entryIndex(GuestOffset(guest)) + 1] |= bits << 32
+                let index = entryIndex(GuestOffset(guest))
+                openL2?.entries[index + 1] |= bits << 32
             } else {
                 setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
             }
@@ -122,7 +123,8 @@ struct Qcow2Layout: ~Copyable {
                 host = placeCluster(
                     cluster, subclusters: openL2?.entries[index + 1] ?? 0, &placement)
             }
-            openL2?.entries[index + 1] |= subclusters(guest..<guest + Int64(end - position))
+            let bits = subclusters(guest..<guest + Int64(end - position))
+            openL2?.entries[index + 1] |= bits
             placement.append(.plain(position..<end), at: host.bytes + inCluster)
             position = end
         }
