@@ -13,6 +13,11 @@ struct Qcow2Creator: ImageCreator {
             }
             return mode
         }
+        if parameters.dataFile != nil,
+            options.text("encrypt.format") != nil || options.isOn("encryption") == true
+        {
+            throw .invalid("encryption of a data file is not supported yet")
+        }
         try options.refuseKeys(startingWith: ["encrypt"])
         return NewQcow2Image(
             parameters: parameters, options: try Self.qcow2Options(options, parameters))

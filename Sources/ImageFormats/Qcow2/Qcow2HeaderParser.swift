@@ -159,6 +159,9 @@ struct Qcow2HeaderParser {
     private func checkEncryption() throws(ImageError) {
         let method = header.encryptionMethod
         guard method != 0 else { return }
+        if purpose == .reading, header.hasDataFile {
+            throw .unsupported(name, "encrypted images with a data file are not supported")
+        }
         if purpose == .reading {
             throw .unsupported(name, "encrypted images are not supported (method \(method))")
         }
