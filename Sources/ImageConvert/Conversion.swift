@@ -94,20 +94,22 @@ public struct Conversion: Sendable {
         }
         let plan = try checkedPlan()
         let job = try await open(plan)
-        let target = try begin(job.request)
+        let files = try begin(plan.parameters, job.request)
         do {
-            try await job.write(to: target.storage)
-            try await target.commit()
+            try await job.write(to: files.storage, data: files.dataStorage)
+            try await files.commit()
         } catch {
-            target.abandon()
+            files.abandon()
             throw error
         }
     }
 
-    private func begin(_ request: TargetRequest) throws(ImageError) -> any StorageTarget {
+    private func begin(
+        _ parameters: ImageParameters, _ request: TargetRequest
+    ) throws -> NewImageFiles {
         do {
-            return try Storages.driver(for: target).beginTarget(target, request)
-        } catch {
+            return try NewImageFiles(beginning: target, parameters, request)
+        } catch let error as ImageError {
             guard !skipsCreation else { throw error.opening(target.description) }
             // A part is copied by `dd` only.
             let words =
@@ -165,7 +167,7 @@ public struct Conversion: Sendable {
                     && opened.count == 1 && opened[0].format.driver.isPlain),
             requestsInFlight: opened.map(\.requestsInFlight).max() ?? 0,
             requestSize: opened.map(\.requestSize).max() ?? 0,
-            sources: opened.flatMap { $0.layers.map(\.storage) })
+            sources: opened.flatMap(\.storages))
     }
 
     private var streaming: SourceStreaming {
@@ -189,6 +191,8 @@ public struct Conversion: Sendable {
                 "converted into an existing image in format '\(targetFormat)'"
             } else if plan.parameters.size != nil {
                 "given another size"
+            } else if plan.parameters.isDataFileRaw {
+                "converted with a raw data file"
             } else if plan.parameters.preallocation != .off { "preallocated" } else { nil }
         guard let problem else { return }
         throw .unsupported(
@@ -277,6 +281,9 @@ public struct Conversion: Sendable {
         }
         if compress, plan.parameters.preallocation != .off {
             throw .invalid("Compression and preallocation not supported at the same time")
+        }
+        if compress, plan.parameters.dataFile != nil {
+            throw .invalid("Compression and a data file not supported at the same time")
         }
         try checkBacking(plan)
         return plan

@@ -52,7 +52,7 @@ struct ExistingImage {
     }
 
     /// The files below the image, which are not to be written.
-    var filesBelow: [FileIdentity] { Array(image.files.dropFirst()) }
+    var filesBelow: [FileIdentity] { image.layers.dropFirst().flatMap(\.files) }
 }
 
 /// The source of a pipeline, and the source of the mappings that decide what is copied.

@@ -36,18 +36,21 @@ struct TargetJob {
     /// Chunks are hashed one after the other.
     private var isHashedInOrder: Bool { isHashed && algorithm == .sha256 }
 
-    func write(to storage: any WritableStorage) async throws {
+    /// - Parameters:
+    ///   - storage: of the target.
+    ///   - data: storage of the target's data file; nil if the target holds its data itself.
+    func write(to storage: any WritableStorage, data: (any WritableStorage)? = nil) async throws {
         // `-S 0` asks for blocks of the target's own, and a shared hole would stay a hole.
         let mayShare =
             conversion.sharesBlocks && minSparse > 0
             && !parameters.preallocation.takesBlocks
-        storage.stopSharing(unlessWith: mayShare ? sources : [])
+        (data ?? storage).stopSharing(unlessWith: mayShare ? sources : [])
         let whole = try input.padded(to: virtualSize())
         let input = try await fitted(whole, into: storage)
         let size = input.isOpenEnded ? 0 : input.content.virtualSize
         if conversion.verifies { try checkVerifiable(storage, input.content.virtualSize) }
-        let target = try await makeTarget(storage, size)
-        var pipeline = makePipeline(from: input, to: target, on: storage)
+        let target = try await makeTarget(storage, data, size)
+        var pipeline = makePipeline(from: input, to: target, on: data ?? storage)
         if isHashed {
             pipeline.digests.append(
                 try digestStage(
@@ -80,6 +83,8 @@ struct TargetJob {
     }
 
     /// The engine with the limits that suit the storages of both ends.
+    ///
+    /// - Parameter storage: takes the data.
     private func makePipeline(
         from input: CopyInput, to target: any ImageTarget, on storage: any WritableStorage
     ) -> Pipeline {
@@ -217,18 +222,22 @@ struct TargetJob {
     }
 
     private func makeTarget(
-        _ storage: any WritableStorage, _ size: Int64
+        _ storage: any WritableStorage, _ data: (any WritableStorage)?, _ size: Int64
     ) async throws -> any ImageTarget {
-        let isFresh = storage.traits.readsAsZero
-        if isFresh, minSparse == 0 { try storage.requireSpace(size) }
+        let isFresh = (data ?? storage).traits.readsAsZero
+        if isFresh, minSparse == 0 { try (data ?? storage).requireSpace(size) }
         // A failure is not reported: nothing depends on the attributes, and callers take a line on
         // stderr for an error.
-        if isFresh { _ = storage.apply(parameters.attributes) }
+        for storage in [storage, data].compactMap({ $0 }) where storage.traits.readsAsZero {
+            _ = storage.apply(parameters.attributes)
+        }
         var settings = TargetSettings(minSparse: minSparse)
         settings.compress = conversion.compress
         settings.looksForZeros = conversion.minSparse != nil || minSparse == 0
         settings.isThere = isThere(storage)
         settings.readsAsZero = isFresh || conversion.targetIsZero
+        var image = image
+        if let data { image.setData(data) }
         return try await image.makeTarget(on: storage, size: size, settings)
     }
 }

@@ -12,6 +12,8 @@ public struct ImageDescription: Sendable, Equatable {
     /// The path of the file or the name of the export that holds the image. Empty only in the
     /// description of a backing file that leaves its place to the image above.
     public private(set) var place: ImageName = ""
+    /// The path or export that holds the data of the image; nil takes the name in its header.
+    public private(set) var dataFile: ImageName?
     private var details = DescribedFormat()
     /// The image, what it lies in, and so on down to the storage.
     private var nodes: [Node] = []
@@ -57,6 +59,8 @@ public struct ImageDescription: Sendable, Equatable {
     /// Whether a name is a description in the form that images contain.
     static func isJSON(_ name: ImageName) -> Bool { name.bytes.starts(with: jsonPrefix) }
 
+    private init() {}
+
     /// Reads the description in a name; nil if the name is none.
     ///
     /// - Throws: `ImageError` if the description is malformed or not supported.
@@ -70,6 +74,7 @@ public struct ImageDescription: Sendable, Equatable {
             return nil
         }
         var described = DescribedOptions(name: Self.shown(name), options)
+        try readDataFile(&described)
         let driver = try described.text("driver")
         try read(&described, "", driver: driver)
         try described.refuseRest()
@@ -157,6 +162,17 @@ public struct ImageDescription: Sendable, Equatable {
             throw options.invalid(
                 "a node's name is not supported: '\(prefix)backing' must be an object")
         }
+    }
+
+    /// Reads the place of the data file (qemu's `data-file`).
+    private mutating func readDataFile(_ options: inout DescribedOptions) throws(ImageError) {
+        guard options.hasKeys(startingWith: "data-file") else { return }
+        var described = ImageDescription()
+        try described.readStorage(&options, "data-file.")
+        guard described.isWhole else {
+            throw options.invalid("a part of a file cannot be a data file")
+        }
+        dataFile = described.place
     }
 
     private mutating func readStorage(

@@ -24,10 +24,12 @@ public struct OpenedImage: Sendable {
     }
     /// The files of the chain, the image's first.
     public var files: [FileIdentity] { layers.flatMap(\.files) }
+    /// All storages that are read, those of data files too.
+    public var storages: [any Storage] { layers.flatMap(\.storages) }
     /// The largest `StorageTraits.requestsInFlight` in the chain.
-    public var requestsInFlight: Int { layers.map(\.storage.traits.requestsInFlight).max() ?? 0 }
+    public var requestsInFlight: Int { storages.map(\.traits.requestsInFlight).max() ?? 0 }
     /// The largest `StorageTraits.requestSize` in the chain, in bytes.
-    public var requestSize: Int64 { layers.map(\.storage.traits.requestSize).max() ?? 0 }
+    public var requestSize: Int64 { storages.map(\.traits.requestSize).max() ?? 0 }
 }
 
 /// One image of a chain.
@@ -37,17 +39,26 @@ public struct OpenedLayer: Sendable {
     public let image: any Image
     /// What describes the image; nil if its name is a plain one.
     let description: ImageDescription?
+    /// The name of the file that holds the data; nil if the image's own file does.
+    public let dataName: ImageName?
 
     public var storage: any Storage { image.storage }
-
-    /// The files that hold the image's bytes.
-    var files: [FileIdentity] {
-        let whole = (storage as? StoragePart)?.whole ?? storage
-        return (whole as? DiskStorage)?.files ?? [storage.file].compactMap { $0 }
+    /// The image's storage and that of its data file.
+    public var storages: [any Storage] {
+        dataName == nil ? [image.storage] : [image.storage, image.dataStorage]
     }
 
-    /// The name of what holds the image's bytes, in qemu's form.
+    /// The files that hold the image's bytes.
+    public var files: [FileIdentity] {
+        storages.flatMap { storage in
+            let whole = (storage as? StoragePart)?.whole ?? storage
+            return (whole as? DiskStorage)?.files ?? [storage.file].compactMap { $0 }
+        }
+    }
+
+    /// The name of what holds the image's data, in qemu's form.
     public var fileName: String {
+        if let dataName { return Storages.driver(for: dataName).shownName(dataName) }
         if let description, !format.driver.isPlain, !description.isWhole {
             return description.shownName(format, level: 1)
         }
@@ -183,9 +194,13 @@ public struct ImageOpener: Sendable {
         } else {
             image = try await known.driver.open(storage)
         }
+        let place = description.place(or: name).withoutFilePrefix
+        let data = try openData(
+            of: image, at: place, described: description?.dataFile, isTyped: reference.overlay == nil)
         return OpenedLayer(
-            name: description.place(or: name).withoutFilePrefix, format: known, image: image,
-            description: description)
+            name: place, format: known,
+            image: data.map { image.reading(dataFrom: $0.storage) } ?? image,
+            description: description, dataName: data?.name)
     }
 
     /// Decides on a format: the one asked for, the one described or, without either, the detected
@@ -312,7 +327,7 @@ public struct ImageOpener: Sendable {
 
     /// - Parameter isTyped: whether a person typed the name. Only such a name may start a server or
     ///   choose keys and certificates; a name in an image means a file or a plain export.
-    private func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
+    func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
         try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
     }
 

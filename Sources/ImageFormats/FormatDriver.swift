@@ -99,6 +99,19 @@ public struct DescribedFormat: Sendable, Equatable {
 public protocol Image: ImageSource, ImageLayer {
     var storage: any Storage { get }
 
+    /// The storage that mappings of data lead to: `storage`, or that of the image's data file.
+    var dataStorage: any Storage { get }
+
+    /// Whether the data lies in another file. Such an image can only be read after
+    /// `reading(dataFrom:)`.
+    var needsDataFile: Bool { get }
+
+    /// The path of the data file that the image names; nil if it names none.
+    var dataFile: HostPath? { get }
+
+    /// Returns the image with its data file.
+    func reading(dataFrom storage: any Storage) -> any Image
+
     /// Size of the guest disk in bytes, in whole sectors as qemu counts them.
     var guestSize: Int64 { get }
 
@@ -123,6 +136,11 @@ public protocol Image: ImageSource, ImageLayer {
 }
 
 extension Image {
+    public var dataStorage: any Storage { storage }
+    public var needsDataFile: Bool { false }
+    public var dataFile: HostPath? { nil }
+    public func reading(dataFrom storage: any Storage) -> any Image { self }
+
     public var guestSize: Int64 { virtualSize.roundedDown(to: guestSectorSize) }
     public var isOpenEnded: Bool { false }
     public var backing: BackingName? { nil }
@@ -205,11 +223,13 @@ public protocol ImageResizer: Sendable {
     /// - Parameters:
     ///   - preallocation: mode for the new part of the disk.
     ///   - openBacking: opens the backing file of the image.
+    ///   - openData: opens the data file of the image.
     ///   - newSize: called with the current size in bytes; returns the new size in bytes.
     /// - Throws: `ImageError` or `CancellationError`. The image is valid in any case.
     func resize(
         _ storage: any WritableStorage, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
+        openData: (HostPath) throws -> any WritableStorage,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws
 }

@@ -3,12 +3,12 @@ import ImageStorage
 
 extension Image {
     public var layers: [any ImageLayer] { [self] }
-    public var holder: (any BlockHolder)? { storage }
+    public var holder: (any BlockHolder)? { dataStorage }
     public var readGranularity: Int64 { 1 }
 
     /// Whether the storage has holes. A format whose tables leave holes in every file has its own
     /// rule.
-    public func isSparse() async throws -> Bool { storage.traits.hasHoles }
+    public func isSparse() async throws -> Bool { dataStorage.traits.hasHoles }
 
     public func read(
         _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
@@ -22,7 +22,7 @@ extension Image {
             let end = run[run.endIndex - 1].range.upperBound
             var part = buffer.slice(Int(first.range.lowerBound - start)..<Int(end - start))
             if let host = first.host, first.content == .data {
-                try await storage.read(into: &part, at: host.lowerBound)
+                try await dataStorage.read(into: &part, at: host.lowerBound)
             } else {
                 try await readCompressed(run, into: &part)
             }
@@ -51,9 +51,9 @@ extension Image {
     func missingCluster(_ kind: String, at host: Int64, guest: Int64) -> ImageError {
         let cluster = guest.roundedDown(to: readGranularity)
         return .corrupt(
-            storage.name,
+            dataStorage.name,
             "the \(kind) cluster of guest offset \(cluster) at offset \(host) lies beyond the end "
-                + "of the file (\(storage.size) bytes): the image is cut short or damaged")
+                + "of the file (\(dataStorage.size) bytes): the image is cut short or damaged")
     }
 }
 
@@ -75,9 +75,9 @@ extension Image {
         _ found: [Mapping], clusterSize: Int64, _ holes: HoleSearch
     ) async throws -> [Mapping] {
         if holes == .asQemu, try await !isPreallocated() { return found }
-        let size = storage.size
+        let size = dataStorage.size
         // Without holes, only the end of the file makes a difference.
-        if !storage.traits.hasHoles, found.allSatisfy({ $0.isWithin(size) }) { return found }
+        if !dataStorage.traits.hasHoles, found.allSatisfy({ $0.isWithin(size) }) { return found }
         var result: [Mapping] = []
         var asked = 0
         for mapping in found {
@@ -110,13 +110,13 @@ extension Image {
     private func piece(
         at host: Range<Int64>, cluster: Int64, clusterSize: Int64
     ) async throws -> (count: Int64, content: Mapping.Content) {
-        let (start, size) = (host.lowerBound, storage.size)
+        let (start, size) = (host.lowerBound, dataStorage.size)
         guard start < size else {
             return cluster < size
                 ? (min(Int64(host.count), cluster + clusterSize - start), .preallocated)
                 : (Int64(host.count), .missing)
         }
-        let extent = try await storage.extent(at: start, limit: min(host.upperBound, size))
+        let extent = try await dataStorage.extent(at: start, limit: min(host.upperBound, size))
         return (Int64(extent.range.count), extent.isHole ? .preallocated : .data)
     }
 }

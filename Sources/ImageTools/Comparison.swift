@@ -102,11 +102,11 @@ public struct Comparison: Sendable {
         let bounds = Window.Bounds(
             base: max(Self.workers, requests), limit: nil, memory: Self.memory / 2,
             unit: pair.readGranularity, shortChunk: pieceSize)
-        let layers = images.0.layers + images.1.layers
+        let storages = images.0.storages + images.1.storages
         let cursor = ComparisonCursor(end: size)
         let worker = ComparisonWorker(
             pair: pair, cursor: cursor,
-            window: WindowGate(bounds, meters: layers.map(\.storage.readMeter)),
+            window: WindowGate(bounds, meters: storages.map(\.readMeter)),
             progress: ProgressMark { [onProgress] done in onProgress?(done, size) })
         try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in

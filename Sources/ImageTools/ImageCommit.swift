@@ -98,6 +98,10 @@ public struct ImageCommit: Sendable {
         of chain: [OpenedLayer], _ depth: Int, on target: any WritableStorage
     ) async throws -> [any Image] {
         let opener = ImageOpener(overlay.access)
+        if let image = chain[...depth].first(where: { $0.dataName != nil }) {
+            throw ImageError.unsupported(
+                image.name.description, "an image with an external data file cannot be committed yet")
+        }
         var images: [any Image] = []
         var above = try overlay.place()
         for (index, layer) in chain.enumerated() {
@@ -129,6 +133,9 @@ public struct ImageCommit: Sendable {
             openBacking: { backing in
                 try await ImageOpener(overlay.access).openBacking(
                     backing, of: base.name, in: storage)
+            },
+            openData: { path in
+                try ImageOpener(overlay.access).openDataInPlace(path, of: storage, at: base.name)
             },
             newSize: { _ in size })
     }

@@ -156,15 +156,21 @@ extension ImageCreation.Plan {
 
     private func make() async throws -> String? {
         let image = try newImage()
-        let target = try Storages.driver(for: name).beginTarget(
-            name, TargetRequest(.create, access: access, sourceFiles: protected))
+        let files = try NewImageFiles(
+            beginning: name, image.parameters,
+            TargetRequest(.create, access: access, sourceFiles: protected))
         do {
-            let warning = target.storage.apply(image.parameters.attributes)
-            try await image.makeEmpty(on: target.storage, size: size)
-            try await target.commit()
+            var image = image
+            let warning = files.storage.apply(image.parameters.attributes)
+            if let data = files.dataStorage {
+                _ = data.apply(image.parameters.attributes)
+                image.setData(data)
+            }
+            try await image.makeEmpty(on: files.storage, size: size)
+            try await files.commit()
             return warning
         } catch {
-            target.abandon()
+            files.abandon()
             throw error
         }
     }

@@ -42,7 +42,7 @@ public struct ImageMap: Sendable {
         self.layers = layers
     }
 
-    /// File names of the images in qemu's form, by depth.
+    /// Names of the files with the data in qemu's form, by depth.
     public var fileNames: [String] { layers.map(\.fileName) }
 
     /// Size of the guest disk in bytes.

@@ -55,6 +55,9 @@ public struct ImageResizing: Sendable {
             openBacking: { backing in
                 try await ImageOpener().openBacking(backing, of: name, in: storage)
             },
+            openData: { path in
+                try ImageOpener().openDataInPlace(path, of: storage, at: name)
+            },
             newSize: newSize)
     }
 

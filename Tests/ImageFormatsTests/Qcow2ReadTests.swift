@@ -53,6 +53,39 @@ import Testing
             ])
     }
 
+    /// In a data file each cluster lies at its guest offset, the first one at 0.
+    @Test(arguments: [false, true])
+    func readsEntriesOfADataFile(extended: Bool) throws {
+        var reader = decoder(extended: extended)
+        reader.hasDataFile = true
+        let (size, copied): (Int64, UInt64) = (65536, 1 << 63)
+        func mappings(_ words: [UInt64], _ bitmap: UInt64 = 0xffff_ffff) throws -> [Mapping] {
+            let all = extended ? words.flatMap { [$0, $0 == 0 ? 0 : bitmap] } : words
+            return try reader.mappings(
+                in: all, startingAt: 0, from: 0, limit: Int64(words.count) * size)
+        }
+        #expect(
+            try mappings([copied, 1 << 16 | copied, 0]) == [
+                Mapping(0..<2 * size, .data, hostOffset: 0),
+                Mapping(2 * size..<3 * size, .unallocated),
+            ])
+        #expect(
+            try mappings([0, 1 << 16 | copied]) == [
+                Mapping(0..<size, .unallocated), Mapping(size..<2 * size, .data, hostOffset: size),
+            ])
+        for wrong in [1 << 16 | copied, 1 << 62, 1 << 62 | copied] {
+            #expect(throws: ImageError.self) { try mappings([wrong], 0) }
+        }
+        // Only the cluster before the wrong one is known.
+        #expect(try mappings([copied, copied]) == [Mapping(0..<size, .data, hostOffset: 0)])
+        guard !extended else { return }
+        #expect(
+            try mappings([1, 1 << 16 | copied | 1, 1]) == [
+                Mapping(0..<size, .zero), Mapping(size..<2 * size, .zero, hostOffset: size),
+                Mapping(2 * size..<3 * size, .zero),
+            ])
+    }
+
     @Test func readsCompressedEntries() throws {
         // 54 bits of offset for 64 KiB clusters; 3 further sectors.
         let entry: UInt64 = 1 << 62 | 3 << 54 | 0x12345

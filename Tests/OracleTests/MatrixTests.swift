@@ -15,7 +15,8 @@ struct TargetFormat: Sendable, CustomStringConvertible {
         "-O qcow2 -o compat=0.10,cluster_size=4k", "-O qcow2 -o compat=0.10,cluster_size=2M",
         "-O qcow2 -o cluster_size=512", "-O qcow2 -o cluster_size=1k",
         "-O qcow2 -o cluster_size=4k",
-        "-O qcow2 -o cluster_size=2M",
+        "-O qcow2 -o cluster_size=2M", "-O qcow2 -o extended_l2=on",
+        "-O qcow2 -o extended_l2=on,cluster_size=2M",
     ].map(TargetFormat.init(line:))
 
     static let compressed = [

@@ -51,10 +51,12 @@ public enum Qemu {
     }
 
     /// Runs `qemu-io` commands such as `write -P 7 64k 4k` on an image in one process.
-    public static func io(_ format: String, _ path: String, _ commands: [String]) throws {
+    public static func io(
+        _ format: String, _ path: String, _ commands: [String], in folder: String? = nil
+    ) throws {
         guard !commands.isEmpty else { return }
         let output = try require(
-            "qemu-io", ["-f", format] + commands.flatMap { ["-c", $0] } + [path])
+            "qemu-io", ["-f", format] + commands.flatMap { ["-c", $0] } + [path], in: folder)
         // Some failed commands leave qemu-io's exit status at 0.
         if output.contains("failed") || output.contains("rror") {
             throw CommandError(description: "qemu-io \(commands): \(output)")

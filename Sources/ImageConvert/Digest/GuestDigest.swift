@@ -26,14 +26,14 @@ public struct GuestDigest: Sendable {
             image.topLayer.isOpenEnded
             ? OpenEndedSource(image.topLayer) : try ConcatenatedSource([image.source])
         var pipeline = Pipeline(writesInOrder: false)
-        pipeline.readMeters = image.layers.map(\.storage.readMeter)
+        pipeline.readMeters = image.storages.map(\.readMeter)
         pipeline.checkSource = { try await image.topLayer.storage.finishReading() }
         if image.topLayer.storage.traits.isStream { pipeline.memory = StreamStorage.inFlight }
         if image.requestsInFlight > 0 {
             pipeline.baseWorkers = max(pipeline.baseWorkers, image.requestsInFlight)
             pipeline.smallestChunk = image.requestSize
             pipeline.chunksPerWorker = 1
-            pipeline.readsAhead = image.layers.contains { $0.storage.traits.readsAhead }
+            pipeline.readsAhead = image.storages.contains { $0.traits.readsAhead }
         }
         if let onProgress {
             pipeline.onProgress = { done in

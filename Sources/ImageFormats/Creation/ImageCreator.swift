@@ -36,6 +36,9 @@ public protocol WrittenImage: Sendable {
     /// Whether the image can have persistent bitmaps.
     var canHaveBitmaps: Bool { get }
 
+    /// Gives a new image the storage for its data, if `parameters.dataFile` asks for one.
+    mutating func setData(_ storage: any WritableStorage)
+
     /// Begins to write the image.
     ///
     /// - Parameter size: the size of the guest disk in bytes.
@@ -65,6 +68,8 @@ public protocol NewImage: WrittenImage {
 
 extension WrittenImage {
     public var canHaveBitmaps: Bool { false }
+
+    public mutating func setData(_ storage: any WritableStorage) {}
 }
 
 extension NewImage {

@@ -7,6 +7,9 @@ public struct ImageParameters: Sendable {
     public var size: Int64?
     public var backingFile: ImageName?
     public var backingFormat: String?
+    /// The file that is to hold the data of the disk; nil for the image's own file.
+    public var dataFile: HostPath?
+    public var isDataFileRaw = false
     public var preallocation = Preallocation.off
     public var attributes = FileAttributes()
 
@@ -21,6 +24,8 @@ public struct ImageParameters: Sendable {
         size = try options.number("size").map(checkedDiskSize)
         backingFile = options.name("backing_file")
         backingFormat = options.text("backing_fmt")
+        dataFile = try options.name("data_file")?.path()
+        isDataFileRaw = options.isOn("data_file_raw") ?? false
         if let mode = options.text("preallocation") {
             self.preallocation = try preallocation(mode)
         }

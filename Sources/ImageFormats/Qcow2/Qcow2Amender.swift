@@ -31,6 +31,7 @@ struct Qcow2ImageAmender: ImageAmender {
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
         try header.requireWritable(storage.name)
+        try header.requireOwnData(storage.name)
         let wanted = try Qcow2Amendment(options, header)
         if wanted.version > header.version { try await Qcow2Upgrade.run(storage) }
         if wanted.refcountBits != header.refcountBits {

@@ -1,37 +1,38 @@
 import Concurrency
 import DiskImage
 
-/// Turns the data of whole clusters into the form in which a qcow2 image stores them: finds
+/// Turns the data of whole clusters or subclusters into the form in which a qcow2 image stores them: finds
 /// clusters of zeros, and compresses the others where that makes them smaller.
 struct Qcow2ClusterEncoder: Sendable {
-    private let clusterSize: Int
+    private let unit: Int
     private let keepsZeros: Bool
     private let zerosFrom: Int64
     /// nil if clusters are not compressed.
     private let compressors: ResourcePool<Qcow2Compressor>?
 
     /// - Parameters:
-    ///   - clusterSize: in bytes.
+    ///   - unit: length in bytes of a cluster, or of a subcluster if these are neither preallocated
+    ///     nor compressed.
     ///   - keepsZeros: whether zeros are stored like data.
     ///   - zerosFrom: guest offset in bytes from which on the image can hold zeros that are not
     ///     stored.
     ///   - compression: nil leaves clusters as they are.
     ///   - level: nil is the library's default.
     init(
-        clusterSize: Int64, keepsZeros: Bool, zerosFrom: Int64, compression: Qcow2Compression?,
+        unit: Int64, keepsZeros: Bool, zerosFrom: Int64, compression: Qcow2Compression?,
         level: Int? = nil
     ) {
-        self.clusterSize = Int(clusterSize)
+        self.unit = Int(unit)
         self.keepsZeros = keepsZeros
         self.zerosFrom = zerosFrom
         compressors = compression.map { compression in
             ResourcePool { () throws(ImageError) in
-                try Qcow2Compressor(compression, level: level, clusterSize: clusterSize)
+                try Qcow2Compressor(compression, level: level, clusterSize: unit)
             }
         }
     }
 
-    /// Encodes whole clusters; see `ImageTarget.encode`. Behind the end of the disk, the buffer
+    /// Encodes whole units; see `ImageTarget.encode`. Behind the end of the disk, the buffer
     /// holds the rest of the last cluster.
     func encode(
         _ data: RawSpan, _ positions: Range<Int>, at guestOffset: Int64,
@@ -40,12 +41,12 @@ struct Qcow2ClusterEncoder: Sendable {
         let compressor = try compressors?.take()
         defer { if let compressor { compressors?.giveBack(compressor) } }
         var pieces: [EncodedPiece] = []
-        for start in stride(from: positions.lowerBound, to: positions.upperBound, by: clusterSize) {
-            let cluster = start..<start + clusterSize
+        for start in stride(from: positions.lowerBound, to: positions.upperBound, by: unit) {
+            let cluster = start..<start + unit
             let guest = guestOffset + Int64(start - positions.lowerBound)
             let form = try form(
                 of: cluster, at: guest, in: data, compressor, into: &encoded, used: &used)
-            Self.append(form, guest..<guest + Int64(clusterSize), to: &pieces)
+            Self.append(form, guest..<guest + Int64(unit), to: &pieces)
         }
         return pieces
     }

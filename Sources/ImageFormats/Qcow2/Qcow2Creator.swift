@@ -13,7 +13,12 @@ struct Qcow2Creator: ImageCreator {
             }
             return mode
         }
-        try options.refuseKeys(startingWith: ["encrypt", "data_file"])
+        if parameters.dataFile != nil,
+            options.text("encrypt.format") != nil || options.isOn("encryption") == true
+        {
+            throw .invalid("encryption of a data file is not supported yet")
+        }
+        try options.refuseKeys(startingWith: ["encrypt"])
         return NewQcow2Image(
             parameters: parameters, options: try Self.qcow2Options(options, parameters))
     }
@@ -23,6 +28,11 @@ struct Qcow2Creator: ImageCreator {
     ) throws(ImageError) -> Qcow2Options {
         var qcow2 = layout(options)
         qcow2.preallocation = parameters.preallocation
+        qcow2.dataFile = parameters.dataFile
+        qcow2.isDataFileRaw = parameters.isDataFileRaw
+        guard parameters.backingFile == nil || !qcow2.isDataFileRaw else {
+            throw .invalid("Backing file and data-file-raw cannot be used at the same time")
+        }
         qcow2.lazyRefcounts = options.isOn("lazy_refcounts") ?? false
         if let compat = options.text("compat") { qcow2.version = try version(compat) }
         if let name = options.text("compression_type") {
@@ -113,6 +123,14 @@ private struct NewQcow2Image: NewImage {
     let parameters: ImageParameters
     var options: Qcow2Options
     var canHaveBitmaps: Bool { options.version >= 3 }
+    private var data: (any WritableStorage)?
+
+    init(parameters: ImageParameters, options: Qcow2Options) {
+        self.parameters = parameters
+        self.options = options
+    }
+
+    mutating func setData(_ storage: any WritableStorage) { data = storage }
 
     mutating func setBacking(_ backing: BackingName, virtualSize: Int64) {
         options.backing = Qcow2Options.Backing(
@@ -138,15 +156,20 @@ private struct NewQcow2Image: NewImage {
         }
         let target = try Qcow2Target(
             storage: storage, virtualSize: size, options: options, compress: settings.compress,
-            minSparse: Int(settings.minSparse))
+            minSparse: Int(settings.minSparse), data: data)
         try await target.prepare()
-        return target
+        guard let data, options.placesAhead else { return target }
+        return Qcow2DataFileTarget(
+            tables: target,
+            data: RawTarget(
+                storage: data, minSparse: Int(settings.minSparse),
+                looksForZeros: settings.looksForZeros, readsAsZero: settings.readsAsZero))
     }
 
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
         let target = try Qcow2Target(
             storage: storage, virtualSize: size, options: options, compress: false,
-            minSparse: 4096, writesData: false)
+            minSparse: 4096, writesData: false, data: data)
         try await target.prepare()
         try await target.finish(virtualSize: size)
     }

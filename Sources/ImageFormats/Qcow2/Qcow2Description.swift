@@ -56,10 +56,11 @@ struct Qcow2Description: Sendable, Equatable {
             members.append(.init("encrypt", .object(encryption)))
         }
         guard isModern else { return members }
-        if let file = header.dataFile { members.append(.init("data-file", .string(file))) }
+        if let file = header.dataFile {
+            members.append(.init("data-file", .string(file.description)))
+        }
         if header.hasDataFile {
-            let isRaw = header.autoclearFeatures & Qcow2Header.AutoclearFeature.rawDataFile != 0
-            members.append(.init("data-file-raw", .bool(isRaw)))
+            members.append(.init("data-file-raw", .bool(header.isDataFileRaw)))
         }
         return members + [
             .init("corrupt", .bool(header.incompatibleFeatures & Feature.corrupt != 0)),

@@ -33,6 +33,8 @@ struct Qcow2EntryDecoder: Sendable {
     let name: String
     let version: Int
     let geometry: Qcow2Geometry
+    /// Whether the data lies in another file, each cluster at its guest offset.
+    var hasDataFile = false
 
     /// The mappings from a guest offset on, as far as these entries tell them.
     ///
@@ -64,7 +66,7 @@ struct Qcow2EntryDecoder: Sendable {
                 let runEnd =
                     geometry.hasExtendedL2
                     ? endOfSubclusters(mapping, words, wordsStart, end)
-                    : endOfClusters(words, wordsStart, position)
+                    : endOfClusters(mapping, words, wordsStart)
                 mapping = Mapping(
                     position..<runEnd, mapping.content, hostOffset: mapping.host?.lowerBound)
             }
@@ -92,15 +94,16 @@ struct Qcow2EntryDecoder: Sendable {
     /// compared, because an image of terabytes has millions of them: each entry equals the first
     /// one, or is a cluster further than its predecessor.
     private func endOfClusters(
-        _ words: [UInt64], _ wordsStart: Int64, _ offset: Int64
+        _ first: Mapping, _ words: [UInt64], _ wordsStart: Int64
     ) -> Int64 {
-        let start = Int((offset - wordsStart) / geometry.clusterSize)
+        let start = Int((first.range.lowerBound - wordsStart) / geometry.clusterSize)
         var index = start + 1
-        let word = words[start] & ~Qcow2Entry.copied
-        let hasHost = word & Qcow2Entry.offsetMask != 0
-        let step = hasHost ? UInt64(geometry.clusterSize) : 0
+        // In an image with a data file, the flag tells whether the first cluster is allocated.
+        let ignored = hasDataFile ? 0 : Qcow2Entry.copied
+        let word = words[start] & ~ignored
+        let step = first.host == nil ? 0 : UInt64(geometry.clusterSize)
         var expected = word &+ step
-        while index < words.count, words[index] & ~Qcow2Entry.copied == expected {
+        while index < words.count, words[index] & ~ignored == expected {
             index += 1
             expected &+= step
         }
@@ -118,6 +121,9 @@ struct Qcow2EntryDecoder: Sendable {
         if entry & Qcow2Entry.compressed != 0 {
             guard !geometry.hasExtendedL2 || words[index + 1] == 0 else {
                 throw corrupt(offset, "a compressed cluster has subclusters")
+            }
+            guard !hasDataFile else {
+                throw corrupt(offset, "a compressed cluster in an image with a data file")
             }
             let stream = Qcow2CompressedCluster(entry: entry, geometry)
             let end = (offset + 1).roundedUp(to: geometry.clusterSize)
@@ -171,7 +177,16 @@ struct Qcow2EntryDecoder: Sendable {
         guard bytes % geometry.clusterSize == 0 else {
             throw corrupt(guestOffset, "host offset \(bytes) is not a multiple of the cluster size")
         }
-        return bytes == 0 ? nil : HostOffset(bytes)
+        guard hasDataFile else { return bytes == 0 ? nil : HostOffset(bytes) }
+        // The first cluster of a data file is at offset 0, so only the flag shows that it is
+        // allocated.
+        let isZero = !geometry.hasExtendedL2 && entry & Qcow2Entry.zero != 0
+        guard bytes != 0 || (entry & Qcow2Entry.copied != 0 && !isZero) else { return nil }
+        guard bytes == guestOffset.roundedDown(to: geometry.clusterSize) else {
+            throw corrupt(
+                guestOffset, "offset \(bytes) in the data file is not that of the guest's cluster")
+        }
+        return HostOffset(bytes)
     }
 
     private func corrupt(_ guestOffset: Int64, _ reason: String) -> ImageError {

@@ -14,7 +14,11 @@ extension Qcow2Header {
         let namesOffset = names.isEmpty ? 0 : length + extensions.count
         guard names.count <= Self.maximumBackingNameLength,
             length + extensions.count + names.count <= Int(geometry.clusterSize)
-        else { throw .invalid("the backing file name is too long") }
+        else {
+            throw .invalid(
+                names.isEmpty
+                    ? "the data file name is too long" : "the backing file name is too long")
+        }
 
         bytes.appendBigEndian(Self.magic)
         bytes.appendBigEndian(UInt32(version))
@@ -57,7 +61,7 @@ extension Qcow2Header {
     private func serializedExtensions() -> [UInt8] {
         var all: [(type: UInt32, content: [UInt8]?)] = [
             (ExtensionType.backingFormat, backingFormat.map { Array($0.utf8) }),
-            (ExtensionType.dataFile, dataFile.map { Array($0.utf8) }),
+            (ExtensionType.dataFile, dataFile?.bytes),
             (ExtensionType.encryption, encryptionHeader?.serialized()),
             (ExtensionType.bitmaps, bitmapExtension?.content),
         ]

@@ -72,8 +72,9 @@ public struct Qcow2Header: Sendable, Equatable {
     var encryptionHeader: TableRange?
     /// The bitmap directory; stale unless `AutoclearFeature.bitmaps` is set.
     var bitmapExtension: Qcow2BitmapDirectory?
-    /// Name of the external data file as written in the image.
-    var dataFile: String?
+    /// Path of the external data file as written in the image. As in qemu, it is the path of a file
+    /// whatever it looks like, and a relative one counts from the working directory.
+    var dataFile: HostPath?
     /// The table of feature names and all unknown extensions, kept to be written back.
     var otherExtensions: [Extension] = []
     /// Fields behind the known ones, kept to be written back.
@@ -99,7 +100,11 @@ public struct Qcow2Header: Sendable, Equatable {
         backingFile.map { BackingName($0, format: backingFormat) }
     }
 
+    /// Whether the data lies in another file, each cluster at its guest offset.
     var hasDataFile: Bool { incompatibleFeatures & IncompatibleFeature.externalDataFile != 0 }
+
+    /// Whether the data file is a raw image of the disk as well.
+    var isDataFileRaw: Bool { autoclearFeatures & AutoclearFeature.rawDataFile != 0 }
 
     /// Whether the image defers updates of its refcounts (`lazy_refcounts`).
     public var hasLazyRefcounts: Bool {

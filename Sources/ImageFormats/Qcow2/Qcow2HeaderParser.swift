@@ -4,8 +4,7 @@ import ImageStorage
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
     enum Purpose {
-        /// Reading the guest disk: encrypted images and those with an external data file are
-        /// refused.
+        /// Reading the guest disk: encrypted images are refused.
         case reading
         /// Describing the image by everything that it tells about itself.
         case describing
@@ -153,14 +152,17 @@ struct Qcow2HeaderParser {
             let list = header.names(ofIncompatible: unknown).joined(separator: ", ")
             throw .unsupported(name, "Unsupported qcow2 feature(s): \(list)")
         }
-        if purpose == .reading, header.hasDataFile {
-            throw .unsupported(name, "external data files are not supported")
+        guard purpose == .describing || header.hasDataFile || !header.isDataFileRaw else {
+            throw .corrupt(name, "data-file-raw requires a data file")
         }
     }
 
     private func checkEncryption() throws(ImageError) {
         let method = header.encryptionMethod
         guard method != 0 else { return }
+        if purpose == .reading, header.hasDataFile {
+            throw .unsupported(name, "encrypted images with a data file are not supported")
+        }
         if purpose == .reading {
             throw .unsupported(name, "encrypted images are not supported (method \(method))")
         }
@@ -260,7 +262,9 @@ struct Qcow2HeaderParser {
             guard header.encryptionHeader != nil || purpose != .checking else {
                 throw .corrupt(name, "the encryption header extension has a wrong length")
             }
-        case Qcow2Header.ExtensionType.dataFile: header.dataFile = content.text()
+        case Qcow2Header.ExtensionType.dataFile:
+            let path = content.bytesToNUL()
+            header.dataFile = path.isEmpty ? nil : HostPath(bytes: path)
         default:
             // Unknown extensions are to be ignored (spec, section "Header extensions").
             header.otherExtensions.append(

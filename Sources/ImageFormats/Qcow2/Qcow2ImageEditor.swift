@@ -47,6 +47,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool,
         tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
+        try header.requireOwnData(storage.name)
         var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         // Features that this program does not know are void from the first change on.
         if header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 {

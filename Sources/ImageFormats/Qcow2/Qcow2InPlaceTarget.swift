@@ -30,7 +30,7 @@ final class Qcow2InPlaceTarget: ImageTarget {
             readsAsZeroFrom: settings.readsAsZero ? 0 : .max, hasBacking: leavesBacking,
             canWriteZeroes: header.version >= 3 || !hasBacking, placesInOrder: true)
         encoder = Qcow2ClusterEncoder(
-            clusterSize: header.geometry.clusterSize, keepsZeros: settings.minSparse == 0,
+            unit: header.geometry.clusterSize, keepsZeros: settings.minSparse == 0,
             zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
             compression: settings.compress ? header.compression : nil)
         editor = Exclusive(

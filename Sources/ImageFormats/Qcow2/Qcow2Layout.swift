@@ -18,6 +18,8 @@ struct Qcow2Layout: ~Copyable {
     private let clusterSize: Int64
     /// Number of clusters that one refcount block counts.
     private let clustersPerBlock: Int64
+    /// Whether data goes to another file, each cluster to its guest offset.
+    private let hasDataFile: Bool
 
     private var nextCluster: Int64
     private var l1: [UInt64]
@@ -29,8 +31,12 @@ struct Qcow2Layout: ~Copyable {
     private var stream: CompressedStream
 
     /// - Parameter blockSize: best unit of writes to the storage, in bytes.
-    init(_ geometry: Qcow2Geometry, refcountBits: Int, blockSize: Int64 = 1) {
+    init(
+        _ geometry: Qcow2Geometry, refcountBits: Int, blockSize: Int64 = 1,
+        hasDataFile: Bool = false
+    ) {
         self.geometry = geometry
+        self.hasDataFile = hasDataFile
         clusterSize = geometry.clusterSize
         stream = CompressedStream(clusterSize: clusterSize, blockSize: blockSize)
         l1 = Array(repeating: 0, count: Int(geometry.l1Entries))
@@ -61,6 +67,8 @@ struct Qcow2Layout: ~Copyable {
             let start = piece.guestRange.lowerBound
             switch piece.form {
             case .zero: placeZeros(piece.guestRange, &placement)
+            case .plain(let positions) where geometry.hasExtendedL2:
+                placeSubclusters(start, positions, &placement)
             case .plain(let positions):
                 let length = Int(clusterSize)
                 for first in stride(
@@ -81,22 +89,66 @@ struct Qcow2Layout: ~Copyable {
 
     private mutating func placeZeros(_ range: Range<Int64>, _ placement: inout Placement) {
         for guest in stride(
-            from: range.lowerBound, to: range.upperBound, by: Int64.Stride(clusterSize))
+            from: range.lowerBound.roundedDown(to: clusterSize), to: range.upperBound,
+            by: Int64.Stride(clusterSize))
         {
-            setEntry(
-                GuestOffset(guest), geometry.hasExtendedL2 ? 0 : Qcow2Entry.zero,
-                subclusters: Qcow2Entry.allSubclustersZero, &placement)
+            if geometry.hasExtendedL2 {
+                let bits = subclusters(range.clamped(to: guest..<guest + clusterSize))
+                openTable(for: GuestOffset(guest), &placement)
+                let index = entryIndex(GuestOffset(guest))
+                openL2?.entries[index + 1] |= bits << 32
+            } else {
+                setEntry(GuestOffset(guest), Qcow2Entry.zero, &placement)
+            }
         }
     }
 
-    /// Gives a guest cluster a host cluster of its own.
+    /// Places the subclusters of a piece. A cluster gets its place with the first of them, which
+    /// can come with an earlier piece; those that hold no data stay holes of the file.
+    private mutating func placeSubclusters(
+        _ start: Int64, _ positions: Range<Int>, _ placement: inout Placement
+    ) {
+        var position = positions.lowerBound
+        while position < positions.upperBound {
+            let guest = start + Int64(position - positions.lowerBound)
+            let inCluster = guest % clusterSize
+            let end = min(positions.upperBound, position + Int(clusterSize - inCluster))
+            let cluster = GuestOffset(guest - inCluster)
+            openTable(for: cluster, &placement)
+            let index = entryIndex(cluster)
+            let host: HostOffset
+            if let entry = openL2?.entries[index], entry & Qcow2Entry.copied != 0 {
+                host = HostOffset(Int64(entry & Qcow2Entry.offsetMask))
+            } else {
+                host = placeCluster(
+                    cluster, subclusters: openL2?.entries[index + 1] ?? 0, &placement)
+            }
+            let bits = subclusters(guest..<guest + Int64(end - position))
+            openL2?.entries[index + 1] |= bits
+            placement.append(.plain(position..<end), at: host.bytes + inCluster)
+            position = end
+        }
+    }
+
+    /// The bits that say "allocated" of a range of the disk within one cluster.
+    private func subclusters(_ range: Range<Int64>) -> UInt64 {
+        let size = geometry.subclusterSize
+        let first = range.lowerBound % clusterSize / size
+        let count = Int64(range.count).dividedUp(by: size)
+        return
+            (Qcow2Entry.allSubclustersAllocated
+            >> UInt64(Qcow2Geometry.subclustersPerCluster - count))
+            << UInt64(first)
+    }
+
+    /// Gives a guest cluster a host cluster of its own; in a data file that of its offset.
     ///
     /// - Parameter subclusters: second word of an extended entry.
     private mutating func placeCluster(
         _ guest: GuestOffset, subclusters: UInt64, _ placement: inout Placement
     ) -> HostOffset {
         openTable(for: guest, &placement)
-        let host = allocateCluster(&placement)
+        let host = hasDataFile ? HostOffset(guest.bytes) : allocateCluster(&placement)
         setEntry(
             guest, UInt64(host.bytes) | Qcow2Entry.copied, subclusters: subclusters, &placement)
         return host
@@ -138,10 +190,13 @@ struct Qcow2Layout: ~Copyable {
         _ placement: inout Placement
     ) {
         openTable(for: guest, &placement)
-        let index = Int(
-            guest.bytes % geometry.l2Coverage / clusterSize * geometry.wordsPerL2Entry)
+        let index = entryIndex(guest)
         openL2?.entries[index] = entry
         if geometry.hasExtendedL2 { openL2?.entries[index + 1] = subclusters }
+    }
+
+    private func entryIndex(_ guest: GuestOffset) -> Int {
+        Int(guest.bytes % geometry.l2Coverage / clusterSize * geometry.wordsPerL2Entry)
     }
 
     private mutating func openTable(for guest: GuestOffset, _ placement: inout Placement) {

@@ -19,6 +19,15 @@ public struct Qcow2Options: Sendable, Equatable {
     /// Whether clusters are divided into 32 subclusters, each with a state of its own.
     public var extendedL2 = false
     public var preallocation = Preallocation.off
+    /// The file that is to hold the data; nil for the image's own file. A relative path counts from
+    /// the working directory.
+    public var dataFile: HostPath?
+    /// Whether the data file is to be a raw image of the disk as well (`data_file_raw`).
+    public var isDataFileRaw = false
+
+    /// Whether every cluster has its place before data is written. The tables of an image with a
+    /// raw data file must not hide what is there.
+    var placesAhead: Bool { preallocation != .off || isDataFileRaw }
 
     /// The backing file of a new image.
     public struct Backing: Sendable, Equatable {
@@ -35,6 +44,13 @@ public struct Qcow2Options: Sendable, Equatable {
     /// Checks that the options are compatible; messages are qemu's, because people search for them.
     public func check() throws(ImageError) {
         if extendedL2 { try needsVersion3("Extended L2 entries are") }
+        if dataFile != nil { try needsVersion3("External data files are") }
+        guard dataFile != nil || !isDataFileRaw else {
+            throw .invalid("data-file-raw requires data-file")
+        }
+        guard backing == nil || !isDataFileRaw else {
+            throw .invalid("Backing file and data-file-raw cannot be used at the same time")
+        }
         try checkClusterSize()
         guard preallocation == .off || backing == nil || extendedL2 else {
             throw .invalid(

@@ -70,8 +70,11 @@ extension Qcow2Target {
         _ map: Qcow2PreallocatedMap, fillsWithZeros: Bool
     ) async throws -> Qcow2Layout.Ending {
         let geometry = map.geometry
-        if options.preallocation.takesBlocks { try storage.requireSpace(geometry.virtualSize) }
-        var layout = Qcow2Layout(geometry, refcountBits: options.refcountBits)
+        if options.preallocation.takesBlocks {
+            try (data ?? storage).requireSpace(geometry.virtualSize)
+        }
+        var layout = Qcow2Layout(
+            geometry, refcountBits: options.refcountBits, hasDataFile: data != nil)
         for table in 0..<geometry.l1Entries {
             try Task.checkCancellation()
             try MemoryMargin.check(for: 4 * Int(geometry.clusterSize))
@@ -81,6 +84,10 @@ extension Qcow2Target {
         let ending = try layout.finish(l1Entries: geometry.l1Entries)
         try await storage.writePlacement(ending.placement, data: RawSpan())
         try await storage.truncate(to: ending.end.bytes)
+        if let data {
+            try await preallocate(data, fillsWithZeros: fillsWithZeros)
+            return ending
+        }
         if options.preallocation.takesBlocks {
             try storage.requireSpace(geometry.virtualSize)
             try storage.allocate(0..<ending.end.bytes, options.preallocation)
@@ -91,9 +98,9 @@ extension Qcow2Target {
 
     /// Bitmap of each extended entry. As in qemu, a new cluster shows the backing file, or zeros,
     /// until it is written. A conversion writes whole clusters of data, so its clusters are
-    /// allocated.
+    /// allocated; so are those of a raw data file, which shows what it holds.
     private var preallocatedSubclusters: UInt64 {
-        writesData ? Qcow2Entry.allSubclustersAllocated : 0
+        writesData || options.isDataFileRaw ? Qcow2Entry.allSubclustersAllocated : 0
     }
 
     private func fillWithZeros(_ map: Qcow2PreallocatedMap) async throws {

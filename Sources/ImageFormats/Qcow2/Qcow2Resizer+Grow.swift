@@ -25,8 +25,11 @@ extension Qcow2Resizer {
     }
 
     mutating func grow(to size: Int64, _ preallocation: Preallocation) async throws {
-        var growth = try plan(size, preallocation)
+        // The tables of an image with a raw data file must not hide what is there.
+        let needsPlaces = header.isDataFileRaw && preallocation == .off
+        var growth = try plan(size, needsPlaces ? .metadata : preallocation)
         growth.tail = try await tail()
+        try await growData(growth)
         try await placeL1(&growth)
         try await writeTables(&growth)
         if growth.change.l1Offset != header.l1Offset {
@@ -53,12 +56,12 @@ extension Qcow2Resizer {
             throw ImageError.invalid("Failed to zero out new clusters: Operation not supported")
         }
         if preallocation.takesBlocks {
-            guard !storage.traits.isDevice else {
+            guard !(data ?? storage).traits.isDevice else {
                 throw ImageError.invalid(
                     "Preallocation mode '\(preallocation.rawValue)' unsupported for this "
                         + "non-regular file")
             }
-            try storage.requireSpace((end - first) * geometry.clusterSize)
+            try (data ?? storage).requireSpace((end - first) * geometry.clusterSize)
         }
         return Growth(
             geometry: geometry, preallocation: preallocation, new: first..<end,
@@ -86,14 +89,24 @@ extension Qcow2Resizer {
     private func hideTail(_ growth: Growth) async throws {
         guard let tail = growth.tail, let host = tail.host else { return }
         let inCluster = geometry.virtualSize % geometry.clusterSize
-        try await storage.writeBytes(Array(tail.content[Int(inCluster)...]), at: host + inCluster)
+        try await write(tail.content[Int(inCluster)...], at: host + inCluster)
+    }
+
+    /// Writes data of the guest to its place. What lies behind the end of a data file is left out:
+    /// a device cannot hold it.
+    private func write(_ bytes: ArraySlice<UInt8>, at host: Int64) async throws {
+        guard let data else { return try await storage.writeBytes(Array(bytes), at: host) }
+        let room = max(0, data.size - host)
+        try await data.writeBytes(Array(bytes.prefix(Int(room))), at: host)
     }
 
     /// The content of the cluster as the guest would see it if only the size changed.
     private func contentOfLastCluster(_ cluster: Int64) async throws -> [UInt8] {
         var grown = header
         grown.geometry.virtualSize = (cluster + 1) * geometry.clusterSize
-        var layers: [any ImageSource] = [try await Qcow2Source(storage, header: grown)]
+        var layers: [any ImageSource] = [
+            try await Qcow2Source(storage, header: grown, data: data)
+        ]
         if let backing { layers.append(backing) }
         var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize))
         var span = buffer.mutableBytes
@@ -113,9 +126,12 @@ extension Qcow2Resizer {
     /// and plain and used only once; nil for any other entry.
     private mutating func ownCluster(_ entry: ArraySlice<UInt64>) async throws -> Int64? {
         guard let word = entry.first, !geometry.hasExtendedL2,
-            word & (Qcow2Entry.compressed | Qcow2Entry.zero) == 0,
-            case let host = Int64(word & Qcow2Entry.offsetMask), host != 0,
-            try await refcounts.count(of: host / geometry.clusterSize) == 1
+            word & (Qcow2Entry.compressed | Qcow2Entry.zero) == 0
+        else { return nil }
+        let host = Int64(word & Qcow2Entry.offsetMask)
+        // In a data file each cluster has its place.
+        if data != nil { return word & Qcow2Entry.copied == 0 ? nil : host }
+        guard host != 0, try await refcounts.count(of: host / geometry.clusterSize) == 1
         else { return nil }
         return host
     }
@@ -183,18 +199,23 @@ extension Qcow2Resizer {
         let old = try image.tableOffset(index)
         var words = try await image.readTable(index)
         let changed = newClusters(growth, in: index)
-        let data = growth.preallocation == .off ? 0 : Int64(changed.count)
-        let first = try await refcounts.allocate(1 + data)
+        let hasPlaces = growth.preallocation != .off
+        let added = hasPlaces && data == nil ? Int64(changed.count) : 0
+        let first = try await refcounts.allocate(1 + added)
         for (number, cluster) in zip((first + 1)..., changed) {
             let word = place(of: cluster)
             growth.change.freed += image.clusters(
                 of: words[word..<word + Int(geometry.wordsPerL2Entry)])
             let isHidden = cluster < growth.hiddenEnd
+            let hostCluster = data == nil ? number : cluster
             let host =
-                data > 0 ? UInt64(number * geometry.clusterSize) | Qcow2Entry.copied : 0
+                hasPlaces ? UInt64(hostCluster * geometry.clusterSize) | Qcow2Entry.copied : 0
             if geometry.hasExtendedL2 {
                 words[word] = host
-                words[word + 1] = isHidden ? Qcow2Entry.allSubclustersZero : 0
+                words[word + 1] =
+                    isHidden
+                    ? Qcow2Entry.allSubclustersZero
+                    : header.isDataFileRaw ? Qcow2Entry.allSubclustersAllocated : 0
             } else {
                 // Version 2 has no zero flag. There, hidden clusters are always preallocated and
                 // read as zeros themselves.
@@ -207,7 +228,7 @@ extension Qcow2Resizer {
         {
             try await moveTail(tail, &words, &growth.change)
         }
-        if data > 0 { try await fill(first + 1..<first + 1 + data, growth.preallocation) }
+        if added > 0 { try await fill(first + 1..<first + 1 + added, growth.preallocation) }
         try await storage.writeWords(words, at: first * geometry.clusterSize)
         image.l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
         if let old { growth.change.freed.append(old.bytes / geometry.clusterSize) }
@@ -218,10 +239,28 @@ extension Qcow2Resizer {
     ) async throws {
         let word = place(of: tail.guestCluster)
         change.freed += image.clusters(of: words[word..<word + Int(geometry.wordsPerL2Entry)])
-        let host = try await refcounts.allocate(1) * geometry.clusterSize
-        try await storage.writeBytes(tail.content, at: host)
+        let hostCluster = data == nil ? try await refcounts.allocate(1) : tail.guestCluster
+        let host = hostCluster * geometry.clusterSize
+        // In a data file this changes only what the guest does not see yet.
+        try await write(tail.content[...], at: host)
         words[word] = UInt64(host) | Qcow2Entry.copied
         if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
+    }
+
+    /// Makes the data file as long as the new disk. Clusters that get a place there read as zeros,
+    /// whatever the file holds behind the end of the old disk.
+    private func growData(_ growth: Growth) async throws {
+        guard let data else { return }
+        let (old, new) = (geometry.virtualSize, growth.geometry.virtualSize)
+        let length = data.size
+        try await data.truncate(to: max(length, new))
+        guard growth.preallocation != .off else { return }
+        if length > old { try await data.zero(old..<min(length, new), mayUnmap: true) }
+        switch growth.preallocation {
+        case .off, .metadata: break
+        case .falloc: try data.allocate(old..<new, .falloc)
+        case .full: try await data.writeZeros(old..<new)
+        }
     }
 
     /// Makes new clusters read as zeros, and allocates their blocks if the mode asks for it.

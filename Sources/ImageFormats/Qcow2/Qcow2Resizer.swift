@@ -22,6 +22,8 @@ public struct Qcow2Resizer {
     var refcounts: Qcow2Refcounts
     /// The disk of the backing file; nil if there is none.
     let backing: (any ImageSource)?
+    /// The data file; nil if the image holds its data itself.
+    let data: (any WritableStorage)?
 
     var header: Qcow2Header { image.header }
     var geometry: Qcow2Geometry { header.geometry }
@@ -31,10 +33,12 @@ public struct Qcow2Resizer {
     /// - Throws: `ImageError` for images that have errors, or have parts that resizing would
     ///   damage.
     public init(
-        storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?
+        storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?,
+        data: (any WritableStorage)? = nil
     ) async throws {
         self.storage = storage
         self.backing = backing
+        self.data = data
         (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
     }
 
@@ -52,6 +56,7 @@ public struct Qcow2Resizer {
             throw ImageError.invalid("Can't resize a v2 image which has snapshots")
         }
         guard size != geometry.virtualSize else { return }
+        let dataSize = data?.size ?? 0
         do {
             if size > geometry.virtualSize {
                 try await grow(to: size, preallocation)
@@ -59,9 +64,15 @@ public struct Qcow2Resizer {
                 try await shrink(to: size)
             }
         } catch {
-            if !image.isSwitched { try? await refcounts.rollBack() }
+            if !image.isSwitched {
+                try? await refcounts.rollBack()
+                try? await data?.truncate(to: dataSize)
+            }
             throw error
         }
+        // As with qemu-img, the data file ends with the disk.
+        try await data?.truncate(to: size)
+        try await data?.flush()
         if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
     }
 

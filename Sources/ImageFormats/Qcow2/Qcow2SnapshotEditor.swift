@@ -61,6 +61,7 @@ struct Qcow2SnapshotEditor {
     /// - Throws: `ImageError` for images that have errors.
     init(_ storage: any WritableStorage) async throws {
         let header = try await Qcow2Header.read(from: storage)
+        try header.requireOwnData(storage.name)
         (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         oldTable = refcounts.place

@@ -7,6 +7,8 @@ import Synchronization
 public final class Qcow2Source: Image {
     public let header: Qcow2Header
     public let storage: any Storage
+    /// The data file; nil if the image has none or is not yet open.
+    private let data: (any Storage)?
     private let tables: Qcow2Tables
     /// The answer of `isPreallocated`; nil until it is known.
     private let knownPreallocation = Mutex<Bool?>(nil)
@@ -36,15 +38,33 @@ public final class Qcow2Source: Image {
         try await self.init(storage, header: header.of(found, in: storage.name))
     }
 
-    /// - Parameter header: the image's header, or a changed one that leads to another disk in the
-    ///   image.
-    init(_ storage: any Storage, header: Qcow2Header) async throws {
+    /// - Parameters:
+    ///   - header: the image's header, or a changed one that leads to another disk in the image.
+    ///   - data: the data file, if the image has one.
+    init(_ storage: any Storage, header: Qcow2Header, data: (any Storage)? = nil) async throws {
         self.storage = storage
         self.header = header
+        self.data = data
         tables = try await Qcow2Tables(storage: storage, header: header)
         decompressors = ResourcePool { () throws(ImageError) in
             try Qcow2Decompressor(header.compression)
         }
+    }
+
+    private init(_ image: Qcow2Source, data: any Storage) {
+        storage = image.storage
+        header = image.header
+        self.data = data
+        tables = image.tables
+        decompressors = image.decompressors
+    }
+
+    public var dataStorage: any Storage { data ?? storage }
+    public var needsDataFile: Bool { header.hasDataFile }
+    public var dataFile: HostPath? { header.dataFile }
+
+    public func reading(dataFrom storage: any Storage) -> any Image {
+        Qcow2Source(self, data: storage)
     }
 
     public var virtualSize: Int64 { header.geometry.virtualSize }
@@ -54,14 +74,19 @@ public final class Qcow2Source: Image {
     /// Whether clusters lack blocks. Nearly every image has holes in its tables, so a hole alone
     /// tells nothing.
     public func isSparse() async throws -> Bool {
-        guard storage.traits.hasHoles else { return false }
+        guard dataStorage.traits.hasHoles else { return false }
+        // A data file holds no tables.
+        if data != nil { return true }
         return try await isPreallocated()
     }
 
     public func mappings(
         at offset: Int64, limit: Int64, holes: HoleSearch
     ) async throws -> [Mapping] {
-        try await settled(
+        guard !header.hasDataFile || data != nil else {
+            throw ImageError.unsupported(storage.name, "'data-file' is required for this image")
+        }
+        return try await settled(
             tables.mappings(at: offset, limit: limit), clusterSize: header.geometry.clusterSize,
             holes)
     }

@@ -25,10 +25,10 @@ final class Qcow2StreamTarget: PlannedTarget {
         _ storage: any WritableStorage, virtualSize: Int64, _ options: Qcow2Options,
         _ settings: TargetSettings
     ) throws(ImageError) {
-        guard !settings.compress, options.preallocation == .off else {
+        guard !settings.compress, options.preallocation == .off, options.dataFile == nil else {
             throw .unsupported(
                 storage.name,
-                "a qcow2 image that is compressed or preallocated cannot be written to a pipe, "
+                "a qcow2 image that is compressed, preallocated or has a data file cannot be written to a pipe, "
                     + "because what its tables say is only known at the end")
         }
         self.storage = storage
@@ -39,7 +39,7 @@ final class Qcow2StreamTarget: PlannedTarget {
             readsAsZeroFrom: options.backing?.virtualSize ?? 0, hasBacking: options.backing != nil,
             canWriteZeroes: options.version >= 3, placesInOrder: true)
         encoder = Qcow2ClusterEncoder(
-            clusterSize: geometry.clusterSize, keepsZeros: true, zerosFrom: 0, compression: nil)
+            unit: geometry.clusterSize, keepsZeros: true, zerosFrom: 0, compression: nil)
     }
 
     // MARK: Tables

@@ -31,7 +31,8 @@ final class Qcow2Tables: Sendable {
         self.storage = storage
         geometry = header.geometry
         decoder = Qcow2EntryDecoder(
-            name: storage.name, version: header.version, geometry: header.geometry)
+            name: storage.name, version: header.version, geometry: header.geometry,
+            hasDataFile: header.hasDataFile)
         sliceBytes = min(Self.sliceSize, header.geometry.clusterSize)
         cache = Mutex(SliceCache(capacity: Self.cacheSize / Int(sliceBytes)))
         l1 = try await storage.readWords(

@@ -9,10 +9,12 @@ public final class Qcow2Target: ImageTarget {
     public let traits: TargetTraits
     public let compresses: Bool
     let storage: any WritableStorage
+    /// The data file; nil if the image holds the data itself.
+    let data: (any WritableStorage)?
     let options: Qcow2Options
     /// Whether data will be written; false for an empty image.
     let writesData: Bool
-    private let geometry: Qcow2Geometry
+    let geometry: Qcow2Geometry
     /// The places of all clusters; nil if the image is not preallocated.
     private let preallocated: Qcow2PreallocatedMap?
     /// The ending of a preallocated image, which is known before the data is written.
@@ -27,23 +29,27 @@ public final class Qcow2Target: ImageTarget {
     ///   - compress: whether clusters are compressed where that makes them smaller.
     ///   - minSparse: 0 stores zeros like data; otherwise a cluster of zeros is not stored.
     ///   - writesData: false makes an image that holds nothing; only `prepare` and `finish` follow.
+    ///   - data: the storage of the data file that the options name.
     /// - Throws: `ImageError` if options contradict each other or the size, or if there is not
     ///   enough memory.
     public init(
         storage: any WritableStorage, virtualSize: Int64, options: Qcow2Options, compress: Bool,
-        minSparse: Int, writesData: Bool = true
+        minSparse: Int, writesData: Bool = true, data: (any WritableStorage)? = nil
     ) throws(ImageError) {
+        precondition((data == nil) == (options.dataFile == nil))
         let geometry = try options.geometry(virtualSize: virtualSize)
         try MemoryMargin.check(for: Int(geometry.l1Entries) * 8)
         self.storage = storage
+        self.data = data
         self.geometry = geometry
         self.options = options
         compresses = compress
         self.writesData = writesData
         layout = Mutex(
             Qcow2Layout(
-                geometry, refcountBits: options.refcountBits, blockSize: storage.traits.blockSize))
-        let isPreallocated = options.preallocation != .off
+                geometry, refcountBits: options.refcountBits, blockSize: storage.traits.blockSize,
+                hasDataFile: data != nil))
+        let isPreallocated = options.placesAhead
         preallocated =
             isPreallocated
             ? Qcow2PreallocatedMap(
@@ -51,14 +57,15 @@ public final class Qcow2Target: ImageTarget {
                 clustersPerBlock: RefcountBlock.count(
                     bits: options.refcountBits, byteCount: geometry.clusterSize)) : nil
         traits = TargetTraits(
-            granularity: geometry.clusterSize,
-            readsAsZeroFrom: isPreallocated && !storage.traits.readsAsZero
+            granularity: isPreallocated || compress
+                ? geometry.clusterSize : geometry.subclusterSize,
+            readsAsZeroFrom: isPreallocated && !(data ?? storage).traits.readsAsZero
                 ? .max : options.backing?.virtualSize ?? 0,
             hasBacking: options.backing != nil,
             canWriteZeroes: options.version >= 3 || isPreallocated,
             placesInOrder: !isPreallocated)
         encoder = Qcow2ClusterEncoder(
-            clusterSize: geometry.clusterSize, keepsZeros: minSparse == 0,
+            unit: traits.granularity, keepsZeros: minSparse == 0,
             zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
             compression: compress ? options.compression : nil, level: options.compressionLevel)
         // Names that do not fit cause an error before the work.
@@ -69,8 +76,10 @@ public final class Qcow2Target: ImageTarget {
     public func prepare() async throws {
         try await invalidateOldHeader()
         guard let preallocated else { return }
-        let fills =
-            !writesData && (options.preallocation == .full || !storage.traits.readsAsZero)
+        // A device that becomes a raw data file keeps what it holds, as it does if it becomes a raw
+        // image.
+        let isStale = !(data ?? storage).traits.readsAsZero && !options.isDataFileRaw
+        let fills = !writesData && (options.preallocation == .full || isStale)
         let ending = try await preallocate(preallocated, fillsWithZeros: fills)
         knownEnding.withLock { $0 = ending }
     }
@@ -103,6 +112,9 @@ public final class Qcow2Target: ImageTarget {
     public func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
+        if let file = self.data {
+            return try await write(placement, data: data, origin: origin, dataFile: file)
+        }
         try await storage.writePlacement(placement, data: data, origin: origin)
         for write in placement.writes {
             if case .compressed(let run) = write.bytes { layout.withLock { $0.reuse(run) } }
@@ -121,7 +133,9 @@ public final class Qcow2Target: ImageTarget {
             try await storage.writePlacement(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
         }
+        try await data?.truncate(to: virtualSize)
         // Everything that the header leads to must be on stable storage before the header is.
+        try await data?.flush()
         try await storage.flush()
         let header = try header(geometry, ending).serialized()
         try await storage.writeBytes(header, at: 0)
@@ -138,6 +152,13 @@ public final class Qcow2Target: ImageTarget {
             header.l1Offset = ending.l1Offset
             header.refcountTableOffset = ending.refcountTableOffset
             header.refcountTableClusters = ending.refcountTableClusters
+        }
+        if let file = options.dataFile {
+            header.dataFile = file
+            header.incompatibleFeatures = Qcow2Header.IncompatibleFeature.externalDataFile
+            if options.isDataFileRaw {
+                header.autoclearFeatures = Qcow2Header.AutoclearFeature.rawDataFile
+            }
         }
         if options.lazyRefcounts {
             header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts

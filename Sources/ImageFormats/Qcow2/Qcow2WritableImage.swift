@@ -96,6 +96,17 @@ extension Qcow2Header {
     }
 }
 
+extension Qcow2Header {
+    /// - Parameter name: of the image.
+    /// - Throws: `ImageError` if the data lies in another file, which few verbs can change yet.
+    func requireOwnData(_ name: String) throws(ImageError) {
+        guard !hasDataFile else {
+            throw .unsupported(
+                name, "an image with an external data file cannot be changed in this way yet")
+        }
+    }
+}
+
 // MARK: The header
 
 extension Qcow2WritableImage {
@@ -188,8 +199,10 @@ extension Qcow2WritableImage {
             Array(l1[indices]), at: header.l1Offset.bytes + Int64(indices.lowerBound) * 8)
     }
 
-    /// The host clusters that L2 entries refer to, once for each reference.
+    /// The host clusters that L2 entries refer to, once for each reference; those of a data file
+    /// have no refcounts.
     func clusters(of words: ArraySlice<UInt64>) -> [Int64] {
+        guard !header.hasDataFile else { return [] }
         var found: [Int64] = []
         let step = Int(geometry.wordsPerL2Entry)
         for index in stride(from: words.startIndex, to: words.endIndex, by: step) {

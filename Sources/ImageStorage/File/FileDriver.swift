@@ -27,6 +27,15 @@ public struct FileDriver: StorageDriver {
         (try? image.path())?.resolving(path).name
     }
 
+    /// Whether two paths lead to one file, which need not exist yet.
+    public static func isOneFile(_ one: HostPath, _ other: HostPath) -> Bool {
+        if let file = FileIdentity(path: one) { return file == FileIdentity(path: other) }
+        guard let first = try? TargetFolder.behindLinks(one),
+            let second = try? TargetFolder.behindLinks(other)
+        else { return false }
+        return first.fileName == second.fileName && first.identity == second.identity
+    }
+
     public func openSource(
         _ name: ImageName, _ access: StorageAccess
     ) throws(ImageError) -> any Storage {

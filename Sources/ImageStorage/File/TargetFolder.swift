@@ -84,6 +84,11 @@ final class TargetFolder: Sendable {
         _ = name.withCString { unlinkat(descriptor, $0, 0) }
     }
 
+    /// The identity of the folder itself.
+    var identity: FileIdentity? {
+        (try? Syscall.status(descriptor, "")).map { FileIdentity($0) }
+    }
+
     /// The identity of the file that has a name in the folder; nil if there is none.
     func identity(of name: [UInt8]) -> FileIdentity? {
         var status = stat()
