@@ -16,6 +16,8 @@ public struct ImageDescription: Sendable, Equatable {
 
     /// Whether to open the image without the backing file that it names.
     public var ignoresBacking: Bool { details.ignoresBacking }
+    /// The encryption of the image, as far as the description names it.
+    public var encryption: DescribedEncryption { details.encryption }
     /// The parts to cut out of the storage, each out of its predecessor; the last is the image.
     var parts: [DescribedFormat.Part] { details.parts }
 

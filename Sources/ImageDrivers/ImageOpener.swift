@@ -131,15 +131,16 @@ public struct ImageOpener: Sendable {
             storage = try openStorage(name, namedBy: overlay)
         }
         let known = try await knownFormat(reference.format, of: storage, described: description)
-        let image: any Image
-        if overlay == nil, let snapshot {
-            image = try await known.driver.open(storage, snapshot: snapshot)
-        } else {
-            image = try await known.driver.open(storage)
-        }
+        let image = try await known.driver.open(
+            storage, snapshot: overlay == nil ? snapshot : nil, key: key(description))
         return OpenedLayer(
             name: (description?.place ?? name).withoutFilePrefix, format: known, image: image,
             ignoresBacking: description?.ignoresBacking ?? false)
+    }
+
+    /// The key to an image with this description.
+    public func key(_ description: ImageDescription?) -> ImageKey {
+        ImageKey(description?.encryption, secrets: access.options.secrets)
     }
 
     /// Decides on a format: the one asked for, the one described or, without either, the detected

@@ -26,7 +26,7 @@ struct ConvertCommand: ImageCommand {
             """)
 
     static let unsupportedOptions = [
-        "r", "s", "bitmaps", "object", "salvage", "skip-broken-bitmaps",
+        "r", "s", "bitmaps", "salvage", "skip-broken-bitmaps",
     ]
 
     @Option(
@@ -140,6 +140,8 @@ struct ConvertCommand: ImageCommand {
         help: "The existing target is described by options (with -n).")
     var targetImageOpts = false
 
+    @OptionGroup var objects: ObjectOptions
+
     @Flag(help: "Print the digest of the written guest disk, and the name of the target.")
     var digest = false
 
@@ -177,6 +179,7 @@ struct ConvertCommand: ImageCommand {
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
         conversion.options = options
+        conversion.options.secrets = conversion.storageOptions.secrets
         conversion.onProgress = { done, total in printer?.update(done: done, total: total) }
         let found = Mutex<DiskDigest?>(nil)
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
@@ -246,6 +249,7 @@ struct ConvertCommand: ImageCommand {
         conversion.backingFormat = backingFormat
         conversion.snapshot = try snapshot.named()
         conversion.storageOptions = try servers.options()
+        conversion.storageOptions.secrets = try objects.secrets()
         let algorithm = try digestOptions.named()
         guard algorithm == nil || digest || expectedDigest != nil else {
             throw .invalid("--algorithm needs --digest or --expect-digest")

@@ -9,6 +9,7 @@ public struct ImageParameters: Sendable {
     public var backingFormat: String?
     public var preallocation = Preallocation.off
     public var attributes = FileAttributes()
+    public var isEncrypted = false
 
     public init() {}
 

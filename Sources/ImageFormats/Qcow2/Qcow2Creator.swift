@@ -7,15 +7,42 @@ struct Qcow2Creator: ImageCreator {
     var options: [OptionDescription] { Qcow2OptionTable.options }
 
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage {
-        let parameters = try ImageParameters(options) { name throws(ImageError) in
+        var parameters = try ImageParameters(options) { name throws(ImageError) in
             guard let mode = Preallocation(rawValue: name) else {
                 throw Self.notAccepted("preallocation", name)
             }
             return mode
         }
-        try options.refuseKeys(startingWith: ["encrypt", "data_file"])
+        try options.refuseKeys(startingWith: ["data_file"])
+        let encryption = try Self.encryption(options)
+        parameters.isEncrypted = encryption != nil
         return NewQcow2Image(
-            parameters: parameters, options: try Self.qcow2Options(options, parameters))
+            parameters: parameters, options: try Self.qcow2Options(options, parameters),
+            encryption: encryption.map { .new($0) })
+    }
+
+    /// - Returns: nil for an image that is not encrypted.
+    private static func encryption(_ options: TypedOptions) throws(ImageError) -> LUKSOptions? {
+        let prefix = Qcow2Encryption.prefix
+        let old = options.isOn("encryption")
+        let format = options.text(prefix + "format") ?? (old == true ? "aes" : nil)
+        guard old == nil || options.text(prefix + "format") == nil else {
+            throw .invalid(
+                "'encrypt.format' and its alias 'encryption' can't be used at the same time")
+        }
+        switch format {
+        case "luks": return try LUKSOptions(options, prefix: prefix)
+        case "aes":
+            throw .invalid(
+                "images encrypted by 'aes' can only be read, because it is not safe: use "
+                    + "encrypt.format=luks")
+        case let format?: throw notAccepted("format", format)
+        case nil: break
+        }
+        guard !options.hasKeys(startingWith: prefix) else {
+            throw .invalid("Parameter 'encrypt.format' is missing")
+        }
+        return nil
     }
 
     private static func qcow2Options(
@@ -66,9 +93,10 @@ struct Qcow2Creator: ImageCreator {
     func newImage(
         like image: any Image, backingSize: Int64
     ) throws(ImageError) -> any NewImage {
-        guard let header = (image as? Qcow2Source)?.header else {
+        guard let image = image as? Qcow2Source else {
             throw .unsupported(image.storage.name, "is not a qcow2 image")
         }
+        let header = image.header
         if let reason = header.reasonNotToRebuild {
             throw .unsupported(
                 image.storage.name, "cannot write into an image with \(reason) (-n)")
@@ -82,7 +110,10 @@ struct Qcow2Creator: ImageCreator {
             options.backing = Qcow2Options.Backing(
                 file: file, format: header.backingFormat, virtualSize: backingSize)
         }
-        return NewQcow2Image(parameters: ImageParameters(), options: options)
+        var parameters = ImageParameters()
+        parameters.isEncrypted = image.encryption != nil
+        return NewQcow2Image(
+            parameters: parameters, options: options, encryption: image.encryption?.plan)
     }
 
     func measure(
@@ -100,7 +131,12 @@ struct Qcow2Creator: ImageCreator {
         let isWhole =
             asked.preallocation.takesBlocks || options.text("backing_file") != nil && disk.isImage
         let data = isWhole ? rounded : try await disk.allocatedData(clusterSize)
-        let fullyAllocated = geometry.fullyAllocatedSize(refcountBits: asked.refcountBits)
+        let luks =
+            options.text("encrypt.format") == "luks"
+            ? try LUKSOptions(options, prefix: Qcow2Encryption.prefix).payloadOffset : 0
+        let fullyAllocated =
+            geometry.fullyAllocatedSize(refcountBits: asked.refcountBits)
+            + luks.roundedUp(to: clusterSize)
         return MeasuredSize(
             required: fullyAllocated - rounded + data, fullyAllocated: fullyAllocated,
             bitmaps: asked.version >= 3 ? try await disk.bitmapsSize(clusterSize) : nil)
@@ -123,9 +159,6 @@ struct Qcow2Creator: ImageCreator {
         if let mode = options.text("preallocation") {
             qcow2.preallocation = try Preallocation(option: mode)
         }
-        if options.text("encrypt.format") == "luks" {
-            throw .invalid("option 'encrypt.format=luks' is not supported yet")
-        }
         return qcow2
     }
 }
@@ -133,6 +166,8 @@ struct Qcow2Creator: ImageCreator {
 private struct NewQcow2Image: NewImage {
     let parameters: ImageParameters
     var options: Qcow2Options
+    /// nil leaves the image unencrypted.
+    var encryption: LUKSPlan?
 
     mutating func setBacking(_ backing: BackingName, virtualSize: Int64) {
         options.backing = Qcow2Options.Backing(
@@ -150,19 +185,27 @@ private struct NewQcow2Image: NewImage {
 
     func check() throws(ImageError) { try options.check() }
 
+    /// The options with a new master key, if the image is to be encrypted. Making one takes long.
+    private func encrypted() async throws -> Qcow2Options {
+        guard let encryption else { return options }
+        var options = options
+        options.encryption = try await encryption.makeVolume()
+        return options
+    }
+
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget {
-        let target = try Qcow2Target(
-            storage: storage, virtualSize: size, options: options, compress: settings.compress,
+        let target = try await Qcow2Target(
+            storage: storage, virtualSize: size, options: encrypted(), compress: settings.compress,
             minSparse: Int(settings.minSparse))
         try await target.prepare()
         return target
     }
 
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
-        let target = try Qcow2Target(
-            storage: storage, virtualSize: size, options: options, compress: false,
+        let target = try await Qcow2Target(
+            storage: storage, virtualSize: size, options: encrypted(), compress: false,
             minSparse: 4096, writesData: false)
         try await target.prepare()
         try await target.finish(virtualSize: size)

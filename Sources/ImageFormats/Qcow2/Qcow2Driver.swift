@@ -20,6 +20,9 @@ public struct Qcow2Driver: FormatDriver {
     public func readOptions(
         from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
     ) throws(ImageError) {
+        let encryption = prefix + Qcow2Encryption.prefix
+        described.encryption.format = try options.text(encryption + "format")
+        described.encryption.secret = try options.text(encryption + "key-secret")
         guard let backing = options.take(prefix + "backing") else { return }
         guard backing == .null else {
             throw options.invalid("a backing file given here is not supported, but null")
@@ -35,6 +38,13 @@ public struct Qcow2Driver: FormatDriver {
         try await Qcow2Source(storage, snapshot: snapshot)
     }
 
+    public func open(
+        _ storage: any Storage, snapshot: SnapshotName?, key: ImageKey
+    ) async throws -> any Image {
+        guard let snapshot else { return try await Qcow2Source(storage, key: key) }
+        return try await Qcow2Source(storage, snapshot: snapshot, key: key)
+    }
+
     public func facts(of storage: any Storage) async throws -> FormatFacts {
         try await Qcow2Description(storage).facts
     }
@@ -46,17 +56,18 @@ extension ImageFormat {
 
 struct Qcow2ImageResizer: ImageResizer {
     func resize(
-        _ storage: any WritableStorage, preallocation: Preallocation,
+        _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws {
         do {
-            let image = try await Qcow2Source(storage)
+            let image = try await Qcow2Source(storage, key: key)
             var backing: (any ImageSource)?
             if let name = image.backing { backing = try await openBacking(name) }
             let size = try newSize(image.virtualSize)
             var resizer = try await Qcow2Resizer(
-                storage: storage, header: image.header, backing: backing)
+                storage: storage, header: image.header, backing: backing,
+                encryption: image.encryption)
             try await resizer.resize(to: size, preallocation: preallocation)
         } catch let error as ImageError {
             throw error.naming(storage.name)

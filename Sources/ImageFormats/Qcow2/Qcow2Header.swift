@@ -114,6 +114,7 @@ public struct Qcow2Header: Sendable, Equatable {
     /// Reason why an image created anew with the same options would differ from this one; nil if it
     /// would not.
     public var reasonNotToRebuild: String? {
+        if encryptionFormat == .aes { return "clusters encrypted by AES" }
         if geometry.hasExtendedL2 { return "extended L2 entries" }
         if snapshotCount > 0 { return "internal snapshots" }
         if autoclearFeatures != 0 { return "bitmaps" }

@@ -19,6 +19,8 @@ public struct Qcow2Options: Sendable, Equatable {
     /// Whether clusters are divided into 32 subclusters, each with a state of its own.
     public var extendedL2 = false
     public var preallocation = Preallocation.off
+    /// The LUKS header of an encrypted image; nil leaves the image unencrypted.
+    var encryption: LUKSVolume?
 
     /// The backing file of a new image.
     public struct Backing: Sendable, Equatable {

@@ -52,6 +52,10 @@ extension Qcow2Resizer {
         guard header.version >= 3 || below <= first || preallocation != .off else {
             throw ImageError.invalid("Failed to zero out new clusters: Operation not supported")
         }
+        guard encryption == nil || preallocation == .off else {
+            throw ImageError.invalid(
+                "Preallocation of new space is not supported for encrypted images")
+        }
         if preallocation.takesBlocks {
             guard !storage.traits.isDevice else {
                 throw ImageError.invalid(
@@ -85,15 +89,27 @@ extension Qcow2Resizer {
     /// Clears the tail of a cluster that stays in place. The guest does not see these bytes yet.
     private func hideTail(_ growth: Growth) async throws {
         guard let tail = growth.tail, let host = tail.host else { return }
-        let inCluster = geometry.virtualSize % geometry.clusterSize
-        try await storage.writeBytes(Array(tail.content[Int(inCluster)...]), at: host + inCluster)
+        // The guest sees a part of the sector in which the disk ends, whose bytes stay the same.
+        let inCluster =
+            (geometry.virtualSize % geometry.clusterSize).roundedDown(to: guestSectorSize)
+        let content = try stored(tail, at: host)
+        try await storage.writeBytes(Array(content[Int(inCluster)...]), at: host + inCluster)
+    }
+
+    /// The content of the last cluster as it has to be stored at an offset in bytes.
+    private func stored(_ tail: Tail, at host: Int64) throws(ImageError) -> [UInt8] {
+        guard let encryption else { return tail.content }
+        return try encryption.encrypted(
+            tail.content, host: host, guest: tail.guestCluster * geometry.clusterSize)
     }
 
     /// The content of the cluster as the guest would see it if only the size changed.
     private func contentOfLastCluster(_ cluster: Int64) async throws -> [UInt8] {
         var grown = header
         grown.geometry.virtualSize = (cluster + 1) * geometry.clusterSize
-        var layers: [any ImageSource] = [try await Qcow2Source(storage, header: grown)]
+        var layers: [any ImageSource] = [
+            try await Qcow2Source(storage, header: grown, encryption: encryption)
+        ]
         if let backing { layers.append(backing) }
         var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize))
         var span = buffer.mutableBytes
@@ -219,7 +235,7 @@ extension Qcow2Resizer {
         let word = place(of: tail.guestCluster)
         change.freed += image.clusters(of: words[word..<word + Int(geometry.wordsPerL2Entry)])
         let host = try await refcounts.allocate(1) * geometry.clusterSize
-        try await storage.writeBytes(tail.content, at: host)
+        try await storage.writeBytes(stored(tail, at: host), at: host)
         words[word] = UInt64(host) | Qcow2Entry.copied
         if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
     }

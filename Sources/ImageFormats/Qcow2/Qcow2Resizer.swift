@@ -22,6 +22,8 @@ public struct Qcow2Resizer {
     var refcounts: Qcow2Refcounts
     /// The disk of the backing file; nil if there is none.
     let backing: (any ImageSource)?
+    /// nil if the image is not encrypted.
+    let encryption: Qcow2Encryption?
 
     var header: Qcow2Header { image.header }
     var geometry: Qcow2Geometry { header.geometry }
@@ -33,7 +35,15 @@ public struct Qcow2Resizer {
     public init(
         storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?
     ) async throws {
+        try await self.init(storage: storage, header: header, backing: backing, encryption: nil)
+    }
+
+    init(
+        storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?,
+        encryption: Qcow2Encryption?
+    ) async throws {
         self.storage = storage
+        self.encryption = encryption
         self.backing = backing
         (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
     }

@@ -8,6 +8,8 @@ public final class Qcow2Source: Image {
     public let header: Qcow2Header
     public let storage: any Storage
     private let tables: Qcow2Tables
+    /// nil if the image is not encrypted.
+    let encryption: Qcow2Encryption?
     /// The answer of `isPreallocated`; nil until it is known.
     private let knownPreallocation = Mutex<Bool?>(nil)
     private let decompressors: ResourcePool<Qcow2Decompressor>
@@ -16,30 +18,40 @@ public final class Qcow2Source: Image {
 
     /// Opens an image: reads the header and the L1 table.
     ///
-    /// - Throws: `ImageError` for images that are damaged, cut short, encrypted or otherwise
-    ///   unreadable.
-    public convenience init(_ storage: any Storage) async throws {
-        try await self.init(storage, header: Qcow2Header.read(from: storage))
+    /// - Throws: `ImageError` for images that are damaged, cut short, encrypted by another key or
+    ///   otherwise unreadable.
+    public convenience init(_ storage: any Storage, key: ImageKey = ImageKey()) async throws {
+        let header = try await Qcow2Header.read(from: storage)
+        try await self.init(
+            storage, header: header,
+            encryption: Qcow2Encryption.open(header, in: storage, key))
     }
 
     /// Opens the disk as it was when a snapshot was taken. As in qemu, its size is the present one.
     ///
     /// - Throws: `ImageError`, also if the image has no such snapshot.
-    convenience init(_ storage: any Storage, snapshot: SnapshotName) async throws {
+    convenience init(
+        _ storage: any Storage, snapshot: SnapshotName, key: ImageKey = ImageKey()
+    ) async throws {
         let header = try await Qcow2Header.read(from: storage)
+        let encryption = try await Qcow2Encryption.open(header, in: storage, key)
         let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         guard let found = snapshot.find(in: snapshots) else {
             throw ImageError(
                 .invalid, path: storage.name, "Failed to load snapshot: Can't find snapshot")
         }
-        try await self.init(storage, header: header.of(found, in: storage.name))
+        try await self.init(
+            storage, header: header.of(found, in: storage.name), encryption: encryption)
     }
 
     /// - Parameter header: the image's header, or a changed one that leads to another disk in the
     ///   image.
-    init(_ storage: any Storage, header: Qcow2Header) async throws {
+    init(
+        _ storage: any Storage, header: Qcow2Header, encryption: Qcow2Encryption? = nil
+    ) async throws {
         self.storage = storage
         self.header = header
+        self.encryption = encryption
         tables = try await Qcow2Tables(storage: storage, header: header)
         decompressors = ResourcePool { () throws(ImageError) in
             try Qcow2Decompressor(header.compression)
@@ -60,9 +72,23 @@ public final class Qcow2Source: Image {
     public func mappings(
         at offset: Int64, limit: Int64, holes: HoleSearch
     ) async throws -> [Mapping] {
-        try await settled(
-            tables.mappings(at: offset, limit: limit), clusterSize: header.geometry.clusterSize,
-            holes)
+        let found = try await tables.mappings(at: offset, limit: limit)
+        guard encryption == nil else { return found.map(Self.encrypted) }
+        return try await settled(found, clusterSize: header.geometry.clusterSize, holes)
+    }
+
+    /// Data of an encrypted image. Holes of the file mean nothing there: decrypted, zeros are
+    /// noise.
+    private static func encrypted(_ mapping: Mapping) -> Mapping {
+        var mapping = mapping
+        if mapping.content == .data { mapping.content = .encrypted }
+        return mapping
+    }
+
+    public func readEncrypted(
+        _ mapping: Mapping, into buffer: inout MutableRawSpan
+    ) async throws {
+        try await encryption?.read(mapping, from: storage, into: &buffer)
     }
 
     /// False if the refcounts cannot be read, because the disk can be read without them.

@@ -14,6 +14,8 @@ public final class Qcow2Target: ImageTarget {
     let writesData: Bool
     private let geometry: Qcow2Geometry
     private let keepsZeros: Bool
+    /// nil if the image is not encrypted.
+    private let encryption: Qcow2Encryption?
     /// The places of all clusters; nil if the image is not preallocated.
     private let preallocated: Qcow2PreallocatedMap?
     /// The ending of a preallocated image, which is known before the data is written.
@@ -41,11 +43,14 @@ public final class Qcow2Target: ImageTarget {
         self.options = options
         compresses = compress
         self.writesData = writesData
-        keepsZeros = minSparse == 0
+        encryption = options.encryption.map { Qcow2Encryption($0) }
         layout = Mutex(
             Qcow2Layout(
                 geometry, refcountBits: options.refcountBits, blockSize: storage.traits.blockSize))
         let isPreallocated = options.preallocation != .off
+        // A cluster that has a place reads as what its bytes are decrypted to.
+        let storesAll = isPreallocated && encryption != nil
+        keepsZeros = minSparse == 0 || storesAll
         preallocated =
             isPreallocated
             ? Qcow2PreallocatedMap(
@@ -59,10 +64,10 @@ public final class Qcow2Target: ImageTarget {
         }
         traits = TargetTraits(
             granularity: geometry.clusterSize,
-            readsAsZeroFrom: isPreallocated && !storage.traits.readsAsZero
+            readsAsZeroFrom: storesAll || isPreallocated && !storage.traits.readsAsZero
                 ? .max : options.backing?.virtualSize ?? 0,
             hasBacking: options.backing != nil,
-            canWriteZeroes: options.version >= 3 || isPreallocated,
+            canWriteZeroes: (options.version >= 3 || isPreallocated) && !storesAll,
             placesInOrder: !isPreallocated)
         // Names that do not fit cause an error before the work.
         _ = try header(geometry, nil).serialized()
@@ -149,10 +154,16 @@ public final class Qcow2Target: ImageTarget {
         }
     }
 
+    public func seal(_ placement: Placement, data: inout MutableRawSpan) throws {
+        try encryption?.cipher.seal(placement, data: &data, from: 0)
+    }
+
     public func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        try await storage.writePlacement(placement, data: data, origin: origin)
+        // Encrypted bytes have no origin whose blocks could be shared.
+        try await storage.writePlacement(
+            placement, data: data, origin: encryption == nil ? origin : nil)
         for write in placement.writes {
             if case .compressed(let run) = write.bytes { layout.withLock { $0.reuse(run) } }
         }
@@ -165,7 +176,7 @@ public final class Qcow2Target: ImageTarget {
             ending = known
         } else {
             ending = try layout.withLock { layout throws(ImageError) in
-                try layout.finish(l1Entries: geometry.l1Entries)
+                try layout.finish(l1Entries: geometry.l1Entries, options.encryption)
             }
             try await storage.writePlacement(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
@@ -187,6 +198,11 @@ public final class Qcow2Target: ImageTarget {
             header.l1Offset = ending.l1Offset
             header.refcountTableOffset = ending.refcountTableOffset
             header.refcountTableClusters = ending.refcountTableClusters
+        }
+        if encryption != nil {
+            header.encryptionMethod = Qcow2Header.luks
+            header.encryptionHeader =
+                ending?.encryptionHeader ?? Qcow2Header.TableRange(offset: 0, length: 0)
         }
         if options.lazyRefcounts {
             header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts

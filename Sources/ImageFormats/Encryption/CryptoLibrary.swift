@@ -1,0 +1,69 @@
+import CGcrypt
+import DiskImage
+import Glibc
+
+/// What encrypted images need of libgcrypt and of the kernel's random numbers.
+enum CryptoLibrary {
+    /// The reason why libgcrypt cannot be used, or nil; the first access loads it.
+    private static let problem: String? = cgcrypt_load().map { String(cString: $0) }
+
+    /// The hashes of qemu; libgcrypt has more.
+    static let hashes: Set<String> = [
+        "md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160",
+    ]
+
+    /// - Throws: `ImageError` if libgcrypt is missing or too old.
+    static func require() throws(ImageError) {
+        guard let problem else { return }
+        throw .unsupported(
+            "libgcrypt",
+            "encrypted images need the library libgcrypt (Debian: libgcrypt20): \(problem)")
+    }
+
+    /// Length of a hash in bytes; nil if it is not known.
+    static func hashLength(_ hash: String) -> Int? {
+        guard hashes.contains(hash) else { return nil }
+        let length = cgcrypt_hash_length(hash)
+        return length == 0 ? nil : length
+    }
+
+    /// Derives a key by PBKDF2.
+    ///
+    /// - Parameters:
+    ///   - iterations: at least 1.
+    ///   - length: of the key, in bytes.
+    static func derive(
+        _ secret: SecretBytes, salt: [UInt8], hash: String, iterations: UInt32, length: Int
+    ) throws(ImageError) -> SecretBytes {
+        try SecretBytes(count: length) { key throws(ImageError) in
+            let isDone = secret.withBytes { secret in
+                cgcrypt_derive(
+                    hash, secret.baseAddress, secret.count, salt, salt.count, UInt(iterations),
+                    key.baseAddress, length)
+            }
+            guard isDone else { throw failure }
+        }
+    }
+
+    static let failure = ImageError.unsupported("libgcrypt", "cannot encrypt, decrypt or hash")
+
+    /// Fills memory with random bytes of the kernel.
+    static func randomize(_ memory: UnsafeMutableRawBufferPointer) throws(ImageError) {
+        var rest = memory[...]
+        while !rest.isEmpty {
+            // At most 256 bytes at once are never interrupted (man getrandom).
+            let part = UnsafeMutableRawBufferPointer(rebasing: rest.prefix(256))
+            guard getrandom(part.baseAddress, part.count, 0) == part.count else {
+                throw .unsupported(
+                    "getrandom", "cannot get random numbers: \(String(cString: strerror(errno)))")
+            }
+            rest = rest.dropFirst(part.count)
+        }
+    }
+
+    /// Random bytes that need not be secret.
+    static func randomBytes(_ count: Int) throws(ImageError) -> [UInt8] {
+        try SecretBytes(count: count) { memory throws(ImageError) in try randomize(memory) }
+            .withBytes { Array($0) }
+    }
+}
