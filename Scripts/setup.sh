@@ -4,7 +4,8 @@
 set -euo pipefail
 
 packages=(dpkg-dev pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev libssl-dev
-    libcurl4-openssl-dev liblzma-dev libbz2-dev libgcrypt20-dev)
+    libcurl4-openssl-dev liblzma-dev libbz2-dev
+    libgcrypt20-dev)
 if [ "${1:-build}" = test ]; then
     # qemu-img and other judges, and the programs that make images and file systems for the tests.
     packages+=(

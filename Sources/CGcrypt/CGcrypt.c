@@ -4,6 +4,7 @@
 #include <gcrypt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define FUNCTIONS(USE) \
     USE(check_version) USE(control) USE(md_map_name) USE(md_get_algo_dlen) USE(md_hash_buffer) \
@@ -45,6 +46,16 @@ bool cgcrypt_derive(
     return !gcrypt.kdf_derive(
         password, password_length, GCRY_KDF_PBKDF2, gcrypt.md_map_name(hash), salt, salt_length,
         iterations, key_length, key);
+}
+
+bool cgcrypt_randomize(void *bytes, size_t count) {
+    for (size_t done = 0; done < count;) {
+        // Requests of up to 256 bytes are never cut short by a signal (man getrandom).
+        size_t part = count - done < 256 ? count - done : 256;
+        if (getrandom((char *)bytes + done, part, 0) != (ssize_t)part) return false;
+        done += part;
+    }
+    return true;
 }
 
 struct cgcrypt_cipher {

@@ -10,7 +10,7 @@ public final class SecretBytes: @unchecked Sendable {
         count: Int, _ fill: (_ memory: UnsafeMutableRawBufferPointer) throws(Failure) -> Void
     ) throws(Failure) {
         memory = .allocate(byteCount: count, alignment: MemoryLayout<UInt64>.alignment)
-        memory.initializeMemory(as: UInt8.self, repeating: 0)
+        _ = memory.initializeMemory(as: UInt8.self, repeating: 0)
         try fill(memory)
     }
 

@@ -25,7 +25,9 @@ extension Secrets {
             do {
                 let tree = try JSONDecoder().decode(
                     [String: OptionValue].self, from: Data(object))
-                return tree.compactMapValues { if case .string(let text) = $0 { text } else { nil } }
+                return tree.compactMapValues { value -> [UInt8]? in
+                    if case .string(let text) = value { text } else { nil }
+                }
             } catch {
                 throw .invalid("--object is neither a JSON object nor a list of options")
             }

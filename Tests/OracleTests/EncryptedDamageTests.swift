@@ -49,7 +49,7 @@ import Testing
         Damage(212, [0, 0, 0, 0], "no iterations"),
         Damage(216, [1, 2, 3], "Invalid password", isShown: true),
         Damage(248, [0, 0, 0, 0], "lies in the header"), Damage(248, most, "lies in the payload"),
-        Damage(248, [0, 0, 0, 9], "overlaps"),
+        Damage(248, [0, 0, 0, 100], "overlaps"),
         Damage(252, [0, 0, 0, 0], "stripes"), Damage(252, most, "stripes"),
         Damage(296, [0, 0, 0, 8], "overlaps"),
         Damage(5000, [1, 2, 3], "Invalid password", isShown: true),

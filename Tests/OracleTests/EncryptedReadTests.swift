@@ -14,7 +14,8 @@ import Testing
         "cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=md5", "hash-alg=sha1", "hash-alg=sha224",
         "hash-alg=sha384", "hash-alg=sha512", "hash-alg=ripemd160", "hash-alg=md5",
         "cipher-alg=serpent-256", "cipher-alg=serpent-128,cipher-mode=cbc",
-        "cipher-alg=twofish-256", "cipher-alg=twofish-128,cipher-mode=cbc,ivgen-alg=essiv,"
+        "cipher-alg=twofish-256",
+        "cipher-alg=twofish-128,cipher-mode=cbc,ivgen-alg=essiv,"
             + "ivgen-hash-alg=md5",
     ]
 
@@ -87,7 +88,8 @@ import Testing
             let words = ["dd"] + EncryptedImage.secret + ["--image-opts"] + part.words
             try require("qemu-img", words + ["if=\(described)", "of=\(folder.path("their"))"])
             try require(Swimg.path, words + ["if=\(described)", "of=\(folder.path("own"))"])
-            #expect(try mismatch(contents(folder.path("own")), contents(folder.path("their"))) == nil)
+            #expect(
+                try mismatch(contents(folder.path("own")), contents(folder.path("their"))) == nil)
         }
     }
 
@@ -123,7 +125,9 @@ import Testing
         let path = folder.path("image")
         let object = ["--object", "secret,id=s,data=\(passphrase)"]
         try EncryptedImage.qemuImg(
-            ["create", "-q", "-f", "luks"] + object + ["-o", "key-secret=s,iter-time=10", path, "1M"])
+            ["create", "-q", "-f", "luks"] + object + [
+                "-o", "key-secret=s,iter-time=10", path, "1M",
+            ])
         let encoded = Data(passphrase.utf8).base64EncodedString()
         let own = try run(
             Swimg.path,
@@ -184,18 +188,28 @@ import Testing
     }
 
     /// The words of qemu-img; the secret is never among them.
-    @Test(arguments: [
-        ("luks", [], "FILE"), ("qcow2", [], "FILE"),
-        ("luks", [], "driver=luks,key-secret=t,file.filename=FILE"),
-        ("luks", ["--object", "secret,id=t,data=wrong"], "driver=luks,key-secret=t,file.filename=FILE"),
-        ("qcow2", ["--object", "secret,id=t,data=wrong"],
-            "driver=qcow2,encrypt.key-secret=t,file.filename=FILE"),
-        ("qcow2", EncryptedImage.secret, "driver=qcow2,encrypt.format=luks,file.filename=FILE"),
-        ("qcow2", EncryptedImage.secret,
-            "driver=qcow2,encrypt.format=aes,encrypt.key-secret=s,file.filename=FILE"),
-        ("plain", EncryptedImage.secret,
-            "driver=qcow2,encrypt.format=luks,encrypt.key-secret=s,file.filename=FILE"),
-    ] as [(String, [String], String)])
+    @Test(
+        arguments: [
+            ("luks", [], "FILE"), ("qcow2", [], "FILE"),
+            ("luks", [], "driver=luks,key-secret=t,file.filename=FILE"),
+            (
+                "luks", ["--object", "secret,id=t,data=wrong"],
+                "driver=luks,key-secret=t,file.filename=FILE"
+            ),
+            (
+                "qcow2", ["--object", "secret,id=t,data=wrong"],
+                "driver=qcow2,encrypt.key-secret=t,file.filename=FILE"
+            ),
+            ("qcow2", EncryptedImage.secret, "driver=qcow2,encrypt.format=luks,file.filename=FILE"),
+            (
+                "qcow2", EncryptedImage.secret,
+                "driver=qcow2,encrypt.format=aes,encrypt.key-secret=s,file.filename=FILE"
+            ),
+            (
+                "plain", EncryptedImage.secret,
+                "driver=qcow2,encrypt.format=luks,encrypt.key-secret=s,file.filename=FILE"
+            ),
+        ] as [(String, [String], String)])
     func refusals(_ format: String, _ secret: [String], _ name: String) throws {
         let path = folder.path("image")
         if format == "plain" {
@@ -258,7 +272,9 @@ import Testing
     /// Headers that cryptsetup makes, with a second key.
     @Test(
         .enabled(if: hasProgram("cryptsetup"), "the judge is cryptsetup"),
-        arguments: ["aes-xts-plain64 -s 512", "aes-cbc-essiv:sha256 -s 192", "aes-cbc-plain -s 128"])
+        arguments: [
+            "aes-xts-plain64 -s 512", "aes-cbc-essiv:sha256 -s 192", "aes-cbc-plain -s 128",
+        ])
     func madeByCryptsetup(_ cipher: String) throws {
         let path = folder.path("image")
         try Qemu.img("create", "-q", "-f", "raw", path, "6M")

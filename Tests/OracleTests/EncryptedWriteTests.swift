@@ -49,7 +49,9 @@ import Testing
             let options = EncryptedImage.creation("luks", cipher: cipher)
             try require(
                 Swimg.path,
-                ["create", "-q", "-f", "luks"] + EncryptedImage.secret + ["-o", options, path, "1M"])
+                ["create", "-q", "-f", "luks"] + EncryptedImage.secret + [
+                    "-o", options, path, "1M",
+                ])
             let dump = try require("cryptsetup", ["luksDump", path])
             #expect(dump.contains("Key Slot 0: ENABLED"))
             let key = try folder.write("key", Array(EncryptedImage.passphrase.utf8))
@@ -71,14 +73,17 @@ import Testing
     func converts(_ target: (format: String, options: String), _ manner: [String]) throws {
         let source = try disk.writeRaw(folder.path("disk.raw"))
         let path = image(target.format)
-        let options = [EncryptedImage.creation(target.format), target.options].filter { !$0.isEmpty }
+        let options = [EncryptedImage.creation(target.format), target.options].filter {
+            !$0.isEmpty
+        }
         let own = try Swimg.convert(
             EncryptedImage.secret + manner + ["-O", target.format, "-f", "raw"]
                 + options.flatMap { ["-o", $0] } + [source, path])
         #expect(own.isSuccess && own.errors.isEmpty, "\(own)")
-        let named = EncryptedImage.secret + [
-            "--image-opts", EncryptedImage.options(target.format, path),
-        ]
+        let named =
+            EncryptedImage.secret + [
+                "--image-opts", EncryptedImage.options(target.format, path),
+            ]
         try EncryptedImage.qemuImg(["compare"] + named + ["driver=raw,file.filename=\(source)"])
         if target.format == "qcow2" { try EncryptedImage.qemuImg(["check"] + named) }
         // The plain text is nowhere in the file.
@@ -131,9 +136,10 @@ import Testing
         try EncryptedImage.io(format, path, ["write -P 7 0 \(size)"])
         let uuid = try #require(
             try Qemu.img("info", path).split(separator: "\n").first { $0.contains("uuid:") })
-        let named = EncryptedImage.secret + [
-            "-n", "--target-image-opts", source, EncryptedImage.options(format, path),
-        ]
+        let named =
+            EncryptedImage.secret + [
+                "-n", "--target-image-opts", source, EncryptedImage.options(format, path),
+            ]
         let own = try Swimg.convert(named)
         #expect(own.isSuccess && own.errors.isEmpty, "\(own)")
         let read = try EncryptedImage.disk(format, path)
@@ -242,18 +248,21 @@ import Testing
                 + ["-o", "encrypt.format=\(encryption),encrypt.key-secret=s"]
                 + (encryption == "luks" ? ["-o", "encrypt.iter-time=10"] : []) + [path, "192k"])
         try EncryptedImage.io("qcow2", path, ["write -P 7 0 192k"])
-        let named = EncryptedImage.secret + [
-            "--image-opts", EncryptedImage.options("qcow2", path),
-        ]
+        let named =
+            EncryptedImage.secret + [
+                "--image-opts", EncryptedImage.options("qcow2", path),
+            ]
         for (words, count) in [(["--shrink"], "100352"), (["--shrink"], size)] {
             let own = try run(Swimg.path, ["resize"] + words + named + [count])
             #expect(own.isSuccess == (count != "300000"), "\(own)")
         }
         try EncryptedImage.qemuImg(["check"] + named)
         guard size != "10G" else {
-            return try EncryptedImage.io("qcow2", path, [
-                "read -P 7 0 100352", "read -P 0 100352 100k", "read -P 0 9G 100k",
-            ])
+            return try EncryptedImage.io(
+                "qcow2", path,
+                [
+                    "read -P 7 0 100352", "read -P 0 100352 100k", "read -P 0 9G 100k",
+                ])
         }
         let read = try EncryptedImage.disk("qcow2", path)
         let end = min(read.count, 100_352)

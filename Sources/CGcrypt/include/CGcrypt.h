@@ -27,6 +27,9 @@ bool cgcrypt_derive(
     const void *_Nullable salt, size_t salt_length, unsigned long iterations, void *_Nullable key,
     size_t key_length);
 
+/// Fills memory with random bytes of the kernel; false with errno if that fails.
+bool cgcrypt_randomize(void *_Nullable bytes, size_t count);
+
 /// A cipher with its key, for one thread at a time.
 typedef struct cgcrypt_cipher cgcrypt_cipher;
 

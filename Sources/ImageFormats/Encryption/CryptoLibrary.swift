@@ -49,15 +49,9 @@ enum CryptoLibrary {
 
     /// Fills memory with random bytes of the kernel.
     static func randomize(_ memory: UnsafeMutableRawBufferPointer) throws(ImageError) {
-        var rest = memory[...]
-        while !rest.isEmpty {
-            // At most 256 bytes at once are never interrupted (man getrandom).
-            let part = UnsafeMutableRawBufferPointer(rebasing: rest.prefix(256))
-            guard getrandom(part.baseAddress, part.count, 0) == part.count else {
-                throw .unsupported(
-                    "getrandom", "cannot get random numbers: \(String(cString: strerror(errno)))")
-            }
-            rest = rest.dropFirst(part.count)
+        guard cgcrypt_randomize(memory.baseAddress, memory.count) else {
+            throw ImageError(
+                .unsupported, "cannot get random numbers: \(String(cString: strerror(errno)))")
         }
     }
 

@@ -23,11 +23,25 @@ public struct Secrets: Sendable {
             throw .invalid("Parameter '\(prefix)key-secret' is required for cipher")
         }
         guard let secret = values[id] else { throw .invalid("No secret with id '\(id)'") }
-        let isText = secret.withBytes {
-            String(validating: $0, as: UTF8.self) != nil && !$0.contains(0)
-        }
-        guard isText else { throw .invalid("Data from secret \(id) is not valid UTF-8") }
+        guard secret.isText else { throw .invalid("Data from secret \(id) is not valid UTF-8") }
         return secret
+    }
+}
+
+extension SecretBytes {
+    /// Whether the bytes are UTF-8 without NUL. A string of them would stay in memory.
+    fileprivate var isText: Bool {
+        withBytes { bytes in
+            var rest = bytes.makeIterator()
+            var decoder = UTF8()
+            while true {
+                switch decoder.decode(&rest) {
+                case .scalarValue("\0"), .error: return false
+                case .scalarValue: continue
+                case .emptyInput: return true
+                }
+            }
+        }
     }
 }
 

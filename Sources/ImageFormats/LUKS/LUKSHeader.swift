@@ -152,7 +152,7 @@ public struct LUKSHeader: Sendable, Equatable {
             guard place.upperBound <= payloadOffset else {
                 throw Self.damaged(number, "its key lies in the payload", name)
             }
-            guard !places[..<number].contains(where: place.overlaps) else {
+            guard !places[..<number].contains(where: { place.overlaps($0) }) else {
                 throw Self.damaged(number, "its key overlaps that of another one", name)
             }
         }

@@ -272,7 +272,8 @@ struct Qcow2Layout: ~Copyable {
         placement.append(.metadata(padded(l1, l1Clusters)), at: l1Offset.bytes)
         placement.append(.metadata(padded(refcountTable, tableClusters)), at: tableOffset.bytes)
         return Ending(
-            placement: placement, encryptionHeader: volume.map {
+            placement: placement,
+            encryptionHeader: volume.map {
                 Qcow2Header.TableRange(
                     offset: UInt64(start * clusterSize), length: UInt64($0.length))
             }, l1Offset: l1Offset, refcountTableOffset: tableOffset,
