@@ -8,7 +8,8 @@
 
 #define FUNCTIONS(USE) \
     USE(check_version) USE(control) USE(md_map_name) USE(md_get_algo_dlen) USE(md_hash_buffer) \
-    USE(kdf_derive) USE(cipher_open) USE(cipher_close) USE(cipher_setkey) USE(cipher_setiv) \
+    USE(md_open) USE(md_close) USE(md_setkey) USE(md_reset) USE(md_write) USE(md_read) \
+    USE(cipher_open) USE(cipher_close) USE(cipher_setkey) USE(cipher_setiv) \
     USE(cipher_encrypt) USE(cipher_decrypt)
 #define FIELD(name) __typeof__(&gcry_##name) name;
 
@@ -40,12 +41,61 @@ void cgcrypt_hash(const char *hash, const void *bytes, size_t count, void *resul
     gcrypt.md_hash_buffer(gcrypt.md_map_name(hash), result, bytes, count);
 }
 
-bool cgcrypt_derive(
+// Length of the longest hash in bytes.
+enum { longest_hash = 64 };
+
+// Iterations between two looks at whether to stop: some 25 ms.
+enum { look_distance = 1 << 16 };
+
+// Computes one block of a key: the hash of the salt and the number, hashed again and again, and all
+// of these added.
+static enum cgcrypt_outcome derive_block(
+    gcry_md_hd_t hmac, size_t length, const void *salt, size_t salt_length, uint32_t number,
+    uint32_t iterations, unsigned char *sum, bool (*stops)(void)) {
+    unsigned char last[longest_hash];
+    unsigned char bytes[4] = {number >> 24, number >> 16, number >> 8, number};
+    gcrypt.md_reset(hmac);
+    gcrypt.md_write(hmac, salt, salt_length);
+    gcrypt.md_write(hmac, bytes, sizeof bytes);
+    memcpy(last, gcrypt.md_read(hmac, 0), length);
+    memcpy(sum, last, length);
+    enum cgcrypt_outcome outcome = cgcrypt_done;
+    for (uint32_t count = 1; count < iterations; count++) {
+        if (count % look_distance == 0 && stops()) {
+            outcome = cgcrypt_stopped;
+            break;
+        }
+        gcrypt.md_reset(hmac);
+        gcrypt.md_write(hmac, last, length);
+        memcpy(last, gcrypt.md_read(hmac, 0), length);
+        for (size_t index = 0; index < length; index++) sum[index] ^= last[index];
+    }
+    explicit_bzero(last, sizeof last);
+    return outcome;
+}
+
+enum cgcrypt_outcome cgcrypt_derive(
     const char *hash, const void *password, size_t password_length, const void *salt,
-    size_t salt_length, unsigned long iterations, void *key, size_t key_length) {
-    return !gcrypt.kdf_derive(
-        password, password_length, GCRY_KDF_PBKDF2, gcrypt.md_map_name(hash), salt, salt_length,
-        iterations, key_length, key);
+    size_t salt_length, uint32_t iterations, void *key, size_t key_length, bool (*stops)(void)) {
+    size_t length = cgcrypt_hash_length(hash);
+    gcry_md_hd_t hmac = NULL;
+    if (!length || length > longest_hash
+        || gcrypt.md_open(&hmac, gcrypt.md_map_name(hash), GCRY_MD_FLAG_HMAC)) {
+        return cgcrypt_failed;
+    }
+    enum cgcrypt_outcome outcome =
+        gcrypt.md_setkey(hmac, password, password_length) ? cgcrypt_failed : cgcrypt_done;
+    unsigned char sum[longest_hash];
+    size_t done = 0;
+    for (uint32_t number = 1; outcome == cgcrypt_done && done < key_length; number++) {
+        outcome = derive_block(hmac, length, salt, salt_length, number, iterations, sum, stops);
+        size_t part = key_length - done < length ? key_length - done : length;
+        memcpy((char *)key + done, sum, part);
+        done += part;
+    }
+    explicit_bzero(sum, sizeof sum);
+    gcrypt.md_close(hmac);
+    return outcome;
 }
 
 bool cgcrypt_randomize(void *bytes, size_t count) {
@@ -100,7 +150,7 @@ static gcry_cipher_hd_t open_cipher(int number, int mode, const void *key, size_
 // ESSIV: start values are encrypted by the same cipher, with the hash of the key as its key.
 static gcry_cipher_hd_t open_start_value(
     const char *cipher, const void *key, size_t key_length, const char *hash) {
-    unsigned char digest[64];
+    unsigned char digest[longest_hash];
     size_t length = cgcrypt_hash_length(hash);
     if (length > sizeof digest) return NULL;
     cgcrypt_hash(hash, key, key_length, digest);

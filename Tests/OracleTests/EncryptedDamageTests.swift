@@ -114,6 +114,23 @@ import Testing
         }
     }
 
+    /// Billions of iterations are valid, and a signal ends them.
+    @Test(arguments: [212, 164])
+    func hoursOfWorkCanBeStopped(_ offset: Int) throws {
+        let folder = try TempFolder()
+        let path = folder.path("image")
+        try EncryptedImage.make("luks", path, size: "1M")
+        try change(path, offset, Self.most)
+        let process = try RunningProcess(
+            Swimg.path,
+            ["digest"] + EncryptedImage.secret
+                + ["--image-opts", EncryptedImage.options("luks", path)])
+        #expect(!process.wait(until: { false }, timeout: 1))
+        process.send(SIGTERM)
+        let outcome = try process.wait(timeout: 20)
+        #expect(outcome.status == 128 + SIGTERM, "\(outcome)")
+    }
+
     /// A cluster that the file does not have in full would decrypt to noise.
     @Test func cutShort() throws {
         let folder = try TempFolder()

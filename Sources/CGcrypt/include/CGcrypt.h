@@ -21,11 +21,15 @@ size_t cgcrypt_hash_length(const char *_Nonnull hash);
 /// - result: as long as the hash.
 void cgcrypt_hash(
     const char *_Nonnull hash, const void *_Nullable bytes, size_t count, void *_Nullable result);
-/// Derives a key by PBKDF2 (RFC 8018).
-bool cgcrypt_derive(
+enum cgcrypt_outcome { cgcrypt_done, cgcrypt_failed, cgcrypt_stopped };
+
+/// Derives a key by PBKDF2 (RFC 8018). libgcrypt's own function is as fast and cannot be stopped,
+/// and a header can ask for billions of iterations.
+/// - stops: asked now and then; true ends the work.
+enum cgcrypt_outcome cgcrypt_derive(
     const char *_Nonnull hash, const void *_Nullable password, size_t password_length,
-    const void *_Nullable salt, size_t salt_length, unsigned long iterations, void *_Nullable key,
-    size_t key_length);
+    const void *_Nonnull salt, size_t salt_length, uint32_t iterations, void *_Nonnull key,
+    size_t key_length, bool (*_Nonnull stops)(void));
 
 /// Fills memory with random bytes of the kernel; false with errno if that fails.
 bool cgcrypt_randomize(void *_Nullable bytes, size_t count);

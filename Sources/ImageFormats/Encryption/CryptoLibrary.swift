@@ -32,16 +32,22 @@ enum CryptoLibrary {
     /// - Parameters:
     ///   - iterations: at least 1.
     ///   - length: of the key, in bytes.
+    /// - Throws: `ImageError`, or `CancellationError`: a header can ask for hours of work.
     static func derive(
         _ secret: SecretBytes, salt: [UInt8], hash: String, iterations: UInt32, length: Int
-    ) throws(ImageError) -> SecretBytes {
-        try SecretBytes(count: length) { key throws(ImageError) in
-            let isDone = secret.withBytes { secret in
+    ) throws -> SecretBytes {
+        try SecretBytes(count: length) { key in
+            guard let place = key.baseAddress else { throw failure }
+            let outcome = secret.withBytes {
                 cgcrypt_derive(
-                    hash, secret.baseAddress, secret.count, salt, salt.count, UInt(iterations),
-                    key.baseAddress, length)
+                    hash, $0.baseAddress, $0.count, salt, salt.count, iterations, place, length,
+                    { Task.isCancelled })
             }
-            guard isDone else { throw failure }
+            switch outcome {
+            case cgcrypt_done: break
+            case cgcrypt_stopped: throw CancellationError()
+            default: throw failure
+            }
         }
     }
 

@@ -35,7 +35,7 @@ extension LUKSHeader {
         return try AntiForensicSplitter(hash: hash, keyLength: keyLength).merge(material.bytes)
     }
 
-    private func isMasterKey(_ key: SecretBytes) throws(ImageError) -> Bool {
+    private func isMasterKey(_ key: SecretBytes) throws -> Bool {
         guard masterKeyIterations > 0 else { return false }
         let digest = try CryptoLibrary.derive(
             key, salt: masterKeySalt, hash: hash, iterations: masterKeyIterations,

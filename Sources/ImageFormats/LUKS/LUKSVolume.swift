@@ -132,7 +132,9 @@ struct LUKSVolume: Sendable, Equatable {
 
     /// Makes a master key and the one slot that the passphrase opens. This takes the time that the
     /// options ask for, and a little more.
-    init(_ options: LUKSOptions) throws(ImageError) {
+    ///
+    /// - Throws: `ImageError` or `CancellationError`.
+    init(_ options: LUKSOptions) throws {
         let spec = options.spec
         let keyLength = spec.keyLength
         let key = try SecretBytes(count: keyLength) { memory throws(ImageError) in
@@ -202,7 +204,7 @@ struct LUKSVolume: Sendable, Equatable {
     /// The number of iterations that take `time` milliseconds on this processor.
     private static func iterations(
         _ hash: String, keyLength: Int, time: Int64
-    ) throws(ImageError) -> UInt32 {
+    ) throws -> UInt32 {
         let secret = SecretBytes(Array("password".utf8))
         let salt = [UInt8](repeating: 0, count: LUKSHeader.saltLength)
         var tried: UInt32 = 1000
@@ -214,7 +216,7 @@ struct LUKSVolume: Sendable, Equatable {
             if taken >= measuredTime || tried > .max / 4 {
                 let wanted = Double(tried) * Double(time) * 1e6 / Double(max(taken, 1))
                 guard wanted <= Double(UInt32.max) else {
-                    throw .invalid("PBKDF iterations too large to scale: \(time) ms")
+                    throw ImageError.invalid("PBKDF iterations too large to scale: \(time) ms")
                 }
                 return max(fewestIterations, UInt32(wanted))
             }

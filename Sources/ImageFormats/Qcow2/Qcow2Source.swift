@@ -49,6 +49,9 @@ public final class Qcow2Source: Image {
     init(
         _ storage: any Storage, header: Qcow2Header, encryption: Qcow2Encryption? = nil
     ) async throws {
+        guard encryption != nil || header.encryptionFormat == nil else {
+            throw ImageError.unsupported(storage.name, "the image is encrypted")
+        }
         self.storage = storage
         self.header = header
         self.encryption = encryption
