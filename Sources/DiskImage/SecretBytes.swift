@@ -20,7 +20,7 @@ public final class SecretBytes: @unchecked Sendable {
     }
 
     deinit {
-        explicit_bzero(memory.baseAddress, memory.count)
+        memory.wipe()
         memory.deallocate()
     }
 
@@ -31,5 +31,12 @@ public final class SecretBytes: @unchecked Sendable {
         _ body: (UnsafeRawBufferPointer) throws(Failure) -> Result
     ) throws(Failure) -> Result {
         try body(UnsafeRawBufferPointer(memory))
+    }
+}
+
+extension UnsafeMutableRawBufferPointer {
+    /// Overwrites the bytes with zeros, even if they are never read again.
+    package func wipe() {
+        if let baseAddress { explicit_bzero(baseAddress, count) }
     }
 }

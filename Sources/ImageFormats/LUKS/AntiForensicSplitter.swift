@@ -1,6 +1,5 @@
 import CGcrypt
 import DiskImage
-import Glibc
 
 /// Splits a key into many stripes, all of which are needed to get it back: what is left of a key
 /// slot that was wiped in part is worth nothing.
@@ -79,7 +78,7 @@ struct AntiForensicSplitter {
                 cgcrypt_hash(hash, scratch.baseAddress, 4 + count, result.baseAddress)
                 for index in 0..<count { key[start + index] = result[index] }
             }
-            explicit_bzero(scratch.baseAddress, scratch.count)
+            scratch.wipe()
         }
     }
 }

@@ -1,5 +1,6 @@
 import DiskImage
 import Glibc
+import ImageStorage
 
 /// The options of a new LUKS header, as `-o` sets them.
 struct LUKSOptions: Sendable {
