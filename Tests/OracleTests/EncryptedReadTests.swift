@@ -53,7 +53,7 @@ import Testing
     }
 
     @Test(arguments: ["luks", "qcow2"], ciphers)
-    func ciphers(_ format: String, _ cipher: String) throws {
+    func everyCipher(_ format: String, _ cipher: String) throws {
         let path = try image(format, cipher: cipher)
         let judged = try EncryptedImage.disk(format, path)
         #expect(judged[65536..<65536 + 102_400].allSatisfy { $0 == 7 })
