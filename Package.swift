@@ -63,7 +63,7 @@ let package = Package(
             name: "ImageFormats",
             dependencies: [
                 "ImageStorage", "Concurrency",
-                "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL",
+                "DiskImage", "CZlib", "CZstd", "CDeflate", "CISAL", "CGcrypt",
             ],
             swiftSettings: strict),
         .target(
@@ -93,6 +93,7 @@ let package = Package(
         .target(name: "CXZ"),
         .target(name: "CBZip2"),
         .target(name: "CDigest"),
+        .target(name: "CGcrypt"),
         .systemLibrary(name: "CZlib", pkgConfig: "zlib", providers: [.apt(["zlib1g-dev"])]),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(

@@ -26,7 +26,7 @@ Architecture: $architecture
 Maintainer: The swimg project <swimg@localhost>
 Installed-Size: $(du -ks --exclude=DEBIAN "$root" | cut -f1)
 Depends: ${libraries#shlibs:Depends=}
-Recommends: libnbd0, libcurl4, liblzma5, libbz2-1.0
+Recommends: libnbd0, libcurl4, liblzma5, libbz2-1.0, libgcrypt20
 Section: otherosfs
 Priority: optional
 Description: converts disk images, with qemu-img's command line

@@ -4,11 +4,12 @@
 set -euo pipefail
 
 packages=(dpkg-dev pkg-config zlib1g-dev libzstd-dev libdeflate-dev libisal-dev libnbd-dev libssl-dev
-    libcurl4-openssl-dev liblzma-dev libbz2-dev)
+    libcurl4-openssl-dev liblzma-dev libbz2-dev
+    libgcrypt20-dev)
 if [ "${1:-build}" = test ]; then
     # qemu-img and other judges, and the programs that make images and file systems for the tests.
     packages+=(
-        qemu-utils nbdkit libnbd-bin gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip
+        qemu-utils cryptsetup-bin nbdkit libnbd-bin gnutls-bin e2fsprogs xfsprogs btrfs-progs util-linux gzip
         xz-utils zstd bzip2 attr acl strace time python3
         python3-oslo.utils python3-venv python3-dev gcc
         nginx-light libnginx-mod-http-echo openssl curl)

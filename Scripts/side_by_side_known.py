@@ -136,7 +136,7 @@ KNOWN = [
     ("a FIFO or a character device as a source, target or backing file", refuses("neither a regular file nor a block")),
     ("control characters in names", control_characters),
     ("check and the backing file", they_say("check", "backing file|ext_backing_format")),
-    ("check of encrypted images", they_say("check", "encrypt.key-secret")),
+    ("check of encrypted qcow2 images", they_say("check", "encrypt.key-secret")),
     ("where qemu-img crashes", crash),
     ("where qemu-img does not end", endless),
     ("map of a damaged image", cut_listing),

@@ -35,6 +35,9 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
 
     public var byteCount: Int { memory.count }
 
+    /// Overwrites the bytes with zeros, even if they are never read again.
+    public mutating func wipe() { memory.wipe() }
+
     /// The whole buffer, for reading.
     public var bytes: RawSpan {
         @_lifetime(borrow self)

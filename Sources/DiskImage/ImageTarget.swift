@@ -117,6 +117,10 @@ public protocol ImageTarget: Sendable {
     /// - Parameter encoded: the buffer that `encode` filled.
     func place(_ pieces: [EncodedPiece], encoded: RawSpan) async throws -> Placement
 
+    /// Encrypts, if the target does, what `place` decided to write of the chunk's data buffer. CPU
+    /// work, on any worker.
+    func seal(_ placement: Placement, data: inout MutableRawSpan) throws
+
     /// Writes what `place` decided, with plain clusters from the chunk's data buffer. Each
     /// placement has to be written once, because it can hold bytes of earlier chunks.
     ///
@@ -142,6 +146,8 @@ public protocol ImageTarget: Sendable {
 
 extension ImageTarget {
     public var sharesUnread: Bool { false }
+
+    public func seal(_ placement: Placement, data: inout MutableRawSpan) {}
 
     public func share(
         _ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64

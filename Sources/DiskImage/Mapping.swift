@@ -6,6 +6,8 @@ public struct Mapping: Sendable, Equatable {
     public enum Content: Sendable, Equatable {
         /// Bytes stored as they are. They have to be read to be known, and may all be zeros.
         case data
+        /// Bytes stored encrypted, like data. No other image could use them where they are.
+        case encrypted
         /// A compressed cluster, or a part of one.
         case compressed
         /// Zeros, because the image's tables say so.
@@ -48,7 +50,7 @@ public struct Mapping: Sendable, Equatable {
     /// else is zeros.
     public var needsReading: Bool {
         switch content {
-        case .data, .compressed, .missing: true
+        case .data, .encrypted, .compressed, .missing: true
         case .zero, .hole, .preallocated, .unallocated: false
         }
     }

@@ -14,6 +14,8 @@ public struct Conversion: Sendable {
     /// Paths, or names that a driver of `Storages` claims; several guest disks are joined to one.
     public var sources: [ImageName]
     public var target: ImageName
+    /// The description of an existing target (`-n`), with its key; nil if it has none.
+    private var existing: ImageName?
     /// nil detects the format from the first bytes of each source.
     public var sourceFormat: ImageFormat?
     public var targetFormat = ImageFormat.raw
@@ -140,9 +142,11 @@ public struct Conversion: Sendable {
             ?? input(opened, leavesBacking: backing != nil)
         let image: any WrittenImage
         var files = opened.flatMap(\.files)
-        if skipsCreation, let old = try await ExistingImage.open(target, targetFormat, opener) {
+        if skipsCreation,
+            let old = try await ExistingImage.open(existing ?? target, targetFormat, opener)
+        {
             input = try old.under(input, leavesBacking: backing != nil, path: target)
-            image = try targetFormat.creator().existingImage(leavesBacking: backing != nil)
+            image = try old.written(leavesBacking: backing != nil)
             files += old.filesBelow
         } else {
             var new = plan
@@ -270,9 +274,11 @@ public struct Conversion: Sendable {
             throw ImageError.invalid("compression is not supported for format '\(targetFormat)'")
                 .asQemu("Compression not supported for this file format")
         }
+        // An existing image (-n) takes no options, and the image that replaces it becomes like it.
+        let planned = skipsCreation ? ImageFormat.raw : targetFormat
         let plan: any NewImage
         do {
-            plan = try creator.newImage(TypedOptions(options, for: targetFormat))
+            plan = try planned.creator().newImage(TypedOptions(options, for: planned))
         } catch {
             throw ImageError(
                 error.kind, path: target.description,
@@ -285,9 +291,15 @@ public struct Conversion: Sendable {
         if compress, plan.parameters.dataFile != nil {
             throw .invalid("Compression and a data file not supported at the same time")
         }
+        if compress, plan.parameters.isEncrypted {
+            throw Self.compressesEncrypted
+        }
         try checkBacking(plan)
         return plan
     }
+
+    private static let compressesEncrypted = ImageError.invalid(
+        "Compression and encryption not supported at the same time")
 
     private func checkBacking(_ plan: any NewImage) throws(ImageError) {
         guard let backing = backing(plan) else {
@@ -322,6 +334,7 @@ public struct Conversion: Sendable {
                 "an image that is a part of a file can only be read")
         }
         var result = self
+        result.existing = target
         result.target = described.place
         if let format = described.format { result.targetFormat = format }
         return result

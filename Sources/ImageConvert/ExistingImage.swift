@@ -19,6 +19,10 @@ struct ExistingImage {
         return ExistingImage(image: try await opener.open(name, format: format))
     }
 
+    func written(leavesBacking: Bool) throws(ImageError) -> any WrittenImage {
+        try image.format.creator().existingImage(image.topLayer, leavesBacking: leavesBacking)
+    }
+
     /// The content to write: `input`, and the rest of the last cluster as it was.
     ///
     /// - Parameter leavesBacking: whether the input leaves out what the backing file provides

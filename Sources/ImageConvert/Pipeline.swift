@@ -215,6 +215,8 @@ private struct Stages: Sendable {
         // one waits for its write.
         encodedPool.giveBack(encoded)
         if placement.usesData {
+            var bytes = data.mutableBytes
+            try reading.target.seal(placement, data: &bytes)
             try await writing.write(placement, of: chunk, data: data.bytes)
             dataPool.giveBack(data)
         } else {

@@ -7,6 +7,7 @@ extension ImageFormat {
     public static let all: [ImageFormat] = [
         .qcow2,
         .parallels,
+        .luks,
         .raw,
     ]
 
@@ -18,7 +19,8 @@ extension ImageFormat {
         ("vmdk", Array("# Disk DescriptorFile".utf8), 0),
         ("vhdx", Array("vhdxfile".utf8), 0), ("vpc", Array("conectix".utf8), 0),
         ("vdi", [0x7f, 0x10, 0xda, 0xbe], 64), ("qed", Array("QED\0".utf8), 0),
-        ("luks", Array("LUKS".utf8) + [0xba, 0xbe], 0),
+        // Version 2; version 1 is a format of its own.
+        ("luks2", Array("LUKS".utf8) + [0xba, 0xbe], 0),
         ("bochs", Array("Bochs Virtual HD Image".utf8), 0),
         ("cloop", Array("#!/bin/sh\n#V2.0 Format\n".utf8), 0),
     ]

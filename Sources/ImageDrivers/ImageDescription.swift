@@ -32,6 +32,8 @@ public struct ImageDescription: Sendable, Equatable {
 
     /// Whether to open the image without the backing file that it names.
     public private(set) var ignoresBacking = false
+    /// The encryption of the image, as far as the description names it.
+    public var encryption: DescribedEncryption { details.encryption }
     /// The backing file to open instead of the one that the image names; nil if none is described.
     var backing: ImageDescription? { backings.first }
     /// The image whose disk takes the place of the storage; nil if none is described.

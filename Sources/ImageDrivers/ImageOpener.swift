@@ -188,12 +188,8 @@ public struct ImageOpener: Sendable {
                 .invalid, path: ImageDescription.shown(name),
                 "Driver doesn't support backing files")
         }
-        let image: any Image
-        if isFirst, let snapshot {
-            image = try await known.driver.open(storage, snapshot: snapshot)
-        } else {
-            image = try await known.driver.open(storage)
-        }
+        let image = try await known.driver.open(
+            storage, snapshot: isFirst ? snapshot : nil, key: key(description))
         let place = description.place(or: name).withoutFilePrefix
         let data = try openData(
             of: image, at: place, described: description?.dataFile, isTyped: reference.overlay == nil)
@@ -201,6 +197,11 @@ public struct ImageOpener: Sendable {
             name: place, format: known,
             image: data.map { image.reading(dataFrom: $0.storage) } ?? image,
             description: description, dataName: data?.name)
+    }
+
+    /// The key to an image with this description.
+    public func key(_ description: ImageDescription?) -> ImageKey {
+        ImageKey(description?.encryption, secrets: access.options.secrets)
     }
 
     /// Decides on a format: the one asked for, the one described or, without either, the detected

@@ -31,6 +31,13 @@ public protocol FormatDriver: Sendable {
     /// Opens the disk as it was when an internal snapshot was taken.
     func open(_ storage: any Storage, snapshot: SnapshotName) async throws -> any Image
 
+    /// Opens an image that may be encrypted; the other two ways to open are without its key.
+    ///
+    /// - Parameter snapshot: nil opens the disk as it is now.
+    func open(
+        _ storage: any Storage, snapshot: SnapshotName?, key: ImageKey
+    ) async throws -> any Image
+
     /// Reads the facts about an image, even if its disk cannot be read (encrypted, damaged below
     /// its header).
     func facts(of storage: any Storage) async throws -> FormatFacts
@@ -61,6 +68,13 @@ extension FormatDriver {
         ).asQemu(standsAlone: true)
     }
 
+    public func open(
+        _ storage: any Storage, snapshot: SnapshotName?, key: ImageKey
+    ) async throws -> any Image {
+        guard let snapshot else { return try await open(storage) }
+        return try await open(storage, snapshot: snapshot)
+    }
+
     public func facts(of storage: any Storage) async throws -> FormatFacts {
         FormatFacts(virtualSize: try await open(storage).guestSize)
     }
@@ -88,6 +102,7 @@ public struct DescribedFormat: Sendable, Equatable {
     /// Parts to cut out of the storage; the first is a part of the file, each other one a part of
     /// its predecessor.
     public var parts: [Part] = []
+    public var encryption = DescribedEncryption()
 
     public init() {}
 }
@@ -130,6 +145,11 @@ public protocol Image: ImageSource, ImageLayer {
         _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
     ) async throws
 
+    /// Reads encrypted bytes that follow each other in the storage.
+    ///
+    /// - Parameter mapping: its range is all of them.
+    func readEncrypted(_ mapping: Mapping, into buffer: inout MutableRawSpan) async throws
+
     /// Space in bytes for copies of the image's persistent bitmaps in an image with clusters of
     /// `clusterSize` bytes; nil if the image cannot have bitmaps.
     func bitmapsSize(clusterSize: Int64) async throws -> Int64?
@@ -151,6 +171,12 @@ extension Image {
         _ mappings: ArraySlice<Mapping>, into buffer: inout MutableRawSpan
     ) async throws {
         preconditionFailure("a format with compressed clusters reads them itself")
+    }
+
+    public func readEncrypted(
+        _ mapping: Mapping, into buffer: inout MutableRawSpan
+    ) async throws {
+        preconditionFailure("a format with encrypted clusters reads them itself")
     }
 
     public func bitmapsSize(clusterSize: Int64) async throws -> Int64? { nil }
@@ -221,13 +247,14 @@ public protocol ImageResizer: Sendable {
     /// Changes the size of the guest disk.
     ///
     /// - Parameters:
+    ///   - key: to an image that may be encrypted.
     ///   - preallocation: mode for the new part of the disk.
     ///   - openBacking: opens the backing file of the image.
     ///   - openData: opens the data file of the image.
     ///   - newSize: called with the current size in bytes; returns the new size in bytes.
     /// - Throws: `ImageError` or `CancellationError`. The image is valid in any case.
     func resize(
-        _ storage: any WritableStorage, preallocation: Preallocation,
+        _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
         openData: (HostPath) throws -> any WritableStorage,
         newSize: (_ current: Int64) throws -> Int64

@@ -23,6 +23,10 @@ extension Image {
             var part = buffer.slice(Int(first.range.lowerBound - start)..<Int(end - start))
             if let host = first.host, first.content == .data {
                 try await dataStorage.read(into: &part, at: host.lowerBound)
+            } else if first.content == .encrypted {
+                var whole = first
+                whole.range = first.range.lowerBound..<end
+                try await readEncrypted(whole, into: &part)
             } else {
                 try await readCompressed(run, into: &part)
             }
@@ -32,10 +36,10 @@ extension Image {
     /// Returns the mappings at the front that one call can read.
     private static func neighbours(_ mappings: ArraySlice<Mapping>) -> ArraySlice<Mapping> {
         guard let first = mappings.first else { return mappings }
-        guard first.content == .data else { return mappings.prefix { $0.content == .compressed } }
+        if first.content == .compressed { return mappings.prefix { $0.content == .compressed } }
         var end = first.host?.lowerBound
         return mappings.prefix {
-            guard $0.content == .data, $0.host?.lowerBound == end else { return false }
+            guard $0.content == first.content, $0.host?.lowerBound == end else { return false }
             end = $0.host?.upperBound
             return true
         }

@@ -59,7 +59,7 @@ struct BlockStatusReader: Sendable {
                 ? [.data, .allocated, .hasOffset, .preallocated] : [.data, .allocated, .hasOffset]
         case .preallocated: [.data, .zero, .allocated, .hasOffset, .preallocated]
         case .missing: [.data, .zero, .allocated, .hasOffset, .preallocated, .missing]
-        case .compressed: [.data, .allocated]
+        case .compressed, .encrypted: [.data, .allocated]
         case .zero: [.zero, .allocated]
         case .hole: [.zero, .allocated, .hasOffset]
         // A backing file that is too short decides for zeros.

@@ -25,7 +25,8 @@ public struct ImageCheck: Sendable {
             let known = try await format(of: storage)
             guard let checker = known.driver.checker else {
                 // A damaged image is an error, also where nothing checks it further.
-                _ = try await known.driver.open(storage)
+                let key = opener.key(try ImageDescription(name))
+                _ = try await known.driver.open(storage, snapshot: nil, key: key)
                 return nil
             }
             let result = try await checker.check(storage, onMessage: onMessage)

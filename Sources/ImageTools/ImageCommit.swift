@@ -157,7 +157,9 @@ public struct ImageCommit: Sendable {
         settings.looksForZeros = true
         settings.isThere = true
         let size = images[0].sizeInSectors
-        let target = try await creator.existingImage(leavesBacking: true).makeTarget(
+        let target = try await creator.existingImage(
+            images[depth], leavesBacking: true
+        ).makeTarget(
             on: storage, size: size, settings)
         let (content, extents) = try sources(images, depth)
         let above = images[..<depth].map(\.storage)

@@ -6,11 +6,14 @@ import ImageFormats
 /// itself.
 extension Mapping {
     var isPresent: Bool { content != .unallocated }
-    var isZero: Bool { content != .data && content != .compressed }
+    var isZero: Bool { !needsReading || content == .missing }
     /// Clusters that are missing count as allocated ahead of their data.
     var isData: Bool { !isZero || content == .preallocated || content == .missing }
-    /// Offset in that image's file, in bytes; nil if the range has none.
-    var hostOffset: Int64? { content == .compressed ? nil : host?.lowerBound }
+    /// Offset in that image's file, in bytes; nil if the range has none at which its bytes could be
+    /// read.
+    var hostOffset: Int64? {
+        content == .compressed || content == .encrypted ? nil : host?.lowerBound
+    }
 
     fileprivate mutating func moveHost(by distance: Int64) {
         guard distance > 0, let old = host else { return }

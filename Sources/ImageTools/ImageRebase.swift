@@ -106,7 +106,7 @@ public struct ImageRebase: Sendable {
         settings.getsBacking = newName != nil
         let before = try Self.disk(top, old)
         let after = try Self.disk(top, new)
-        let target = try await creator.existingImage(leavesBacking: true).makeTarget(
+        let target = try await creator.existingImage(top, leavesBacking: true).makeTarget(
             on: storage, size: before.virtualSize, settings)
         var numbers = ImageNumbers()
         let difference = DifferenceSource(

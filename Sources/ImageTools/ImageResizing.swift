@@ -20,6 +20,7 @@ public struct ImageResizing: Sendable {
     public var shrinks = false
     /// Preallocation of the added part.
     public var preallocation = Preallocation.off
+    public var key = ImageKey()
     /// Called if no format was given and none was recognised, so that raw is assumed.
     public var onGuessedRaw: (@Sendable () -> Void)?
 
@@ -51,7 +52,7 @@ public struct ImageResizing: Sendable {
                 storage.name, "Image format driver does not support resize")
         }
         try await resizer.resize(
-            storage, preallocation: preallocation,
+            storage, key: key, preallocation: preallocation,
             openBacking: { backing in
                 try await ImageOpener().openBacking(backing, of: name, in: storage)
             },

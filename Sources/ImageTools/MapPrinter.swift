@@ -112,7 +112,7 @@ public struct MapPrinter {
         case .unallocated: ", \"present\": false, \"zero\": true, \"data\": false"
         case .zero, .hole: ", \"present\": true, \"zero\": true, \"data\": false"
         case .preallocated, .missing: ", \"present\": true, \"zero\": true, \"data\": true"
-        case .data, .compressed: ", \"present\": true, \"zero\": false, \"data\": true"
+        case .data, .encrypted, .compressed: ", \"present\": true, \"zero\": false, \"data\": true"
         }
     }
 

@@ -62,7 +62,7 @@ public struct Measurement: Sendable {
             }
             position = mapping.range.upperBound
             // Clusters that are missing are zeros to qemu.
-            if mapping.content == .data || mapping.content == .compressed {
+            if mapping.needsReading, mapping.content != .missing {
                 position = min(position.roundedUp(to: clusterSize), disk.virtualSize)
                 sum +=
                     position.roundedUp(to: clusterSize)

@@ -25,7 +25,7 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let unsupportedOptions = ["s", "object", "salvage"]
+    static let unsupportedOptions = ["s", "salvage"]
 
     @Option(
         name: .customShort("f"), parsing: .unconditional,
@@ -153,6 +153,8 @@ struct ConvertCommand: ImageCommand {
         help: "The existing target is described by options (with -n).")
     var targetImageOpts = false
 
+    @OptionGroup var objects: ObjectOptions
+
     @Flag(help: "Print the digest of the written guest disk, and the name of the target.")
     var digest = false
 
@@ -190,6 +192,7 @@ struct ConvertCommand: ImageCommand {
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
         conversion.options = options
+        conversion.options.secrets = conversion.storageOptions.secrets
         conversion.onProgress = { done, total in printer?.update(done: done, total: total) }
         let found = Mutex<DiskDigest?>(nil)
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
@@ -272,6 +275,7 @@ struct ConvertCommand: ImageCommand {
         conversion.backingFormat = backingFormat
         conversion.snapshot = try snapshot.named()
         conversion.storageOptions = try servers.options()
+        conversion.storageOptions.secrets = try objects.secrets()
         let algorithm = try digestOptions.named()
         guard algorithm == nil || digest || expectedDigest != nil else {
             throw .invalid("--algorithm needs --digest or --expect-digest")

@@ -45,10 +45,7 @@ struct CreateCommand: ImageCommand {
     @Flag(name: .customShort("q"), help: "Show nothing but errors.")
     var quiet = false
 
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted: no object is of use here yet.", valueName: "definition"))
-    var objects: [String] = []
+    @OptionGroup var objects: ObjectOptions
 
     @OptionGroup var servers: ServerOptions
 
@@ -69,6 +66,7 @@ struct CreateCommand: ImageCommand {
         }
         var creation = ImageCreation(name, format: try knownFormat())
         creation.options = options
+        creation.options.secrets = try objects.secrets()
         creation.size = try words.dropFirst().first.map {
             try sizeArgument($0.description, name: "image size")
         }
@@ -76,6 +74,7 @@ struct CreateCommand: ImageCommand {
         creation.backingFormat = backingFormat
         creation.skipsBackingCheck = unsafe
         creation.storageOptions = try servers.options()
+        creation.storageOptions.secrets = creation.options.secrets
         try await signals.interrupting { [creation, quiet] in
             let plan = try await creation.prepare()
             if !quiet { Output.print(plan.line.withoutControlCharacters + "\n") }

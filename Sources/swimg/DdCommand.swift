@@ -72,7 +72,8 @@ struct DdCommand: ImageCommand {
         }
         conversion.slice = slice
         conversion.shareForced = access.forceShare
-        conversion.storageOptions = try access.servers.options()
+        conversion.storageOptions = try access.storageOptions()
+        conversion.options.secrets = conversion.storageOptions.secrets
         return conversion
     }
 }

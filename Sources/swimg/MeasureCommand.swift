@@ -66,6 +66,7 @@ struct MeasureCommand: ImageCommand {
         measurement.options = try CreationOptions(options.map(\.bytes))
         measurement.snapshot = try snapshot.named()
         measurement.access = try access.access()
+        measurement.options.secrets = measurement.access.options.secrets
         return measurement
     }
 

@@ -67,8 +67,8 @@ enum QemuImgHelp {
         filename1 filename2
         """,
         "convert": """
-        [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] \
-        [--skip-broken-bitmaps] [-U] [-C] [--no-clone] [-c] [-p] \
+        \(names) [--target-image-opts] [--target-is-zero] [--bitmaps] [--skip-broken-bitmaps] \
+        [-U] [-C] [--no-clone] [-c] [-p] \
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
         [-r rate_limit] [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=digest] \

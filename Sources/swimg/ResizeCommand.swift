@@ -63,6 +63,7 @@ struct ResizeCommand: ImageCommand {
             resizing.format = known
         }
         resizing.shrinks = shrink
+        resizing.key = ImageKey(described?.encryption, secrets: try names.objects.secrets())
         guard let mode = Preallocation(rawValue: preallocation) else {
             throw ImageError.invalid("Invalid preallocation mode '\(preallocation)'")
         }

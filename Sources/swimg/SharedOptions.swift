@@ -98,6 +98,18 @@ func optionNumber(
     return number
 }
 
+/// The option for objects, of which secrets are of use.
+struct ObjectOptions: ParsableArguments {
+    @Option(
+        name: .customLong("object"), parsing: .unconditionalSingleValue,
+        help: ArgumentHelp(
+            "A secret for encrypted images: secret,id=name,file=path or secret,id=name,data=text, "
+                + "with format=base64 if it is encoded.", valueName: "object"))
+    var objects: [OptionText] = []
+
+    func secrets() throws(ImageError) -> Secrets { try Secrets(objects: objects.map(\.bytes)) }
+}
+
 /// Options for naming images: by path, NBD name or image options.
 struct ImageNameOptions: ParsableArguments {
     @Flag(
@@ -105,10 +117,7 @@ struct ImageNameOptions: ParsableArguments {
         help: "Images are described by options (driver=qcow2,file.filename=…).")
     var areOptions = false
 
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp("Accepted: no image that can be read needs one.", valueName: "object"))
-    var objects: [String] = []
+    @OptionGroup var objects: ObjectOptions
 
     /// - Parameter format: the `-f` value, if any; invalid with image options, which name the
     ///   format themselves.
@@ -133,8 +142,13 @@ struct SourceOptions: ParsableArguments {
     }
 
     func access(cacheMode: CacheMode = .writeback) throws(ImageError) -> StorageAccess {
-        StorageAccess(
-            cacheMode: cacheMode, shareForced: forceShare, options: try servers.options())
+        StorageAccess(cacheMode: cacheMode, shareForced: forceShare, options: try storageOptions())
+    }
+
+    func storageOptions() throws(ImageError) -> StorageOptions {
+        var options = try servers.options()
+        options.secrets = try names.objects.secrets()
+        return options
     }
 }
 

@@ -144,7 +144,6 @@ import Testing
     /// Unsupported options are reported by name and never ignored, so that scripts notice.
     @Test(arguments: [
         ("--bitmaps source target", "--bitmaps"),
-        ("--object secret,id=s,data=x source target", "--object"),
         ("--salvage source target", "--salvage"),
         ("--skip-broken-bitmaps source target", "--skip-broken-bitmaps"),
         ("-l x source target", "snapshot"), ("-l snapshot.x=y source target", "snapshot"),

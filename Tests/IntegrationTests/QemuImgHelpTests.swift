@@ -25,7 +25,7 @@ import Testing
         #expect(lines[0].hasPrefix("qemu-img version 7.2.0 (swimg "))
         #expect(lines[1].hasPrefix("usage: qemu-img "))
         #expect(lines.contains("Command syntax:"))
-        #expect(lines.suffix(2) == ["Supported formats: parallels qcow2 raw", ""])
+        #expect(lines.suffix(2) == ["Supported formats: luks parallels qcow2 raw", ""])
         let verbs = lines.filter { $0.hasPrefix("  ") }.compactMap { $0.words.first }
         #expect(verbs == (try Verb.all().map(\.name)))
     }

@@ -5,6 +5,8 @@ public struct CreationOptions: Sendable {
     public private(set) var values: [(key: String, value: [UInt8])] = []
     /// Whether `help` or `?` is among the keys: list the options instead of creating an image.
     public private(set) var asksForHelp = false
+    /// The secrets that options can name.
+    public var secrets = Secrets()
 
     public init() {}
 

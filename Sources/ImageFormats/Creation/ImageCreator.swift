@@ -13,11 +13,15 @@ public protocol ImageCreator: Sendable {
     /// - Throws: `ImageError` in qemu-img's words, or for an option that is not supported yet.
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage
 
-    /// Prepares to write into an existing image (`-n`, `commit`).
+    /// Prepares to write into an existing image where it stands.
     ///
-    /// - Parameter leavesBacking: whether the content leaves out what the image, or its backing
-    ///   file, holds already.
-    func existingImage(leavesBacking: Bool) throws(ImageError) -> any WrittenImage
+    /// - Parameters:
+    ///   - image: as it is now.
+    ///   - leavesBacking: whether the content leaves out what the image, or its backing file, holds
+    ///     already.
+    func existingImage(
+        _ image: any Image, leavesBacking: Bool
+    ) throws(ImageError) -> any WrittenImage
 
     /// Calculates the size that an image of a disk would have.
     func measure(
@@ -26,8 +30,10 @@ public protocol ImageCreator: Sendable {
 }
 
 extension ImageCreator {
-    public func existingImage(leavesBacking: Bool) throws(ImageError) -> any WrittenImage {
-        throw .invalid("existing images of this format cannot be written into (-n)")
+    public func existingImage(
+        _ image: any Image, leavesBacking: Bool
+    ) throws(ImageError) -> any WrittenImage {
+        throw .unsupported(image.storage.name, "cannot be written into (-n)")
     }
 }
 

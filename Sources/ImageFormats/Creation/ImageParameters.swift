@@ -12,6 +12,7 @@ public struct ImageParameters: Sendable {
     public var isDataFileRaw = false
     public var preallocation = Preallocation.off
     public var attributes = FileAttributes()
+    public var isEncrypted = false
 
     public init() {}
 

@@ -73,6 +73,13 @@ public struct TypedOptions: Sendable {
     /// The keys that were given.
     var keys: [String] { options.values.map(\.key) }
 
+    var secrets: Secrets { options.secrets }
+
+    /// Whether a key with this prefix is given.
+    func hasKeys(startingWith prefix: String) -> Bool {
+        options.values.contains { $0.key.hasPrefix(prefix) }
+    }
+
     public func text(_ key: String) -> String? { options.value(of: key)?.text }
     public func name(_ key: String) -> ImageName? {
         options.value(of: key).map { ImageName(bytes: $0) }

@@ -32,6 +32,10 @@ struct Qcow2ImageAmender: ImageAmender {
         let header = try await Qcow2Header.read(from: storage)
         try header.requireWritable(storage.name)
         try header.requireOwnData(storage.name)
+        guard header.encryptionFormat == nil else {
+            throw ImageError.unsupported(
+                storage.name, "amending an encrypted image is not supported yet")
+        }
         let wanted = try Qcow2Amendment(options, header)
         if wanted.version > header.version { try await Qcow2Upgrade.run(storage) }
         if wanted.refcountBits != header.refcountBits {

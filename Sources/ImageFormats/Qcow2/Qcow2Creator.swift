@@ -7,20 +7,44 @@ struct Qcow2Creator: ImageCreator {
     var options: [OptionDescription] { Qcow2OptionTable.options }
 
     func newImage(_ options: TypedOptions) throws(ImageError) -> any NewImage {
-        let parameters = try ImageParameters(options) { name throws(ImageError) in
+        var parameters = try ImageParameters(options) { name throws(ImageError) in
             guard let mode = Preallocation(rawValue: name) else {
                 throw Self.notAccepted("preallocation", name)
             }
             return mode
         }
-        if parameters.dataFile != nil,
-            options.text("encrypt.format") != nil || options.isOn("encryption") == true
-        {
+        let encryption = try Self.encryption(options)
+        guard parameters.dataFile == nil || encryption == nil else {
             throw .invalid("encryption of a data file is not supported yet")
         }
-        try options.refuseKeys(startingWith: ["encrypt"])
+        parameters.isEncrypted = encryption != nil
         return NewQcow2Image(
-            parameters: parameters, options: try Self.qcow2Options(options, parameters))
+            parameters: parameters, options: try Self.qcow2Options(options, parameters),
+            encryption: encryption.map { .new($0) })
+    }
+
+    /// - Returns: nil for an image that is not encrypted.
+    private static func encryption(_ options: TypedOptions) throws(ImageError) -> LUKSOptions? {
+        let prefix = Qcow2Encryption.prefix
+        let old = options.isOn("encryption")
+        let format = options.text(prefix + "format") ?? (old == true ? "aes" : nil)
+        guard old == nil || options.text(prefix + "format") == nil else {
+            throw .invalid(
+                "'encrypt.format' and its alias 'encryption' can't be used at the same time")
+        }
+        switch format {
+        case "luks": return try LUKSOptions(options, prefix: prefix)
+        case "aes":
+            throw .invalid(
+                "images encrypted by 'aes' can only be read, because it is not safe: use "
+                    + "encrypt.format=luks")
+        case let format?: throw notAccepted("format", format)
+        case nil: break
+        }
+        guard !options.hasKeys(startingWith: prefix) else {
+            throw .invalid("Parameter 'encrypt.format' is missing")
+        }
+        return nil
     }
 
     private static func qcow2Options(
@@ -70,8 +94,9 @@ struct Qcow2Creator: ImageCreator {
         .invalid("Parameter '\(name)' does not accept value '\(value)'")
     }
 
-    func existingImage(leavesBacking: Bool) -> any WrittenImage {
-        ExistingQcow2Image(leavesBacking: leavesBacking)
+    func existingImage(_ image: any Image, leavesBacking: Bool) -> any WrittenImage {
+        ExistingQcow2Image(
+            leavesBacking: leavesBacking, encryption: (image as? Qcow2Source)?.encryption)
     }
 
     func measure(
@@ -89,7 +114,12 @@ struct Qcow2Creator: ImageCreator {
         let isWhole =
             asked.preallocation.takesBlocks || options.text("backing_file") != nil && disk.isImage
         let data = isWhole ? rounded : try await disk.allocatedData(clusterSize)
-        let fullyAllocated = geometry.fullyAllocatedSize(refcountBits: asked.refcountBits)
+        let luks =
+            options.text("encrypt.format") == "luks"
+            ? try LUKSOptions(options, prefix: Qcow2Encryption.prefix).payloadOffset : 0
+        let fullyAllocated =
+            geometry.fullyAllocatedSize(refcountBits: asked.refcountBits)
+            + luks.roundedUp(to: clusterSize)
         return MeasuredSize(
             required: fullyAllocated - rounded + data, fullyAllocated: fullyAllocated,
             bitmaps: asked.version >= 3 ? try await disk.bitmapsSize(clusterSize) : nil)
@@ -112,9 +142,6 @@ struct Qcow2Creator: ImageCreator {
         if let mode = options.text("preallocation") {
             qcow2.preallocation = try Preallocation(option: mode)
         }
-        if options.text("encrypt.format") == "luks" {
-            throw .invalid("option 'encrypt.format=luks' is not supported yet")
-        }
         return qcow2
     }
 }
@@ -122,12 +149,15 @@ struct Qcow2Creator: ImageCreator {
 private struct NewQcow2Image: NewImage {
     let parameters: ImageParameters
     var options: Qcow2Options
+    /// nil leaves the image unencrypted.
+    var encryption: LUKSPlan?
     var canHaveBitmaps: Bool { options.version >= 3 }
     private var data: (any WritableStorage)?
 
-    init(parameters: ImageParameters, options: Qcow2Options) {
+    init(parameters: ImageParameters, options: Qcow2Options, encryption: LUKSPlan?) {
         self.parameters = parameters
         self.options = options
+        self.encryption = encryption
     }
 
     mutating func setData(_ storage: any WritableStorage) { data = storage }
@@ -148,14 +178,26 @@ private struct NewQcow2Image: NewImage {
 
     func check() throws(ImageError) { try options.check() }
 
+    /// The options with a new master key, if the image is to be encrypted. Making one takes long.
+    private func encrypted() async throws -> Qcow2Options {
+        guard let encryption else { return options }
+        var options = options
+        options.encryption = try await encryption.makeVolume()
+        return options
+    }
+
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget {
         if storage.traits.isStream {
+            guard encryption == nil else {
+                throw ImageError.unsupported(
+                    storage.name, "an encrypted qcow2 image cannot be written to a pipe yet")
+            }
             return try Qcow2StreamTarget(storage, virtualSize: size, options, settings)
         }
-        let target = try Qcow2Target(
-            storage: storage, virtualSize: size, options: options, compress: settings.compress,
+        let target = try await Qcow2Target(
+            storage: storage, virtualSize: size, options: encrypted(), compress: settings.compress,
             minSparse: Int(settings.minSparse), data: data)
         try await target.prepare()
         guard let data, options.placesAhead else { return target }
@@ -167,8 +209,8 @@ private struct NewQcow2Image: NewImage {
     }
 
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
-        let target = try Qcow2Target(
-            storage: storage, virtualSize: size, options: options, compress: false,
+        let target = try await Qcow2Target(
+            storage: storage, virtualSize: size, options: encrypted(), compress: false,
             minSparse: 4096, writesData: false, data: data)
         try await target.prepare()
         try await target.finish(virtualSize: size)
@@ -177,12 +219,15 @@ private struct NewQcow2Image: NewImage {
 
 private struct ExistingQcow2Image: WrittenImage {
     let leavesBacking: Bool
+    /// nil if the image is not encrypted.
+    let encryption: Qcow2Encryption?
     // Version 2 is met when they are written.
     let canHaveBitmaps = true
 
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget {
-        try await Qcow2InPlaceTarget(storage, settings, leavesBacking: leavesBacking)
+        try await Qcow2InPlaceTarget(
+            storage, settings, leavesBacking: leavesBacking, encryption: encryption)
     }
 }

@@ -23,7 +23,7 @@ struct Qcow2Description: Sendable, Equatable {
         }
         // With LUKS, the qcow2 header tells the place of the LUKS header.
         if header.encryptionMethod == Qcow2Header.luks, let place = header.encryptionHeader {
-            luks = try await LUKSHeader.read(from: storage, at: place)
+            luks = try await LUKSHeader.read(from: place.part(of: storage, "LUKS header"))
         }
     }
 
@@ -78,34 +78,6 @@ struct Qcow2Description: Sendable, Equatable {
     }
 
     private var encryption: [JSONValue.Member] {
-        guard let luks else { return [.init("format", .string("aes"))] }
-        var members: [JSONValue.Member] = [
-            .init("ivgen-alg", .string(luks.startValue)),
-            .init("hash-alg", .string(luks.hash)),
-            .init("cipher-alg", .string(luks.cipher)),
-            .init("uuid", .string(luks.uuid)),
-        ]
-        if let hash = luks.startValueHash { members.append(.init("ivgen-hash-alg", .string(hash))) }
-        return members + [
-            .init("format", .string("luks")),
-            .init("cipher-mode", .string(luks.mode)),
-            .init("slots", .array(luks.slots.map(Self.slot))),
-            .init("payload-offset", .integer(luks.payloadOffset)),
-            .init("master-key-iters", .integer(Int64(luks.masterKeyIterations))),
-        ]
-    }
-
-    private static func slot(_ slot: LUKSHeader.KeySlot) -> JSONValue {
-        guard let iterations = slot.iterations else {
-            return .object([
-                .init("active", .bool(false)), .init("key-offset", .integer(slot.keyOffset)),
-            ])
-        }
-        return .object([
-            .init("active", .bool(true)),
-            .init("iters", .integer(Int64(iterations))),
-            .init("key-offset", .integer(slot.keyOffset)),
-            .init("stripes", .integer(Int64(slot.stripes))),
-        ])
+        luks?.details(isPartOfImage: true) ?? [.init("format", .string("aes"))]
     }
 }

@@ -21,12 +21,27 @@ public struct Qcow2Driver: FormatDriver {
             && start.bigEndian(at: 4, as: UInt32.self) >= 2
     }
 
+    public func readOptions(
+        from options: inout DescribedOptions, prefix: String, into described: inout DescribedFormat
+    ) throws(ImageError) {
+        let encryption = prefix + Qcow2Encryption.prefix
+        described.encryption.format = try options.text(encryption + "format")
+        described.encryption.secret = try options.text(encryption + "key-secret")
+    }
+
     public func open(_ storage: any Storage) async throws -> any Image {
         try await Qcow2Source(storage)
     }
 
     public func open(_ storage: any Storage, snapshot: SnapshotName) async throws -> any Image {
         try await Qcow2Source(storage, snapshot: snapshot)
+    }
+
+    public func open(
+        _ storage: any Storage, snapshot: SnapshotName?, key: ImageKey
+    ) async throws -> any Image {
+        guard let snapshot else { return try await Qcow2Source(storage, key: key) }
+        return try await Qcow2Source(storage, snapshot: snapshot, key: key)
     }
 
     public func facts(of storage: any Storage) async throws -> FormatFacts {
@@ -40,13 +55,13 @@ extension ImageFormat {
 
 struct Qcow2ImageResizer: ImageResizer {
     func resize(
-        _ storage: any WritableStorage, preallocation: Preallocation,
+        _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
         openData: (HostPath) throws -> any WritableStorage,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws {
         do {
-            let image = try await Qcow2Source(storage)
+            let image = try await Qcow2Source(storage, key: key)
             var backing: (any ImageSource)?
             if let name = image.backing { backing = try await openBacking(name) }
             var data: (any WritableStorage)?
@@ -59,7 +74,8 @@ struct Qcow2ImageResizer: ImageResizer {
             }
             let size = try newSize(image.virtualSize)
             var resizer = try await Qcow2Resizer(
-                storage: storage, header: image.header, backing: backing, data: data)
+                storage: storage, header: image.header, backing: backing, data: data,
+                encryption: image.encryption)
             var bitmaps = try await bitmaps(of: resizer.image)
             do {
                 try await resizer.resize(to: size, preallocation: preallocation)

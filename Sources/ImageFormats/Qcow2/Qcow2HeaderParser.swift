@@ -4,7 +4,7 @@ import ImageStorage
 /// Turns the bytes of a first cluster into a header. Pure; every number is hostile until checked.
 struct Qcow2HeaderParser {
     enum Purpose {
-        /// Reading the guest disk: encrypted images are refused.
+        /// Reading the guest disk.
         case reading
         /// Describing the image by everything that it tells about itself.
         case describing
@@ -163,9 +163,6 @@ struct Qcow2HeaderParser {
         if purpose == .reading, header.hasDataFile {
             throw .unsupported(name, "encrypted images with a data file are not supported")
         }
-        if purpose == .reading {
-            throw .unsupported(name, "encrypted images are not supported (method \(method))")
-        }
         guard method <= Qcow2Header.luks else {
             throw .unsupported(name, "encryption method \(method) is not supported")
         }
@@ -305,6 +302,22 @@ extension Qcow2Header.TableRange {
         guard content.byteCount == 16 else { return nil }
         offset = content.bigEndian(at: 0, as: UInt64.self)
         length = content.bigEndian(at: 8, as: UInt64.self)
+    }
+
+    /// The range as a storage of its own.
+    ///
+    /// - Parameter what: its name, for messages.
+    /// - Throws: `ImageError` if the file does not hold all of it.
+    func part(of storage: any Storage, _ what: String) throws(ImageError) -> StoragePart {
+        guard let offset = Int64(exactly: offset), let length = Int64(exactly: length),
+            offset <= storage.size, length <= storage.size - offset
+        else {
+            throw .corrupt(
+                storage.name,
+                "the \(what) at offset \(offset) lies beyond the end of the file "
+                    + "(\(storage.size) bytes)")
+        }
+        return try StoragePart(of: storage, offset: offset, size: length)
     }
 }
 

@@ -8,6 +8,8 @@ final class Qcow2InPlaceTarget: ImageTarget {
     let compresses: Bool
     private let storage: any WritableStorage
     private let encoder: Qcow2ClusterEncoder
+    /// nil if the image is not encrypted.
+    private let encryption: Qcow2Encryption?
     private let editor: Exclusive<Qcow2ImageEditor>
     /// Placements that are being written. Tables may lead to the data only afterwards.
     private let writes = InFlightCount()
@@ -19,10 +21,19 @@ final class Qcow2InPlaceTarget: ImageTarget {
     ///   cannot be changed.
     init(
         _ storage: any WritableStorage, _ settings: TargetSettings, leavesBacking: Bool,
-        tablesLimit: Int64 = Qcow2ImageEditor.tablesLimit
+        encryption: Qcow2Encryption? = nil, tablesLimit: Int64 = Qcow2ImageEditor.tablesLimit
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
+        guard header.encryptionFormat == nil || encryption?.canWrite ?? false else {
+            throw ImageError.unsupported(
+                storage.name, "an image that is encrypted in this way cannot be written into")
+        }
+        guard header.encryptionFormat == nil || !settings.compress else {
+            throw ImageError.invalid(
+                "Compression and encryption not supported at the same time")
+        }
         self.storage = storage
+        self.encryption = encryption
         compresses = settings.compress
         let hasBacking = header.backingFile != nil || settings.getsBacking
         traits = TargetTraits(
@@ -60,10 +71,16 @@ final class Qcow2InPlaceTarget: ImageTarget {
         }
     }
 
+    func seal(_ placement: Placement, data: inout MutableRawSpan) throws {
+        try encryption?.cipher.seal(placement, data: &data, from: 0)
+    }
+
     func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        try await storage.writePlacement(placement, data: data, origin: origin)
+        // Encrypted bytes have no origin whose blocks could be shared.
+        try await storage.writePlacement(
+            placement, data: data, origin: encryption == nil ? origin : nil)
         writes.end()
     }
 

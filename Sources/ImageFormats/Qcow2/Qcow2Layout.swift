@@ -279,6 +279,8 @@ struct Qcow2Layout: ~Copyable {
 
     struct Ending {
         var placement: Placement
+        /// Place of the LUKS header; nil if the image is not encrypted.
+        var encryptionHeader: Qcow2Header.TableRange?
         var l1Offset: HostOffset
         var refcountTableOffset: HostOffset
         var refcountTableClusters: Int64
@@ -286,20 +288,25 @@ struct Qcow2Layout: ~Copyable {
         var end: HostOffset
     }
 
-    /// Places the open tables, then the L1 table, the refcount table and the blocks that count
-    /// these.
+    /// Places the open tables, then the LUKS header, the L1 table, the refcount table and the
+    /// blocks that count these.
     ///
-    /// - Parameter l1Entries: number of entries of the L1 table.
+    /// - Parameters:
+    ///   - l1Entries: number of entries of the L1 table.
+    ///   - volume: nil if the image is not encrypted.
     /// - Throws: `ImageError` if the image has grown beyond what a refcount table can count.
-    mutating func finish(l1Entries: Int64) throws(ImageError) -> Ending {
+    mutating func finish(
+        l1Entries: Int64, _ volume: LUKSVolume? = nil
+    ) throws(ImageError) -> Ending {
         l1.appendZeros(upTo: Int(l1Entries))
         try MemoryMargin.check(for: 2 * 8 * (l1.count + refcountTable.count))
         var placement = Placement()
         stream.close(&placement)
         closeL2(&placement)
         let start = nextCluster
+        let luksClusters = (volume?.length ?? 0).dividedUp(by: clusterSize)
         let l1Clusters = (Int64(l1.count) * 8).dividedUp(by: clusterSize)
-        let others = start - Int64(refcountTable.count) + l1Clusters
+        let others = start - Int64(refcountTable.count) + luksClusters + l1Clusters
         let size = RefcountMetadataSize(
             counting: others, clusterSize: clusterSize, refcountBits: refcounts.bits)
         let tableClusters = size.tableClusters
@@ -307,13 +314,22 @@ struct Qcow2Layout: ~Copyable {
         guard tableClusters * clusterSize <= Self.maximumRefcountTable else {
             throw .invalid("the image grows too large for clusters of \(clusterSize) bytes")
         }
-        let l1Offset = HostOffset(start * clusterSize)
+        let l1Offset = HostOffset((start + luksClusters) * clusterSize)
         let tableOffset = l1Offset + l1Clusters * clusterSize
         placeTail(start..<end, blocksAt: tableOffset + tableClusters * clusterSize, &placement)
+        if let volume {
+            var bytes = volume.bytes
+            bytes.appendZeros(upTo: Int(luksClusters * clusterSize))
+            placement.append(.metadata(bytes), at: start * clusterSize)
+        }
         placement.append(.metadata(padded(l1, l1Clusters)), at: l1Offset.bytes)
         placement.append(.metadata(padded(refcountTable, tableClusters)), at: tableOffset.bytes)
         return Ending(
-            placement: placement, l1Offset: l1Offset, refcountTableOffset: tableOffset,
+            placement: placement,
+            encryptionHeader: volume.map {
+                Qcow2Header.TableRange(
+                    offset: UInt64(start * clusterSize), length: UInt64($0.length))
+            }, l1Offset: l1Offset, refcountTableOffset: tableOffset,
             refcountTableClusters: tableClusters, end: HostOffset(end * clusterSize))
     }
 

@@ -1,6 +1,9 @@
 /// The keys of `-o` for qcow2 images.
 enum Qcow2OptionTable {
-    static let options: [OptionDescription] = [
+    static let options =
+        encryption + OptionDescription.encryption(prefix: Qcow2Encryption.prefix) + others
+
+    private static let encryption: [OptionDescription] = [
         OptionDescription(
             "encryption", .switchable,
             "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)"),
@@ -9,13 +12,9 @@ enum Qcow2OptionTable {
         OptionDescription(
             "encrypt.key-secret", .text,
             "ID of secret providing qcow AES key or LUKS passphrase"),
-        OptionDescription("encrypt.cipher-alg", .text, "Name of encryption cipher algorithm"),
-        OptionDescription("encrypt.cipher-mode", .text, "Name of encryption cipher mode"),
-        OptionDescription("encrypt.ivgen-alg", .text, "Name of IV generator algorithm"),
-        OptionDescription("encrypt.ivgen-hash-alg", .text, "Name of IV generator hash algorithm"),
-        OptionDescription("encrypt.hash-alg", .text, "Name of encryption hash algorithm"),
-        OptionDescription(
-            "encrypt.iter-time", .number, "Time to spend in PBKDF in milliseconds"),
+    ]
+
+    private static let others: [OptionDescription] = [
         OptionDescription(
             "cluster_size", .size, "qcow2 cluster size", usual: "\(Qcow2Options.defaultClusterSize)"
         ),

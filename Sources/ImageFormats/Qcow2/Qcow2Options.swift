@@ -28,6 +28,8 @@ public struct Qcow2Options: Sendable, Equatable {
     /// Whether every cluster has its place before data is written. The tables of an image with a
     /// raw data file must not hide what is there.
     var placesAhead: Bool { preallocation != .off || isDataFileRaw }
+    /// The LUKS header of an encrypted image; nil leaves the image unencrypted.
+    var encryption: LUKSVolume?
 
     /// The backing file of a new image.
     public struct Backing: Sendable, Equatable {

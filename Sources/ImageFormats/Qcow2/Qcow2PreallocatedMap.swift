@@ -81,7 +81,7 @@ extension Qcow2Target {
             let placement = layout.preallocate(table: table, subclusters: preallocatedSubclusters)
             try await storage.writePlacement(placement, data: RawSpan())
         }
-        let ending = try layout.finish(l1Entries: geometry.l1Entries)
+        let ending = try layout.finish(l1Entries: geometry.l1Entries, options.encryption)
         try await storage.writePlacement(ending.placement, data: RawSpan())
         try await storage.truncate(to: ending.end.bytes)
         if let data {

@@ -55,6 +55,10 @@ extension Qcow2Resizer {
         guard header.version >= 3 || below <= first || preallocation != .off else {
             throw ImageError.invalid("Failed to zero out new clusters: Operation not supported")
         }
+        guard encryption == nil || preallocation == .off else {
+            throw ImageError.invalid(
+                "Preallocation of new space is not supported for encrypted images")
+        }
         if preallocation.takesBlocks {
             guard !(data ?? storage).traits.isDevice else {
                 throw ImageError.invalid(
@@ -88,8 +92,11 @@ extension Qcow2Resizer {
     /// Clears the tail of a cluster that stays in place. The guest does not see these bytes yet.
     private func hideTail(_ growth: Growth) async throws {
         guard let tail = growth.tail, let host = tail.host else { return }
-        let inCluster = geometry.virtualSize % geometry.clusterSize
-        try await write(tail.content[Int(inCluster)...], at: host + inCluster)
+        // The guest sees a part of the sector in which the disk ends, whose bytes stay the same.
+        let inCluster =
+            (geometry.virtualSize % geometry.clusterSize).roundedDown(to: guestSectorSize)
+        let content = try stored(tail, at: host)
+        try await write(content[Int(inCluster)...], at: host + inCluster)
     }
 
     /// Writes data of the guest to its place. What lies behind the end of a data file is left out:
@@ -100,12 +107,19 @@ extension Qcow2Resizer {
         try await data.writeBytes(Array(bytes.prefix(Int(room))), at: host)
     }
 
+    /// The content of the last cluster as it has to be stored at an offset in bytes.
+    private func stored(_ tail: Tail, at host: Int64) throws(ImageError) -> [UInt8] {
+        guard let encryption else { return tail.content }
+        return try encryption.encrypted(
+            tail.content, host: host, guest: tail.guestCluster * geometry.clusterSize)
+    }
+
     /// The content of the cluster as the guest would see it if only the size changed.
     private func contentOfLastCluster(_ cluster: Int64) async throws -> [UInt8] {
         var grown = header
         grown.geometry.virtualSize = (cluster + 1) * geometry.clusterSize
         var layers: [any ImageSource] = [
-            try await Qcow2Source(storage, header: grown, data: data)
+            try await Qcow2Source(storage, header: grown, data: data, encryption: encryption)
         ]
         if let backing { layers.append(backing) }
         var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize))
@@ -242,7 +256,7 @@ extension Qcow2Resizer {
         let hostCluster = data == nil ? try await refcounts.allocate(1) : tail.guestCluster
         let host = hostCluster * geometry.clusterSize
         // In a data file this changes only what the guest does not see yet.
-        try await write(tail.content[...], at: host)
+        try await write(stored(tail, at: host)[...], at: host)
         words[word] = UInt64(host) | Qcow2Entry.copied
         if geometry.hasExtendedL2 { words[word + 1] = Qcow2Entry.allSubclustersAllocated }
     }

@@ -24,6 +24,8 @@ public struct Qcow2Resizer {
     let backing: (any ImageSource)?
     /// The data file; nil if the image holds its data itself.
     let data: (any WritableStorage)?
+    /// nil if the image is not encrypted.
+    let encryption: Qcow2Encryption?
 
     var header: Qcow2Header { image.header }
     var geometry: Qcow2Geometry { header.geometry }
@@ -36,7 +38,16 @@ public struct Qcow2Resizer {
         storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?,
         data: (any WritableStorage)? = nil
     ) async throws {
+        try await self.init(
+            storage: storage, header: header, backing: backing, data: data, encryption: nil)
+    }
+
+    init(
+        storage: any WritableStorage, header: Qcow2Header, backing: (any ImageSource)?,
+        data: (any WritableStorage)?, encryption: Qcow2Encryption?
+    ) async throws {
         self.storage = storage
+        self.encryption = encryption
         self.backing = backing
         self.data = data
         (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)

@@ -10,6 +10,8 @@ public final class Qcow2Source: Image {
     /// The data file; nil if the image has none or is not yet open.
     private let data: (any Storage)?
     private let tables: Qcow2Tables
+    /// nil if the image is not encrypted.
+    let encryption: Qcow2Encryption?
     /// The answer of `isPreallocated`; nil until it is known.
     private let knownPreallocation = Mutex<Bool?>(nil)
     private let decompressors: ResourcePool<Qcow2Decompressor>
@@ -18,33 +20,47 @@ public final class Qcow2Source: Image {
 
     /// Opens an image: reads the header and the L1 table.
     ///
-    /// - Throws: `ImageError` for images that are damaged, cut short, encrypted or otherwise
-    ///   unreadable.
-    public convenience init(_ storage: any Storage) async throws {
-        try await self.init(storage, header: Qcow2Header.read(from: storage))
+    /// - Throws: `ImageError` for images that are damaged, cut short, encrypted by another key or
+    ///   otherwise unreadable.
+    public convenience init(_ storage: any Storage, key: ImageKey = ImageKey()) async throws {
+        let header = try await Qcow2Header.read(from: storage)
+        try await self.init(
+            storage, header: header,
+            encryption: Qcow2Encryption.open(header, in: storage, key))
     }
 
     /// Opens the disk as it was when a snapshot was taken. As in qemu, its size is the present one.
     ///
     /// - Throws: `ImageError`, also if the image has no such snapshot.
-    convenience init(_ storage: any Storage, snapshot: SnapshotName) async throws {
+    convenience init(
+        _ storage: any Storage, snapshot: SnapshotName, key: ImageKey = ImageKey()
+    ) async throws {
         let header = try await Qcow2Header.read(from: storage)
+        let encryption = try await Qcow2Encryption.open(header, in: storage, key)
         let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
         guard let found = snapshot.find(in: snapshots) else {
             throw ImageError(
                 .invalid, path: storage.name, "Failed to load snapshot: Can't find snapshot"
             ).asQemu(standsAlone: true)
         }
-        try await self.init(storage, header: header.of(found, in: storage.name))
+        try await self.init(
+            storage, header: header.of(found, in: storage.name), encryption: encryption)
     }
 
     /// - Parameters:
     ///   - header: the image's header, or a changed one that leads to another disk in the image.
     ///   - data: the data file, if the image has one.
-    init(_ storage: any Storage, header: Qcow2Header, data: (any Storage)? = nil) async throws {
+    init(
+        _ storage: any Storage, header: Qcow2Header, data: (any Storage)? = nil,
+        encryption: Qcow2Encryption? = nil
+    ) async throws {
+        guard encryption != nil || header.encryptionFormat == nil else {
+            throw ImageError.unsupported(storage.name, "the image is encrypted")
+        }
         self.storage = storage
         self.header = header
         self.data = data
+        self.encryption = encryption
         tables = try await Qcow2Tables(storage: storage, header: header)
         decompressors = ResourcePool { () throws(ImageError) in
             try Qcow2Decompressor(header.compression)
@@ -86,9 +102,23 @@ public final class Qcow2Source: Image {
         guard !header.hasDataFile || data != nil else {
             throw ImageError.unsupported(storage.name, "'data-file' is required for this image")
         }
-        return try await settled(
-            tables.mappings(at: offset, limit: limit), clusterSize: header.geometry.clusterSize,
-            holes)
+        let found = try await tables.mappings(at: offset, limit: limit)
+        guard encryption == nil else { return found.map(Self.encrypted) }
+        return try await settled(found, clusterSize: header.geometry.clusterSize, holes)
+    }
+
+    /// Data of an encrypted image. Holes of the file mean nothing there: decrypted, zeros are
+    /// noise.
+    private static func encrypted(_ mapping: Mapping) -> Mapping {
+        var mapping = mapping
+        if mapping.content == .data { mapping.content = .encrypted }
+        return mapping
+    }
+
+    public func readEncrypted(
+        _ mapping: Mapping, into buffer: inout MutableRawSpan
+    ) async throws {
+        try await encryption?.read(mapping, from: storage, into: &buffer)
     }
 
     /// False if the refcounts cannot be read, because the disk can be read without them.

@@ -15,6 +15,8 @@ public final class Qcow2Target: ImageTarget {
     /// Whether data will be written; false for an empty image.
     let writesData: Bool
     let geometry: Qcow2Geometry
+    /// nil if the image is not encrypted.
+    private let encryption: Qcow2Encryption?
     /// The places of all clusters; nil if the image is not preallocated.
     private let preallocated: Qcow2PreallocatedMap?
     /// The ending of a preallocated image, which is known before the data is written.
@@ -45,11 +47,14 @@ public final class Qcow2Target: ImageTarget {
         self.options = options
         compresses = compress
         self.writesData = writesData
+        encryption = options.encryption.map { Qcow2Encryption($0) }
         layout = Mutex(
             Qcow2Layout(
                 geometry, refcountBits: options.refcountBits, blockSize: storage.traits.blockSize,
                 hasDataFile: data != nil))
         let isPreallocated = options.placesAhead
+        // A cluster that has a place reads as what its bytes are decrypted to.
+        let storesAll = isPreallocated && encryption != nil
         preallocated =
             isPreallocated
             ? Qcow2PreallocatedMap(
@@ -59,13 +64,13 @@ public final class Qcow2Target: ImageTarget {
         traits = TargetTraits(
             granularity: isPreallocated || compress
                 ? geometry.clusterSize : geometry.subclusterSize,
-            readsAsZeroFrom: isPreallocated && !(data ?? storage).traits.readsAsZero
+            readsAsZeroFrom: storesAll || isPreallocated && !(data ?? storage).traits.readsAsZero
                 ? .max : options.backing?.virtualSize ?? 0,
             hasBacking: options.backing != nil,
-            canWriteZeroes: options.version >= 3 || isPreallocated,
+            canWriteZeroes: (options.version >= 3 || isPreallocated) && !storesAll,
             placesInOrder: !isPreallocated)
         encoder = Qcow2ClusterEncoder(
-            unit: traits.granularity, keepsZeros: minSparse == 0,
+            unit: traits.granularity, keepsZeros: minSparse == 0 || storesAll,
             zerosFrom: traits.canWriteZeroes ? 0 : traits.readsAsZeroFrom,
             compression: compress ? options.compression : nil, level: options.compressionLevel)
         // Names that do not fit cause an error before the work.
@@ -109,13 +114,19 @@ public final class Qcow2Target: ImageTarget {
         }
     }
 
+    public func seal(_ placement: Placement, data: inout MutableRawSpan) throws {
+        try encryption?.cipher.seal(placement, data: &data, from: 0)
+    }
+
     public func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
         if let file = self.data {
             return try await write(placement, data: data, origin: origin, dataFile: file)
         }
-        try await storage.writePlacement(placement, data: data, origin: origin)
+        // Encrypted bytes have no origin whose blocks could be shared.
+        try await storage.writePlacement(
+            placement, data: data, origin: encryption == nil ? origin : nil)
         for write in placement.writes {
             if case .compressed(let run) = write.bytes { layout.withLock { $0.reuse(run) } }
         }
@@ -128,7 +139,7 @@ public final class Qcow2Target: ImageTarget {
             ending = known
         } else {
             ending = try layout.withLock { layout throws(ImageError) in
-                try layout.finish(l1Entries: geometry.l1Entries)
+                try layout.finish(l1Entries: geometry.l1Entries, options.encryption)
             }
             try await storage.writePlacement(ending.placement, data: RawSpan())
             try await storage.truncate(to: ending.end.bytes)
@@ -159,6 +170,11 @@ public final class Qcow2Target: ImageTarget {
             if options.isDataFileRaw {
                 header.autoclearFeatures = Qcow2Header.AutoclearFeature.rawDataFile
             }
+        }
+        if encryption != nil {
+            header.encryptionMethod = Qcow2Header.luks
+            header.encryptionHeader =
+                ending?.encryptionHeader ?? Qcow2Header.TableRange(offset: 0, length: 0)
         }
         if options.lazyRefcounts {
             header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts

@@ -25,7 +25,7 @@ struct RawCreator: ImageCreator {
             })
     }
 
-    func existingImage(leavesBacking: Bool) -> any WrittenImage {
+    func existingImage(_ image: any Image, leavesBacking: Bool) -> any WrittenImage {
         ExistingRawImage(leavesBacking: leavesBacking)
     }
 

@@ -4,7 +4,7 @@ import ImageStorage
 /// Resizes raw files.
 struct RawResizer: ImageResizer {
     func resize(
-        _ storage: any WritableStorage, preallocation: Preallocation,
+        _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
         openData: (HostPath) throws -> any WritableStorage,
         newSize: (_ current: Int64) throws -> Int64

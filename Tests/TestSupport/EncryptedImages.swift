@@ -1,0 +1,67 @@
+import Foundation
+
+/// Encrypted images: the options that name them and their secret, and qemu-img to make them.
+public enum EncryptedImage {
+    public static let passphrase = "correct horse"
+    public static let secret = ["--object", "secret,id=s,data=\(passphrase)"]
+
+    /// What `--image-opts` takes for an image.
+    ///
+    /// - Parameter format: `luks`, or `qcow2` for an encrypted one.
+    public static func options(_ format: String, _ path: String) -> String {
+        "driver=\(format),\(prefix(format))key-secret=s,file.filename=\(path)"
+    }
+
+    /// What stands before the keys of the encryption's options.
+    public static func prefix(_ format: String) -> String { format == "luks" ? "" : "encrypt." }
+
+    /// What `-o` takes for a new image.
+    ///
+    /// - Parameter cipher: further options, without a prefix.
+    public static func creation(_ format: String, cipher: String = "") -> String {
+        let prefix = prefix(format)
+        let all = ["key-secret=s", "iter-time=10"] + cipher.split(separator: ",").map(String.init)
+        return (format == "luks" ? "" : "encrypt.format=luks,")
+            + all.map { prefix + $0 }.joined(separator: ",")
+    }
+
+    /// Runs qemu-img, and again if it could not measure the processor, which happens when that is
+    /// busy.
+    @discardableResult
+    public static func qemuImg(_ words: [String], in folder: String? = nil) throws -> String {
+        var outcome = try run("qemu-img", words, in: folder)
+        for _ in 0..<20 where outcome.errorText.contains("accurate CPU usage") {
+            outcome = try run("qemu-img", words, in: folder)
+        }
+        guard outcome.isSuccess else { throw CommandError(description: outcome.description) }
+        return outcome.outputText
+    }
+
+    /// Has qemu-img make an image.
+    public static func make(
+        _ format: String, _ path: String, size: String, cipher: String = "", options: String = ""
+    ) throws {
+        try qemuImg(
+            ["create", "-q", "-f", format] + secret + ["-o", creation(format, cipher: cipher)]
+                + (options.isEmpty ? [] : ["-o", options]) + [path, size])
+    }
+
+    /// Runs `qemu-io` commands on an image.
+    public static func io(_ format: String, _ path: String, _ commands: [String]) throws {
+        let output = try require(
+            "qemu-io",
+            secret + commands.flatMap { ["-c", $0] } + ["--image-opts", options(format, path)])
+        if output.contains("failed") || output.contains("rror") {
+            throw CommandError(description: "qemu-io \(commands): \(output)")
+        }
+    }
+
+    /// The guest disk of an image, as qemu-img reads it.
+    public static func disk(_ format: String, _ path: String) throws -> Data {
+        let folder = try TempFolder()
+        try qemuImg(
+            ["convert"] + secret + ["-O", "raw", "--image-opts", options(format, path)]
+                + [folder.path("disk")])
+        return try contents(folder.path("disk"))
+    }
+}
