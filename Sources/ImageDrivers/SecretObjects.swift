@@ -1,5 +1,4 @@
 import DiskImage
-import FoundationEssentials
 import ImageFormats
 import ImageStorage
 
@@ -22,14 +21,11 @@ extension Secrets {
 
     private static func members(of object: [UInt8]) throws(ImageError) -> [String: [UInt8]] {
         if object.first == UInt8(ascii: "{") {
-            do {
-                let tree = try JSONDecoder().decode(
-                    [String: OptionValue].self, from: Data(object))
-                return tree.compactMapValues { value -> [UInt8]? in
-                    if case .string(let text) = value { text } else { nil }
-                }
-            } catch {
-                throw .invalid("--object is neither a JSON object nor a list of options")
+            // The reader's own message could quote a secret.
+            guard let value = try? JSONReader.value(in: object), case .object(let tree) = value
+            else { throw .invalid("--object is neither a JSON object nor a list of options") }
+            return tree.compactMapValues { value -> [UInt8]? in
+                if case .string(let text) = value { text } else { nil }
             }
         }
         var members: [String: [UInt8]] = [:]

@@ -98,7 +98,7 @@ public struct ImageCommit: Sendable {
         of chain: [OpenedLayer], _ depth: Int, on target: any WritableStorage
     ) async throws -> [any Image] {
         let opener = ImageOpener(overlay.access)
-        if let image = chain[...depth].first(where: { $0.dataName != nil }) {
+        if let image = chain.first(where: { $0.dataName != nil }) {
             throw ImageError.unsupported(
                 image.name.description, "an image with an external data file cannot be committed yet")
         }
@@ -129,7 +129,7 @@ public struct ImageCommit: Sendable {
                     + "resized")
         }
         try await resizer.resize(
-            storage, preallocation: .off,
+            storage, key: ImageOpener(overlay.access).key(nil), preallocation: .off,
             openBacking: { backing in
                 try await ImageOpener(overlay.access).openBacking(
                     backing, of: base.name, in: storage)

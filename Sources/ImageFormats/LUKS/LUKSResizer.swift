@@ -6,13 +6,15 @@ struct LUKSResizer: ImageResizer {
     func resize(
         _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
+        openData: (HostPath) throws -> any WritableStorage,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws {
         // As in qemu-img, the passphrase has to be right.
         _ = try await LUKSImage(storage, key: key)
         let start = try await LUKSHeader.read(from: storage).payloadOffset
         try await RawResizer().resize(
-            storage, key: key, preallocation: preallocation, openBacking: openBacking
+            storage, key: key, preallocation: preallocation, openBacking: openBacking,
+            openData: openData
         ) { current in
             let size = try newSize(current - start)
             guard size % guestSectorSize == 0 else {

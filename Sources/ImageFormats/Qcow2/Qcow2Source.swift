@@ -71,6 +71,7 @@ public final class Qcow2Source: Image {
         storage = image.storage
         header = image.header
         self.data = data
+        encryption = image.encryption
         tables = image.tables
         decompressors = image.decompressors
     }
