@@ -173,8 +173,8 @@ import Testing
         "driver=qcow2,file.filename=over.qcow2,backing.file.filename=missing",
         "driver=qcow2,file.filename=over.qcow2,backing.driver=raw,backing=",
         "driver=qcow2,file.filename=alone.qcow2,backing.driver=raw",
-        "driver=raw,file.filename=a.raw,backing.driver=raw,backing.file.filename=a.raw",
-        "file.filename=a.raw,backing.driver=raw,backing.file.filename=a.raw",
+        "driver=raw,file.filename=a.raw,backing.driver=raw,backing.file.filename=b.raw",
+        "file.filename=a.raw,backing.driver=raw,backing.file.filename=b.raw",
         "driver=qcow2,file.filename=over.qcow2,backing.file.filename=a.raw,backing.nosuch=1",
         "driver=qcow2,file.filename=top.qcow2,backing.driver=qcow2,"
             + "backing.file.filename=top.qcow2,backing.backing.file.filename=top.qcow2",
