@@ -156,7 +156,6 @@ import Testing
 
     @Test(arguments: [
         "-O luks -o key-secret=s", "-O luks -o key-secret=s,cipher-alg=aes-128",
-        "-O luks -o key-secret=s,cipher-alg=aes-192,cipher-mode=cbc",
         "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s",
         "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,cluster_size=512",
         "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=aes-128",

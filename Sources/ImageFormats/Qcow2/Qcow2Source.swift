@@ -108,11 +108,16 @@ public final class Qcow2Source: Image {
         return try await settled(found, clusterSize: header.geometry.clusterSize, holes)
     }
 
-    /// Data of an encrypted image. Holes of the file mean nothing there: decrypted, zeros are
-    /// noise.
+    /// What the tables of an encrypted image say. Holes of the file mean nothing there: decrypted,
+    /// zeros are noise. Places without data are left out, as in qemu, because nothing there could
+    /// be used as it is.
     private static func encrypted(_ mapping: Mapping) -> Mapping {
         var mapping = mapping
-        if mapping.content == .data { mapping.content = .encrypted }
+        switch mapping.content {
+        case .data: mapping.content = .encrypted
+        case .compressed: break
+        default: mapping.host = nil
+        }
         return mapping
     }
 
