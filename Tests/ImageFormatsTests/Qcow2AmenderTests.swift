@@ -10,9 +10,9 @@ import Testing
 @Suite struct Qcow2AmenderTests {
     private static let backing = BackingName("below", format: "raw")
 
-    /// 100 KiB in clusters of 512 bytes: 4 L2 tables, with data and with clusters of zeros that
+    /// 50 KiB in clusters of 512 bytes: 2 L2 tables, with data and with clusters of zeros that
     /// hide a backing file.
-    private static let guest: [UInt8] = (0..<200).flatMap { cluster in
+    private static let guest: [UInt8] = (0..<100).flatMap { cluster in
         [UInt8](repeating: cluster % 3 == 0 ? 0 : UInt8(cluster + 1), count: 512)
     }
 
@@ -45,34 +45,35 @@ import Testing
         return try await readAll(Qcow2Source(copy))
     }
 
-    /// Fails at each operation in turn.
+    /// Fails at each write, flush or change of the size in turn.
     ///
     /// - Parameter judge: looks at the image after a failure.
     private func everyFailure(
         of image: MemoryStorage, _ change: (MemoryStorage) async throws -> Void,
         _ judge: (_ image: MemoryStorage, _ what: String) async throws -> Void
     ) async throws {
-        for count in [1, 1_000_000] {
-            var failures = 0
-            for number in 0..<2000 {
+        let trial = MemoryStorage(image.bytes)
+        try await change(trial)
+        let operations = trial.operations
+        let writes = operations.indices.filter { number in
+            if case .read = operations[number] { false } else { true }
+        }
+        #expect(writes.count > 5)
+        for number in writes {
+            for count in [1, 1_000_000] {
                 let storage = MemoryStorage(image.bytes)
                 storage.fail(at: number, count: count)
-                do {
-                    try await change(storage)
-                    break
-                } catch {
-                    failures += 1
-                    try await judge(storage, "operation \(number), \(count)")
-                }
+                // What gives back space may fail without harm.
+                try? await change(storage)
+                try await judge(storage, "operation \(number), \(count)")
             }
-            #expect(failures > 10 && failures < 2000)
         }
     }
 
     @Test(
         arguments: [
             "compat=0.10", "refcount_bits=1", "refcount_bits=8", "refcount_bits=64",
-            "lazy_refcounts=on,refcount_bits=2", "compat=0.10,size=200k", "size=51200",
+            "lazy_refcounts=on,refcount_bits=2", "compat=0.10,size=200k", "size=25600",
         ], [false, true])
     func amended(_ options: String, isBacked: Bool) async throws {
         let storage = try await image(isBacked: isBacked)

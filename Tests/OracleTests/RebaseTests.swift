@@ -85,6 +85,20 @@ import Testing
         #expect(own.contains { $0.start == 0 && $0.depth == 1 })
     }
 
+    /// Where the new backing file holds the same bytes elsewhere, nothing is copied.
+    @Test func equalBytesAreNotCopied() throws {
+        let folder = try makeChain()
+        try Qemu.img(
+            "convert", "-O", "qcow2", "-o", "cluster_size=4k", "mid", "other", in: folder.path)
+        try Qemu.io("qcow2", folder.path("other"), ["write -P 6 700k 1k"])
+        let twins = try Twins(copying: folder)
+        try twins.run(["rebase", "-b", "other", "-F", "qcow2", "top"])
+        try twins.expectSame("top", "qcow2", "")
+        let copied = try Qemu.map(folder.path("top"), "qcow2").filter { $0.depth == 0 && $0.data }
+        #expect(copied.map(\.start) == [256 << 10, 640 << 10, 2560 << 10])
+        #expect(copied.allSatisfy { $0.length == 64 << 10 })
+    }
+
     /// qemu-img 7.2 loses the zeros of a version 2 image that gets its first backing file.
     @Test(arguments: ["compat=0.10", "compat=1.1"])
     func theFirstBackingFile(_ options: String) throws {
