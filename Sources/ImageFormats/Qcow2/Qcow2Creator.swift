@@ -13,10 +13,13 @@ struct Qcow2Creator: ImageCreator {
             }
             return mode
         }
-        let encryption = try Self.encryption(options)
-        guard parameters.dataFile == nil || encryption == nil else {
+        let isEncrypted =
+            options.hasKeys(startingWith: Qcow2Encryption.prefix)
+            || options.isOn("encryption") == true
+        guard parameters.dataFile == nil || !isEncrypted else {
             throw .invalid("encryption of a data file is not supported yet")
         }
+        let encryption = try Self.encryption(options)
         parameters.isEncrypted = encryption != nil
         return NewQcow2Image(
             parameters: parameters, options: try Self.qcow2Options(options, parameters),
