@@ -143,11 +143,11 @@ import Testing
 
     /// Unsupported options are reported by name and never ignored, so that scripts notice.
     @Test(arguments: [
-        ("--bitmaps source target", "--bitmaps"),
+        ("--bitmaps source target", "lacks bitmap support"),
         ("--salvage source target", "--salvage"),
         ("--skip-broken-bitmaps source target", "--skip-broken-bitmaps"),
         ("-l x source target", "snapshot"), ("-l snapshot.x=y source target", "snapshot"),
-        ("-r 1M source target", "-r"),
+        ("-r x source target", "rate limit"),
         ("-C -S 4k source target", "-C"), ("-C -c -O qcow2 source target", "-C"),
         ("--no-such-option source target", "--no-such-option"),
         ("-Z source target", "Z"),
