@@ -99,7 +99,7 @@ import Testing
                 _ = try await check(storage, repair: .all)
                 isWhole = true
             } catch {
-                #expect(error as? ImageError == MemoryStorage.failure)
+                #expect("\(error)" == "\(MemoryStorage.failure)")
             }
             let after = try await check(MemoryStorage(storage.bytes))
             #expect(after.errors <= before.errors, "after \(step) operations")

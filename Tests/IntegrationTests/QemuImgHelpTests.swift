@@ -92,7 +92,7 @@ import Testing
     }
 
     private static func options(in line: String) -> [Option] {
-        line.matches(of: #/\[(--?[A-Za-z][A-Za-z0-9-]*)([= ][^|])?/#).map {
+        line.matches(of: #/(?:\[|\| )(--?[A-Za-z][A-Za-z0-9-]*)([= ][^|])?/#).map {
             Option(name: String($0.output.1), isValued: $0.output.2 != nil)
         }
     }

@@ -138,9 +138,8 @@ extension Qcow2WritableImage {
         change(&new)
         new.autoclearFeatures &= Qcow2Header.AutoclearFeature.known
         let (offset, bytes) = try serialize(new)
+        let old = try serialize(header).bytes
         try await writable.flush()
-        let old = try await storage.readBytes(
-            at: HostOffset(offset), count: Int64(bytes.count), "header")
         let wasSwitched = isSwitched
         isSwitched = true
         do {
