@@ -192,7 +192,8 @@ public struct ImageOpener: Sendable {
             storage, snapshot: isFirst ? snapshot : nil, key: key(description))
         let place = description.place(or: name).withoutFilePrefix
         let data = try openData(
-            of: image, at: place, described: description?.dataFile, isTyped: reference.overlay == nil)
+            of: image, at: place, described: description?.dataFile,
+            isTyped: reference.overlay == nil)
         return OpenedLayer(
             name: place, format: known,
             image: data.map { image.reading(dataFrom: $0.storage) } ?? image,

@@ -100,7 +100,8 @@ public struct ImageCommit: Sendable {
         let opener = ImageOpener(overlay.access)
         if let image = chain.first(where: { $0.dataName != nil }) {
             throw ImageError.unsupported(
-                image.name.description, "an image with an external data file cannot be committed yet")
+                image.name.description,
+                "an image with an external data file cannot be committed yet")
         }
         var images: [any Image] = []
         var above = try overlay.place()

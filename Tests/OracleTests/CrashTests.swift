@@ -12,7 +12,7 @@ import Testing
 /// leaks, with old or new content.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CrashTests {
     /// Largest number of crashes of each kind that are played.
-    private static let mostCrashes = 20
+    private static let mostCrashes = 12
 
     static let options = [
         "cluster_size=4k", "cluster_size=512", "compat=0.10,cluster_size=4k",

@@ -14,11 +14,13 @@ import Testing
         theirs = try folder.makeFolder("theirs")
     }
 
-    static let options = [
-        "", "data_file_raw=on", "cluster_size=4k,data_file_raw=on", "cluster_size=512",
-        "extended_l2=on", "extended_l2=on,cluster_size=16k,data_file_raw=on",
-        "preallocation=metadata",
-    ]
+    static let options = some(
+        3,
+        of: [
+            "", "data_file_raw=on", "cluster_size=4k,data_file_raw=on", "cluster_size=512",
+            "extended_l2=on", "extended_l2=on,cluster_size=16k,data_file_raw=on",
+            "preallocation=metadata",
+        ])
 
     static let ways = [
         ["1000448"], ["+512", "+70k"], ["20M"], ["--shrink 500k", "+300k"],

@@ -17,18 +17,22 @@ import Testing
         try disk.writeRaw(folder.path("source"))
     }
 
-    static let options = [
-        "", "data_file_raw=on", "cluster_size=4k", "cluster_size=2M,data_file_raw=on",
-        "cluster_size=512,refcount_bits=1", "preallocation=metadata", "preallocation=falloc",
-        "preallocation=full,data_file_raw=on", "lazy_refcounts=on,data_file_raw=on",
-        "extended_l2=on", "extended_l2=on,data_file_raw=on",
-        "extended_l2=on,cluster_size=16k,preallocation=metadata", "compression_type=zstd",
-    ]
+    static let options = some(
+        6,
+        of: [
+            "", "data_file_raw=on", "cluster_size=4k", "cluster_size=2M,data_file_raw=on",
+            "cluster_size=512,refcount_bits=1", "preallocation=metadata", "preallocation=falloc",
+            "preallocation=full,data_file_raw=on", "lazy_refcounts=on,data_file_raw=on",
+            "extended_l2=on", "extended_l2=on,data_file_raw=on",
+            "extended_l2=on,cluster_size=16k,preallocation=metadata", "compression_type=zstd",
+        ])
 
-    static let few = [
-        "", "data_file_raw=on", "cluster_size=4k", "extended_l2=on", "preallocation=metadata",
-        "extended_l2=on,cluster_size=16k,preallocation=metadata",
-    ]
+    static let few = some(
+        3,
+        of: [
+            "", "data_file_raw=on", "cluster_size=4k", "extended_l2=on", "preallocation=metadata",
+            "extended_l2=on,cluster_size=16k,preallocation=metadata",
+        ])
 
     // MARK: Writing
 

@@ -48,7 +48,9 @@ import Testing
             for words in [["info"], ["info", "--output=json"], ["measure", "-O", "qcow2"]] {
                 let theirs = try run("qemu-img", words + [path])
                 let own = try run(Swimg.path, words + [path])
-                #expect(own.isSuccess && withoutChildren(own.outputText) == theirs.outputText, "\(own)\n\(theirs)")
+                #expect(
+                    own.isSuccess && withoutChildren(own.outputText) == theirs.outputText,
+                    "\(own)\n\(theirs)")
             }
             for (format, target) in [("raw", "a"), ("qcow2", "b")] {
                 let own = try Swimg.convert("-O", format, path, folder.path(target))

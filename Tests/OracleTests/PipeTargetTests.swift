@@ -60,7 +60,8 @@ import Testing
             "{} -O qcow2 -B base -F raw over - | cat > out", in: folder)
         #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
         #expect(try Qemu.damage(folder.path("out")) == nil)
-        #expect(try Qemu.difference(folder.path("out"), "qcow2", folder.path("over"), "qcow2") == nil)
+        #expect(
+            try Qemu.difference(folder.path("out"), "qcow2", folder.path("over"), "qcow2") == nil)
         #expect(try contents(folder.path("out")).count < 1 << 20)
     }
 

@@ -1,4 +1,5 @@
 import Foundation
+import Synchronization
 
 /// Encrypted images: the options that name them and their secret, and qemu-img to make them.
 public enum EncryptedImage {
@@ -37,13 +38,23 @@ public enum EncryptedImage {
         return outcome.outputText
     }
 
-    /// Has qemu-img make an image.
+    /// Images that qemu-img has made, by their properties: it measures the processor for a second
+    /// or two before it makes one.
+    private static let made = Mutex<[String: [UInt8]]>([:])
+
+    /// Has qemu-img make an image, or copies one that it made before.
     public static func make(
         _ format: String, _ path: String, size: String, cipher: String = "", options: String = ""
     ) throws {
+        let key = "\(format) \(size) \(cipher) \(options)"
+        if let bytes = made.withLock({ $0[key] }) {
+            return try Data(bytes).write(to: URL(fileURLWithPath: path))
+        }
         try qemuImg(
             ["create", "-q", "-f", format] + secret + ["-o", creation(format, cipher: cipher)]
                 + (options.isEmpty ? [] : ["-o", options]) + [path, size])
+        let bytes = [UInt8](try contents(path))
+        made.withLock { $0[key] = bytes }
     }
 
     /// Runs `qemu-io` commands on an image.
