@@ -1,8 +1,8 @@
 import Concurrency
 import DiskImage
 
-/// Turns the data of whole clusters or subclusters into the form in which a qcow2 image stores them: finds
-/// clusters of zeros, and compresses the others where that makes them smaller.
+/// Turns the data of whole clusters or subclusters into the form in which a qcow2 image stores
+/// them: finds those that hold zeros, and compresses the others where that makes them smaller.
 struct Qcow2ClusterEncoder: Sendable {
     private let unit: Int
     private let keepsZeros: Bool

@@ -28,8 +28,8 @@ final class Qcow2StreamTarget: PlannedTarget {
         guard !settings.compress, options.preallocation == .off, options.dataFile == nil else {
             throw .unsupported(
                 storage.name,
-                "a qcow2 image that is compressed, preallocated or has a data file cannot be written to a pipe, "
-                    + "because what its tables say is only known at the end")
+                "a qcow2 image that is compressed, preallocated or has a data file cannot be "
+                    + "written to a pipe, because what its tables say is only known at the end")
         }
         self.storage = storage
         self.options = options
