@@ -75,7 +75,7 @@ import Testing
         if damage.isShown { #expect(info.isSuccess, "\(info)") }
     }
 
-    @Test(arguments: all)
+    @Test(arguments: some(16, of: all))
     func luks(_ damage: Damage) throws {
         let folder = try TempFolder()
         let path = folder.path("image")
