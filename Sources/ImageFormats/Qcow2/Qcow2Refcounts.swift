@@ -19,15 +19,15 @@ struct Qcow2Refcounts {
         var clusters: Int64
     }
 
-    private let storage: any WritableStorage
-    private let clusterSize: Int64
-    private let clustersPerBlock: Int64
+    let storage: any WritableStorage
+    let clusterSize: Int64
+    let clustersPerBlock: Int64
     private(set) var place: Table
-    private var cache: RefcountCache
+    var cache: RefcountCache
     /// The cached blocks that differ from those in the file.
     private var changed: Set<Int> = []
     /// Index of the first cluster behind everything, where new ones are allocated.
-    private var end: Int64
+    var end: Int64
     /// Index of the cluster from which on `take` looks for free ones.
     private var searchStart: Int64 = 0
     /// Clusters that are taken and not counted yet, because their block needs a place first.
@@ -77,14 +77,14 @@ struct Qcow2Refcounts {
 
     // MARK: Counts
 
-    private var table: [UInt64] { cache.reader.table }
+    var table: [UInt64] { cache.reader.table }
 
     mutating func count(of cluster: Int64) async throws -> UInt64 {
         try await load(Int(cluster / clustersPerBlock))
         return try await cache.refcount(of: Int(cluster)) ?? 0
     }
 
-    private func hasBlock(for cluster: Int64) -> Bool {
+    func hasBlock(for cluster: Int64) -> Bool {
         cache.reader.blockOffset(Int(cluster / clustersPerBlock)) != 0
     }
 
@@ -168,7 +168,7 @@ struct Qcow2Refcounts {
         try? await storage.zero(start..<end, mayUnmap: true)
     }
 
-    private mutating func load(_ index: Int) async throws {
+    mutating func load(_ index: Int) async throws {
         if cache.isFull, cache.blocks[index] == nil { try await writeChanged() }
         try await cache.load(index)
     }
@@ -393,62 +393,5 @@ struct Qcow2Refcounts {
         try await storage.truncate(to: origin.fileSize)
     }
 
-    // MARK: The end
-
-    /// Frees blocks that count nothing any more, and cuts a file behind its last cluster.
-    mutating func releaseEnd() async throws {
-        try await flush()
-        // From the end on, because a block mostly lies in the range of the one before it.
-        var dropped: Set<Int64> = []
-        var indices: [Int] = []
-        for index in table.indices.reversed() where table[index] != 0 {
-            let own = Int64(table[index]) / clusterSize
-            let isNew = dropped.insert(own).inserted
-            if try await lastUsed(in: index, except: dropped) == nil {
-                indices.append(index)
-            } else if isNew {
-                dropped.remove(own)
-            }
-        }
-        for index in indices {
-            try await storage.writeBytes([UInt8](repeating: 0, count: 8), at: entryOffset(index))
-            cache.reader.table[index] = 0
-            cache.blocks[index] = nil
-        }
-        try await storage.flush()
-        for cluster in dropped where hasBlock(for: cluster) { _ = try await lower(cluster) }
-        try await flush()
-        guard let last = try await lastUsedCluster() else { return }
-        end = last + 1
-        if !storage.traits.isDevice, end < storage.size.dividedUp(by: clusterSize) {
-            try await storage.truncate(to: end * clusterSize)
-        }
-    }
-
-    private func entryOffset(_ index: Int) -> Int64 { place.offset.bytes + Int64(index) * 8 }
-
-    /// The last used cluster of a block's range. Counts of clusters behind the end of the storage
-    /// do not matter: a program may have died before it wrote there.
-    private mutating func lastUsed(
-        in index: Int, except ignored: Set<Int64> = []
-    ) async throws -> Int64? {
-        let first = Int64(index) * clustersPerBlock
-        let stop = min(clustersPerBlock, storage.size.dividedUp(by: clusterSize) - first)
-        guard stop > 0 else { return nil }
-        try await load(index)
-        guard let block = cache.blocks[index] ?? nil else { return nil }
-        for place in stride(from: Int(stop) - 1, through: 0, by: -1) where block[place] != 0 {
-            let found = first + Int64(place)
-            if !ignored.contains(found) { return found }
-        }
-        return nil
-    }
-
-    /// nil if nothing is counted, not even the header.
-    private mutating func lastUsedCluster() async throws -> Int64? {
-        for index in table.indices.reversed() where table[index] != 0 {
-            if let last = try await lastUsed(in: index) { return last }
-        }
-        return nil
-    }
+    func entryOffset(_ index: Int) -> Int64 { place.offset.bytes + Int64(index) * 8 }
 }
