@@ -2,7 +2,7 @@ import Synchronization
 
 /// The progress of all workers together; it never goes back.
 ///
-/// What has been begun counts half. A small disk is in flight as a whole while a slow storage
+/// Chunks that have been begun count half. A small disk is in flight as a whole while a slow storage
 /// answers: counted by what is done alone, all of its progress would come at the end.
 package final class ProgressMark: Sendable {
     private struct State {

@@ -14,7 +14,7 @@ public struct ImageFacts: Sendable {
     public let details: FormatFacts
     /// Space that the file takes in its file system, in bytes; nil if the storage cannot tell.
     public let actualSize: Int64?
-    /// What the image lies in: a storage, or a part of one; nil if it is a storage itself.
+    /// The node below the image: a storage, or a part of one; nil if it is a storage itself.
     public let child: NodeFacts?
 
     /// The backing file's name as this process can open it; nil if it cannot, or without a backing
@@ -41,7 +41,7 @@ public struct NodeFacts: Sendable {
     public let actualSize: Int64?
     /// Whether the storage is a file or a device of this machine.
     public let isLocal: Bool
-    /// What this lies in; at most one.
+    /// The node below this one; at most one.
     public let children: [NodeFacts]
 }
 

@@ -13,7 +13,7 @@ struct ImageReference: Sendable {
     /// The part of the overlay's description that describes this image; nil if only its name tells.
     var part: ImageDescription?
 
-    /// What describes the image; nil if its name is a plain one.
+    /// The description of the image; nil if its name is a plain one.
     func description() throws(ImageError) -> ImageDescription? {
         if let part { return part }
         return try ImageDescription(name)

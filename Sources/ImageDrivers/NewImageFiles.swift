@@ -47,7 +47,7 @@ public struct NewImageFiles: Sendable {
     /// Gives both files their names, the data file first: an image is never without its data.
     public func commit() async throws {
         if let data {
-            // What can fail for the image should fail before its data file has a name.
+            // An error of the image should come before its data file has a name.
             try await image.storage.flush()
             try await data.commit()
         }

@@ -36,7 +36,7 @@ public struct OpenedLayer: Sendable {
     public let name: ImageName
     public let format: ImageFormat
     public let image: any Image
-    /// What describes the image; nil if its name is a plain one.
+    /// The description of the image; nil if its name is a plain one.
     let description: ImageDescription?
     /// The name of the file that holds the data; nil if the image's own file does.
     public let dataName: ImageName?

@@ -1,6 +1,6 @@
 import DiskImage
 
-/// Reads the JSON of `json:{…}`, as QEMU's parser takes it: RFC 8259, and strings in single quotes
+/// Reads the JSON of `json:{…}` as QEMU's parser does: RFC 8259, and strings in single quotes
 /// as well. It takes no comments, and no key twice.
 public struct JSONReader {
     private var rest: ArraySlice<UInt8>

@@ -93,7 +93,7 @@ public struct ImageCommit: Sendable {
             TargetRequest(.writeInto, access: overlay.access, sourceFiles: Set(others)))
     }
 
-    /// The images of the chain, which nobody else can write to any more.
+    /// The images of the chain, locked against other writers.
     private func lockedImages(
         of chain: [OpenedLayer], _ depth: Int, on target: any WritableStorage
     ) async throws -> [any Image] {

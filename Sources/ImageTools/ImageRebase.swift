@@ -12,7 +12,7 @@ public struct ImageRebase: Sendable {
     public var backing: ImageName?
     /// Format of the new backing file, which the overlay records.
     public var backingFormat: ImageFormat?
-    /// Changes the name alone (`-u`): whoever asks for it knows that the disk stays the same.
+    /// Changes the name alone (`-u`): the user vouches that the disk does not change.
     public var isUnsafe = false
     /// Compresses what is copied into the overlay (`-c`).
     public var compress = false
@@ -59,7 +59,7 @@ public struct ImageRebase: Sendable {
     private func copyAndRename(
         _ storage: any WritableStorage, _ format: ImageFormat
     ) async throws {
-        // What can never have a backing file is refused before any other file is looked at.
+        // Images that can never have a backing file are refused before any other file is looked at.
         if format.driver.overlayEditor == nil { _ = try await renaming(storage, format) }
         let top = try await format.driver.open(storage)
         let old = try await oldChain(of: top)
@@ -132,7 +132,7 @@ public struct ImageRebase: Sendable {
     }
 }
 
-/// Numbers for the images of several chains, the same for the same image.
+/// Numbers for the images of several chains; an image has one number in all of them.
 private struct ImageNumbers {
     private struct Identity: Hashable {
         let file: FileIdentity

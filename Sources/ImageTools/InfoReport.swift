@@ -45,7 +45,7 @@ public struct InfoReport: Sendable {
         return .object(members)
     }
 
-    /// What the image lies in, as QEMU 8 and later tell it. Programs find out by it whether an
+    /// The nodes below the image, as QEMU 8 and later tell them. Programs find out by it whether an
     /// image consists of other files than the one they know.
     private static func children(_ nodes: [NodeFacts]) -> [JSONValue] {
         nodes.map { node in

@@ -20,7 +20,7 @@ import Testing
         #expect(state.arrive("waits") == .wait)
         #expect(state.cancel() == "waits")
         #expect(state.arrive("later") == .giveUp)
-        // The operation ends all the same, and nobody is resumed twice.
+        // The operation ends all the same, and no waiter is resumed twice.
         #expect(state.end() == nil)
     }
 

@@ -63,7 +63,7 @@ import Testing
             for count in [1, 1_000_000] {
                 let storage = MemoryStorage(image.bytes)
                 storage.fail(at: number, count: count)
-                // What gives back space may fail without harm.
+                // Calls that give back space may fail without harm.
                 try? await change(storage)
                 try await judge(storage, "operation \(number), \(count)")
             }

@@ -121,7 +121,7 @@ import Testing
         #expect(try await counts.count(of: first + 11) == 1 && end <= first)
     }
 
-    /// What is published is counted in the file, by the table that the header names.
+    /// Published counts are in the file, by the table that the header names.
     @Test(arguments: [3, 200, 40000])
     func publishedCountsAreInTheFile(_ count: Int64) async throws {
         let storage = try await emptyImage(bits: 16)

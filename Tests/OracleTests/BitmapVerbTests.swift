@@ -55,7 +55,7 @@ import Testing
         }
     }
 
-    /// What `info` shows of the bitmaps.
+    /// The lines of `info` about bitmaps.
     private func bitmaps(_ image: String) throws -> [String] {
         try Qemu.img("info", image).components(separatedBy: "\n").drop { !$0.contains("bitmaps:") }
             .map { $0 }

@@ -149,7 +149,7 @@ import Testing
         #expect(try contents(folder.path("base")).allSatisfy { $0 == 1 })
     }
 
-    /// A commit that fails or is killed at any write leaves valid images: the overlay shows the same
+    /// A commit that fails or is killed at any write leaves valid images: the overlay shows its
     /// disk, and the base the old or the new bytes of each cluster.
     @Test(.enabled(if: canTraceSystemCalls, "strace ends it at a certain write"))
     func killedAnywhere() throws {

@@ -8,8 +8,8 @@ import Testing
 
 @testable import ImageFormats
 
-/// Images that are changed in place, as a crash at any moment leaves them: valid to qemu-img but for
-/// leaks, with old or new content.
+/// Images that are changed in place, as a crash at any moment leaves them: valid to qemu-img but
+/// for leaks, with old or new content.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CrashTests {
     /// Largest number of crashes of each kind that are played.
     private static let mostCrashes = 12

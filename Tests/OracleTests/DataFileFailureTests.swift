@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// What is refused of images with data files, and what is left after a failure.
+/// Refusals of images with data files, and the files that a failure leaves.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct DataFileFailureTests {
     private let folder: TempFolder
 
@@ -12,7 +12,7 @@ import Testing
         try Qemu.img("create", "-q", "-f", "qcow2", "base", "3M", in: folder.path)
     }
 
-    /// The same words, status and text as qemu-img's; no file is left.
+    /// Words, status and text equal qemu-img's; no file is left.
     @Test(arguments: [
         "data_file_raw=on", "data_file=data,compat=0.10",
         "data_file=data,compat=v2,cluster_size=4k",
@@ -135,7 +135,7 @@ import Testing
         #expect(!folder.names.contains("new"), "\(outcome)")
     }
 
-    /// What the header says about the data file, changed in a way that qemu refuses as well.
+    /// Facts about the data file in the header, changed in a way that qemu refuses as well.
     @Test(arguments: ["no name", "raw without data file", "itself", "offset", "compressed"])
     func damagedHeader(_ damage: String) throws {
         try Qemu.img(

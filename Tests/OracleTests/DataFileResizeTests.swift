@@ -70,7 +70,7 @@ import Testing
         #expect(try run("qemu-img", ["check", "image"], in: own).isSuccess)
     }
 
-    /// What lies behind the end of the disk, in a data file that is longer, is no part of the disk.
+    /// Bytes of a longer data file behind the end of the disk are no part of the disk.
     @Test(arguments: ["", "data_file_raw=on", "cluster_size=4k,data_file_raw=on"], ["1M", "3M"])
     func longerDataFile(_ options: String, _ size: String) throws {
         try make(options, in: own)

@@ -62,7 +62,7 @@ import Testing
         try compareInfo(words, in: folder.path, at: #_sourceLocation)
     }
 
-    /// What QEMU's parser takes for JSON: single quotes, and no comments.
+    /// QEMU's parser takes single quotes, and no comments.
     static let texts = [
         #"{"driver":"raw","file.filename":"a.raw"}"#, #"{'driver':'raw','file.filename':'a.raw'}"#,
         #"{'driver':"raw","file.filename":'a\u002eraw'}"#,

@@ -84,7 +84,7 @@ import Testing
         try expectRefusals(damage, "luks", path, in: folder)
     }
 
-    /// The same header in a qcow2 image, and wrong places of it.
+    /// The damaged headers in a qcow2 image, and wrong places of the header.
     @Test func qcow2() throws {
         let folder = try TempFolder()
         let model = folder.path("model")

@@ -99,7 +99,7 @@ import Testing
         }
     }
 
-    /// The same disk by `json:`, with the secret from a file, encoded, and as a JSON object.
+    /// A disk that is named by `json:`, with the secret from a file, encoded, and as a JSON object.
     @Test func namesAndSecrets() throws {
         let path = try image("luks")
         let judged = try EncryptedImage.disk("luks", path)

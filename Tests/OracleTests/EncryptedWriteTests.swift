@@ -11,7 +11,7 @@ import Testing
 
     private func image(_ format: String) -> String { folder.path("image.\(format)") }
 
-    /// What `info` tells of an image, without what is random or measured.
+    /// The facts of `info` but for random and measured ones.
     private func facts(_ path: String) throws -> String {
         let text = try Qemu.img("info", path)
         let variable = ["image:", "disk size:", "    uuid:", "iters:"]
@@ -33,7 +33,7 @@ import Testing
         #expect(try facts(path) == judged)
         let named = EncryptedImage.secret + ["--image-opts", EncryptedImage.options(format, path)]
         if format == "qcow2" { try EncryptedImage.qemuImg(["check"] + named) }
-        // What qemu-io writes, both read.
+        // Both programs read what qemu-io writes.
         try EncryptedImage.io(format, path, ["write -P 7 64k 100k", "write -P 3 3145216 512"])
         let target = folder.path("own.raw")
         #expect(try Swimg.convert(named + ["-O", "raw", target]).isSuccess)
@@ -194,7 +194,7 @@ import Testing
         #expect(folder.names.isEmpty, "left behind by \(own)")
     }
 
-    /// What qemu-img makes, and this program only reads or does not know.
+    /// Images that qemu-img makes, and that this program only reads or does not know.
     @Test(arguments: [
         ("-f qcow2 -o encryption=on,encrypt.key-secret=s", "only be read"),
         ("-f qcow2 -o encrypt.format=aes,encrypt.key-secret=s", "only be read"),

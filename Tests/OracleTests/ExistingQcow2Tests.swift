@@ -98,7 +98,7 @@ import Testing
         let snapshot = folder.path("snapshot.raw")
         try Qemu.img("convert", "-l", "old", "-f", "qcow2", "-O", "raw", target, snapshot)
         try require("cmp", [kept, snapshot])
-        // What the snapshot alone uses is free once it is gone.
+        // Clusters of the snapshot alone are free once it is gone.
         try Qemu.img("snapshot", "-d", "old", target)
         #expect(try Qemu.damage(target) == nil)
     }

@@ -115,7 +115,7 @@ import Testing
         #expect(try Qemu.damage(folder.path("top")) == nil)
     }
 
-    /// What is copied is compressed.
+    /// Copied clusters are compressed.
     @Test func compressed() throws {
         let folder = try makeChain()
         let before = folder.path("before")
@@ -180,7 +180,7 @@ import Testing
         #expect(try Qemu.img("check", "-U", "-f", "qcow2", folder.path("mid")).isEmpty == false)
     }
 
-    /// A rebase that fails or is killed at any write leaves the same disk on the old backing file or
+    /// A rebase that fails or is killed at any write leaves the disk on the old backing file or
     /// on the new one.
     @Test(
         .enabled(if: canTraceSystemCalls, "strace ends it at a certain write"),

@@ -41,8 +41,8 @@ import Testing
         #expect(
             own.allocated <= other.allocated + slack,
             "\(own.allocated) bytes, qemu-img takes \(other.allocated): \(outcome)")
-        // swimg's file ends with a whole cluster, a hole after the last stream or subcluster; qemu's
-        // ends with these.
+        // swimg's file ends with a whole cluster, a hole after the last stream or subcluster;
+        // qemu's ends with these.
         let clusterBits = (try? Qcow2Fields(folder.path("own")))?.clusterBits ?? 0
         let isPartial = line.contains("-c") || line.contains("extended_l2")
         let longer =

@@ -43,7 +43,7 @@ import Testing
         let own = try #require(FileStatus(folder.path("own"))).allocated
         let theirs = try #require(FileStatus(folder.path("theirs"))).allocated
         #expect(own <= theirs + 4 * 4096, "\(own) bytes, qemu-img \(theirs): \(outcome)")
-        // What `-S 0` asks for is allocated, and no more than what the source holds.
+        // `-S 0` allocates all that the source holds, and no more.
         guard manner == "-S 0" else { return }
         func allocated(_ name: String) throws -> Int64 {
             try Qemu.map(folder.path(name), "qcow2").filter { $0.depth == 0 && $0.data }

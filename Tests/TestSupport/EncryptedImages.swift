@@ -6,17 +6,17 @@ public enum EncryptedImage {
     public static let passphrase = "correct horse"
     public static let secret = ["--object", "secret,id=s,data=\(passphrase)"]
 
-    /// What `--image-opts` takes for an image.
+    /// The value of `--image-opts` for an image.
     ///
     /// - Parameter format: `luks`, or `qcow2` for an encrypted one.
     public static func options(_ format: String, _ path: String) -> String {
         "driver=\(format),\(prefix(format))key-secret=s,file.filename=\(path)"
     }
 
-    /// What stands before the keys of the encryption's options.
+    /// The prefix of the encryption's options.
     public static func prefix(_ format: String) -> String { format == "luks" ? "" : "encrypt." }
 
-    /// What `-o` takes for a new image.
+    /// The value of `-o` for a new image.
     ///
     /// - Parameter cipher: further options, without a prefix.
     public static func creation(_ format: String, cipher: String = "") -> String {

@@ -2,7 +2,7 @@ import CGcrypt
 import DiskImage
 import Glibc
 
-/// What encrypted images need of libgcrypt and of the kernel's random numbers.
+/// The functions that encrypted images need of libgcrypt and of the kernel's random numbers.
 enum CryptoLibrary {
     /// The reason why libgcrypt cannot be used, or nil; the first access loads it.
     private static let problem: String? = cgcrypt_load().map { String(cString: $0) }

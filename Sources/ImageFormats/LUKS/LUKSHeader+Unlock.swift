@@ -20,7 +20,7 @@ extension LUKSHeader {
             .invalid, path: storage.name, "Invalid password, cannot unlock any keyslot")
     }
 
-    /// What the slot makes of a passphrase, right or wrong.
+    /// The key that the slot makes of a passphrase, right or wrong.
     private func masterKey(
         _ slot: KeySlot, _ passphrase: SecretBytes, _ spec: CipherSpec, in storage: any Storage
     ) async throws -> SecretBytes {

@@ -28,7 +28,7 @@ public struct LUKSHeader: Sendable, Equatable {
     let keyLength: Int
     /// Offset of the payload in bytes from the start of the LUKS header.
     public let payloadOffset: Int64
-    /// What PBKDF2 makes of the master key with this salt and number of iterations.
+    /// The digest that PBKDF2 makes of the master key with this salt and number of iterations.
     let masterKeyDigest: [UInt8]
     let masterKeySalt: [UInt8]
     public let masterKeyIterations: UInt32

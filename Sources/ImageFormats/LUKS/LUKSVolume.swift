@@ -39,7 +39,7 @@ struct LUKSOptions: Sendable {
         try spec.check()
     }
 
-    /// An hour in milliseconds; nobody waits so long for a key.
+    /// An hour in milliseconds, longer than any user waits for a key.
     private static let longestTime: Int64 = 3_600_000
 
     private static func refused(_ key: String, _ value: String) -> ImageError {

@@ -65,7 +65,7 @@ struct Qcow2ImageAmender: ImageAmender {
     }
 }
 
-/// What an image is to be like; what is not asked for stays.
+/// The options that an image is to have; options that are not asked for stay.
 private struct Qcow2Amendment {
     let version: Int
     let refcountBits: Int

@@ -107,8 +107,8 @@ struct Qcow2BitmapList: Sendable {
 
     // MARK: Storing
 
-    /// Reads the bits of bitmaps that are about to change, and marks these as void in the file until
-    /// `store`.
+    /// Reads the bits of bitmaps that are about to change, and marks these bitmaps as void in the
+    /// file until `store`.
     ///
     /// - Parameter isMeant: tells the bitmaps.
     mutating func begin(

@@ -72,7 +72,7 @@ struct Qcow2Encryption: Sendable {
                 cipher: "aes", mode: .cbc, startValue: .plain64, keyLength: oldKeyLength), key: key)
     }
 
-    /// What `DiskCipher` counts sectors by.
+    /// The offset by which `DiskCipher` counts sectors.
     private func offset(host: Int64, guest: Int64) -> Int64 { countsGuestSectors ? guest : host }
 
     /// Reads the bytes of a mapping.

@@ -304,7 +304,7 @@ extension Qcow2ImageEditor {
     private mutating func releaseDropped() async throws {
         try await refcounts.release(dropped.sorted())
         dropped = []
-        // Whoever gets the freed cluster next must not share it with a stream.
+        // The next owner of a freed cluster must not share it with a stream.
         if let end = compressedEnd,
             try await refcounts.count(of: end.bytes / geometry.clusterSize) == 0
         {

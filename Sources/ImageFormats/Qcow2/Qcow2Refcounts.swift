@@ -146,7 +146,7 @@ struct Qcow2Refcounts {
     mutating func release(_ clusters: [Int64]) async throws {
         var run: Range<Int64>?
         for cluster in clusters {
-            // What the file's tables still lead to keeps its content.
+            // Clusters that the file's tables still lead to keep their content.
             guard try await lower(cluster), !isDeferring else { continue }
             if let open = run, open.upperBound == cluster {
                 run = open.lowerBound..<cluster + 1
