@@ -154,13 +154,16 @@ import Testing
         #expect(try mismatch(EncryptedImage.disk(format, path), read) == nil)
     }
 
-    @Test(arguments: some(4, of: [
-        "-O luks -o key-secret=s", "-O luks -o key-secret=s,cipher-alg=aes-128",
-        "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s",
-        "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,cluster_size=512",
-        "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=aes-128",
-        "-O luks", "-O luks -o key-secret=x", "-O qcow2 -o encrypt.format=luks",
-    ]))
+    @Test(
+        arguments: some(
+            4,
+            of: [
+                "-O luks -o key-secret=s", "-O luks -o key-secret=s,cipher-alg=aes-128",
+                "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s",
+                "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,cluster_size=512",
+                "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.cipher-alg=aes-128",
+                "-O luks", "-O luks -o key-secret=x", "-O qcow2 -o encrypt.format=luks",
+            ]))
     func measures(_ line: String) throws {
         let source = try disk.writeRaw(folder.path("disk.raw"))
         for disk in [["--size", "5M"], ["-f", "raw", source]] {

@@ -108,7 +108,7 @@ public final class Qcow2Source: Image {
         return try await settled(found, clusterSize: header.geometry.clusterSize, holes)
     }
 
-    /// A mapping as the tables of an encrypted image tell it. Holes of the file mean nothing: decrypted,
+    /// A mapping as the tables of an encrypted image tell it. Holes mean nothing there: decrypted,
     /// zeros are noise. Places without data are left out, as in qemu, because nothing there could
     /// be used as it is.
     private static func encrypted(_ mapping: Mapping) -> Mapping {
