@@ -28,6 +28,12 @@ public struct ImageCommit: Sendable {
         let (storage, format) = try await overlay.open()
         let top = try await format.driver.open(storage)
         let chain = try await chain(below: top)
+        if let name = top.needsDataFile
+            ? overlay.name : chain.first(where: { $0.dataName != nil })?.name
+        {
+            throw ImageError.unsupported(
+                name.description, "an image with an external data file cannot be committed yet")
+        }
         let depth = try indexOfBase(in: chain, below: top)
         let base = chain[depth]
         let target = try open(base, protecting: [storage.file] + chain.map(\.storage.file))
@@ -98,11 +104,6 @@ public struct ImageCommit: Sendable {
         of chain: [OpenedLayer], _ depth: Int, on target: any WritableStorage
     ) async throws -> [any Image] {
         let opener = ImageOpener(overlay.access)
-        if let image = chain.first(where: { $0.dataName != nil }) {
-            throw ImageError.unsupported(
-                image.name.description,
-                "an image with an external data file cannot be committed yet")
-        }
         var images: [any Image] = []
         var above = try overlay.place()
         for (index, layer) in chain.enumerated() {

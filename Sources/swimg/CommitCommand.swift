@@ -59,14 +59,7 @@ struct CommitCommand: ImageCommand {
         let printer = ProgressPrinter(isShown: progress && !quiet)
         var commit = try makeCommit()
         commit.onProgress = { done, total in printer.update(done: done, total: total) }
-        do {
-            try await signals.interrupting(
-                { [commit] in try await commit.run() }, onStatus: { printer.printStatus() })
-        } catch {
-            printer.giveUp()
-            throw error
-        }
-        printer.finish()
+        try await signals.interrupting(showing: printer) { [commit] in try await commit.run() }
         if !quiet { Output.print("Image committed.\n") }
     }
 

@@ -48,15 +48,9 @@ struct DigestCommand: ImageCommand {
         job.algorithm = try digest.named() ?? .blkhash
         job.access = try access.access()
         job.onProgress = { done, total in printer.update(done: done, total: total) }
-        let result: DiskDigest
-        do {
-            result = try await signals.interrupting(
-                { [job] in try await job.run() }, onStatus: { printer.printStatus() })
-        } catch {
-            printer.giveUp()
-            throw error
+        let result = try await signals.interrupting(showing: printer) { [job] in
+            try await job.run()
         }
-        printer.finish()
         Output.print(
             isJSON
                 ? Self.json(path, result)

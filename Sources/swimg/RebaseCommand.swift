@@ -64,14 +64,7 @@ struct RebaseCommand: ImageCommand {
         let printer = ProgressPrinter(isShown: progress && !quiet)
         var rebase = try makeRebase()
         rebase.onProgress = { done, total in printer.update(done: done, total: total) }
-        do {
-            try await signals.interrupting(
-                { [rebase] in try await rebase.run() }, onStatus: { printer.printStatus() })
-        } catch {
-            printer.giveUp()
-            throw error
-        }
-        printer.finish()
+        try await signals.interrupting(showing: printer) { [rebase] in try await rebase.run() }
     }
 
     private func makeRebase() throws(ImageError) -> ImageRebase {

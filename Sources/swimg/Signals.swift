@@ -69,6 +69,20 @@ struct Signals: Sendable {
             return try first.get()
         }
     }
+
+    /// Runs a body as `interrupting` does, and ends the display of its progress.
+    func interrupting<Value: Sendable>(
+        showing printer: ProgressPrinter, _ body: @escaping @Sendable () async throws -> Value
+    ) async throws -> Value {
+        do {
+            let value = try await interrupting(body, onStatus: { printer.printStatus() })
+            printer.finish()
+            return value
+        } catch {
+            printer.giveUp()
+            throw error
+        }
+    }
 }
 
 /// SIGPIPE handling: the signal is ignored, so that the failed write reports EPIPE instead.
