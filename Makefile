@@ -57,7 +57,7 @@ side-by-side: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
 
 # Reads, repairs and resizes images with changes to meaningful fields, about 6 per second; `test`
-# runs 100 of them. A failure tells how to make its image again.
+# runs 60 of them. A failure tells how to make its image again.
 COUNT ?= 20000
 SEED ?= 1
 fuzz-images: setup-test

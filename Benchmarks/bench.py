@@ -135,6 +135,89 @@ QUESTIONS = [
 ]
 
 
+@dataclasses.dataclass
+class Change:
+    """A verb that changes an image. `{image}` is a file of each program's own, `{folder}` that of
+    the datasets."""
+    name: str
+    words: str
+    # Commands of qemu-img, before the image is read into the page cache: once, and before each run.
+    once: list = dataclasses.field(default_factory=list)
+    before: list = dataclasses.field(default_factory=list)
+    # What qemu-img says of the result must be nothing bad.
+    judge: list = dataclasses.field(default_factory=list)
+    rounds: int = 5
+    goal: float = 1.5
+
+
+SECRET = "--object secret,id=s,data=benchmark"
+LUKS = f"{SECRET} -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+UNLOCKED = "driver=qcow2,encrypt.key-secret=s,file.filename={image}"
+CHANGES = [
+    Change("-n, into an image with the same clusters", "convert -n -m 8 -W -f raw -O qcow2 {folder}/disk.raw {image}",
+           once=["convert -m 8 -W -O qcow2 {folder}/disk.qcow2 {image}"],
+           judge=["compare {folder}/disk.raw {image}", "check {image}"]),
+    Change("-n, into an empty image", "convert -n -m 8 -W -f raw -O qcow2 {folder}/disk.raw {image}",
+           before=["create -q -f qcow2 {image} 8G"],
+           judge=["compare {folder}/disk.raw {image}", "check {image}"]),
+    Change("commit into an empty base", "commit -q -d {image}",
+           once=["convert -m 8 -W -O qcow2 {folder}/disk.qcow2 {image}",
+                 "rebase -u -b {image}.base -F qcow2 {image}"],
+           before=["create -q -f qcow2 {image}.base 8G"],
+           judge=["compare {folder}/disk.raw {image}.base", "check {image}.base"]),
+    Change("rebase onto an empty base", "rebase -b {image}.base -F qcow2 {image}",
+           once=["create -q -f qcow2 {image}.base 8G"],
+           before=["create -q -f qcow2 -b {folder}/disk.qcow2 -F qcow2 {image}"],
+           judge=["compare {folder}/disk.raw {image}", "check {image}"]),
+    Change("snapshot -d", "snapshot -d s {image}",
+           once=["convert -m 8 -W -O qcow2 {folder}/disk.qcow2 {image}"],
+           before=["snapshot -c s {image}"], judge=["compare {folder}/disk.raw {image}", "check {image}"]),
+    Change("raw to LUKS qcow2", f"convert -m 8 -W -f raw -O qcow2 {LUKS} {{folder}}/disk.raw {{image}}",
+           judge=[f"compare {SECRET} --image-opts driver=raw,file.filename={{folder}}/disk.raw {UNLOCKED}"], goal=2),
+    Change("LUKS qcow2 to raw",
+           f"convert -m 8 -W -O raw {SECRET} --image-opts {UNLOCKED} {{image}}.raw",
+           once=[f"convert -m 8 -W -f raw -O qcow2 {LUKS} {{folder}}/disk.raw {{image}}"],
+           judge=["compare -f raw -F raw {folder}/disk.raw {image}.raw"], goal=2),
+]
+
+
+def change(case, swimg, folder, rounds):
+    programs = [swimg, "qemu-img"]
+    images = [f"{folder}/changed.{name}" for name in ["swimg", "qemu"]]
+
+    def words(text, image):
+        return [word.format(folder=folder, image=image) for word in text.split()]
+
+    rounds = min(rounds, case.rounds)
+    times, peaks = [[], []], [[], []]
+    try:
+        for image in images:
+            for line in case.once:
+                run("qemu-img", *words(line, image))
+        for number in range(rounds):
+            for turn in random.sample(range(2), 2):
+                image = images[turn]
+                for line in case.before:
+                    run("qemu-img", *words(line, image))
+                for source in ["disk.raw", "disk.qcow2"]:
+                    if f"{{folder}}/{source}" in case.words + " ".join(case.before):
+                        warm(f"{folder}/{source}")
+                if os.path.exists(image):
+                    warm(image)
+                seconds, peak = measure([programs[turn], *words(case.words, image)], False)
+                times[turn].append(seconds)
+                peaks[turn].append(peak)
+                if turn == 0 and number == 0:
+                    for line in case.judge:
+                        run("qemu-img", *words(line, image))
+    finally:
+        for image in images:
+            for path in [image, f"{image}.base", f"{image}.raw"]:
+                if os.path.exists(path):
+                    os.unlink(path)
+    return Result(Case(case.name, "", "", "", goal=case.goal), rounds, times, peaks, 1)
+
+
 def warm(path):
     """Reads a file into the page cache, which usually holds most pages already."""
     with open(path, "rb", buffering=0) as file:
@@ -310,6 +393,9 @@ def main():
     for question in QUESTIONS:
         if any(word in question.name for word in words):
             note(ask(question, swimg, folder))
+    for case in CHANGES:
+        if any(word in case.name for word in words):
+            note(change(case, swimg, folder, options.rounds))
     for system in ["xfs", "btrfs"]:
         cases = [case for case in chosen if case.file_system == system]
         if cases and os.geteuid() == 0:

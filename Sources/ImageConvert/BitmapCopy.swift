@@ -23,31 +23,29 @@ struct BitmapCopy {
         }
         self.editor = editor
         let storage = source.topLayer.storage
-        var changes: [BitmapChange] = []
-        for bitmap in try await reader.bitmaps(of: storage) {
-            guard !bitmap.isBroken else {
-                guard conversion.skipsBrokenBitmaps else {
-                    throw ImageError.invalid(
-                        "Cannot copy inconsistent bitmap '\(bitmap.name.text)'\n"
-                            + "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to "
-                            + "delete it")
-                }
-                conversion.onWarning?(
-                    "warning: Skipping inconsistent bitmap '\(bitmap.name.text)'")
-                continue
-            }
-            changes.append(
-                BitmapChange(
-                    name: bitmap.name,
-                    actions: [.add(granularity: bitmap.granularity)]
-                        + (bitmap.isEnabled ? [] : [.disable]) + [.merge(bitmap.name)],
-                    source: storage))
+        let bitmaps = try await reader.bitmaps(of: storage)
+        // qemu-img goes through them from the last to the first.
+        for bitmap in bitmaps.reversed() where bitmap.isBroken {
+            guard conversion.skipsBrokenBitmaps else { throw Self.brokenError(bitmap) }
+            conversion.onWarning?("warning: Skipping inconsistent bitmap '\(bitmap.name.text)'")
         }
-        self.changes = changes
+        changes = bitmaps.filter { !$0.isBroken }.map { bitmap in
+            BitmapChange(
+                name: bitmap.name,
+                actions: [.add(granularity: bitmap.granularity)]
+                    + (bitmap.isEnabled ? [] : [.disable]) + [.merge(bitmap.name)],
+                source: storage)
+        }
     }
 
     /// Adds the bitmaps to the image, which is complete otherwise.
     func write(to storage: any WritableStorage) async throws {
         if !changes.isEmpty { try await editor.change(storage, changes) }
+    }
+
+    private static func brokenError(_ bitmap: ImageBitmap) -> ImageError {
+        let words = "Cannot copy inconsistent bitmap '\(bitmap.name.text)'"
+        let remedy = "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
+        return ImageError.invalid("\(words): \(remedy)").asQemu(words, hint: remedy)
     }
 }

@@ -317,7 +317,8 @@ public struct Conversion: Sendable {
                     + "input images")
         }
         try plan.checkBackedConversion()
-        if backing.format == nil {
+        // An existing image records its backing file itself.
+        if backing.format == nil, !skipsCreation {
             throw ImageError.invalid("the use of a backing file needs its format (-F)")
                 .asQemu("Use of backing file requires explicit backing format")
         }
@@ -344,9 +345,11 @@ public struct Conversion: Sendable {
     private func openBacking(
         _ backing: BackingName, _ opener: ImageOpener
     ) async throws -> OpenedImage {
-        let formatName = backing.format ?? ""
-        guard let format = ImageFormat.named(formatName) else {
-            throw ImageError.invalid("unknown backing format '\(formatName)'")
+        let format = try backing.format.map { name throws(ImageError) in
+            guard let format = ImageFormat.ofBacking(name) else {
+                throw .invalid("unknown backing format '\(name)'")
+            }
+            return format
         }
         // No byte of it is read, so it may be the disk of a running machine.
         var opener = opener

@@ -31,6 +31,14 @@ extension ImageFormat {
     /// - Returns: nil if there is no format of that name.
     public static func named(_ name: String) -> ImageFormat? { all.first { $0.name == name } }
 
+    /// The format that an image says its backing file has. Old images name one of qemu's drivers
+    /// for files, which makes the file a raw disk.
+    ///
+    /// - Returns: nil if there is no format of that name.
+    public static func ofBacking(_ name: String) -> ImageFormat? {
+        named(["file", "host_device"].contains(name) ? ImageFormat.raw.name : name)
+    }
+
     /// The formats that images can be created in, for help texts: "raw or qcow2".
     public static var creatableNames: String { names { _ in true } }
 

@@ -201,7 +201,7 @@ public struct ImageOpener: Sendable {
     private func backingFormat(
         _ name: String, of overlay: ImageName
     ) throws(ImageError) -> ImageFormat {
-        guard let known = ImageFormat.named(name) else {
+        guard let known = ImageFormat.ofBacking(name) else {
             throw ImageError.unsupported(
                 overlay.description, "backing format '\(name)' is not supported"
             ).asQemu("Unknown driver '\(name)'")

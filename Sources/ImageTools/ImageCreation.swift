@@ -110,7 +110,7 @@ public struct ImageCreation: Sendable {
     private func open(_ backing: ImageName, _ formatName: String?) async throws -> OpenedImage {
         var known: ImageFormat?
         if let formatName {
-            guard let format = ImageFormat.named(formatName) else {
+            guard let format = ImageFormat.ofBacking(formatName) else {
                 throw ImageError.invalid("Unknown driver '\(formatName)'").asQemu(
                     "Unknown driver '\(formatName)'", hint: "Could not open backing image.")
             }
@@ -178,7 +178,7 @@ extension ImageCreation.Plan {
     private func newImage() throws(ImageError) -> any NewImage {
         var image = try format.creator().newImage(typed)
         let backingFormat = image.parameters.backingFormat
-        if let backingFormat, ImageFormat.named(backingFormat) == nil {
+        if let backingFormat, ImageFormat.ofBacking(backingFormat) == nil {
             throw .invalid("Parameter 'backing-fmt' does not accept value '\(backingFormat)'")
         }
         if let file = image.parameters.backingFile {

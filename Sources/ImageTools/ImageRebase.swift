@@ -10,8 +10,8 @@ public struct ImageRebase: Sendable {
     public var overlay: ImageInPlace
     /// The new backing file, relative to the overlay; nil or an empty name is none.
     public var backing: ImageName?
-    /// Format of the new backing file, which the overlay records.
-    public var backingFormat: ImageFormat?
+    /// Name of the new backing file's format, which the overlay records.
+    public var backingFormat: String?
     /// Changes the name alone (`-u`): the user vouches that the disk does not change.
     public var isUnsafe = false
     /// Compresses what is copied into the overlay (`-c`).
@@ -48,7 +48,7 @@ public struct ImageRebase: Sendable {
         }
         do {
             return try await editor.prepareToRebase(
-                storage, on: newName.map { BackingName($0, format: backingFormat?.name) })
+                storage, on: newName.map { BackingName($0, format: backingFormat) })
         } catch let error as ImageError where error.path == nil {
             throw ImageError(error.kind, failure + error.message)
         }
@@ -80,7 +80,7 @@ public struct ImageRebase: Sendable {
         guard let newName else { return [] }
         do {
             return try await ImageOpener(sourceAccess).openBackingChain(
-                BackingName(newName, format: backingFormat?.name), of: try overlay.place(),
+                BackingName(newName, format: backingFormat), of: try overlay.place(),
                 in: storage)
         } catch let error as ImageError {
             throw ImageError(

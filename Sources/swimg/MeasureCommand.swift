@@ -58,13 +58,16 @@ struct MeasureCommand: ImageCommand {
         guard files.count <= 1 else {
             throw .invalid("At most one filename argument is allowed.")
         }
+        // In qemu-img's order: texts that cannot be read come before what is missing.
+        let options = try CreationOptions(options.map(\.bytes))
+        let snapshot = try snapshot.named()
         var measurement = Measurement(try disk())
         guard let format = ImageFormat.named(targetFormat) else {
             throw .invalid("Unknown file format '\(targetFormat)'")
         }
         measurement.targetFormat = format
-        measurement.options = try CreationOptions(options.map(\.bytes))
-        measurement.snapshot = try snapshot.named()
+        measurement.options = options
+        measurement.snapshot = snapshot
         measurement.access = try access.access()
         measurement.options.secrets = measurement.access.options.secrets
         return measurement

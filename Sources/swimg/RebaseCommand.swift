@@ -78,12 +78,10 @@ struct RebaseCommand: ImageCommand {
         image.access.options = try access.servers.options()
         var rebase = ImageRebase(image)
         rebase.backing = backing
-        if let backingFormat {
-            guard let known = ImageFormat.named(backingFormat) else {
-                throw .invalid("Invalid format name: '\(backingFormat)'")
-            }
-            rebase.backingFormat = known
+        if let backingFormat, ImageFormat.ofBacking(backingFormat) == nil {
+            throw .invalid("Invalid format name: '\(backingFormat)'")
         }
+        rebase.backingFormat = backingFormat
         rebase.isUnsafe = unsafe
         rebase.compress = compress
         guard let mode = CacheMode(rawValue: sourceCache) else {

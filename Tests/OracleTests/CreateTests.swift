@@ -29,6 +29,22 @@ import Testing
         try compareCreation(options.words + ["new", size])
     }
 
+    /// An empty image is laid out as qemu's, down to the last byte.
+    @Test(
+        arguments: [
+            "cluster_size=64k", "compat=0.10", "cluster_size=2M", "cluster_size=4k",
+            "refcount_bits=1,cluster_size=8k", "extended_l2=on", "compression_type=zstd",
+            "lazy_refcounts=on,backing_file=base.raw,backing_fmt=raw", "data_file=data",
+        ], ["1M", "300G"])
+    func sameBytes(_ options: String, _ size: String) throws {
+        let command = ["create", "-f", "qcow2", "-o", options, "new", size]
+        _ = try run("qemu-img", command, in: folder.path)
+        let theirs = try contents(folder.path("new"))
+        try FileManager.default.removeItem(atPath: folder.path("new"))
+        _ = try run(Swimg.path, command, in: folder.path)
+        #expect(try contents(folder.path("new")) == theirs)
+    }
+
     static let preallocated =
         [
             "-f raw -o preallocation=falloc", "-f raw -o preallocation=full",

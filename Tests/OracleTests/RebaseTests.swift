@@ -99,6 +99,21 @@ import Testing
         #expect(copied.allSatisfy { $0.length == 64 << 10 })
     }
 
+    /// Old images name qemu's drivers for files as the format of their raw backing files.
+    @Test(arguments: ["file", "host_device"])
+    func driversOfFilesAsFormats(_ format: String) throws {
+        let folder = try TempFolder()
+        try writeFilled(folder.path("base"), byte: 1, count: 1 << 20)
+        try Qemu.img("create", "-q", "-f", "qcow2", "top", "1M", in: folder.path)
+        let twins = try Twins(copying: folder)
+        try twins.run(["rebase", "-u", "-b", "base", "-F", format, "top"])
+        #expect(try contents(folder.path("top")) == contents(twins.theirs.path("top")))
+        let outcome = try run(
+            Swimg.path, ["convert", "-O", "raw", "top", "whole"], in: folder.path)
+        #expect(outcome.isSuccess, "\(outcome)")
+        #expect(try contents(folder.path("whole")) == contents(folder.path("base")))
+    }
+
     /// qemu-img 7.2 loses the zeros of a version 2 image that gets its first backing file.
     @Test(arguments: ["compat=0.10", "compat=1.1"])
     func theFirstBackingFile(_ options: String) throws {

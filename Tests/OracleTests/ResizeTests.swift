@@ -120,6 +120,23 @@ import Testing
         #expect(FileStatus(folder.path("started")) == nil, "\(outcome)")
     }
 
+    /// The part of the last old cluster that becomes visible gets blocks as new clusters do.
+    @Test(arguments: ["falloc", "full"], ["16k", "48k", "80k"])
+    func theLastClusterIsPreallocated(_ mode: String, _ growth: String) throws {
+        try Qemu.img(
+            "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", "image", "2000k",
+            in: folder.path)
+        try require(
+            Swimg.path, ["resize", "-q", "--preallocation=\(mode)", "image", "+\(growth)"],
+            in: folder.path)
+        let image = folder.path("image")
+        let before = try #require(FileStatus(image)).allocated
+        try Qemu.io("qcow2", image, ["write -P 5 2000k \(growth)"])
+        let end = try #require(FileStatus(image)).allocated
+        #expect(end == before)
+        #expect(try Qemu.damage(image) == nil)
+    }
+
     @Test(arguments: [
         "1M", "+1M", "--shrink 1000", "--shrink -1k", "3000", "--preallocation=falloc 3M",
         "--preallocation=full +1000", "+0", "-q 5M", "-0",

@@ -212,6 +212,10 @@ private struct NewQcow2Image: NewImage {
     }
 
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
+        guard options.placesAhead else {
+            return try await EmptyQcow2Image(on: storage, data: data, encrypted())
+                .write(virtualSize: size)
+        }
         let target = try await Qcow2Target(
             storage: storage, virtualSize: size, options: encrypted(), compress: false,
             minSparse: 4096, writesData: false, data: data)

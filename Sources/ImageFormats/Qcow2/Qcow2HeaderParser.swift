@@ -273,19 +273,19 @@ struct Qcow2HeaderParser {
 extension Qcow2Header {
     /// Names of incompatible features in the order of the image's table, and one for all that it
     /// does not name: qemu's words, which callers know. An entry consists of kind (1 byte, 0 for
-    /// incompatible), bit (1 byte) and name (46 bytes).
+    /// incompatible), bit (1 byte) and name (46 bytes); the last one may be cut short.
     fileprivate func names(ofIncompatible features: UInt64) -> [String] {
         var names: [String] = []
         var rest = features
         for table in otherExtensions where table.type == ExtensionType.featureNames {
             let bytes = table.content
-            for start in stride(from: 0, through: bytes.count - 48, by: 48) where bytes[start] == 0
-            {
+            let length = Self.featureNameLength
+            for start in stride(from: 0, to: bytes.count - 1, by: length) where bytes[start] == 0 {
                 // A shift of 64 and more gives 0.
                 let feature = UInt64(1) << UInt64(bytes[start + 1])
                 guard rest & feature != 0 else { continue }
                 rest &= ~feature
-                names.append(bytes.text(start + 2..<start + 48))
+                names.append(bytes.text(start + 2..<min(start + length, bytes.count)))
             }
         }
         if rest != 0 {

@@ -36,6 +36,7 @@ extension Qcow2Resizer {
             try await storage.writeWords(image.l1, at: growth.change.l1Offset.bytes)
         }
         try await hideTail(growth)
+        try await allocateTail(growth)
         try await perform(&growth.change)
         try await refcounts.release(growth.change.freed)
         try await refcounts.flush()
@@ -97,6 +98,20 @@ extension Qcow2Resizer {
             (geometry.virtualSize % geometry.clusterSize).roundedDown(to: guestSectorSize)
         let content = try stored(tail, at: host)
         try await write(content[Int(inCluster)...], at: host + inCluster)
+    }
+
+    /// Allocates the blocks of the last old cluster behind the old end of the disk, which can be a
+    /// hole of the file.
+    private mutating func allocateTail(_ growth: Growth) async throws {
+        let cluster = geometry.virtualSize / geometry.clusterSize
+        let start = (geometry.virtualSize % geometry.clusterSize).roundedUp(to: guestSectorSize)
+        let end = growth.geometry.virtualSize - cluster * geometry.clusterSize
+        guard growth.preallocation.takesBlocks, data == nil, growth.tail == nil, start > 0,
+            start < min(end, geometry.clusterSize),
+            let host = try await ownCluster(try await entry(of: cluster))
+        else { return }
+        try await fill(
+            host + start..<host + min(end, geometry.clusterSize), growth.preallocation)
     }
 
     /// Writes data of the guest to its place. What lies behind the end of a data file is left out:
@@ -242,7 +257,10 @@ extension Qcow2Resizer {
         {
             try await moveTail(tail, &words, &growth.change)
         }
-        if added > 0 { try await fill(first + 1..<first + 1 + added, growth.preallocation) }
+        if added > 0 {
+            let start = (first + 1) * geometry.clusterSize
+            try await fill(start..<start + added * geometry.clusterSize, growth.preallocation)
+        }
         try await storage.writeWords(words, at: first * geometry.clusterSize)
         image.l1[Int(index)] = UInt64(first * geometry.clusterSize) | Qcow2Entry.copied
         if let old { growth.change.freed.append(old.bytes / geometry.clusterSize) }
@@ -277,10 +295,9 @@ extension Qcow2Resizer {
         }
     }
 
-    /// Makes new clusters read as zeros, and allocates their blocks if the mode asks for it.
-    private func fill(_ clusters: Range<Int64>, _ preallocation: Preallocation) async throws {
-        let range =
-            clusters.lowerBound * geometry.clusterSize..<clusters.upperBound * geometry.clusterSize
+    /// Makes a new range of the file read as zeros, and allocates its blocks if the mode asks for
+    /// it.
+    private func fill(_ range: Range<Int64>, _ preallocation: Preallocation) async throws {
         if storage.traits.isDevice { return try await storage.zero(range, mayUnmap: true) }
         switch preallocation {
         case .off, .metadata: break

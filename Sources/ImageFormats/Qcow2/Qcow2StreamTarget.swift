@@ -85,16 +85,10 @@ final class Qcow2StreamTarget: PlannedTarget {
     }
 
     private func header(_ layout: Layout) -> Qcow2Header {
-        var header = Qcow2Header(
-            version: options.version, geometry: geometry, compression: options.compression,
-            backingFile: options.backing?.file, backingFormat: options.backing?.format,
-            l1Entries: geometry.l1Entries, refcountBits: options.refcountBits)
+        var header = Qcow2Header(options, geometry)
         header.refcountTableOffset = HostOffset(geometry.clusterSize)
         header.refcountTableClusters = layout.tableClusters
         header.l1Offset = HostOffset(layout.firstL1 * geometry.clusterSize)
-        if options.lazyRefcounts {
-            header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
-        }
         return header
     }
 
@@ -208,11 +202,9 @@ extension Qcow2StreamTarget {
         }
 
         /// A refcount block: every cluster of the file has one reference.
-        func block(_ index: Int64) -> RefcountBlock {
-            var block = RefcountBlock(bits: refcountBits, byteCount: Int(clusterSize))
-            let first = index * Int64(block.count)
-            for place in 0..<Int(min(Int64(block.count), end - first)) { block[place] = 1 }
-            return block
+        func block(_ number: Int64) -> RefcountBlock {
+            RefcountBlock(
+                bits: refcountBits, byteCount: Int(clusterSize), number: number, ofImageWith: end)
         }
     }
 

@@ -79,7 +79,7 @@ public final class Qcow2Target: ImageTarget {
 
     /// Clears an old image's header and preallocates. Has to be called first.
     public func prepare() async throws {
-        try await invalidateOldHeader()
+        try await storage.invalidateOldHeader(geometry.clusterSize)
         guard let preallocated else { return }
         // A device that becomes a raw data file keeps what it holds, as it does if it becomes a raw
         // image.
@@ -87,14 +87,6 @@ public final class Qcow2Target: ImageTarget {
         let fills = !writesData && (options.preallocation == .full || isStale)
         let ending = try await preallocate(preallocated, fillsWithZeros: fills)
         knownEnding.withLock { $0 = ending }
-    }
-
-    /// Clears the first cluster of a device, so that it no longer looks like the image that it may
-    /// hold. An empty file needs nothing.
-    private func invalidateOldHeader() async throws {
-        guard storage.traits.isDevice else { return }
-        let zeros = try IOBuffer.zeros(byteCount: Int(min(geometry.clusterSize, storage.size)))
-        try await storage.write(zeros.bytes, at: 0)
     }
 
     public func encode(
@@ -155,30 +147,12 @@ public final class Qcow2Target: ImageTarget {
     private func header(
         _ geometry: Qcow2Geometry, _ ending: Qcow2Layout.Ending?
     ) -> Qcow2Header {
-        var header = Qcow2Header(
-            version: options.version, geometry: geometry, compression: options.compression,
-            backingFile: options.backing?.file, backingFormat: options.backing?.format,
-            l1Entries: geometry.l1Entries, refcountBits: options.refcountBits)
-        if let ending {
-            header.l1Offset = ending.l1Offset
-            header.refcountTableOffset = ending.refcountTableOffset
-            header.refcountTableClusters = ending.refcountTableClusters
-        }
-        if let file = options.dataFile {
-            header.dataFile = file
-            header.incompatibleFeatures = Qcow2Header.IncompatibleFeature.externalDataFile
-            if options.isDataFileRaw {
-                header.autoclearFeatures = Qcow2Header.AutoclearFeature.rawDataFile
-            }
-        }
-        if encryption != nil {
-            header.encryptionMethod = Qcow2Header.luks
-            header.encryptionHeader =
-                ending?.encryptionHeader ?? Qcow2Header.TableRange(offset: 0, length: 0)
-        }
-        if options.lazyRefcounts {
-            header.compatibleFeatures = Qcow2Header.CompatibleFeature.lazyRefcounts
-        }
+        var header = Qcow2Header(options, geometry)
+        guard let ending else { return header }
+        header.l1Offset = ending.l1Offset
+        header.refcountTableOffset = ending.refcountTableOffset
+        header.refcountTableClusters = ending.refcountTableClusters
+        header.encryptionHeader = ending.encryptionHeader
         return header
     }
 }

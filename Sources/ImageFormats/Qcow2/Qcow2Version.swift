@@ -17,7 +17,10 @@ enum Qcow2Upgrade {
                 storage.name,
                 "a snapshot lacks facts that version 3 asks for: it has to be deleted first")
         }
-        try await image.rewriteHeader { $0.version = 3 }
+        try await image.rewriteHeader {
+            $0.version = 3
+            $0.addFeatureNames()
+        }
     }
 }
 

@@ -20,6 +20,18 @@ struct RefcountBlock: Sendable {
         self.init(bits: bits, bytes: [UInt8](repeating: 0, count: byteCount))
     }
 
+    /// A block of a file without holes, in which every cluster has one reference.
+    ///
+    /// - Parameters:
+    ///   - byteCount: size of a cluster in bytes.
+    ///   - number: index of the block in the refcount table.
+    ///   - clusters: number of clusters of the file.
+    init(bits: Int, byteCount: Int, number: Int64, ofImageWith clusters: Int64) {
+        self.init(bits: bits, byteCount: byteCount)
+        let used = min(Int64(count), clusters - number * Int64(count))
+        for index in 0..<Int(used) { self[index] = 1 }
+    }
+
     /// Number of clusters that a block of this length counts.
     static func count<Size: FixedWidthInteger>(bits: Int, byteCount: Size) -> Size {
         byteCount * 8 / Size(bits)
