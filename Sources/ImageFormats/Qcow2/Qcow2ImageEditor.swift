@@ -130,6 +130,8 @@ extension Qcow2ImageEditor {
             if let own = ownCluster(cluster) {
                 hosts = own..<own + 1
             } else {
+                // A new table stands before its data, which stays in one piece.
+                try await own(cluster / geometry.l2Entries)
                 let tableEnd = (cluster / geometry.l2Entries + 1) * geometry.l2Entries
                 let behind = (cluster..<min(end, tableEnd)).first { ownCluster($0) != nil }
                 hosts = try await refcounts.take(
@@ -151,6 +153,7 @@ extension Qcow2ImageEditor {
         at cluster: Int64, _ bytes: RawSpan, _ placement: inout Placement
     ) async throws {
         try await open(cluster / geometry.l2Entries)
+        try await own(cluster / geometry.l2Entries)
         let host = try await takeBytes(Int64(bytes.byteCount))
         let entry = Qcow2CompressedCluster.entry(
             host, length: Int64(bytes.byteCount), geometry)
