@@ -14,27 +14,27 @@ struct BitmapCopy {
     init(
         _ conversion: Conversion, from source: OpenedImage, to target: any WrittenImage
     ) async throws {
-        guard let reader = source.format.driver.bitmapEditor else {
-            throw ImageError.invalid("Source lacks bitmap support")
-        }
+        let storage = source.topLayer.storage
+        guard let bitmaps = try await source.format.driver.bitmapEditor?.bitmaps(of: storage)
+        else { throw ImageError.invalid("Source lacks bitmap support") }
         guard let editor = conversion.targetFormat.driver.bitmapEditor, target.canHaveBitmaps else {
             throw ImageError.invalid(
                 "Format driver '\(conversion.targetFormat)' does not support bitmaps")
         }
         self.editor = editor
-        let storage = source.topLayer.storage
-        let bitmaps = try await reader.bitmaps(of: storage)
         // qemu-img goes through them from the last to the first.
         for bitmap in bitmaps.reversed() where bitmap.isBroken {
             guard conversion.skipsBrokenBitmaps else { throw Self.brokenError(bitmap) }
             conversion.onWarning?("warning: Skipping inconsistent bitmap '\(bitmap.name.text)'")
         }
         changes = bitmaps.filter { !$0.isBroken }.map { bitmap in
-            BitmapChange(
+            var change = BitmapChange(
                 name: bitmap.name,
                 actions: [.add(granularity: bitmap.granularity)]
                     + (bitmap.isEnabled ? [] : [.disable]) + [.merge(bitmap.name)],
                 source: storage)
+            change.sourceMayDifferInSize = true
+            return change
         }
     }
 

@@ -313,8 +313,8 @@ public protocol ImageAmender: Sendable {
 
 /// Changes persistent bitmaps of images of one format.
 public protocol BitmapEditor: Sendable {
-    /// The bitmaps of an image; empty if it has none.
-    func bitmaps(of storage: any Storage) async throws -> [ImageBitmap]
+    /// The bitmaps of an image; empty if it has none, nil if its version cannot have any.
+    func bitmaps(of storage: any Storage) async throws -> [ImageBitmap]?
 
     /// Makes all changes, or none if one of them fails.
     ///
@@ -364,6 +364,8 @@ public struct BitmapChange: Sendable {
     public var actions: [Action]
     /// The image that holds bitmaps to merge; nil means the image itself.
     public var source: (any Storage)?
+    /// Whether the source's disk may have another size: a conversion can make the disk larger.
+    public var sourceMayDifferInSize = false
 
     public init(name: [UInt8], actions: [Action], source: (any Storage)? = nil) {
         self.name = name

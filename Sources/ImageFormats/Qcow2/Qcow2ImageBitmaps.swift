@@ -3,8 +3,10 @@ import ImageStorage
 
 /// Changes the persistent bitmaps of qcow2 images.
 struct Qcow2ImageBitmaps: BitmapEditor {
-    func bitmaps(of storage: any Storage) async throws -> [ImageBitmap] {
-        try await Qcow2BitmapList(reading: .examining(storage)).bitmaps.map {
+    func bitmaps(of storage: any Storage) async throws -> [ImageBitmap]? {
+        let image = try await Qcow2WritableImage.examining(storage)
+        guard image.header.version >= 3 else { return nil }
+        return try await Qcow2BitmapList(reading: image).bitmaps.map {
             ImageBitmap(
                 name: $0.nameBytes, granularity: $0.granularity, isEnabled: $0.isAuto,
                 isBroken: $0.isInUse)
@@ -44,7 +46,7 @@ struct Qcow2ImageBitmaps: BitmapEditor {
         case .merge(let other):
             let index = try findSound(change.name, in: list)
             try await list.load(at: index, of: image)
-            list.merge(try await bits(of: other, change.source, image, list), at: index)
+            list.merge(try await bits(of: other, change, image, list), at: index)
         }
     }
 
@@ -94,15 +96,19 @@ struct Qcow2ImageBitmaps: BitmapEditor {
     }
 
     /// The bits to merge.
-    ///
-    /// - Parameter source: the image that holds them; nil means the image itself.
     private func bits(
-        of name: [UInt8], _ source: (any Storage)?, _ image: Qcow2WritableImage,
+        of name: [UInt8], _ change: BitmapChange, _ image: Qcow2WritableImage,
         _ list: Qcow2BitmapList
     ) async throws -> BitmapBits {
         var (image, list) = (image, list)
-        if let source {
+        if let source = change.source {
+            let size = image.geometry.virtualSize
             image = try await .examining(source)
+            guard change.sourceMayDifferInSize || image.geometry.virtualSize == size else {
+                throw ImageError.invalid(
+                    "Bitmaps are of different sizes (destination size is \(size), source size is "
+                        + "\(image.geometry.virtualSize)) and can't be merged")
+            }
             list = try await Qcow2BitmapList(reading: image)
         }
         let index = try findSound(name, in: list)
