@@ -21,7 +21,7 @@ LINK_FLAGS := --static-swift-stdlib -Xswiftc -use-ld=lld -Xlinker -L$(STATIC) \
 
 COMPLETIONS := bash-completion/completions zsh/site-functions fish/vendor_completions.d
 
-.PHONY: all setup setup-test build demo test deb side-by-side fuzz-images fuzz sanitize bench bench-nbd bench-latency bench-http bench-imageio microbench manual docs install fmt lint clean
+.PHONY: all setup setup-test build demo test deb side-by-side sequences conversions fuzz-images fuzz sanitize bench bench-nbd bench-latency bench-http bench-imageio microbench manual docs install fmt lint clean
 
 # setup must finish before build starts.
 .NOTPARALLEL:
@@ -56,13 +56,23 @@ test: setup-test
 side-by-side: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
 
+# Runs random sequences of verbs on one image, by swimg and qemu-img in turns, and compares the image
+# with a model after each; 2 seconds per sequence. `test` runs 10 of them. A failure tells how to see
+# it again. `conversions` converts each random image 4 times, into new and existing targets.
+SEED ?= 1
+sequences: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/sequences.py $(BUILD)/release/swimg \
+		--count $(or $(COUNT),2000) --seed $(SEED)
+
+conversions: setup-test build
+	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/sequences.py $(BUILD)/release/swimg --conversions \
+		--count $(or $(COUNT),500) --seed $(SEED)
+
 # Reads, repairs and resizes images with changes to meaningful fields, about 6 per second; `test`
 # runs 60 of them. A failure tells how to make its image again.
-COUNT ?= 20000
-SEED ?= 1
 fuzz-images: setup-test
 	$(SWIFT) build $(TEST_FLAGS) --build-tests
-	@set -o pipefail; SWIMG_MUTATIONS=$(COUNT) SWIMG_SEED=$(SEED) \
+	@set -o pipefail; SWIMG_MUTATIONS=$(or $(COUNT),20000) SWIMG_SEED=$(SEED) \
 		$(SWIFT) test $(TEST_FLAGS) --skip-build --filter MutationTests 2>&1 | tee $(TEST_BUILD)/fuzz-images.log
 
 # Runs libFuzzer in memory on the header, the tables, and the whole disk before and after repairs
