@@ -69,7 +69,9 @@ def new_image(random, name, backing=None, format="qcow2", size=None, is_plain=Fa
     options = LUKS if format == "luks" else {}
     if format == "qcow2":
         options = random_options(random, is_plain)
-    if size > 16 * MIB or (backing and options.get("extended_l2") != "on"):
+    # Empty clusters of encrypted images decrypt to noise.
+    if (size > 16 * MIB or "encrypt.format" in options
+            or (backing and options.get("extended_l2") != "on")):
         options.pop("preallocation", None)
     if backing and options.pop("data_file", None):
         # A raw data file has no backing file.

@@ -290,9 +290,11 @@ class Operations:
             if key == "size":
                 self._change_size(value, by_swimg)
             self.sequence.take_options(image)
-        # qemu-img takes minutes for new refcounts with large clusters.
+        # qemu-img takes minutes for new refcounts with large clusters, and leaks what bitmaps had.
+        qemu_does_well = not (key == "refcount_bits" and image.cluster >= 256 * KIB
+                              or value == "0.10" and image.bitmaps)
         return Operation(["amend", *option_words(options), *image.named], change,
-                         qemu_has_it=key != "refcount_bits" or image.cluster < 256 * KIB)
+                         qemu_has_it=qemu_does_well)
 
     def check(self):
         image = self.image
