@@ -185,6 +185,10 @@ class Image:
                 bitmap.resize(self.disk.size)
                 bitmap.may_have_more = True
 
+    def merge(self, name, other):
+        self.bitmaps[name].merge(other)
+        self.bitmaps[name].resize(self.disk.size)
+
     def resize(self, size):
         self.disk.resize(size)
         for bitmap in self.bitmaps.values():

@@ -151,16 +151,17 @@ class Operations:
             words = ["--shrink"] if random.random() < 0.9 else []
 
         def change(by_swimg):
-            self._change_size(new, by_swimg)
+            self._change_size(new, by_swimg, any("prealloc" in word for word in words))
         return Operation(["resize", "-q", *words, *image.named, text], change)
 
-    def _change_size(self, new, by_swimg):
+    def _change_size(self, new, by_swimg, preallocates=False):
         image, old = self.image, self.image.disk.size
         image.resize(new)
         if not by_swimg and new > old:
-            # qemu-img shows what the last cluster held behind the old end.
-            end = min(new, -(-old // image.cluster) * image.cluster)
-            image.disk.put(self.sequence.judge.read(image), old, end)
+            # qemu-img shows what the last cluster held behind the old end, and preallocates
+            # free clusters at the end of the file with whatever they hold.
+            end = new if preallocates else -(-old // image.cluster) * image.cluster
+            image.disk.put(self.sequence.judge.read(image), old, min(new, end))
 
     def bitmap(self):
         random, image = self.random, self.image
@@ -195,9 +196,9 @@ class Operations:
 
         def add(_):
             default = min(64 * KIB, max(4 * KIB, image.cluster))
-            new = image.bitmaps[name] = Bitmap(granularity or default, not is_disabled)
+            image.bitmaps[name] = Bitmap(granularity or default, not is_disabled)
             if from_name:
-                new.merge(image.bitmaps[from_name])
+                image.merge(name, image.bitmaps[from_name])
         return Operation([*words, *image.named, name], add)
 
     def _merge(self, name):
@@ -205,7 +206,7 @@ class Operations:
         if random.random() < 0.6:
             source = random.choice(list(image.bitmaps))
             words = ["bitmap", "--merge", source, *image.named, name]
-            return Operation(words, lambda _: image.bitmaps[name].merge(image.bitmaps[source]))
+            return Operation(words, lambda _: image.merge(name, image.bitmaps[source]))
         size = image.disk.size + (512 if random.random() < 0.1 else 0)
         other, words = new_image(random, self.name("other"), size=size, is_plain=True)
         other.bitmaps["b"] = Bitmap(random.choice([512, 4096, 65536, MIB]), True)
@@ -216,7 +217,7 @@ class Operations:
         self.write_by_qemu(Writes(random, other).add(random.randrange(1, 5)), other)
 
         def merge(_):
-            image.bitmaps[name].merge(other.bitmaps["b"])
+            image.merge(name, other.bitmaps["b"])
         words = ["bitmap", "--merge", "b", "-b", other.name, "-F", "qcow2", *image.named, name]
         return Operation(words, merge)
 
@@ -279,7 +280,8 @@ class Operations:
         value = {"compat": random.choice(["0.10", "1.1"]),
                  "refcount_bits": random.choice([1, 2, 4, 8, 16, 32, 64]),
                  "lazy_refcounts": random.choice(["on", "off"]),
-                 "size": image.disk.size + random.randrange(-100, 1000) * 512}[key]
+                 "size": image.disk.size + random.choice(
+                     [random.randrange(-100, 1000) * 512, 40 * MIB])}[key]
         if key == "size" and value <= 0:
             value = image.disk.size
         options = {key: value}

@@ -41,8 +41,9 @@ public struct ImageCommit: Sendable {
             let empty =
                 keepsOverlay || self.base != nil
                 ? nil : try await format.driver.overlayEditor?.prepareToEmpty(storage)
-            let images = try await lockedImages(of: chain, depth, on: target.storage)
+            // Images that are open read their tables where these were before the base grew.
             try await grow(base, on: target.storage, to: top.sizeInSectors)
+            let images = try await lockedImages(of: chain, depth, on: target.storage)
             try await copy([top] + images, depth: depth + 1, to: target.storage, base.format)
             try await target.commit()
             try await empty?()

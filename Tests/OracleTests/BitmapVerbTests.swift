@@ -159,8 +159,10 @@ import Testing
         #expect(outcome.isSuccess && outcome.errorText.contains("Skipping inconsistent"))
         #expect(try Qemu.bitmap("two", of: own) == Qemu.bitmap("two", of: source))
         #expect(!(try Qemu.img("info", own).contains("name: one")))
-        let resized = try run(Swimg.path, ["resize", source, "20M"])
-        #expect(resized.status == 1 && resized.errorText.contains("is inconsistent"))
+        for words in [["resize", source, "20M"], ["amend", "-o", "size=20M", source]] {
+            let resized = try run(Swimg.path, words)
+            #expect(resized.status == 1 && resized.errorText.contains("is inconsistent"))
+        }
     }
 
     @Test(arguments: [
@@ -183,16 +185,20 @@ import Testing
     }
 
     /// Bitmaps follow a disk that gets another size, in a size that does not fill their last byte.
-    @Test(arguments: ["9217k", "20M", "3M", "1025k"])
-    func areResized(_ size: String) throws {
+    @Test(arguments: ["9217k", "20M", "3M", "1025k"], ["resize", "amend"])
+    func areResized(_ size: String, _ verb: String) throws {
         let folder = try TempFolder()
         let own = try image("own", folder)
         let theirs = folder.path("theirs")
         try require("cp", [own, theirs])
         for size in [size, "12M"] {
-            let line = ["resize", "-q", "--shrink"]
-            try require(Swimg.path, line + [own, size])
-            try require("qemu-img", line + [theirs, size])
+            for (program, image) in [(Swimg.path, own), ("qemu-img", theirs)] {
+                try require(
+                    program,
+                    verb == "resize"
+                        ? ["resize", "-q", "--shrink", image, size]
+                        : ["amend", "-o", "size=\(size)", image])
+            }
             #expect(try Qemu.damage(own) == nil)
             #expect(try bitmaps(own) == bitmaps(theirs))
             for name in ["one", "two"] {

@@ -56,7 +56,7 @@ struct Qcow2ImageAmender: ImageAmender {
             if let name = source.backing { backing = try await openBacking(name) }
             var resizer = try await Qcow2Resizer(
                 storage: storage, header: source.header, backing: backing)
-            try await resizer.resize(to: size, preallocation: .off)
+            try await resizer.resizeWithBitmaps(to: size, preallocation: .off)
         }
         if wanted.version < header.version {
             var downgrade = try await Qcow2Downgrade(storage)

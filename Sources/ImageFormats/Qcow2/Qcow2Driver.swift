@@ -76,38 +76,10 @@ struct Qcow2ImageResizer: ImageResizer {
             var resizer = try await Qcow2Resizer(
                 storage: storage, header: image.header, backing: backing, data: data,
                 encryption: image.encryption)
-            var bitmaps = try await bitmaps(of: resizer.image)
-            do {
-                try await resizer.resize(to: size, preallocation: preallocation)
-            } catch {
-                if !resizer.image.isSwitched { try? await bitmaps.undo(resizer.image) }
-                throw error
-            }
-            if !bitmaps.bitmaps.isEmpty { try await resize(&bitmaps, storage) }
+            try await resizer.resizeWithBitmaps(to: size, preallocation: preallocation)
         } catch let error as ImageError {
             throw error.naming(storage.name)
         }
-    }
-}
-
-// Bitmaps follow the disk. They are void from before until after its change.
-extension Qcow2ImageResizer {
-    private func bitmaps(of image: Qcow2WritableImage) async throws -> Qcow2BitmapList {
-        var bitmaps = try await Qcow2BitmapList(reading: image)
-        if let broken = bitmaps.bitmaps.first(where: \.isInUse) {
-            throw broken.inconsistent
-        }
-        try await bitmaps.begin(image) { _ in true }
-        return bitmaps
-    }
-
-    private func resize(
-        _ bitmaps: inout Qcow2BitmapList, _ storage: any WritableStorage
-    ) async throws {
-        let header = try await Qcow2Header.read(from: storage)
-        var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
-        try bitmaps.resize(to: header.geometry.virtualSize)
-        try await bitmaps.store(in: &image, &refcounts)
     }
 }
 
