@@ -73,13 +73,18 @@ public struct Placement: Sendable {
         writes.contains { if case .plain = $0.bytes { true } else { false } }
     }
 
-    /// Adds a write, joined to the last one if they are neighbours in the buffer and in the host.
+    /// Adds a write. Plain bytes are joined to the last write if they are neighbours in the buffer
+    /// and in the host, zeros if they are in the host.
     public mutating func append(_ bytes: Bytes, at hostOffset: Int64) {
         if let last = writes.last, case .plain(let before) = last.bytes,
             case .plain(let next) = bytes, before.upperBound == next.lowerBound,
             last.hostOffset + Int64(before.count) == hostOffset
         {
             writes[writes.count - 1].bytes = .plain(before.lowerBound..<next.upperBound)
+        } else if let last = writes.last, case .zeros(let before) = last.bytes,
+            case .zeros(let next) = bytes, last.hostOffset + before == hostOffset
+        {
+            writes[writes.count - 1].bytes = .zeros(before + next)
         } else {
             writes.append(Write(hostOffset: hostOffset, bytes: bytes))
         }

@@ -96,7 +96,7 @@ public struct Conversion: Sendable {
         }
         let plan = try checkedPlan()
         let job = try await open(plan)
-        let files = try begin(plan.parameters, job.request)
+        let files = try begin(plan.parameters, job)
         do {
             try await job.write(to: files.storage, data: files.dataStorage)
             try await files.commit()
@@ -107,10 +107,13 @@ public struct Conversion: Sendable {
     }
 
     private func begin(
-        _ parameters: ImageParameters, _ request: TargetRequest
-    ) throws -> NewImageFiles {
+        _ parameters: ImageParameters, _ job: TargetJob
+    ) throws -> TargetFiles {
         do {
-            return try NewImageFiles(beginning: target, parameters, request)
+            if skipsCreation {
+                return try TargetFiles(into: target, data: job.existingData, job.request)
+            }
+            return try TargetFiles(beginning: target, parameters, job.request)
         } catch let error as ImageError {
             guard !skipsCreation else { throw error.opening(target.description) }
             // A part is copied by `dd` only.
@@ -141,12 +144,14 @@ public struct Conversion: Sendable {
             try openEnded.map { CopyInput(openEnded: $0) }
             ?? input(opened, leavesBacking: backing != nil)
         let image: any WrittenImage
+        var existingData: ImageName?
         var files = opened.flatMap(\.files)
         if skipsCreation,
             let old = try await ExistingImage.open(existing ?? target, targetFormat, opener)
         {
             input = try old.under(input, leavesBacking: backing != nil, path: target)
             image = try old.written(leavesBacking: backing != nil)
+            existingData = old.dataName
             files += old.filesBelow
         } else {
             var new = plan
@@ -162,7 +167,7 @@ public struct Conversion: Sendable {
             copiesBitmaps ? try await BitmapCopy(self, from: opened[0], to: image) : nil
         return TargetJob(
             conversion: self, input: input, image: image, parameters: plan.parameters,
-            bitmaps: bitmaps,
+            existingData: existingData, bitmaps: bitmaps,
             request: TargetRequest(
                 skipsCreation ? .writeInto : .create,
                 access: StorageAccess(cacheMode: targetCacheMode, options: storageOptions),

@@ -55,6 +55,9 @@ struct ExistingImage {
         return input
     }
 
+    /// Name of the data file; nil if the image holds its data itself.
+    var dataName: ImageName? { image.layers[0].dataName }
+
     /// The files below the image, which are not to be written.
     var filesBelow: [FileIdentity] { image.layers.dropFirst().flatMap(\.files) }
 }

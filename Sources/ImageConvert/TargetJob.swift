@@ -10,6 +10,8 @@ struct TargetJob {
     let input: CopyInput
     let image: any WrittenImage
     let parameters: ImageParameters
+    /// Name of the data file of an existing image; nil if it holds its data itself.
+    let existingData: ImageName?
     /// nil copies none.
     let bitmaps: BitmapCopy?
     let request: TargetRequest
@@ -224,7 +226,8 @@ struct TargetJob {
     private func makeTarget(
         _ storage: any WritableStorage, _ data: (any WritableStorage)?, _ size: Int64
     ) async throws -> any ImageTarget {
-        let isFresh = (data ?? storage).traits.readsAsZero
+        // The tables of an existing image tell what an empty data file means.
+        let isFresh = existingData == nil && (data ?? storage).traits.readsAsZero
         if isFresh, minSparse == 0 { try (data ?? storage).requireSpace(size) }
         // A failure is not reported: nothing depends on the attributes, and callers take a line on
         // stderr for an error.

@@ -4,7 +4,7 @@ import ImageStorage
 
 // Data files: files that hold the data of an image whose own file holds its tables only.
 extension ImageOpener {
-    /// Opens the data file of an image.
+    /// The name of an image's data file, if the gate permits it.
     ///
     /// As in qemu, a name in the image is a path whatever it looks like, and a relative path counts
     /// from the working directory.
@@ -14,9 +14,9 @@ extension ImageOpener {
     ///   - isTyped: whether a person typed that description.
     /// - Returns: nil if the image holds its data itself.
     /// - Throws: `ImageError`, what the gate throws.
-    func openData(
+    private func dataName(
         of image: any Image, at place: ImageName, described: ImageName?, isTyped: Bool
-    ) throws -> (storage: any Storage, name: ImageName)? {
+    ) throws -> ImageName? {
         guard image.needsDataFile else {
             guard described == nil else {
                 throw ImageError(
@@ -29,8 +29,18 @@ extension ImageOpener {
             throw ImageError(
                 .invalid, path: place.description, "'data-file' is required for this image")
         }
+        if described == nil || !isTyped { try backingGate(name, place) }
+        return name
+    }
+
+    /// Opens the data file of an image for reading; see `dataName`.
+    func openData(
+        of image: any Image, at place: ImageName, described: ImageName?, isTyped: Bool
+    ) throws -> (storage: any Storage, name: ImageName)? {
+        guard
+            let name = try dataName(of: image, at: place, described: described, isTyped: isTyped)
+        else { return nil }
         let isTyped = isTyped && described != nil
-        if !isTyped { try backingGate(name, place) }
         let data = try Self.blaming(dataOf: place, for: name) { () throws(ImageError) in
             try openPlace(name, isTyped: isTyped)
         }
@@ -38,19 +48,36 @@ extension ImageOpener {
         return (data, name)
     }
 
-    /// Opens the data file that an image names, to be changed in place.
+    /// Opens the data file of an image that is changed in place.
     ///
+    /// - Parameter described: data file of the image's description, which a person typed.
+    /// - Returns: nil if the image holds its data itself.
     /// - Throws: `ImageError`, what the gate throws.
     public func openDataInPlace(
-        _ path: HostPath, of storage: any Storage, at place: ImageName
-    ) throws -> any WritableStorage {
-        let name = path.name
-        try backingGate(name, place)
+        of image: any Image, at place: ImageName, described: ImageName? = nil
+    ) throws -> (any WritableStorage)? {
+        guard
+            let name = try dataName(of: image, at: place, described: described, isTyped: true)
+        else { return nil }
         // Before it is opened: its lock would only tell that the file is in use.
-        try Self.check(dataFile: FileIdentity(path: path), of: storage)
+        let file = (try? name.path()).flatMap { FileIdentity(path: $0) }
+        try Self.check(dataFile: file, of: image.storage)
         return try Self.blaming(dataOf: place, for: name) { () throws(ImageError) in
-            try Storages.driver(for: name, isTyped: false).openInPlace(name, access)
+            try Storages.driver(for: name, isTyped: described != nil).openInPlace(name, access)
         }
+    }
+
+    /// Opens an image of a chain once more, locked against other writers, with its data file.
+    ///
+    /// - Parameter overlay: the image that names this one.
+    public func openLocked(
+        _ layer: OpenedLayer, namedBy overlay: ImageName
+    ) async throws -> any Image {
+        let storage = try await openStorage(layer.name, namedBy: overlay)
+        let image = try await layer.format.driver.open(storage)
+        let data = try openData(
+            of: image, at: layer.name, described: layer.description?.dataFile, isTyped: false)
+        return data.map { image.reading(dataFrom: $0.storage) } ?? image
     }
 
     private static func check(

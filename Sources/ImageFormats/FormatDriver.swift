@@ -250,13 +250,13 @@ public protocol ImageResizer: Sendable {
     ///   - key: to an image that may be encrypted.
     ///   - preallocation: mode for the new part of the disk.
     ///   - openBacking: opens the backing file of the image.
-    ///   - openData: opens the data file of the image.
+    ///   - openData: opens the data file of the image; returns nil if the image has none.
     ///   - newSize: called with the current size in bytes; returns the new size in bytes.
     /// - Throws: `ImageError` or `CancellationError`. The image is valid in any case.
     func resize(
         _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
-        openData: (HostPath) throws -> any WritableStorage,
+        openData: (any Image) throws -> (any WritableStorage)?,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws
 }
@@ -287,11 +287,12 @@ public protocol OverlayEditor: Sendable {
 
     /// Reads all metadata of an image that is to be emptied.
     ///
+    /// - Parameter data: the data file; nil if the image holds its data itself.
     /// - Returns: an operation that drops all clusters of the disk, which then shows the backing
     ///   file. The image must not have changed meanwhile, and is valid in any case.
     /// - Throws: `ImageError` for images that have errors.
     func prepareToEmpty(
-        _ storage: any WritableStorage
+        _ storage: any WritableStorage, data: (any WritableStorage)?
     ) async throws -> @Sendable () async throws -> Void
 }
 
@@ -302,12 +303,15 @@ public protocol ImageAmender: Sendable {
 
     /// Makes the changes, one option after the other.
     ///
-    /// - Parameter openBacking: opens the backing file of the image.
+    /// - Parameters:
+    ///   - openBacking: opens the backing file of the image.
+    ///   - openData: opens the data file of the image; returns nil if the image has none.
     /// - Throws: `ImageError` in qemu-img's words where qemu-img refuses as well. The image is
     ///   valid in any case, and holds the same disk unless its size changes.
     func amend(
         _ storage: any WritableStorage, _ options: TypedOptions,
-        openBacking: (BackingName) async throws -> any ImageSource
+        openBacking: (BackingName) async throws -> any ImageSource,
+        openData: (any Image) throws -> (any WritableStorage)?
     ) async throws
 }
 

@@ -22,7 +22,8 @@ public struct ImageAmending: Sendable {
             openBacking: { backing in
                 try await ImageOpener(image.access).openBacking(
                     backing, of: try image.place(), in: storage)
-            })
+            },
+            openData: { try image.openData(of: $0) })
     }
 
     /// The text that lists the options of the image's format.

@@ -26,25 +26,24 @@ public struct ImageCommit: Sendable {
     ///   can hold a part of the new content already.
     public func run() async throws {
         let (storage, format) = try await overlay.open()
-        let top = try await format.driver.open(storage)
+        let own = try await format.driver.open(storage)
+        let data = try overlay.openData(of: own)
+        let top = data.map { own.reading(dataFrom: $0) } ?? own
         let chain = try await chain(below: top)
-        if let name = top.needsDataFile
-            ? overlay.name : chain.first(where: { $0.dataName != nil })?.name
-        {
-            throw ImageError.unsupported(
-                name.description, "an image with an external data file cannot be committed yet")
-        }
         let depth = try indexOfBase(in: chain, below: top)
         let base = chain[depth]
-        let target = try open(base, protecting: [storage.file] + chain.map(\.storage.file))
+        let target = try open(
+            base, protecting: top.storages.compactMap(\.file) + chain.flatMap(\.files))
         do {
             let empty =
                 keepsOverlay || self.base != nil
-                ? nil : try await format.driver.overlayEditor?.prepareToEmpty(storage)
+                ? nil
+                : try await format.driver.overlayEditor?.prepareToEmpty(
+                    storage, data: data)
             // Images that are open read their tables where these were before the base grew.
-            try await grow(base, on: target.storage, to: top.sizeInSectors)
-            let images = try await lockedImages(of: chain, depth, on: target.storage)
-            try await copy([top] + images, depth: depth + 1, to: target.storage, base.format)
+            try await grow(base, on: target, to: top.sizeInSectors)
+            let images = try await lockedImages(of: chain, depth, on: target)
+            try await copy([top] + images, depth: depth + 1, to: target, base.format)
             try await target.commit()
             try await empty?()
         } catch {
@@ -88,33 +87,34 @@ public struct ImageCommit: Sendable {
     }
 
     private func open(
-        _ base: OpenedLayer, protecting files: [FileIdentity?]
-    ) throws(ImageError) -> any StorageTarget {
+        _ base: OpenedLayer, protecting files: [FileIdentity]
+    ) throws -> TargetFiles {
         guard !(base.storage is StoragePart) else {
-            throw .unsupported(
+            throw ImageError.unsupported(
                 base.name.description, "an image that is a part of a file can only be read")
         }
-        let others = files.compactMap { $0 }.filter { $0 != base.storage.file }
-        return try Storages.driver(for: base.name, isTyped: false).beginTarget(
-            base.name,
-            TargetRequest(.writeInto, access: overlay.access, sourceFiles: Set(others)))
+        let others = Set(files).subtracting(base.files)
+        return try TargetFiles(
+            into: base.name, data: base.dataName,
+            TargetRequest(.writeInto, access: overlay.access, sourceFiles: others),
+            isTyped: false)
     }
 
     /// The images of the chain, locked against other writers.
     private func lockedImages(
-        of chain: [OpenedLayer], _ depth: Int, on target: any WritableStorage
+        of chain: [OpenedLayer], _ depth: Int, on target: TargetFiles
     ) async throws -> [any Image] {
         let opener = ImageOpener(overlay.access)
         var images: [any Image] = []
         var above = try overlay.place()
         for (index, layer) in chain.enumerated() {
             if index == depth {
-                images.append(try await layer.format.driver.open(target))
+                let base = try await layer.format.driver.open(target.storage)
+                images.append(target.dataStorage.map { base.reading(dataFrom: $0) } ?? base)
             } else if layer.storage is StoragePart {
                 images.append(layer.image)
             } else {
-                let storage = try await opener.openStorage(layer.name, namedBy: above)
-                images.append(try await layer.format.driver.open(storage))
+                images.append(try await opener.openLocked(layer, namedBy: above))
             }
             above = layer.name
         }
@@ -122,7 +122,7 @@ public struct ImageCommit: Sendable {
     }
 
     private func grow(
-        _ base: OpenedLayer, on storage: any WritableStorage, to size: Int64
+        _ base: OpenedLayer, on target: TargetFiles, to size: Int64
     ) async throws {
         guard base.image.virtualSize < size else { return }
         guard let resizer = base.format.driver.resizer else {
@@ -132,14 +132,12 @@ public struct ImageCommit: Sendable {
                     + "resized")
         }
         try await resizer.resize(
-            storage, key: ImageOpener(overlay.access).key(nil), preallocation: .off,
+            target.storage, key: ImageOpener(overlay.access).key(nil), preallocation: .off,
             openBacking: { backing in
                 try await ImageOpener(overlay.access).openBacking(
-                    backing, of: base.name, in: storage)
+                    backing, of: base.name, in: target.storage)
             },
-            openData: { path in
-                try ImageOpener(overlay.access).openDataInPlace(path, of: storage, at: base.name)
-            },
+            openData: { _ in target.dataStorage },
             newSize: { _ in size })
     }
 
@@ -149,25 +147,25 @@ public struct ImageCommit: Sendable {
     ///   - images: the overlay first.
     ///   - depth: index of the base.
     private func copy(
-        _ images: [any Image], depth: Int, to storage: any WritableStorage, _ format: ImageFormat
+        _ images: [any Image], depth: Int, to files: TargetFiles, _ format: ImageFormat
     ) async throws {
         guard let creator = format.driver.creator else {
             throw ImageError.unsupported(
-                storage.name, "images of the format '\(format)' can only be read")
+                files.storage.name, "images of the format '\(format)' can only be read")
         }
         // Zeros in the overlay's data stay data, which needs no search.
         var settings = TargetSettings(minSparse: 0)
         settings.looksForZeros = true
         settings.isThere = true
         let size = images[0].sizeInSectors
-        let target = try await creator.existingImage(
-            images[depth], leavesBacking: true
-        ).makeTarget(
-            on: storage, size: size, settings)
+        var written = try creator.existingImage(images[depth], leavesBacking: true)
+        if let data = files.dataStorage { written.setData(data) }
+        let target = try await written.makeTarget(on: files.storage, size: size, settings)
         let (content, extents) = try sources(images, depth)
-        let above = images[..<depth].map(\.storage)
-        storage.stopSharing(unlessWith: above)
-        var pipeline = Pipeline(from: above, inPlace: storage)
+        let above = images[..<depth].flatMap(\.storages)
+        let holder = files.dataStorage ?? files.storage
+        holder.stopSharing(unlessWith: above)
+        var pipeline = Pipeline(from: above, inPlace: holder)
         pipeline.bytesPerSecond = rate
         if let onProgress {
             pipeline.onProgress = { done in onProgress(done, content.virtualSize) }
@@ -200,6 +198,8 @@ public struct ImageCommit: Sendable {
 extension Image {
     /// The size of the disk in bytes, with all of its last sector.
     fileprivate var sizeInSectors: Int64 { virtualSize.roundedUp(to: guestSectorSize) }
+    /// The storage of the image and that of its data file.
+    var storages: [any Storage] { needsDataFile ? [storage, dataStorage] : [storage] }
 }
 
 /// A part of a disk that is left to the target.

@@ -156,7 +156,7 @@ extension ImageCreation.Plan {
 
     private func make() async throws -> String? {
         let image = try newImage()
-        let files = try NewImageFiles(
+        let files = try TargetFiles(
             beginning: name, image.parameters,
             TargetRequest(.create, access: access, sourceFiles: protected))
         do {

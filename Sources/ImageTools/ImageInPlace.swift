@@ -41,4 +41,14 @@ public struct ImageInPlace: Sendable {
         if format == nil, described?.format == nil, known.driver.isPlain { onGuessedRaw?() }
         return (storage, known)
     }
+
+    /// Opens the data file for reading and writing.
+    ///
+    /// - Parameter image: as `open` has opened it.
+    /// - Returns: nil if the image holds its data itself.
+    /// - Throws: `ImageError`.
+    func openData(of image: any Image) throws -> (any WritableStorage)? {
+        try ImageOpener(access).openDataInPlace(
+            of: image, at: try place(), described: try ImageDescription(name)?.dataFile)
+    }
 }

@@ -61,11 +61,13 @@ public struct ImageRebase: Sendable {
     ) async throws {
         // Images that can never have a backing file are refused before any other file is looked at.
         if format.driver.overlayEditor == nil { _ = try await renaming(storage, format) }
-        let top = try await format.driver.open(storage)
+        let own = try await format.driver.open(storage)
+        let data = try overlay.openData(of: own)
+        let top = data.map { own.reading(dataFrom: $0) } ?? own
         let old = try await oldChain(of: top)
         let new = try await newChain(in: storage)
         let rename = try await renaming(storage, format)
-        try await copy(top, old, new, to: storage, format)
+        try await copy(top, old, new, to: (storage, data), format)
         try await rename()
     }
 
@@ -91,11 +93,12 @@ public struct ImageRebase: Sendable {
     /// Writes to the overlay what it shows now and would not show on the new backing file.
     private func copy(
         _ top: any Image, _ old: [OpenedLayer], _ new: [OpenedLayer],
-        to storage: any WritableStorage, _ format: ImageFormat
+        to files: (image: any WritableStorage, data: (any WritableStorage)?),
+        _ format: ImageFormat
     ) async throws {
         guard let creator = format.driver.creator else {
             throw ImageError.unsupported(
-                storage.name, "images of the format '\(format)' can only be read")
+                files.image.name, "images of the format '\(format)' can only be read")
         }
         guard !compress || creator.canCompress else {
             throw ImageError.invalid("Compression not supported for this file format")
@@ -106,15 +109,19 @@ public struct ImageRebase: Sendable {
         settings.getsBacking = newName != nil
         let before = try Self.disk(top, old)
         let after = try Self.disk(top, new)
-        let target = try await creator.existingImage(top, leavesBacking: true).makeTarget(
-            on: storage, size: before.virtualSize, settings)
+        var written = try creator.existingImage(top, leavesBacking: true)
+        if let data = files.data { written.setData(data) }
+        let target = try await written.makeTarget(
+            on: files.image, size: before.virtualSize, settings)
         var numbers = ImageNumbers()
         let difference = DifferenceSource(
             before, from: after, images: [0] + old.map { numbers.number(of: $0) },
             otherImages: [0] + new.map { numbers.number(of: $0) })
-        let sources = [top.storage] + (old + new).map(\.storage)
-        storage.stopSharing(unlessWith: compress ? [] : old.map(\.storage))
-        var pipeline = Pipeline(from: sources, inPlace: storage)
+        let below = old.flatMap(\.storages)
+        let holder = files.data ?? files.image
+        holder.stopSharing(unlessWith: compress ? [] : below)
+        var pipeline = Pipeline(
+            from: top.storages + below + new.flatMap(\.storages), inPlace: holder)
         pipeline.shown = after
         // Zeros that the new backing file does not show are compared like data, too.
         pipeline.storesZeros = true

@@ -56,9 +56,7 @@ public struct ImageResizing: Sendable {
             openBacking: { backing in
                 try await ImageOpener().openBacking(backing, of: name, in: storage)
             },
-            openData: { path in
-                try ImageOpener().openDataInPlace(path, of: storage, at: name)
-            },
+            openData: { image in try ImageOpener().openDataInPlace(of: image, at: name) },
             newSize: newSize)
     }
 

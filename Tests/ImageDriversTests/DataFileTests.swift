@@ -25,11 +25,11 @@ import Testing
     }
 
     /// Makes an image with a data file, and calls `body` before both get their names.
-    private func makeImage(_ body: (NewImageFiles) throws -> Void = { _ in }) async throws {
+    private func makeImage(_ body: (TargetFiles) throws -> Void = { _ in }) async throws {
         let options = try CreationOptions([Array("data_file=\(path("data"))".utf8)])
         var image = try ImageFormat.qcow2.creator()
             .newImage(TypedOptions(options, for: .qcow2))
-        let files = try NewImageFiles(
+        let files = try TargetFiles(
             beginning: ImageName(path("image")), image.parameters,
             TargetRequest(.create, access: StorageAccess()))
         image.setData(try #require(files.dataStorage))
@@ -68,6 +68,11 @@ import Testing
         await #expect(throws: Closed.self) { try await closed.open(image, format: .qcow2) }
         let open = try await ImageOpener().open(image, format: .qcow2)
         #expect(open.layers[0].dataName == data && open.files.count == 2)
+        #expect(throws: Closed.self) {
+            try closed.openDataInPlace(of: open.topLayer, at: image)
+        }
+        let written = try ImageOpener().openDataInPlace(of: open.topLayer, at: image)
+        #expect(written?.size == 1 << 20)
 
         // A name that a person typed passes.
         let typed = ImageDescription.name(

@@ -31,7 +31,8 @@ import Testing
             amending: CreationOptions([Array(options.utf8)]), .qcow2)
         try await Qcow2ImageAmender().amend(
             storage, typed,
-            openBacking: { _ in ZeroSource(virtualSize: Int64(Self.guest.count)) })
+            openBacking: { _ in ZeroSource(virtualSize: Int64(Self.guest.count)) },
+            openData: { _ in nil })
     }
 
     /// The disk without its backing file, after a look at the whole image.
@@ -164,7 +165,7 @@ extension Qcow2AmenderTests {
     func emptied(hasSnapshot: Bool) async throws {
         let image = try await image(isBacked: true)
         if hasSnapshot { try await Qcow2ImageSnapshots().create(Array("s".utf8), in: image) }
-        try await Qcow2OverlayEditor().prepareToEmpty(image)()
+        try await Qcow2OverlayEditor().prepareToEmpty(image, data: nil)()
         #expect(try await all(Qcow2Source(image)).allSatisfy { $0.content == .unallocated })
         _ = try await checkedDisk(image)
         guard hasSnapshot else { return }
@@ -177,7 +178,7 @@ extension Qcow2AmenderTests {
         let image = try await image(isBacked: true)
         let clusters = Self.guest.count / 512
         try await everyFailure(
-            of: image, { try await Qcow2OverlayEditor().prepareToEmpty($0)() },
+            of: image, { try await Qcow2OverlayEditor().prepareToEmpty($0, data: nil)() },
             { storage, what in
                 let disk = try await checkedDisk(storage, allowsLeaks: true, what)
                 let isOld = (0..<clusters).allSatisfy { cluster in

@@ -51,6 +51,33 @@ import Testing
         #expect(info.contains("\"backing-filename-format\": \"\(format)\""), "\(info)")
     }
 
+    /// Clusters have places ahead, and show the backing file until they are written.
+    @Test(arguments: ["metadata", "falloc", "full"], ["", "-W -S 0", "-o data_file=data"])
+    func preallocated(_ mode: String, _ manner: String) throws {
+        let line =
+            ["-f", "qcow2", "-O", "qcow2", "-B", "base.raw", "-F", "raw", "-o"]
+            + ["extended_l2=on,cluster_size=16k,preallocation=\(mode)"] + manner.words
+        let outcome = try Swimg.convert(line + ["over.raw", "own"], in: folder.path)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+        let compared = try run("qemu-img", ["compare", "over.raw", "own"], in: folder.path)
+        #expect(compared.isSuccess, "\(outcome)\n\(compared)")
+        #expect(try run("qemu-img", ["check", "own"], in: folder.path).isSuccess, "\(outcome)")
+        let map = try Qemu.img("map", "--output=json", "own", in: folder.path)
+        #expect(map.contains("\"depth\": 1"), "\(map)")
+        guard !manner.contains("data_file") else { return }
+        try require("qemu-img", ["convert"] + line + ["over.raw", "theirs"], in: folder.path)
+        // The clusters of zeros give their places back, in both.
+        let (own, theirs) = try (fileSize("own"), fileSize("theirs"))
+        #expect(abs(own - theirs) <= 1 << 20 && own > base.size, "\(own), \(theirs)")
+        // What is written next goes to the places that are there.
+        try Qemu.io("qcow2", folder.path("own"), ["write -P 3 128k 64k"])
+        #expect(try fileSize("own") == own)
+    }
+
+    private func fileSize(_ name: String) throws -> Int64 {
+        try #require(FileStatus(folder.path(name))).size
+    }
+
     /// The backing file given as `-o backing_file=,backing_fmt=`.
     @Test func backingFileAsAnOption() throws {
         let outcome = try Swimg.convert(
@@ -79,6 +106,7 @@ import Testing
         arguments: [
             "", "-W -m 3", "-o compat=0.10", "-o cluster_size=4k", "-o cluster_size=2M", "-c",
             "-S 0", "-o extended_l2=on", "-o compat=0.10 -c",
+            "-o extended_l2=on,preallocation=metadata",
         ], bases)
     func sourceWithoutABackingFile(_ options: String, _ base: String) throws {
         try makeBases()

@@ -26,6 +26,24 @@ import Testing
         #expect(FileStatus(target)?.inode == inode && folder.names == ["target"], "\(outcome)")
     }
 
+    /// A file that is full of data gives back what is zero.
+    @Test(arguments: modes, sources)
+    func zerosTakeNoSpace(_ mode: String, _ name: String) throws {
+        let folder = try TempFolder()
+        let source = try SourceGallery.named(name)
+        let line = ["-n", "-f", source.format, "-O", "raw", source.path]
+        for target in ["own", "theirs"] {
+            try writeFilled(folder.path(target), byte: 0xaa, count: SourceGallery.content.count)
+        }
+        let outcome = try Swimg.convert(mode.words + line + [folder.path("own")])
+        #expect(outcome.isSuccess, "\(outcome)")
+        try require("qemu-img", ["convert"] + mode.words + line + [folder.path("theirs")])
+        try require("sync", ["-f", folder.path])
+        let own = try #require(FileStatus(folder.path("own"))).allocated
+        let theirs = try #require(FileStatus(folder.path("theirs"))).allocated
+        #expect(own <= theirs + 8192, "\(own), \(theirs): \(outcome)")
+    }
+
     @Test(arguments: modes, [1, 512, 70000, 1 << 20])
     func tailOfALargerRawFileStays(_ mode: String, _ extra: Int) throws {
         let folder = try TempFolder()

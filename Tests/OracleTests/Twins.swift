@@ -10,11 +10,7 @@ struct Twins {
     /// Copies a folder; `own` is the original.
     init(copying folder: TempFolder) throws {
         own = folder
-        theirs = try TempFolder()
-        for name in folder.names {
-            try FileManager.default.copyItem(
-                atPath: folder.path(name), toPath: theirs.path(name))
-        }
+        theirs = try TempFolder(copying: folder)
     }
 
     /// Runs a command line in both folders, and expects the same exit status and output, and the

@@ -77,6 +77,12 @@ public enum Qemu {
         return outcome.isSuccess ? nil : outcome.description
     }
 
+    /// `qemu-img check`: nil if there are no errors but leaks, otherwise its output.
+    public static func errors(_ image: String, in folder: String? = nil) throws -> String? {
+        let outcome = try run("qemu-img", ["check", "-f", "qcow2", image], in: folder)
+        return [0, 3].contains(outcome.status) ? nil : outcome.description
+    }
+
     /// The ranges in bytes that a persistent bitmap has set.
     public static func bitmap(_ name: String, of image: String) throws -> [Range<Int64>] {
         let map = try require("bash", ["-c", bitmapScript, "bash", image, name])

@@ -15,6 +15,14 @@ public final class TempFolder: Sendable {
         path = String(decoding: template.dropLast().map(UInt8.init(bitPattern:)), as: UTF8.self)
     }
 
+    /// Makes a folder with copies of another one's files.
+    public convenience init(copying other: TempFolder) throws {
+        try self.init()
+        for name in other.names {
+            try FileManager.default.copyItem(atPath: other.path(name), toPath: path(name))
+        }
+    }
+
     deinit {
         try? FileManager.default.removeItem(atPath: path)
     }

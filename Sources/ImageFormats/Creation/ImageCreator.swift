@@ -42,7 +42,7 @@ public protocol WrittenImage: Sendable {
     /// Whether the image can have persistent bitmaps.
     var canHaveBitmaps: Bool { get }
 
-    /// Gives a new image the storage for its data, if `parameters.dataFile` asks for one.
+    /// Gives the image the storage of its data file, if it has one.
     mutating func setData(_ storage: any WritableStorage)
 
     /// Begins to write the image.

@@ -6,7 +6,7 @@ struct LUKSResizer: ImageResizer {
     func resize(
         _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
-        openData: (HostPath) throws -> any WritableStorage,
+        openData: (any Image) throws -> (any WritableStorage)?,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws {
         // As in qemu-img, the passphrase has to be right.

@@ -66,6 +66,8 @@ struct MetadataCursor: ~Copyable {
     /// Skips the bytes before the next multiple of `multiple` in the storage.
     mutating func align(to multiple: Int64) { position = position.roundedUp(to: multiple) }
 
+    mutating func skip(_ count: Int64) { position += count }
+
     private mutating func fill() async throws {
         let start = position
         _ = try await storage.readAvailable(into: &buffer, at: start)

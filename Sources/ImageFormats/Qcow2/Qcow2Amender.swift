@@ -27,20 +27,33 @@ struct Qcow2ImageAmender: ImageAmender {
 
     func amend(
         _ storage: any WritableStorage, _ options: TypedOptions,
-        openBacking: (BackingName) async throws -> any ImageSource
+        openBacking: (BackingName) async throws -> any ImageSource,
+        openData: (any Image) throws -> (any WritableStorage)?
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
         try header.requireWritable(storage.name)
-        try header.requireOwnData(storage.name)
         guard header.encryptionFormat == nil else {
             throw ImageError.unsupported(
                 storage.name, "amending an encrypted image is not supported yet")
         }
         let wanted = try Qcow2Amendment(options, header)
-        if wanted.version > header.version { try await Qcow2Upgrade.run(storage) }
+        // Before it gets another name.
+        let data = wanted.size == nil ? nil : try openData(try await Qcow2Source(storage))
+        if wanted.version > header.version {
+            try await Qcow2SnapshotEditor.edit(storage, header) { try await $0.upgrade() }
+        }
         if wanted.refcountBits != header.refcountBits {
             try wanted.checkRefcountBits()
             try await Qcow2RefcountWidth(storage).change(to: wanted.refcountBits)
+        }
+        if wanted.dataFile != header.dataFile || wanted.isDataFileRaw != header.isDataFileRaw {
+            var image = try await Qcow2WritableImage.damaged(storage)
+            try await image.rewriteHeader {
+                $0.dataFile = wanted.dataFile
+                if !wanted.isDataFileRaw {
+                    $0.autoclearFeatures &= ~Qcow2Header.AutoclearFeature.rawDataFile
+                }
+            }
         }
         try wanted.checkBacking(header)
         if wanted.lazyRefcounts != header.hasLazyRefcounts {
@@ -55,7 +68,7 @@ struct Qcow2ImageAmender: ImageAmender {
             var backing: (any ImageSource)?
             if let name = source.backing { backing = try await openBacking(name) }
             var resizer = try await Qcow2Resizer(
-                storage: storage, header: source.header, backing: backing)
+                storage: storage, header: source.header, backing: backing, data: data)
             try await resizer.resizeWithBitmaps(to: size, preallocation: .off)
         }
         if wanted.version < header.version {
@@ -70,6 +83,9 @@ private struct Qcow2Amendment {
     let version: Int
     let refcountBits: Int
     let lazyRefcounts: Bool
+    /// The name of the data file that the image is to have; nil for none.
+    let dataFile: HostPath?
+    let isDataFileRaw: Bool
     /// New size of the disk in bytes; nil leaves it.
     let size: Int64?
     private let backingFile: ImageName?
@@ -87,10 +103,13 @@ private struct Qcow2Amendment {
         if options.keys.contains(where: { $0.hasPrefix("encrypt.") }) {
             throw .invalid("Can't amend encryption options - encryption not present")
         }
-        if options.text("data_file") != nil {
+        let path = try options.name("data_file")?.path()
+        guard path == nil || header.hasDataFile else {
             throw .invalid("data-file can only be set for images that use an external data file")
         }
-        if options.isOn("data_file_raw") == true {
+        dataFile = path.map { $0.bytes.isEmpty ? nil : $0 } ?? header.dataFile
+        isDataFileRaw = options.isOn("data_file_raw") ?? header.isDataFileRaw
+        guard !isDataFileRaw || header.isDataFileRaw else {
             throw .invalid("data-file-raw cannot be set on existing images")
         }
         refcountBits =

@@ -171,12 +171,11 @@ private struct NewQcow2Image: NewImage {
     }
 
     func checkBackedConversion() throws(ImageError) {
-        guard options.preallocation != .off else { return }
-        throw .invalid(
-            options.extendedL2
-                ? "preallocation of a target with a backing file is not supported yet"
-                : "Backing file and preallocation can only be used at the same time if "
+        guard options.preallocation == .off || options.extendedL2 else {
+            throw .invalid(
+                "Backing file and preallocation can only be used at the same time if "
                     + "extended_l2 is on")
+        }
     }
 
     func check() throws(ImageError) { try options.check() }
@@ -199,8 +198,12 @@ private struct NewQcow2Image: NewImage {
             }
             return try Qcow2StreamTarget(storage, virtualSize: size, options, settings)
         }
-        let target = try await Qcow2Target(
-            storage: storage, virtualSize: size, options: encrypted(), compress: settings.compress,
+        let options = try await encrypted()
+        if options.preallocation != .off, options.backing != nil {
+            return try await preallocatedOverlay(on: storage, size: size, settings, options)
+        }
+        let target = try Qcow2Target(
+            storage: storage, virtualSize: size, options: options, compress: settings.compress,
             minSparse: Int(settings.minSparse), data: data)
         try await target.prepare()
         guard let data, options.placesAhead else { return target }
@@ -211,13 +214,33 @@ private struct NewQcow2Image: NewImage {
                 looksForZeros: settings.looksForZeros, readsAsZero: settings.readsAsZero))
     }
 
+    /// Begins an image whose clusters have places and show the backing file until they are
+    /// written: they are written like those of an existing image.
+    private func preallocatedOverlay(
+        on storage: any WritableStorage, size: Int64, _ settings: TargetSettings,
+        _ options: Qcow2Options
+    ) async throws -> any ImageTarget {
+        try await makeEmpty(on: storage, size: size, options)
+        var settings = settings
+        settings.readsAsZero = false
+        return try await Qcow2InPlaceTarget(
+            storage, settings, data: data, leavesBacking: true,
+            encryption: options.encryption.map { Qcow2Encryption($0) })
+    }
+
     func makeEmpty(on storage: any WritableStorage, size: Int64) async throws {
+        try await makeEmpty(on: storage, size: size, encrypted())
+    }
+
+    private func makeEmpty(
+        on storage: any WritableStorage, size: Int64, _ options: Qcow2Options
+    ) async throws {
         guard options.placesAhead else {
-            return try await EmptyQcow2Image(on: storage, data: data, encrypted())
+            return try await EmptyQcow2Image(on: storage, data: data, options)
                 .write(virtualSize: size)
         }
-        let target = try await Qcow2Target(
-            storage: storage, virtualSize: size, options: encrypted(), compress: false,
+        let target = try Qcow2Target(
+            storage: storage, virtualSize: size, options: options, compress: false,
             minSparse: 4096, writesData: false, data: data)
         try await target.prepare()
         try await target.finish(virtualSize: size)
@@ -228,13 +251,21 @@ private struct ExistingQcow2Image: WrittenImage {
     let leavesBacking: Bool
     /// nil if the image is not encrypted.
     let encryption: Qcow2Encryption?
+    private var data: (any WritableStorage)?
     // Version 2 is met when they are written.
     let canHaveBitmaps = true
+
+    init(leavesBacking: Bool, encryption: Qcow2Encryption?) {
+        self.leavesBacking = leavesBacking
+        self.encryption = encryption
+    }
+
+    mutating func setData(_ storage: any WritableStorage) { data = storage }
 
     func makeTarget(
         on storage: any WritableStorage, size: Int64, _ settings: TargetSettings
     ) async throws -> any ImageTarget {
         try await Qcow2InPlaceTarget(
-            storage, settings, leavesBacking: leavesBacking, encryption: encryption)
+            storage, settings, data: data, leavesBacking: leavesBacking, encryption: encryption)
     }
 }

@@ -22,28 +22,51 @@ extension Qcow2Target {
             }
         }
     }
+}
 
-    /// Writes clusters to the data file and tables to the image.
-    func write(
-        _ placement: Placement, data: RawSpan, origin: BufferOrigin,
-        dataFile: any WritableStorage
-    ) async throws {
+extension Placement {
+    /// Divides the writes into those to the data file and those of tables.
+    ///
+    /// - Parameter end: the size of the disk in bytes. The last cluster can reach beyond it, and a
+    ///   device may end with the disk. 0 is the size of a disk that tells its size at its end.
+    func divided(endOfData end: Int64) -> (data: Placement, tables: Placement) {
+        var data = Placement()
         var tables = Placement()
-        var clusters = Placement()
-        for write in placement.writes {
+        for write in writes {
+            let room = end == 0 ? Int64.max : end - write.hostOffset
+            switch write.bytes {
+            case .plain(let positions):
+                data.append(
+                    .plain(positions.prefix(Int(clamping: room))), at: write.hostOffset)
+            case .zeros(let length):
+                data.append(.zeros(min(length, room)), at: write.hostOffset)
+            case .compressed, .metadata: tables.append(write.bytes, at: write.hostOffset)
+            }
+        }
+        return (data, tables)
+    }
+
+    /// Replaces plain blocks of zeros, so that they take no space.
+    ///
+    /// - Parameters:
+    ///   - data: the bytes of plain writes.
+    ///   - minimum: length in bytes of the shortest run of zeros that is replaced.
+    func sparse(_ data: RawSpan, minimum: Int) -> Placement {
+        var placement = Placement()
+        for write in writes {
             guard case .plain(let positions) = write.bytes else {
-                tables.append(write.bytes, at: write.hostOffset)
+                placement.append(write.bytes, at: write.hostOffset)
                 continue
             }
-            // The last cluster can reach beyond the disk, and a device may end with the disk. 0 is
-            // the size of a disk that tells its size at its end.
-            let room =
-                geometry.virtualSize == 0
-                ? positions.count : Int(geometry.virtualSize - write.hostOffset)
-            clusters.append(.plain(positions.prefix(room)), at: write.hostOffset)
+            ZeroScan.forEachRun(
+                in: data, positions, unit: min(RawTarget.scanUnit, minimum), minimum: minimum
+            ) { run, isZero in
+                placement.append(
+                    isZero ? .zeros(Int64(run.count)) : .plain(run),
+                    at: write.hostOffset + Int64(run.lowerBound - positions.lowerBound))
+            }
         }
-        try await dataFile.writePlacement(clusters, data: data, origin: origin)
-        try await storage.writePlacement(tables, data: RawSpan())
+        return placement
     }
 }
 

@@ -57,21 +57,14 @@ struct Qcow2ImageResizer: ImageResizer {
     func resize(
         _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
-        openData: (HostPath) throws -> any WritableStorage,
+        openData: (any Image) throws -> (any WritableStorage)?,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws {
         do {
             let image = try await Qcow2Source(storage, key: key)
             var backing: (any ImageSource)?
             if let name = image.backing { backing = try await openBacking(name) }
-            var data: (any WritableStorage)?
-            if image.needsDataFile {
-                guard let path = image.dataFile else {
-                    throw ImageError(
-                        .invalid, path: storage.name, "'data-file' is required for this image")
-                }
-                data = try openData(path)
-            }
+            let data = try openData(image)
             let size = try newSize(image.virtualSize)
             var resizer = try await Qcow2Resizer(
                 storage: storage, header: image.header, backing: backing, data: data,

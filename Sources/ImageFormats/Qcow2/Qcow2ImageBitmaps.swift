@@ -15,7 +15,6 @@ struct Qcow2ImageBitmaps: BitmapEditor {
 
     func change(_ storage: any WritableStorage, _ changes: [BitmapChange]) async throws {
         let header = try await Qcow2Header.read(from: storage)
-        try header.requireOwnData(storage.name)
         var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         var list = try await Qcow2BitmapList(reading: image)
         for change in changes {

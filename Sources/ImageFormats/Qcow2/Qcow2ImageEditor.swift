@@ -29,6 +29,8 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     /// The bitmaps, of which those that record writes are kept up to date.
     private var bitmaps: Qcow2BitmapList
     private let hasBacking: Bool
+    /// The data file; nil if the image holds its data itself.
+    private let data: (any WritableStorage)?
 
     /// An L2 table with entries that the file does not have yet.
     fileprivate struct Table {
@@ -40,14 +42,14 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
     }
 
     /// - Parameters:
+    ///   - data: the data file; nil if the image holds its data itself.
     ///   - hasBacking: whether clusters that are left out show a backing file.
     ///   - tablesLimit: length in bytes of the L2 tables with which a commit is due.
     /// - Throws: `ImageError` for images that have errors, or have parts that changes would damage.
     init(
-        _ storage: any WritableStorage, _ header: Qcow2Header, hasBacking: Bool,
-        tablesLimit: Int64 = Self.tablesLimit
+        _ storage: any WritableStorage, _ header: Qcow2Header, data: (any WritableStorage)?,
+        hasBacking: Bool, tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
-        try header.requireOwnData(storage.name)
         var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
         // Features that this program does not know are void from the first change on.
         if header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 {
@@ -58,6 +60,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         self.image = image
         self.refcounts = refcounts
         self.bitmaps = bitmaps
+        self.data = data
         self.hasBacking = hasBacking
         self.tablesLimit = tablesLimit
         stream = CompressedStream(
@@ -89,7 +92,7 @@ extension Qcow2ImageEditor {
             switch piece.form {
             case .zero:
                 let end = piece.guestRange.upperBound.dividedUp(by: geometry.clusterSize)
-                try await placeZeros(first..<end)
+                try await placeZeros(first..<end, &placement)
             case .plain(let positions):
                 try await placePlain(at: first, positions, &placement)
             case .compressed(let positions):
@@ -101,7 +104,15 @@ extension Qcow2ImageEditor {
     }
 
     /// Makes guest clusters read as zeros and drops what they hold.
-    private mutating func placeZeros(_ clusters: Range<Int64>) async throws {
+    ///
+    /// In a data file, zeros are written as well where a cluster has a place, which takes no space
+    /// afterwards, and everywhere in a raw one, which is read without these tables. The old entries
+    /// show these zeros, or none of them.
+    private mutating func placeZeros(
+        _ clusters: Range<Int64>, _ placement: inout Placement
+    ) async throws {
+        let isRaw = image.header.isDataFileRaw
+        if isRaw { clear(clusters, &placement) }
         // Version 2 has no zero flag, and gets here only without a backing file.
         let flag = geometry.hasExtendedL2 || image.header.version < 3 ? 0 : Qcow2Entry.zero
         var cluster = clusters.lowerBound
@@ -111,11 +122,18 @@ extension Qcow2ImageEditor {
             if try hasBacking || tables[index] != nil || image.tableOffset(index) != nil {
                 try await open(index)
                 for cluster in cluster..<end where hasBacking || !isUnallocated(cluster) {
+                    if !isRaw, hasPlaceInData(cluster) { clear(cluster..<cluster + 1, &placement) }
                     try await set(cluster, flag, subclusters: Qcow2Entry.allSubclustersZero)
                 }
             }
             cluster = end
         }
+    }
+
+    /// Makes clusters of the data file read as zeros.
+    private func clear(_ clusters: Range<Int64>, _ placement: inout Placement) {
+        let start = clusters.lowerBound * geometry.clusterSize
+        placement.append(.zeros(Int64(clusters.count) * geometry.clusterSize), at: start)
     }
 
     private mutating func placePlain(
@@ -127,12 +145,14 @@ extension Qcow2ImageEditor {
         while cluster < end {
             try await open(cluster / geometry.l2Entries)
             let hosts: Range<Int64>
-            if let own = ownCluster(cluster) {
+            let tableEnd = (cluster / geometry.l2Entries + 1) * geometry.l2Entries
+            if data != nil {
+                hosts = cluster..<min(end, tableEnd)
+            } else if let own = ownCluster(cluster) {
                 hosts = own..<own + 1
             } else {
                 // A new table stands before its data, which stays in one piece.
                 try await own(cluster / geometry.l2Entries)
-                let tableEnd = (cluster / geometry.l2Entries + 1) * geometry.l2Entries
                 let behind = (cluster..<min(end, tableEnd)).first { ownCluster($0) != nil }
                 hosts = try await refcounts.take(
                     upTo: (behind ?? min(end, tableEnd)) - cluster)
@@ -219,6 +239,13 @@ extension Qcow2ImageEditor {
         words(of: cluster).allSatisfy { $0 == 0 }
     }
 
+    /// Whether a guest cluster has a place in the data file.
+    private func hasPlaceInData(_ cluster: Int64) -> Bool {
+        guard data != nil, let entry = words(of: cluster).first else { return false }
+        // The first one is at offset 0, which only the flag tells from no place.
+        return entry & (Qcow2Entry.copied | Qcow2Entry.offsetMask) != 0
+    }
+
     /// Index of the host cluster that a guest cluster has for itself; nil if it has none, or one
     /// that others use, too.
     private func ownCluster(_ cluster: Int64) -> Int64? {
@@ -276,6 +303,7 @@ extension Qcow2ImageEditor {
     /// Brings to stable storage what has been placed. All its data must have been written.
     mutating func commit() async throws {
         let storage = try image.writable
+        try await data?.flush()
         let changed = tables.filter { !$0.value.changed.isEmpty }.sorted { $0.key < $1.key }
         var new = Placement()
         stream.close(&new)

@@ -7,6 +7,12 @@ final class Qcow2InPlaceTarget: ImageTarget {
     let traits: TargetTraits
     let compresses: Bool
     private let storage: any WritableStorage
+    /// The data file; nil if the image holds its data itself.
+    private let data: (any WritableStorage)?
+    /// Length in bytes from which a run of zeros takes no space in the data file; 0 stores all.
+    private let minSparse: Int
+    /// Size of the guest disk in bytes.
+    private let virtualSize: Int64
     private let encoder: Qcow2ClusterEncoder
     /// nil if the image is not encrypted.
     private let encryption: Qcow2Encryption?
@@ -15,12 +21,14 @@ final class Qcow2InPlaceTarget: ImageTarget {
     private let writes = InFlightCount()
 
     /// - Parameters:
+    ///   - data: the data file; nil if the image holds its data itself.
     ///   - leavesBacking: whether the content leaves out what the backing file provides.
     ///   - tablesLimit: see `Qcow2ImageEditor`.
     /// - Throws: `ImageError` if the storage holds no qcow2 image, one that has errors, or one that
     ///   cannot be changed.
     init(
-        _ storage: any WritableStorage, _ settings: TargetSettings, leavesBacking: Bool,
+        _ storage: any WritableStorage, _ settings: TargetSettings,
+        data: (any WritableStorage)? = nil, leavesBacking: Bool,
         encryption: Qcow2Encryption? = nil, tablesLimit: Int64 = Qcow2ImageEditor.tablesLimit
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
@@ -32,7 +40,22 @@ final class Qcow2InPlaceTarget: ImageTarget {
             throw ImageError.invalid(
                 "Compression and encryption not supported at the same time")
         }
+        guard header.hasDataFile == (data != nil) else {
+            throw ImageError(
+                .invalid, path: storage.name, "'data-file' is required for this image")
+        }
+        guard data == nil || header.encryptionFormat == nil else {
+            throw ImageError.unsupported(
+                storage.name, "an encrypted image with a data file cannot be written into yet")
+        }
+        guard data == nil || !settings.compress else {
+            throw ImageError.invalid(
+                "Compression and a data file not supported at the same time")
+        }
         self.storage = storage
+        self.data = data
+        minSparse = Int(settings.minSparse)
+        virtualSize = header.geometry.virtualSize
         self.encryption = encryption
         compresses = settings.compress
         let hasBacking = header.backingFile != nil || settings.getsBacking
@@ -46,7 +69,7 @@ final class Qcow2InPlaceTarget: ImageTarget {
             compression: settings.compress ? header.compression : nil)
         editor = Exclusive(
             try await Qcow2ImageEditor(
-                storage, header, hasBacking: hasBacking, tablesLimit: tablesLimit))
+                storage, header, data: data, hasBacking: hasBacking, tablesLimit: tablesLimit))
     }
 
     func encode(
@@ -78,9 +101,16 @@ final class Qcow2InPlaceTarget: ImageTarget {
     func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
-        // Encrypted bytes have no origin whose blocks could be shared.
-        try await storage.writePlacement(
-            placement, data: data, origin: encryption == nil ? origin : nil)
+        if let file = self.data {
+            let parts = placement.divided(endOfData: virtualSize)
+            let clusters =
+                minSparse > 0 ? parts.data.sparse(data, minimum: minSparse) : parts.data
+            try await file.writePlacement(clusters, data: data, origin: origin)
+        } else {
+            // Encrypted bytes have no origin whose blocks could be shared.
+            try await storage.writePlacement(
+                placement, data: data, origin: encryption == nil ? origin : nil)
+        }
         writes.end()
     }
 

@@ -8,6 +8,10 @@ struct Qcow2OverlayEditor: OverlayEditor {
     ) async throws -> @Sendable () async throws -> Void {
         var header = try await Qcow2Header.read(from: storage, for: .checking)
         try header.requireWritable(storage.name)
+        // A raw data file holds all of the disk.
+        guard backing == nil || !header.isDataFileRaw else {
+            throw ImageError.invalid("Invalid argument")
+        }
         try header.setBacking(backing)
         return {
             var image = try await Qcow2WritableImage.damaged(storage)
@@ -18,7 +22,7 @@ struct Qcow2OverlayEditor: OverlayEditor {
     }
 
     func prepareToEmpty(
-        _ storage: any WritableStorage
+        _ storage: any WritableStorage, data: (any WritableStorage)?
     ) async throws -> @Sendable () async throws -> Void {
         let (image, refcounts) = try await Qcow2WritableImage.sound(
             storage, try await Qcow2Header.read(from: storage))
@@ -26,6 +30,11 @@ struct Qcow2OverlayEditor: OverlayEditor {
             var image = image
             var refcounts = refcounts
             try await image.empty(&refcounts)
+            // Nothing leads there any more. Blocks that cannot be given back do no harm.
+            if let data, !data.traits.isDevice {
+                let end = min(data.size, image.geometry.virtualSize)
+                try? await data.zero(0..<end, mayUnmap: true)
+            }
         }
     }
 }

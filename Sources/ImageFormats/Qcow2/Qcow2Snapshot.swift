@@ -22,43 +22,81 @@ struct Qcow2Snapshot: Sendable, Equatable {
 
     /// qemu's limits: the number of snapshots, and the extra data of each in bytes.
     static let maximumCount: UInt32 = 65536
-    private static let maximumExtraData = 1024
+    static let maximumExtraData = 1024
+    /// Length in bytes of the extra data that version 3 asks for in each entry: the 64-bit size of
+    /// the machine state and the size of the disk.
+    private static let neededExtraData = 16
     /// Limit of the table in bytes: 65536 snapshots with names of usual length.
     private static let maximumTableSize: Int64 = 8 << 20
     private static let fixedLength = 40
-
-    struct TooMuchExtraData: Error {}
+    fileprivate static let extraLengthOffset = 36
 
     static func readAll(of header: Qcow2Header, in storage: any Storage) async throws -> [Self] {
         guard header.snapshotCount > 0 else { return [] }
         guard header.snapshotCount <= maximumCount else {
-            throw ImageError.corrupt(storage.name, "too many snapshots: \(header.snapshotCount)")
+            throw ImageError.corrupt(storage.name, "Snapshot table too large")
         }
         var cursor = try MetadataCursor(
             storage, "snapshot table", at: header.snapshotTableOffset, maximum: maximumTableSize)
         var snapshots: [Qcow2Snapshot] = []
-        for _ in 0..<header.snapshotCount {
-            do {
-                snapshots.append(try await next(&cursor))
-            } catch is TooMuchExtraData {
-                throw ImageError.corrupt(storage.name, "a snapshot has too much extra data")
-            }
+        for index in 0..<header.snapshotCount {
+            snapshots.append(
+                try await next(&cursor) { _ throws(ImageError) in
+                    throw .corrupt(
+                        storage.name,
+                        "Too much extra metadata in snapshot table entry \(index)")
+                })
         }
         return snapshots
     }
 
     /// Reads the next entry of a snapshot table; entries begin at multiples of 8.
     ///
-    /// - Throws: `TooMuchExtraData`, and the errors of the cursor.
-    static func next(_ cursor: inout MetadataCursor) async throws -> Qcow2Snapshot {
+    /// - Parameter onTooMuch: called with the length of extra data in bytes that is too long;
+    ///   throws, or has it shortened to the limit.
+    /// - Throws: what `onTooMuch` throws, and the errors of the cursor.
+    static func next(
+        _ cursor: inout MetadataCursor, onTooMuch: (_ length: Int) throws(ImageError) -> Void
+    ) async throws -> Qcow2Snapshot {
         cursor.align(to: 8)
-        let fixed = try await cursor.next(fixedLength)
-        let extraLength = Int(fixed.bigEndian(at: 36, as: UInt32.self))
-        guard extraLength <= maximumExtraData else { throw TooMuchExtraData() }
-        let rest = try await cursor.next(
-            extraLength + Int(fixed.bigEndian(at: 12, as: UInt16.self))
+        var fixed = try await cursor.next(fixedLength)
+        let length = Int(fixed.bigEndian(at: extraLengthOffset, as: UInt32.self))
+        let kept = min(length, maximumExtraData)
+        if length > kept {
+            try onTooMuch(length)
+            fixed.setExtraLength(kept)
+        }
+        let extra = try await cursor.next(kept)
+        cursor.skip(Int64(length - kept))
+        let names = try await cursor.next(
+            Int(fixed.bigEndian(at: 12, as: UInt16.self))
                 + Int(fixed.bigEndian(at: 14, as: UInt16.self)))
-        return Qcow2Snapshot(fixed, rest, extraLength: extraLength)
+        return Qcow2Snapshot(fixed, extra + names, extraLength: kept)
+    }
+
+    /// Whether the entry has the facts that version 3 asks for.
+    var isComplete: Bool { extraLength >= Self.neededExtraData }
+
+    /// Returns the snapshot with the facts that version 3 asks for.
+    ///
+    /// - Parameter diskSize: size in bytes if the entry does not tell it: a disk with snapshots
+    ///   keeps its size in version 2.
+    func completed(diskSize: Int64) -> Qcow2Snapshot {
+        guard !isComplete else { return self }
+        let extra = Self.extraData(stateSize: facts.stateSize, diskSize: diskSize)
+        var fixed = Array(entry[..<Self.fixedLength])
+        fixed.setExtraLength(extra.count)
+        return Qcow2Snapshot(
+            fixed, extra + entry[(Self.fixedLength + extraLength)...], extraLength: extra.count)
+    }
+
+    /// The size of the state, that of the disk, and no count of instructions.
+    private static func extraData(stateSize: UInt64, diskSize: Int64) -> [UInt8] {
+        var bytes: [UInt8] = []
+        bytes.appendBigEndian(stateSize)
+        bytes.appendBigEndian(UInt64(diskSize))
+        bytes.appendBigEndian(UInt64.max)
+        return bytes
     }
 
     /// Makes a snapshot without machine state.
@@ -81,13 +119,9 @@ struct Qcow2Snapshot: Sendable, Equatable {
         // The time that the guest has run, and the size of its state in 32 bits.
         fixed.appendBigEndian(UInt64(0))
         fixed.appendBigEndian(UInt32(0))
-        fixed.appendBigEndian(UInt32(24))
-        // Extra data: the size of the state, that of the disk, and no count of instructions.
-        var rest: [UInt8] = []
-        rest.appendBigEndian(UInt64(0))
-        rest.appendBigEndian(UInt64(diskSize))
-        rest.appendBigEndian(UInt64.max)
-        self.init(fixed, rest + id + name, extraLength: 24)
+        let extra = Self.extraData(stateSize: 0, diskSize: diskSize)
+        fixed.appendBigEndian(UInt32(extra.count))
+        self.init(fixed, extra + id + name, extraLength: extra.count)
     }
 
     private init(_ fixed: [UInt8], _ rest: [UInt8], extraLength: Int) {
@@ -110,5 +144,15 @@ struct Qcow2Snapshot: Sendable, Equatable {
             instructionCount: counted == .max ? nil : counted)
         l1Offset = fixed.bigEndian(at: 0, as: UInt64.self)
         l1Entries = Int64(fixed.bigEndian(at: 8, as: UInt32.self))
+    }
+}
+
+extension [UInt8] {
+    /// Changes the length of the extra data in the fixed part of an entry.
+    fileprivate mutating func setExtraLength(_ count: Int) {
+        var bytes: [UInt8] = []
+        bytes.appendBigEndian(UInt32(count))
+        replaceSubrange(
+            Qcow2Snapshot.extraLengthOffset..<Qcow2Snapshot.extraLengthOffset + 4, with: bytes)
     }
 }

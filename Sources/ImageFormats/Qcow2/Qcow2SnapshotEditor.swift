@@ -7,14 +7,16 @@ struct Qcow2ImageSnapshots: SnapshotEditor {
     func create(_ name: [UInt8], in storage: any WritableStorage) async throws {
         var now = timespec()
         clock_gettime(CLOCK_REALTIME, &now)
-        try await edit(storage) { editor in
+        let refusal = ImageError(.system(errno: ENOTSUP), "")
+        try await edit(storage, refusal) { editor in
             try await editor.create(
                 name, time: (UInt32(clamping: now.tv_sec), UInt32(clamping: now.tv_nsec)))
         }
     }
 
     func apply(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws {
-        try await edit(storage) { editor in
+        let refusal = ImageError.invalid("Failed to load snapshot: Operation not supported")
+        try await edit(storage, refusal) { editor in
             guard let found = editor.find(snapshot) else {
                 throw ImageError.invalid("Failed to load snapshot: No such file or directory")
             }
@@ -23,24 +25,21 @@ struct Qcow2ImageSnapshots: SnapshotEditor {
     }
 
     func delete(_ snapshot: SnapshotName, in storage: any WritableStorage) async throws {
-        try await edit(storage) { editor in
-            guard let found = editor.find(snapshot) else {
-                throw ImageError.invalid("snapshot not found")
-            }
+        let refusal = ImageError.invalid("snapshot not found")
+        try await edit(storage, refusal) { editor in
+            guard let found = editor.find(snapshot) else { throw refusal }
             try await editor.delete(found)
         }
     }
 
+    /// - Parameter refusal: thrown for images with a data file, whose clusters have no refcounts.
     private func edit(
-        _ storage: any WritableStorage, _ body: (inout Qcow2SnapshotEditor) async throws -> Void
+        _ storage: any WritableStorage, _ refusal: ImageError,
+        _ body: (inout Qcow2SnapshotEditor) async throws -> Void
     ) async throws {
-        var editor = try await Qcow2SnapshotEditor(storage)
-        do {
-            try await body(&editor)
-        } catch {
-            await editor.rollBack()
-            throw error
-        }
+        let header = try await Qcow2Header.read(from: storage)
+        guard !header.hasDataFile else { throw refusal }
+        try await Qcow2SnapshotEditor.edit(storage, header, body)
     }
 }
 
@@ -56,27 +55,39 @@ struct Qcow2SnapshotEditor {
     private let oldTable: Qcow2Refcounts.Table
     private let oldListSize: Int64
 
-    /// Reads all metadata.
+    /// Reads all metadata and makes changes.
     ///
-    /// - Throws: `ImageError` for images that have errors.
-    init(_ storage: any WritableStorage) async throws {
-        let header = try await Qcow2Header.read(from: storage)
-        try header.requireOwnData(storage.name)
-        (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
-        snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
+    /// - Parameter isRepair: whether the list of snapshots may be damaged, and the image marked as
+    ///   damaged.
+    /// - Throws: `ImageError` for images that have errors, and what `body` throws, after which the
+    ///   image is the old one unless the header has been switched.
+    static func edit(
+        _ storage: any WritableStorage, _ header: Qcow2Header, isRepair: Bool = false,
+        _ body: (inout Qcow2SnapshotEditor) async throws -> Void
+    ) async throws {
+        if !isRepair { try header.requireWritable(storage.name) }
+        let sound = try await SoundImage(storage, mendsSnapshots: isRepair)
+        var editor = try await Qcow2SnapshotEditor(sound, storage)
+        do {
+            try await body(&editor)
+        } catch {
+            await editor.rollBack()
+            throw error
+        }
+    }
+
+    private init(_ sound: SoundImage, _ storage: any WritableStorage) async throws {
+        (image, refcounts) = try await Qcow2WritableImage.opened(sound, storage)
+        snapshots = sound.snapshots
         oldTable = refcounts.place
-        oldListSize = Self.listSize(snapshots)
+        oldListSize = sound.snapshotTableSize
         refcounts.deferChanges()
     }
 
     private var geometry: Qcow2Geometry { image.geometry }
-
-    private static func listSize(_ snapshots: [Qcow2Snapshot]) -> Int64 {
-        snapshots.reduce(0) { $0.roundedUp(to: 8) + Int64($1.entry.count) }
-    }
 }
 
-// MARK: The three changes
+// MARK: The changes
 
 extension Qcow2SnapshotEditor {
     /// - Parameters:
@@ -103,7 +114,7 @@ extension Qcow2SnapshotEditor {
             Qcow2Snapshot(
                 id: newID(), name: name, l1: (copy, Int64(l1.count)),
                 diskSize: geometry.virtualSize, time: time))
-        try await switchTo(l1, diskSize: geometry.virtualSize)
+        try await switchTo(l1)
     }
 
     mutating func delete(_ snapshot: Qcow2Snapshot) async throws {
@@ -111,7 +122,7 @@ extension Qcow2SnapshotEditor {
         snapshots.removeAll { $0 == snapshot }
         try await release(l1)
         try await refcounts.release(clusters(of: snapshot))
-        try await switchTo(try await withFlags(image.l1), diskSize: geometry.virtualSize)
+        try await switchTo(try await withFlags(image.l1))
     }
 
     /// Makes the disk what it was when the snapshot was taken.
@@ -133,7 +144,38 @@ extension Qcow2SnapshotEditor {
             try await raise([table.bytes / geometry.clusterSize])
         }
         try await release(image.l1)
-        try await switchTo(try await withFlags(l1), diskSize: grown.virtualSize)
+        try await switchTo(try await withFlags(l1)) { $0.geometry = grown }
+    }
+
+    /// Makes a version 2 image one of version 3, which asks for more facts of each snapshot.
+    mutating func upgrade() async throws {
+        func change(_ header: inout Qcow2Header) {
+            header.version = 3
+            header.addFeatureNames()
+        }
+        guard snapshots.contains(where: { !$0.isComplete }) else {
+            return try await image.rewriteHeader(change)
+        }
+        try await rewriteList(change)
+    }
+
+    /// Writes the list anew, with the facts that version 3 asks for.
+    ///
+    /// - Parameter change: other changes of the header, made by the same write.
+    mutating func rewriteList(_ change: (inout Qcow2Header) -> Void) async throws {
+        snapshots = snapshots.map { $0.completed(diskSize: geometry.virtualSize) }
+        try await switchTo(nil, change)
+    }
+
+    /// Takes references away that no table has any more. Clusters that are left with one reference
+    /// get their flags.
+    ///
+    /// - Parameter change: other changes of the header, made by the same write.
+    mutating func release(
+        _ clusters: [Int64], _ change: (inout Qcow2Header) -> Void
+    ) async throws {
+        try await refcounts.release(clusters)
+        try await switchTo(try await withFlags(image.l1), change)
     }
 
     func find(_ name: SnapshotName) -> Qcow2Snapshot? { name.find(in: snapshots) }
@@ -268,24 +310,36 @@ extension Qcow2SnapshotEditor {
     }
 
     /// Makes the header lead to the new refcounts, snapshots and L1 table, and frees the old ones.
-    private mutating func switchTo(_ l1: [UInt64], diskSize: Int64) async throws {
+    ///
+    /// - Parameters:
+    ///   - l1: nil leaves the L1 table as it is.
+    ///   - change: other changes of the header.
+    private mutating func switchTo(
+        _ l1: [UInt64]?, _ change: (inout Qcow2Header) -> Void = { _ in }
+    ) async throws {
         let old = image.header
-        let l1Offset = try await place(l1)
+        let l1Offset = if let l1 { try await place(l1) } else { old.l1Offset }
         let list = try await placeList()
-        try await refcounts.release(clusters(old.l1Offset.bytes, bytes: old.l1Entries * 8))
+        if l1 != nil {
+            try await refcounts.release(clusters(old.l1Offset.bytes, bytes: old.l1Entries * 8))
+        }
         try await refcounts.release(
             clusters(Int64(clamping: old.snapshotTableOffset), bytes: oldListSize))
         try await refcounts.settle()
-        try await image.changeHeader { [place = refcounts.place, count = snapshots.count] in
-            $0.geometry.virtualSize = diskSize
-            $0.l1Offset = l1Offset
-            $0.l1Entries = Int64(l1.count)
-            $0.refcountTableOffset = place.offset
-            $0.refcountTableClusters = place.clusters
-            $0.snapshotCount = UInt32(count)
-            $0.snapshotTableOffset = UInt64(list)
+        var new = old
+        new.l1Offset = l1Offset
+        if let l1 { new.l1Entries = Int64(l1.count) }
+        new.refcountTableOffset = refcounts.place.offset
+        new.refcountTableClusters = refcounts.place.clusters
+        new.snapshotCount = UInt32(snapshots.count)
+        new.snapshotTableOffset = UInt64(list)
+        change(&new)
+        if new.version == old.version {
+            try await image.changeHeader { [new] in $0 = new }
+        } else {
+            try await image.rewriteHeader { [new] in $0 = new }
         }
-        image.l1 = l1
+        if let l1 { image.l1 = l1 }
         try await refcounts.finishSwitch(from: oldTable)
     }
 

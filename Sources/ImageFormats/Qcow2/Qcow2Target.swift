@@ -114,7 +114,9 @@ public final class Qcow2Target: ImageTarget {
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
         if let file = self.data {
-            return try await write(placement, data: data, origin: origin, dataFile: file)
+            let parts = placement.divided(endOfData: geometry.virtualSize)
+            try await file.writePlacement(parts.data, data: data, origin: origin)
+            return try await storage.writePlacement(parts.tables, data: RawSpan())
         }
         // Encrypted bytes have no origin whose blocks could be shared.
         try await storage.writePlacement(

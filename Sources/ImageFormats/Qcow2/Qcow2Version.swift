@@ -1,29 +1,6 @@
 import DiskImage
 import ImageStorage
 
-/// Makes a version 2 image one of version 3. Nothing but the header changes.
-enum Qcow2Upgrade {
-    /// Length in bytes of the extra data that version 3 asks of each snapshot.
-    private static let snapshotExtra = 16
-
-    /// - Throws: `ImageError`; the image has its old version then.
-    static func run(_ storage: any WritableStorage) async throws {
-        let header = try await Qcow2Header.read(from: storage)
-        // Bits that version 2 does not know, and version 3 does, would be errors here.
-        var (image, _) = try await Qcow2WritableImage.sound(storage, header)
-        let snapshots = try await Qcow2Snapshot.readAll(of: header, in: storage)
-        guard snapshots.allSatisfy({ $0.extraLength >= snapshotExtra }) else {
-            throw ImageError.unsupported(
-                storage.name,
-                "a snapshot lacks facts that version 3 asks for: it has to be deleted first")
-        }
-        try await image.rewriteHeader {
-            $0.version = 3
-            $0.addFeatureNames()
-        }
-    }
-}
-
 /// Makes a version 3 image one of version 2, which has no clusters of zeros.
 ///
 /// First such clusters get data, or nothing where there is no backing file: each step leaves a
@@ -41,6 +18,9 @@ struct Qcow2Downgrade {
     /// them, once for each reference.
     private var tables: [(place: HostOffset, words: [UInt64])] = []
     private var dropped: [Int64] = []
+    /// Clusters that lose references and keep others, once for each reference to take away. The
+    /// flags of the tables have to change with such a refcount.
+    private var shared: [Int64] = []
 
     private var geometry: Qcow2Geometry { image.geometry }
 
@@ -97,15 +77,19 @@ struct Qcow2Downgrade {
         }
         try await commit()
         try await refcounts.flush()
-        if refcounts.hasNewSingles { try await SoundImage.mendCopiedFlags(storage) }
-        try await image.rewriteHeader {
-            $0.version = 2
-            $0.compatibleFeatures = 0
-            $0.autoclearFeatures = 0
-            $0.bitmapExtension = nil
-            $0.otherExtensions.removeAll { $0.type == Qcow2Header.ExtensionType.featureNames }
-            $0.otherFields = []
+        guard !shared.isEmpty else { return try await image.rewriteHeader(Self.makeVersion2) }
+        try await Qcow2SnapshotEditor.edit(storage, image.header) {
+            try await $0.release(shared, Self.makeVersion2)
         }
+    }
+
+    private static func makeVersion2(_ header: inout Qcow2Header) {
+        header.version = 2
+        header.compatibleFeatures = 0
+        header.autoclearFeatures = 0
+        header.bitmapExtension = nil
+        header.otherExtensions.removeAll { $0.type == Qcow2Header.ExtensionType.featureNames }
+        header.otherFields = []
     }
 
     /// The L1 tables of the disk and of all snapshots.
@@ -161,7 +145,23 @@ struct Qcow2Downgrade {
         for (place, words) in tables { try await storage.writeWords(words, at: place.bytes) }
         try await storage.flush()
         tables = []
-        try await refcounts.release(dropped.sorted())
+        try await releaseDropped()
+    }
+
+    /// Frees what has no reference any more.
+    private mutating func releaseDropped() async throws {
+        var free: [Int64] = []
+        var rest = dropped.sorted()[...]
+        while let cluster = rest.first {
+            let group = rest.prefix { $0 == cluster }
+            rest = rest.dropFirst(group.count)
+            if try await refcounts.count(of: cluster) == UInt64(group.count) {
+                free += group
+            } else {
+                shared += group
+            }
+        }
+        try await refcounts.release(free)
         dropped = []
     }
 }

@@ -65,7 +65,15 @@ extension Qcow2WritableImage {
         _ storage: any WritableStorage, _ header: Qcow2Header
     ) async throws -> (image: Qcow2WritableImage, refcounts: Qcow2Refcounts) {
         try header.requireWritable(storage.name)
-        let refcounts = try Qcow2Refcounts(try await SoundImage(storage), storage: storage)
+        return try await opened(try await SoundImage(storage), storage)
+    }
+
+    /// - Throws: `ImageError` if the file ends within a table.
+    static func opened(
+        _ sound: SoundImage, _ storage: any WritableStorage
+    ) async throws -> (image: Qcow2WritableImage, refcounts: Qcow2Refcounts) {
+        let header = sound.header
+        let refcounts = try Qcow2Refcounts(sound, storage: storage)
         let l1 = try await storage.readWords(
             at: header.l1Offset, bytes: header.l1Entries * 8, "L1 table")
         let image = Qcow2WritableImage(storage: storage, header: header, l1: l1, target: storage)
@@ -92,17 +100,6 @@ extension Qcow2Header {
         if incompatibleFeatures & IncompatibleFeature.dirty != 0 {
             throw .unsupported(
                 name, "the image was not closed cleanly: repair it first (check -r all)")
-        }
-    }
-}
-
-extension Qcow2Header {
-    /// - Parameter name: of the image.
-    /// - Throws: `ImageError` if the data lies in another file, which few verbs can change yet.
-    func requireOwnData(_ name: String) throws(ImageError) {
-        guard !hasDataFile else {
-            throw .unsupported(
-                name, "an image with an external data file cannot be changed in this way yet")
         }
     }
 }

@@ -6,7 +6,7 @@ struct RawResizer: ImageResizer {
     func resize(
         _ storage: any WritableStorage, key: ImageKey, preallocation: Preallocation,
         openBacking: (BackingName) async throws -> any ImageSource,
-        openData: (HostPath) throws -> any WritableStorage,
+        openData: (any Image) throws -> (any WritableStorage)?,
         newSize: (_ current: Int64) throws -> Int64
     ) async throws {
         let current = storage.size.roundedUp(to: guestSectorSize)

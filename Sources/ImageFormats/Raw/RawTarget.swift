@@ -6,7 +6,7 @@ import ImageStorage
 public struct RawTarget: ImageTarget {
     /// Unit of the search for zeros in bytes, as in qemu-img: the block size of nearly every file
     /// system, so that omitted zeros take no space.
-    private static let scanUnit = 4096
+    static let scanUnit = 4096
 
     public let traits: TargetTraits
     public var compresses: Bool { false }

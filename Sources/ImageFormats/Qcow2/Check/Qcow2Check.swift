@@ -34,12 +34,16 @@ final class Qcow2Checker {
     var image: Qcow2WritableImage
     /// nil if nothing is to be repaired.
     let repair: CheckRepair?
+    /// Whether damage to the list of snapshots is overlooked: the list is to be written anew.
+    let mendsSnapshots: Bool
     private let onMessage: @Sendable (String) -> Void
 
     var result = CheckResult()
     var snapshots: [Qcow2Snapshot] = []
     /// Length of the snapshot table in bytes.
     var snapshotTableSize: UInt64 = 0
+    /// Whether entries of the list of snapshots differ from those in the file.
+    var needsNewList = false
     /// Damage to refcounts and tables found so far.
     var damage = DamageCounts()
     var counts: ReferenceCounts
@@ -85,16 +89,19 @@ final class Qcow2Checker {
     /// Largest number of clusters that qemu checks.
     private static let maximumClusters = Int64(Int32.max)
 
-    /// - Parameter image: open for writing if there is something to repair.
+    /// - Parameters:
+    ///   - image: open for writing if there is something to repair.
+    ///   - mendsSnapshots: whether the list of snapshots is to be written anew, damaged or not.
     /// - Throws: `ImageError` if the image is too large to be checked.
     init(
-        _ image: Qcow2WritableImage, repair: CheckRepair?,
+        _ image: Qcow2WritableImage, repair: CheckRepair?, mendsSnapshots: Bool = false,
         onMessage: @escaping @Sendable (String) -> Void
     ) throws {
         let (storage, header) = (image.storage, image.header)
         self.image = image
         self.repair = repair
         repairsEntries = repair == .all
+        self.mendsSnapshots = mendsSnapshots || repair == .all
         self.onMessage = onMessage
         fileSize = storage.size.roundedUp(to: guestSectorSize)
         let clusters = fileSize.dividedUp(by: header.geometry.clusterSize)
@@ -114,10 +121,14 @@ final class Qcow2Checker {
 
     func run() async throws -> CheckResult {
         result.totalClusters = header.geometry.virtualSize.dividedUp(by: clusterSize)
-        let incompleteSnapshots = try await readSnapshots()
+        let damagedSnapshots = try await readSnapshots()
         try await checkRefcounts()
         result.add(damage)
-        result.corruptions += incompleteSnapshots
+        if !mendsSnapshots {
+            result.corruptions += damagedSnapshots
+        } else if repair != nil, damagedSnapshots > 0 {
+            try await mendSnapshots(damagedSnapshots)
+        }
         if repair != nil, result.checkErrors == 0, result.corruptions == 0 {
             try await markClean()
         }

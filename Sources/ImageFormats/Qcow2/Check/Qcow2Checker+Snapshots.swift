@@ -8,17 +8,21 @@ extension Qcow2Checker {
     private static let maximumSnapshotTable: Int64 = 64 << 20
     /// Number of bytes that no entry exceeds.
     private static let longestEntry: Int64 = 256 << 10
-    /// Length in bytes of the extra data that version 3 requires in each entry: the 64-bit size of
-    /// the machine state and the size of the disk.
-    private static let neededExtraData = 16
 
-    /// - Returns: number of incomplete entries.
+    /// Reads the list, or what a repair keeps of a damaged one: as in qemu, as many snapshots as
+    /// programs accept, with as much extra data. Unlike qemu, entries behind one with too much of
+    /// it must make sense: if that length is wrong, these snapshots would be lost.
+    ///
+    /// - Returns: number of damaged entries.
+    /// - Throws: `ImageError` if the list cannot be read, or not be repaired.
     func readSnapshots() async throws -> Int64 {
-        var incomplete: Int64 = 0
-        guard header.snapshotCount <= Qcow2Snapshot.maximumCount else {
-            say("ERROR snapshot table too large")
-            throw ImageError.checkFailed(EFBIG)
+        let maximum = Qcow2Snapshot.maximumCount
+        let dropped = Int64(header.snapshotCount) - Int64(maximum)
+        if dropped > 0 {
+            try refuseUnlessMending(EFBIG, "ERROR snapshot table too large")
+            tellMending("Discarding \(dropped) overhanging snapshots")
         }
+        var damaged = max(0, dropped)
         guard header.snapshotTableOffset % UInt64(clusterSize) == 0,
             header.snapshotTableOffset <= UInt64(Int64.max / 2)
         else {
@@ -27,29 +31,90 @@ extension Qcow2Checker {
         }
         var cursor = try MetadataCursor(
             storage, "snapshot table", at: header.snapshotTableOffset,
-            maximum: Self.maximumSnapshotTable + Self.longestEntry, isTolerant: true)
+            maximum: Self.maximumSnapshotTable + Self.longestEntry + Int64(UInt32.max),
+            isTolerant: true)
         let start = cursor.position
-        for index in 0..<header.snapshotCount {
+        var end = start
+        var wasTooLong = false
+        for index in 0..<min(header.snapshotCount, maximum) {
             try MemoryMargin.check()
-            do {
-                snapshots.append(try await Qcow2Snapshot.next(&cursor))
-            } catch is Qcow2Snapshot.TooMuchExtraData {
-                say(
+            let isDoubtful = wasTooLong
+            let entry = try await Qcow2Snapshot.next(&cursor) { length throws(ImageError) in
+                try refuseUnlessMending(
+                    EFBIG,
                     "ERROR failed to read the snapshot table: Too much extra metadata in snapshot "
                         + "table entry \(index)")
-                throw ImageError.checkFailed(EINVAL)
-            }
-            if header.version >= 3, snapshots[Int(index)].extraLength < Self.neededExtraData {
-                incomplete += 1
-                say("ERROR snapshot table entry \(index) is incomplete")
+                tellMending(
+                    "Discarding too much extra metadata in snapshot table entry \(index) "
+                        + "(\(length) > \(Qcow2Snapshot.maximumExtraData))")
+                damaged += 1
+                wasTooLong = true
             }
             guard cursor.position - start <= Self.maximumSnapshotTable else {
-                say("ERROR failed to read the snapshot table: Snapshot table is too big")
-                throw ImageError.checkFailed(EFBIG)
+                try refuseUnlessMending(
+                    EFBIG, "ERROR failed to read the snapshot table: Snapshot table is too big")
+                let rest = min(header.snapshotCount, maximum) - index
+                tellMending("Discarding \(rest) overhanging snapshots (snapshot table is too big)")
+                damaged += Int64(rest)
+                break
+            }
+            guard !isDoubtful || makesSense(entry) else {
+                say("ERROR snapshot table entry \(index) cannot be found")
+                throw ImageError.checkFailed(EINVAL)
+            }
+            snapshots.append(entry)
+            end = cursor.position
+        }
+        snapshotTableSize = UInt64(end - start)
+        needsNewList = wasTooLong
+        guard header.version >= 3 else { return damaged }
+        for (index, entry) in snapshots.enumerated() where !entry.isComplete {
+            let text = "snapshot table entry \(index) is incomplete"
+            if mendsSnapshots { tellMending("Repairing \(text)") } else { say("ERROR \(text)") }
+            damaged += 1
+            needsNewList = true
+        }
+        return damaged
+    }
+
+    private func makesSense(_ entry: Qcow2Snapshot) -> Bool {
+        let end = entry.l1Offset.addingReportingOverflow(UInt64(entry.l1Entries) * 8)
+        return !entry.id.isEmpty && entry.l1Offset > 0
+            && entry.l1Offset % UInt64(clusterSize) == 0 && !end.overflow
+            && end.partialValue <= UInt64(fileSize)
+    }
+
+    /// - Parameter code: tells why the check fails.
+    private func refuseUnlessMending(_ code: Int32, _ text: String) throws(ImageError) {
+        guard !mendsSnapshots else { return }
+        say(text)
+        throw ImageError.checkFailed(code)
+    }
+
+    /// Reports a part of a repair, unless this is only a look at the image.
+    private func tellMending(_ text: String) { if repair != nil { say(text) } }
+
+    /// Repairs the list of snapshots, if everything else is sound by now.
+    ///
+    /// - Parameter damaged: number of damaged entries.
+    func mendSnapshots(_ damaged: Int64) async throws {
+        guard result.corruptions == 0, result.checkErrors == 0 else {
+            result.corruptions += damaged
+            return
+        }
+        result.corruptionsFixed += damaged
+        guard needsNewList else {
+            // All entries are kept as they are, up to one of them.
+            return try await image.changeHeader { [count = snapshots.count] in
+                $0.snapshotCount = UInt32(count)
             }
         }
-        snapshotTableSize = UInt64(cursor.position - start)
-        return incomplete
+        let storage = try image.writable
+        try await storage.flush()
+        try await Qcow2SnapshotEditor.edit(storage, header, isRepair: true) {
+            try await $0.rewriteList { _ in }
+        }
+        image = try await .damaged(storage)
     }
 
     func countSnapshots() async throws {

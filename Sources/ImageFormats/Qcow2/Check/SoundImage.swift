@@ -17,15 +17,19 @@ struct SoundImage: Sendable {
     /// Index of the first cluster behind the file and behind everything that a table or a refcount
     /// names.
     let firstFree: Int64
+    let snapshots: [Qcow2Snapshot]
+    /// Length of the list of snapshots in bytes.
+    let snapshotTableSize: Int64
 
     /// Checks the image.
     ///
+    /// - Parameter mendsSnapshots: see `Qcow2Checker`.
     /// - Throws: `ImageError` with a message of one line if the image has errors. Leaks are not
     ///   errors.
-    init(_ storage: any Storage) async throws {
+    init(_ storage: any Storage, mendsSnapshots: Bool = false) async throws {
         let first = Mutex<String?>(nil)
         let checker = try await Qcow2Checker(
-            .examining(storage), repair: nil,
+            .examining(storage), repair: nil, mendsSnapshots: mendsSnapshots,
             onMessage: { text in first.withLock { $0 = $0 ?? text } })
         let result = try await checker.run()
         if let problem = checker.overlap(rebuilds: false) {
@@ -38,6 +42,8 @@ struct SoundImage: Sendable {
         }
         header = checker.header
         refcounts = checker.refcounts
+        snapshots = checker.snapshots
+        snapshotTableSize = Int64(checker.snapshotTableSize)
         // A device does not end with the image.
         firstFree = Int64(
             storage.traits.isDevice ? checker.lastUsedCluster + 1 : checker.counts.clusterCount)

@@ -2,9 +2,9 @@ import DiskImage
 import ImageFormats
 import ImageStorage
 
-/// The files of a new image while they are written: its own and, if it has one, its data file. Both
+/// The files of an image while they are written: its own and, if it has one, its data file. Both
 /// are begun, committed and abandoned together.
-public struct NewImageFiles: Sendable {
+public struct TargetFiles: Sendable {
     private let image: any StorageTarget
     private let data: (any StorageTarget)?
 
@@ -12,16 +12,14 @@ public struct NewImageFiles: Sendable {
     /// The storage of the data file; nil if the image has none.
     public var dataStorage: (any WritableStorage)? { data?.storage }
 
-    /// Begins the files.
+    /// Begins the files of a new image.
     ///
     /// - Throws: `ImageError`; also if both names lead to one file.
     public init(
         beginning name: ImageName, _ parameters: ImageParameters, _ request: TargetRequest
     ) throws {
-        let driver = Storages.driver(for: name)
         guard let path = parameters.dataFile else {
-            image = try driver.beginTarget(name, request)
-            data = nil
+            try self.init(name, data: nil, request)
             return
         }
         guard !path.bytes.isEmpty else {
@@ -32,11 +30,30 @@ public struct NewImageFiles: Sendable {
                 .invalid, path: path.description,
                 "cannot be the data file, because it is the image itself")
         }
-        var dataRequest = request
-        dataRequest.manner = .create
-        let target = try driver.beginTarget(name, request)
+        try self.init(name, data: path.name, request)
+    }
+
+    /// Opens the files of an existing image to be written as they stand.
+    ///
+    /// - Parameters:
+    ///   - data: name of the data file; nil if the image has none.
+    ///   - isTyped: whether a person typed the name of the image.
+    /// - Throws: `ImageError`.
+    public init(
+        into name: ImageName, data: ImageName?, _ request: TargetRequest, isTyped: Bool = true
+    ) throws {
+        try self.init(name, data: data, request, isTyped: isTyped)
+    }
+
+    private init(
+        _ name: ImageName, data dataName: ImageName?, _ request: TargetRequest,
+        isTyped: Bool = true
+    ) throws {
+        let target = try Storages.driver(for: name, isTyped: isTyped).beginTarget(name, request)
         do {
-            data = try FileDriver().beginTarget(path.name, dataRequest)
+            data = try dataName.map {
+                try Storages.driver(for: $0, isTyped: false).beginTarget($0, request)
+            }
         } catch {
             target.abandon()
             throw error
