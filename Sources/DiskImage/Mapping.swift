@@ -19,6 +19,9 @@ public struct Mapping: Sendable, Equatable {
         case preallocated
         /// Left to the image below; zeros if there is none.
         case unallocated
+        /// Data that an export's metadata marks (`x-dirty-bitmap`). Only for `map` to show: whoever
+        /// reads asks for mappings in which it is data.
+        case marked
         /// An allocated cluster wholly behind the end of the file: zeros to qemu, an error to
         /// `read`, because no way of making images leaves such a cluster.
         case missing
@@ -50,7 +53,7 @@ public struct Mapping: Sendable, Equatable {
     /// else is zeros.
     public var needsReading: Bool {
         switch content {
-        case .data, .encrypted, .compressed, .missing: true
+        case .data, .encrypted, .compressed, .marked, .missing: true
         case .zero, .hole, .preallocated, .unallocated: false
         }
     }

@@ -30,7 +30,7 @@ public struct CopyPolicy: Sendable {
         let readsAsZero = offset >= target.readsAsZeroFrom
         return switch content {
         // Reading reports missing clusters.
-        case .data, .encrypted, .compressed, .missing: .copy
+        case .data, .encrypted, .compressed, .marked, .missing: .copy
         // The target's backing file is trusted to hold what the source's holds.
         case .unallocated where target.hasBacking: .skip
         case .unallocated, .zero, .hole, .preallocated:

@@ -21,13 +21,16 @@ package struct ExtentList: Sendable {
             }
         }
         guard low < extents.count, extents[low].range.contains(offset) else { return nil }
-        let isHole = extents[low].isHole
-        var end = extents[low].range.upperBound
+        var found = extents[low]
+        var end = found.range.upperBound
         var next = low + 1
-        while next < extents.count, end < limit, extents[next].isHole == isHole {
+        while next < extents.count, end < limit, extents[next].isHole == found.isHole,
+            extents[next].shown == found.shown
+        {
             end = extents[next].range.upperBound
             next += 1
         }
-        return Extent(range: offset..<min(end, limit), isHole: isHole)
+        found.range = offset..<min(end, limit)
+        return found
     }
 }

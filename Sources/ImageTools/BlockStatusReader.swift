@@ -60,6 +60,7 @@ struct BlockStatusReader: Sendable {
         case .preallocated: [.data, .zero, .allocated, .hasOffset, .preallocated]
         case .missing: [.data, .zero, .allocated, .hasOffset, .preallocated, .missing]
         case .compressed, .encrypted: [.data, .allocated]
+        case .marked: []
         case .zero: [.zero, .allocated]
         case .hole: [.zero, .allocated, .hasOffset]
         // A backing file that is too short decides for zeros.

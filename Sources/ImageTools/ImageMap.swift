@@ -5,14 +5,22 @@ import ImageFormats
 /// The terms of qemu-img's `map`. The layer is the depth of the image in the chain: 0 is the image
 /// itself.
 extension Mapping {
-    var isPresent: Bool { content != .unallocated }
+    var isPresent: Bool { content != .unallocated && content != .marked }
     var isZero: Bool { !needsReading || content == .missing }
     /// Clusters that are missing count as allocated ahead of their data.
-    var isData: Bool { !isZero || content == .preallocated || content == .missing }
+    var isData: Bool {
+        switch content {
+        case .data, .encrypted, .compressed, .preallocated, .missing: true
+        case .marked, .zero, .hole, .unallocated: false
+        }
+    }
     /// Offset in that image's file, in bytes; nil if the range has none at which its bytes could be
     /// read.
     var hostOffset: Int64? {
-        content == .compressed || content == .encrypted ? nil : host?.lowerBound
+        switch content {
+        case .compressed, .encrypted, .marked: nil
+        default: host?.lowerBound
+        }
     }
 
     fileprivate mutating func moveHost(by distance: Int64) {

@@ -11,7 +11,7 @@ public struct MapPicture: Sendable {
 
         init(_ content: Mapping.Content) {
             switch content {
-            case .data, .encrypted: self = .data
+            case .data, .encrypted, .marked: self = .data
             case .compressed: self = .compressed
             case .preallocated, .missing: self = .preallocated
             case .zero: self = .zero

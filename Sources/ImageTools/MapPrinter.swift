@@ -110,6 +110,7 @@ public struct MapPrinter {
     private static func flags(_ content: Mapping.Content) -> StaticString {
         switch content {
         case .unallocated: ", \"present\": false, \"zero\": true, \"data\": false"
+        case .marked: ", \"present\": false, \"zero\": false, \"data\": false"
         case .zero, .hole: ", \"present\": true, \"zero\": true, \"data\": false"
         case .preallocated, .missing: ", \"present\": true, \"zero\": true, \"data\": true"
         case .data, .encrypted, .compressed: ", \"present\": true, \"zero\": false, \"data\": true"

@@ -61,8 +61,8 @@ public struct Measurement: Sendable {
                 continue
             }
             position = mapping.range.upperBound
-            // Clusters that are missing are zeros to qemu.
-            if mapping.needsReading, mapping.content != .missing {
+            // Clusters that are missing are zeros to qemu, and what is marked is no data.
+            if mapping.needsReading, ![.missing, .marked].contains(mapping.content) {
                 position = min(position.roundedUp(to: clusterSize), disk.virtualSize)
                 sum +=
                     position.roundedUp(to: clusterSize)

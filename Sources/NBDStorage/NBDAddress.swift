@@ -11,7 +11,12 @@ public struct NBDAddress: Sendable, Equatable {
     public let uri: String
     /// The name as it was given, for messages.
     public let name: String
+    /// The metadata context that `map` shows instead of the usual one (qemu's `x-dirty-bitmap`);
+    /// nil is the usual one.
+    let context: String?
 
+    /// The parameter of the URI that names the context. It is not one of the NBD URI's.
+    static let contextParameter = "x-dirty-bitmap"
     private static let schemes = ["nbd", tcpScheme, "nbd+unix"] + secureSchemes
     private static let secureSchemes = ["nbds", "nbds+unix"]
     /// qemu's other scheme for `nbd`, which libnbd does not know.
@@ -24,11 +29,26 @@ public struct NBDAddress: Sendable, Equatable {
     public init?(_ name: ImageName) throws(ImageError) {
         guard Self.isNBD(name) else { return nil }
         self.name = name.description
-        if name.protocolName == Self.tcpScheme {
-            uri = "nbd" + Self.escapedURI(name.bytes.dropFirst(Self.tcpScheme.utf8.count))
-        } else {
-            uri = Self.isURI(name) ? Self.escapedURI(name.bytes) : try Self.uri(fromOlder: name)
+        let whole =
+            if name.protocolName == Self.tcpScheme {
+                "nbd" + Self.escapedURI(name.bytes.dropFirst(Self.tcpScheme.utf8.count))
+            } else {
+                Self.isURI(name) ? Self.escapedURI(name.bytes) : try Self.uri(fromOlder: name)
+            }
+        (uri, context) = Self.takingContext(whole)
+    }
+
+    /// The URI without the parameter for the context, and the context.
+    private static func takingContext(_ uri: String) -> (uri: String, context: String?) {
+        guard let value = parameter(contextParameter, of: uri),
+            let mark = uri.firstIndex(of: "?")
+        else { return (uri, nil) }
+        let others = uri[mark...].dropFirst().split(separator: "&").filter {
+            !$0.hasPrefix("\(contextParameter)=")
         }
+        return (
+            uri[..<mark] + (others.isEmpty ? "" : "?" + others.joined(separator: "&")), value.text
+        )
     }
 
     /// Whether the server is behind a unix socket.
@@ -39,17 +59,20 @@ public struct NBDAddress: Sendable, Equatable {
 
     /// The value of a parameter in the URI (`?name=value&…`), the last one as in libnbd; nil if
     /// there is none.
-    func parameter(_ name: String) -> [UInt8]? {
+    func parameter(_ name: String) -> [UInt8]? { Self.parameter(name, of: uri) }
+
+    private static func parameter(_ name: String, of uri: String) -> [UInt8]? {
         guard let mark = uri.firstIndex(of: "?") else { return nil }
         let query = uri[mark...].dropFirst().prefix { $0 != "#" }
         return query.split { $0 == "&" || $0 == ";" }
             .last { $0.hasPrefix("\(name)=") }
-            .map { Self.unescaped($0.dropFirst(name.utf8.count + 1)) }
+            .map { unescaped($0.dropFirst(name.utf8.count + 1)) }
     }
 
     init(uri: String, name: String) {
         self.uri = uri
         self.name = name
+        context = nil
     }
 
     /// Whether a name means an NBD export, well-formed or not.

@@ -18,6 +18,9 @@ public struct NBDDriver: StorageDriver {
         from options: inout DescribedOptions, prefix: String
     ) throws(ImageError) -> ImageName {
         let export = try options.bytes(prefix + "export") ?? []
+        let context = try options.bytes(prefix + NBDAddress.contextParameter).map {
+            "\(NBDAddress.contextParameter)=\(NBDAddress.escaped($0))"
+        }
         let type = try options.text(prefix + "server.type")
         func either(_ key: String) throws(ImageError) -> [UInt8]? {
             if let value = try options.bytes(prefix + "server." + key) { return value }
@@ -31,14 +34,17 @@ public struct NBDDriver: StorageDriver {
             guard [nil, .bool(false), .string(Array("off".utf8))].contains(abstract) else {
                 throw options.invalid("sockets in the abstract namespace are not supported")
             }
-            return ImageName(NBDAddress.unixURI(socket: path, export: export))
+            let uri = NBDAddress.unixURI(socket: path, export: export)
+            return ImageName(uri + (context.map { "&" + $0 } ?? ""))
         }
         guard type == nil || type == "inet", let host = try either("host")?.text else {
             throw options.invalid("an NBD server needs a host, or the path of a socket")
         }
         let port = try either("port")?.text ?? "10809"
         let place = host.utf8.contains(UInt8(ascii: ":")) ? "[\(host)]" : host
-        return ImageName("nbd://\(place):\(port)/\(NBDAddress.escaped(export))")
+        return ImageName(
+            "nbd://\(place):\(port)/\(NBDAddress.escaped(export))"
+                + (context.map { "?" + $0 } ?? ""))
     }
 
     public func shownName(_ name: ImageName) -> String { NBDAddress.qemuName(name) }

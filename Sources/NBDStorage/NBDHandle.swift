@@ -32,8 +32,10 @@ final class NBDHandle {
 
     /// Time in seconds for a server to answer a new connection, unless the user gave another.
     private static let connectTimeout = 30
-    /// The kind of block status that says what is a hole and what reads as zeros.
+    /// The metadata context that says what is a hole and what reads as zeros.
     private static let allocation = "base:allocation"
+    /// The only context that is asked for.
+    private let context: String
 
     /// Connects, and waits until the server has agreed on an export.
     ///
@@ -47,11 +49,16 @@ final class NBDHandle {
             throw ImageError(.unsupported, "NBD needs the library libnbd: \(failure)")
         }
         name = address.name
+        context = address.context ?? Self.allocation
         guard let handle = nbd.create() else { throw Self.lastError(name, "cannot connect") }
         self.handle = handle
         try connect(to: address, timeout ?? Self.connectTimeout, isGivenUp)
         guard nbd.get_size(handle) >= 0 else {
             throw Self.lastError(name, "cannot get the size of the export")
+        }
+        guard address.context == nil || nbd.can_meta_context(handle, context) > 0 else {
+            throw ImageError(
+                .invalid, path: name, "requested x-dirty-bitmap \(context) not found")
         }
     }
 
@@ -64,7 +71,7 @@ final class NBDHandle {
         let proof = try NBDServerProof(address, library: NBDLibraryVersion(text: version))
         // Buffers are not cleared before a read fills them, and the URI names TLS files. That any
         // certificate will do, older libraries do not take from the URI.
-        guard nbd.add_meta_context(handle, Self.allocation) >= 0,
+        guard nbd.add_meta_context(handle, context) >= 0,
             nbd.set_pread_initialize(handle, false) >= 0,
             nbd.set_uri_allow_local_file(handle, true) >= 0,
             !proof.isWaived || nbd.set_tls_verify_peer(handle, false) >= 0,
@@ -98,7 +105,7 @@ final class NBDHandle {
             canFastZero: nbd.can_fast_zero(handle) > 0, canTrim: nbd.can_trim(handle) > 0,
             canWriteThrough: nbd.can_fua(handle) > 0,
             canMultiConn: nbd.can_multi_conn(handle) > 0,
-            canBlockStatus: nbd.can_meta_context(handle, Self.allocation) > 0,
+            canBlockStatus: nbd.can_meta_context(handle, context) > 0,
             minimumBlock: max(1, nbd.get_block_size(handle, LIBNBD_SIZE_MINIMUM)),
             preferredBlock: max(1, nbd.get_block_size(handle, LIBNBD_SIZE_PREFERRED)),
             // The amount that every server accepts (NBD protocol, "Block size constraints").
@@ -218,25 +225,40 @@ final class NBDHandle {
     private static func extents(of request: NBDRequest) -> nbd_extent_callback {
         nbd_extent_callback(
             callback: { context, kind, offset, pairs, count, _ in
-                guard let context, let kind, let pairs,
-                    String(cString: kind) == NBDHandle.allocation
-                else { return 0 }
+                guard let context, let kind, let pairs else { return 0 }
+                let kindName = String(cString: kind)
                 let request = Unmanaged<NBDRequest>.fromOpaque(context).takeUnretainedValue()
                 var start = Int64(offset)
                 for index in 0..<count / 2 {
                     // The last extent may reach beyond the requested range, and beyond the export.
                     let length = min(Int64(pairs[2 * index]), .max - start)
                     guard length > 0 else { continue }
-                    // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
                     request.extents.append(
-                        Extent(
-                            range: start..<start + length,
-                            isHole: pairs[2 * index + 1] & 2 != 0))
+                        NBDHandle.extent(
+                            start..<start + length, flags: pairs[2 * index + 1], kindName))
                     start += length
                 }
                 return 0
             },
             user_data: Unmanaged.passUnretained(request).toOpaque(), free: nil)
+    }
+
+    /// The extent that a server's flags mean.
+    private static func extent(_ range: Range<Int64>, flags: UInt32, _ context: String) -> Extent {
+        // NBD_STATE_ZERO is bit 1. Bit 0, a hole, promises nothing about what is read.
+        guard context != allocation else { return Extent(range: range, isHole: flags & 2 != 0) }
+        var extent = Extent(range: range, isHole: false)
+        // Shown as if it were the usual context, as qemu does: in that of a dirty bitmap, bit 0
+        // marks what is dirty. In that of the depth, all depths from 2 on are shown as 2.
+        let shown = context == "qemu:allocation-depth" ? min(flags, 2) : flags & 3
+        extent.shown =
+            switch shown {
+            case 0: .data
+            case 1: .marked
+            case 2: .preallocated
+            default: .hole
+            }
+        return extent
     }
 
     /// Whether part of a request did not fit into the socket.

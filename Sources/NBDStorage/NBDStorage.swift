@@ -104,7 +104,8 @@ public final class NBDStorage: WritableStorage {
         // Several at once: tasks wait fewer times, and the first can be a long one (`isPrimed`).
         let together = Int(max(1, min(Self.longestCall / pieceSize, 4)))
         traits = StorageTraits(
-            isDevice: true, isRemote: true, readsAsZero: false, hasHoles: facts.canBlockStatus,
+            isDevice: true, isRemote: true, readsAsZero: false,
+            hasHoles: facts.canBlockStatus && address.context == nil,
             requestsInFlight: (beginning * options.requests(isServerLocal: isLocal) + together - 1)
                 / together,
             requestSize: pieceSize * Int64(together), blockSize: block)

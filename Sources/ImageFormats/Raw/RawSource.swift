@@ -25,6 +25,9 @@ public struct RawSource: Image {
         guard !extent.range.isEmpty else {
             return [Mapping(offset..<limit, .hole, hostOffset: offset)]
         }
+        if holes == .asQemu, let shown = extent.shown {
+            return [Mapping(extent.range, shown, hostOffset: offset)]
+        }
         return [Mapping(extent.range, extent.isHole ? .hole : .data, hostOffset: offset)]
     }
 }
