@@ -39,10 +39,16 @@ final class HTTPBlocks: Sendable {
             let room = UnsafeMutableRawBufferPointer(
                 rebasing: memory[place..<place + piece.range.count])
             if let block = piece.block {
-                let bytes = try await withTaskCancellationHandler {
-                    try await block.value
+                let bytes = await withTaskCancellationHandler {
+                    try? await block.value
                 } onCancel: {
                     block.cancel()
+                }
+                // What failed may be another part of the block.
+                guard let bytes else {
+                    try Task.checkCancellation()
+                    try await file.read(piece.range, into: room)
+                    continue
                 }
                 bytes.copy(piece.range, to: room)
             } else {

@@ -152,12 +152,16 @@ final class HTTPFile: Sendable {
     private func failure(
         _ range: Range<Int64>, _ outcome: HTTPRequest.Outcome, _ verdict: HTTPVerdict? = nil
     ) -> ImageError {
-        error(range, outcome.reason(verdict))
+        // A server that is well otherwise refuses what it cannot read with a status such as 500.
+        let isAboutRange = if case .busy = verdict { true } else { false }
+        return error(range, outcome.reason(verdict), errno: isAboutRange ? EIO : ECONNABORTED)
     }
 
-    private func error(_ range: Range<Int64>, _ reason: String) -> ImageError {
+    private func error(
+        _ range: Range<Int64>, _ reason: String, errno: Int32 = ECONNABORTED
+    ) -> ImageError {
         ImageError(
-            .system(errno: EIO), path: name,
+            .system(errno: errno), path: name,
             "cannot read \(range.count) bytes at offset \(range.lowerBound): \(reason)")
     }
 }

@@ -69,6 +69,10 @@ public struct Conversion: Sendable {
     /// Has the target's server compute the checksum of what it holds, when all of it has been
     /// flushed; the conversion fails if that differs from what was converted.
     public var verifies = false
+    /// Reads on where the sources cannot be read, and writes zeros instead.
+    public var salvages = false
+    /// Called at the end of a salvaging conversion, also of one that fails, with what was lost.
+    public var onLost: (@Sendable (_ ranges: [LostRange]) -> Void)?
     /// Called with a message about a circumstance that is no failure.
     public var onWarning: (@Sendable (_ message: String) -> Void)?
     /// Called from any task with the number of bytes done and the size of the guest disk.
@@ -95,7 +99,9 @@ public struct Conversion: Sendable {
             return try await self.into(described).run()
         }
         let plan = try checkedPlan()
-        let job = try await open(plan)
+        let lost = salvages ? LostRanges() : nil
+        defer { if let lost { onLost?(lost.all) } }
+        let job = try await open(plan, lost)
         let files = try begin(plan.parameters, job)
         do {
             try await job.write(to: files.storage, data: files.dataStorage)
@@ -125,16 +131,21 @@ public struct Conversion: Sendable {
     }
 
     /// Opens all images that are read.
-    private func open(_ plan: any NewImage) async throws -> TargetJob {
+    ///
+    /// - Parameter lost: takes what cannot be read of them; nil makes that an error.
+    private func open(_ plan: any NewImage, _ lost: LostRanges?) async throws -> TargetJob {
         var opener = ImageOpener(
             StorageAccess(
                 cacheMode: sourceCacheMode, shareForced: shareForced, options: storageOptions))
         opener.snapshot = snapshot
         opener.streaming = streaming
+        opener.isPatient = salvages
         var opened: [OpenedImage] = []
         for source in sources {
             opened.append(try await opener.open(source, format: sourceFormat))
         }
+        try checkSalvageable(opened.flatMap(\.storages))
+        opener.isPatient = false
         opener.snapshot = nil
         opener.streaming = nil
         let backing = backing(plan)
@@ -142,7 +153,7 @@ public struct Conversion: Sendable {
         if let openEnded { try checkOpenEnded(openEnded.storage.name, plan) }
         var input =
             try openEnded.map { CopyInput(openEnded: $0) }
-            ?? input(opened, leavesBacking: backing != nil)
+            ?? input(opened, leavesBacking: backing != nil, lost)
         let image: any WrittenImage
         var existingData: ImageName?
         var files = opened.flatMap(\.files)
@@ -217,12 +228,26 @@ public struct Conversion: Sendable {
     /// Joins all sources to one disk. A target with a backing file needs only the parts that the
     /// source does not leave to a backing file of its own.
     private func input(
-        _ opened: [OpenedImage], leavesBacking: Bool
+        _ opened: [OpenedImage], leavesBacking: Bool, _ lost: LostRanges?
     ) throws(ImageError) -> CopyInput {
-        let content = try sliced(ConcatenatedSource(opened.map(\.source)))
+        func salvaged(_ disks: [any ImageSource]) -> [any ImageSource] {
+            guard let lost else { return disks }
+            return disks.enumerated().map { number, disk in
+                SalvagedSource(disk) { lost.note(LostRange($0, of: number, $1)) }
+            }
+        }
+        let content = try sliced(ConcatenatedSource(salvaged(opened.map(\.source))))
         return try CopyInput(
             content: content,
-            extents: leavesBacking ? ConcatenatedSource(opened.map(\.ownLayer)) : content)
+            extents: leavesBacking
+                ? ConcatenatedSource(salvaged(opened.map(\.ownLayer))) : content)
+    }
+
+    /// Refuses sources of which nothing can be read behind an error.
+    private func checkSalvageable(_ storages: [any Storage]) throws(ImageError) {
+        guard salvages, let stream = storages.first(where: \.traits.isStream) else { return }
+        throw .unsupported(
+            stream.name, "cannot be salvaged (--salvage), because it is read in one pass")
     }
 
     private func sliced(_ source: ConcatenatedSource) throws(ImageError) -> ConcatenatedSource {
@@ -262,6 +287,9 @@ public struct Conversion: Sendable {
         }
         if skipsCreation, !options.isEmpty {
             throw .invalid("-o has no effect when skipping image creation")
+        }
+        guard !salvages || sourceDigest == nil else {
+            throw .invalid("--salvage and --source-digest cannot be used together")
         }
         if targetIsZero, !skipsCreation {
             throw .invalid("--target-is-zero requires use of -n flag")

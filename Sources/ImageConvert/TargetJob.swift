@@ -44,7 +44,7 @@ struct TargetJob {
     func write(to storage: any WritableStorage, data: (any WritableStorage)? = nil) async throws {
         // `-S 0` asks for blocks of the target's own, and a shared hole would stay a hole.
         let mayShare =
-            conversion.sharesBlocks && minSparse > 0
+            conversion.sharesBlocks && !conversion.salvages && minSparse > 0
             && !parameters.preallocation.takesBlocks
         (data ?? storage).stopSharing(unlessWith: mayShare ? sources : [])
         let whole = try input.padded(to: virtualSize())

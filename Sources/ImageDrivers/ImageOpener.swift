@@ -28,6 +28,8 @@ public struct ImageOpener: Sendable {
     public var snapshot: SnapshotName?
     /// The manner of reading a source front to back; nil reads it where its bytes are needed.
     public var streaming: SourceStreaming?
+    /// Reads on behind what cannot be read (`PatientStorage`).
+    public var isPatient = false
     /// Runs before a file or an export that an image names is opened, and throws to refuse it. The
     /// name is a path or the name of an export, even if the image has a description (`json:{…}`).
     public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
@@ -261,7 +263,9 @@ public struct ImageOpener: Sendable {
     /// - Parameter isTyped: whether a person typed the name. Only such a name may start a server or
     ///   choose keys and certificates; a name in an image means a file or a plain export.
     func openPlace(_ name: ImageName, isTyped: Bool) throws(ImageError) -> any Storage {
-        try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
+        let storage = try Storages.driver(for: name, isTyped: isTyped).openSource(name, access)
+        // Files never fail to tell their holes.
+        return isPatient && storage.traits.isRemote ? PatientStorage(storage) : storage
     }
 
     /// The name by which this process opens a backing file: relative paths, with `file:` or

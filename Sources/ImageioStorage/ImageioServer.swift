@@ -274,7 +274,7 @@ final class ImageioServer: Sendable {
             }
             guard outcome.code == 0 else {
                 if changes, let reason = try await closedTicket(what) { throw reason }
-                throw failure(what, outcome.failure)
+                throw failure(what, outcome.failure, errno: ECONNABORTED)
             }
             throw refusal(what, answer.status, answer.reason, answer.body)
         }
@@ -309,17 +309,19 @@ final class ImageioServer: Sendable {
         return (try await loops[number].perform(request), number)
     }
 
-    private func failure(_ what: String, _ reason: String) -> ImageError {
+    private func failure(_ what: String, _ reason: String, errno: Int32 = EIO) -> ImageError {
         ImageError(
-            .system(errno: EIO), path: address.label, "\(what): \(address.redacted(reason))")
+            .system(errno: errno), path: address.label, "\(what): \(address.redacted(reason))")
     }
 
     private func refusal(
         _ what: String, _ status: Int, _ reason: String, _ body: [UInt8]
     ) -> ImageError {
         let words = [reason, body.prefix(200).text.trimmed].filter { !$0.isEmpty }
+        // A daemon that is well otherwise refuses what it cannot read with a status such as 500.
         return failure(
-            what, "the server answers \(status) \(words.joined(separator: ": "))")
+            what, "the server answers \(status) \(words.joined(separator: ": "))",
+            errno: status >= 500 ? EIO : ECONNABORTED)
     }
 }
 

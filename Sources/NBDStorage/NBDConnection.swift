@@ -260,7 +260,7 @@ final class NBDConnection: @unchecked Sendable {
         perform(
             state.timedOut(
                 ImageError(
-                    .system(errno: ETIMEDOUT), path: address.name,
+                    .system(errno: ECONNABORTED), path: address.name,
                     "the server has not answered for \(timeout) seconds")))
     }
 

@@ -20,27 +20,29 @@ struct CompareCommand: ImageCommand {
     static let failureStatus: Int32 = 2
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("a-format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the first image.", valueName: "format"))
     var firstFormat: String?
 
     @Option(
-        name: .customShort("F"), parsing: .unconditional,
+        name: [.customShort("F"), .customLong("b-format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the second image.", valueName: "format"))
     var secondFormat: String?
 
     @Option(
-        name: .customShort("T"), parsing: .unconditional,
+        name: [.customShort("T"), .customLong("cache")], parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the images.", valueName: "mode"))
     var cache = "writeback"
 
-    @Flag(name: .customShort("s"), help: "Sizes and allocation have to be the same, too.")
+    @Flag(
+        name: [.customShort("s"), .customLong("strict")],
+        help: "Sizes and allocation have to be the same, too.")
     var strict = false
 
-    @Flag(name: .customShort("p"), help: "Show progress.")
+    @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @OptionGroup var access: SourceOptions
@@ -56,11 +58,13 @@ struct CompareCommand: ImageCommand {
         comparison.onProgress = { done, total in printer.update(done: done, total: total) }
         let result: Comparison.Result
         do {
-            result = try await signals.interrupting(
-                { [comparison] in try await comparison.run() },
-                onStatus: { printer.printStatus() })
+            result = try await signals.interrupting(showing: printer) { [comparison] in
+                try await comparison.run()
+            } finish: { [quiet] result in
+                printer.finish(
+                    isWhole: result.difference == nil, with: quiet ? "" : Self.text(result))
+            }
         } catch {
-            printer.giveUp()
             switch error {
             case let failure as Comparison.Failure:
                 throw FailureWithStatus(
@@ -71,7 +75,6 @@ struct CompareCommand: ImageCommand {
             default: throw error
             }
         }
-        printer.finish(isWhole: result.difference == nil, with: quiet ? "" : Self.text(result))
         if result.difference != nil { throw Self.isDifferent }
     }
 

@@ -25,21 +25,19 @@ struct ConvertCommand: ImageCommand {
             Example: swimg convert -f raw -O qcow2 [ nbdkit curl https://host/disk.img ] disk.qcow2
             """)
 
-    static let unsupportedOptions = ["s", "salvage"]
-
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("source-format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the sources (default: found out).", valueName: "format"))
     var sourceFormat: String?
 
     @Option(
-        name: .customShort("O"), parsing: .unconditional,
+        name: [.customShort("O"), .customLong("target-format")], parsing: .unconditional,
         help: ArgumentHelp(
             "The format of the target: \(ImageFormat.creatableNames).", valueName: "format"))
     var targetFormat: String?
 
     @Option(
-        name: .customShort("m"), parsing: .unconditional,
+        name: [.customShort("m"), .customLong("parallel")], parsing: .unconditional,
         help: ArgumentHelp(
             "Parts to convert at once, 1 to 64 (default: as many as help).",
             valueName: "number"))
@@ -53,21 +51,21 @@ struct ConvertCommand: ImageCommand {
     var memory: String?
 
     @Option(
-        name: .customShort("r"), parsing: .unconditional,
+        name: [.customShort("r"), .customLong("rate-limit")], parsing: .unconditional,
         help: ArgumentHelp(
             "Bytes of data to copy per second, at most (k, M, G; default: no limit).",
             valueName: "rate"))
     var rate: String?
 
     @Flag(
-        name: .customShort("W"),
+        name: [.customShort("W"), .customLong("oob-writes")],
         help: ArgumentHelp(
             "Write parts in any order. Without it, they are written in the disk's order, or begun "
                 + "in that order if the storage is slow to answer."))
     var unordered = false
 
     @Option(
-        name: .customShort("S"), parsing: .unconditional,
+        name: [.customShort("S"), .customLong("sparse-size")], parsing: .unconditional,
         help: ArgumentHelp(
             "Shortest run of zeros to leave out, a multiple of 512 (k, M, G); 0 writes everything "
                 + "(default: 4k, but shareable data of a source with holes is not searched).",
@@ -80,19 +78,25 @@ struct ConvertCommand: ImageCommand {
     )
     var noClone = false
 
-    @Flag(name: .customShort("C"), help: "Accepted: sharing is tried without being asked for.")
+    @Flag(
+        name: [.customShort("C"), .customLong("copy-range-offloading")],
+        help: "Accepted: sharing is tried without being asked for.")
     var copyOffloading = false
 
-    @Flag(name: .customShort("c"), help: "Compress the target (\(ImageFormat.compressingNames)).")
+    @Flag(
+        name: [.customShort("c"), .customLong("compress")],
+        help: "Compress the target (\(ImageFormat.compressingNames)).")
     var compress = false
 
     @Option(
-        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        name: [.customShort("o"), .customLong("target-format-options")],
+        parsing: .unconditionalSingleValue,
         help: ArgumentHelp(
             "Options of the new image, as key=value,…; -o help lists them.", valueName: "options"))
     var options: [OptionText] = []
 
-    @Flag(name: .customShort("n"), help: "Write into an existing target.")
+    @Flag(
+        name: [.customShort("n"), .customLong("no-create")], help: "Write into an existing target.")
     var skipCreation = false
 
     @Flag(
@@ -107,34 +111,39 @@ struct ConvertCommand: ImageCommand {
         help: "Leave out bitmaps that were not saved properly (with --bitmaps).")
     var skipBrokenBitmaps = false
 
-    @Flag(name: .customShort("p"), help: "Show progress.")
+    @Flag(
+        help: "Go on where the sources cannot be read: what is lost becomes zeros, with a warning.")
+    var salvage = false
+
+    @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @Option(
-        name: .customShort("t"), parsing: .unconditional,
+        name: [.customShort("t"), .customLong("target-cache")], parsing: .unconditional,
         help: ArgumentHelp(
             "Cache mode of the target: \(CacheMode.names).", valueName: "mode"))
     var targetCache = "unsafe"
 
     @Option(
-        name: .customShort("T"), parsing: .unconditional,
+        name: [.customShort("T"), .customLong("source-cache")], parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the sources.", valueName: "mode"))
     var sourceCache = "writeback"
 
     @OptionGroup var snapshot: SnapshotOptions
 
     @Option(
-        name: .customShort("B"), parsing: .unconditional,
+        name: [.customShort("B"), .customShort("b"), .customLong("backing")],
+        parsing: .unconditional,
         help: ArgumentHelp(
             "The backing file of the target, which leaves out data that it provides.",
             valueName: "file"))
     var backingFile: ImageName?
 
     @Option(
-        name: .customShort("F"), parsing: .unconditional,
+        name: [.customShort("F"), .customLong("backing-format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the backing file.", valueName: "format"))
     var backingFormat: String?
 
@@ -196,15 +205,13 @@ struct ConvertCommand: ImageCommand {
         conversion.onProgress = { done, total in printer?.update(done: done, total: total) }
         let found = Mutex<DiskDigest?>(nil)
         if digest { conversion.onDigest = { digest in found.withLock { $0 = digest } } }
-        do {
-            try await signals.interrupting(
-                { [conversion] in try await conversion.run() },
-                onStatus: { printer?.printStatus() })
-        } catch {
-            printer?.giveUp()
-            throw error
+        // The lines come when the display of progress has ended.
+        let lost = Mutex<[LostRange]>([])
+        conversion.onLost = { ranges in lost.withLock { $0 = ranges } }
+        defer { if !quiet { SalvageReport.printError(lost.withLock { $0 }) } }
+        try await signals.interrupting(showing: printer) { [conversion] in
+            try await conversion.run()
         }
-        printer?.finish()
         if let digest = found.withLock({ $0 }) {
             let target = conversion.target.description.withoutControlCharacters
             Output.print("\(digest)  \(target)\n")
@@ -262,6 +269,7 @@ struct ConvertCommand: ImageCommand {
                 minSparse, name: "buffer size for sparse output")
         }
         conversion.sharesBlocks = try sharesBlocks()
+        conversion.salvages = salvage
         conversion.compress = compress
         conversion.skipsCreation = skipCreation
         conversion.copiesBitmaps = bitmaps
@@ -308,6 +316,9 @@ struct ConvertCommand: ImageCommand {
                 throw ImageError.invalid(
                     "cannot enable copy offloading (-C) when \(other) is used"
                 ).asQemu("Cannot enable copy offloading when \(other) is used")
+            }
+            guard !salvage else {
+                throw .invalid("Cannot use copy offloading in salvaging mode")
             }
         }
         return !noClone

@@ -71,17 +71,23 @@ struct Signals: Sendable {
     }
 
     /// Runs a body as `interrupting` does, and ends the display of its progress.
+    ///
+    /// - Parameters:
+    ///   - printer: nil shows nothing, on SIGUSR1 neither.
+    ///   - finish: completes the display after a success; nil shows that all is done.
     func interrupting<Value: Sendable>(
-        showing printer: ProgressPrinter, _ body: @escaping @Sendable () async throws -> Value
+        showing printer: ProgressPrinter?, _ body: @escaping @Sendable () async throws -> Value,
+        finish: ((Value) -> Void)? = nil
     ) async throws -> Value {
+        let value: Value
         do {
-            let value = try await interrupting(body, onStatus: { printer.printStatus() })
-            printer.finish()
-            return value
+            value = try await interrupting(body, onStatus: { printer?.printStatus() })
         } catch {
-            printer.giveUp()
+            printer?.giveUp()
             throw error
         }
+        if let finish { finish(value) } else { printer?.finish() }
+        return value
     }
 }
 
