@@ -142,6 +142,10 @@ public protocol ImageTarget: Sendable {
     /// - Returns: number of bytes shared, from the first on; the others have to be copied.
     func share(_ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64) -> Int64
 
+    /// Brings to the storage what leads to the bytes written so far, if that cannot wait for the
+    /// end. A flush of the storage makes it stable.
+    func settle() async throws
+
     /// Writes what completes the image: tables, refcounts, the header last.
     ///
     /// - Parameter virtualSize: size of the guest disk in bytes. A target that was made for an
@@ -153,6 +157,8 @@ extension ImageTarget {
     public var sharesUnread: Bool { false }
 
     public func seal(_ placement: Placement, data: inout MutableRawSpan) {}
+
+    public func settle() {}
 
     public func share(
         _ range: Range<Int64>, of holder: any BlockHolder, at guestOffset: Int64

@@ -173,9 +173,9 @@ struct Swimg: ParsableCommand {
         subcommands: commands.map { $0 })
 
     static let commands: [any ImageCommand.Type] = [
-        AmendCommand.self, BitmapCommand.self, CheckCommand.self, CommitCommand.self,
-        CompareCommand.self, ConvertCommand.self, CreateCommand.self, DdCommand.self,
-        DigestCommand.self, InfoCommand.self, MapCommand.self, MeasureCommand.self,
+        AmendCommand.self, BenchCommand.self, BitmapCommand.self, CheckCommand.self,
+        CommitCommand.self, CompareCommand.self, ConvertCommand.self, CreateCommand.self,
+        DdCommand.self, DigestCommand.self, InfoCommand.self, MapCommand.self, MeasureCommand.self,
         RebaseCommand.self, ResizeCommand.self, SnapshotCommand.self,
     ]
 

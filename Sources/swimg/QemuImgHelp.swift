@@ -51,8 +51,13 @@ enum QemuImgHelp {
 
     private static let usage = [
         "amend": "\(names) [-p] [-q] [-f fmt] [-t cache] [--force] [-o options] filename",
+        "bench": """
+        \(names) [-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] \
+        [--no-drain] [-o offset] [--pattern=pattern] [-q] [-s buffer_size] [-S step_size] \
+        [-t cache] [-w] [-U] \(servers) filename
+        """,
         "bitmap": """
-        [--merge=source] [--add] [--remove] [--clear] [--enable] [--disable] \(names) \
+        [--merge=source] [--add] [--remove] [--remove-all] [--clear] [--enable] [--disable] \(names) \
         [-b source_file [-F source_fmt]] [-g granularity] [-f fmt] filename bitmap
         """,
         "check": """
@@ -67,7 +72,7 @@ enum QemuImgHelp {
         filename1 filename2
         """,
         "convert": """
-        \(names) [--target-image-opts] [--target-is-zero] [--bitmaps] [--skip-broken-bitmaps] \
+        \(names) [--target-image-opts] [--target-is-zero] [--bitmaps] [--skip-broken-bitmaps] [--salvage] \
         [-U] [-C] [--no-clone] [-c] [-p] \
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \

@@ -26,7 +26,7 @@ import Testing
         let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             .deletingLastPathComponent().deletingLastPathComponent()
         let verbs = (help.command.subcommands ?? []).filter { $0.commandName != "help" }
-        #expect(verbs.count == 15)
+        #expect(verbs.count == 16)
         for verb in verbs {
             let page = try String(
                 contentsOf: root.appendingPathComponent("Manual/swimg-\(verb.commandName).1"),

@@ -114,6 +114,13 @@ final class Qcow2InPlaceTarget: ImageTarget {
         writes.end()
     }
 
+    func settle() async throws {
+        try await editor.use { editor in
+            try await writes.drain()
+            try await editor.commit()
+        }
+    }
+
     func finish(virtualSize: Int64) async throws {
         try await editor.use { try await $0.finish() }
     }
