@@ -344,6 +344,8 @@ public struct BitmapChange: Sendable {
         /// Adds the bitmap; a granularity in bytes of nil is that of a cluster, within limits.
         case add(granularity: Int64?)
         case remove
+        /// Removes all bitmaps of the image.
+        case removeAll
         case clear
         case enable
         case disable
@@ -355,6 +357,7 @@ public struct BitmapChange: Sendable {
             switch self {
             case .add: "add"
             case .remove: "remove"
+            case .removeAll: "remove-all"
             case .clear: "clear"
             case .enable: "enable"
             case .disable: "disable"

@@ -56,7 +56,8 @@ public struct ImageCheck: Sendable {
     private func openInPlace() throws -> any WritableStorage {
         guard !opener.access.shareForced else {
             throw ImageError.invalid(
-                "-U cannot be used with -r: a repair needs the image for itself")
+                "-U cannot be used with -r: a repair needs the image for itself"
+            ).asQemu("force-share=on can only be used with read-only images")
         }
         let described = try ImageDescription(name)
         let place = described?.place ?? name

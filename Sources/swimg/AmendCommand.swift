@@ -17,25 +17,25 @@ struct AmendCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        name: [.customShort("o"), .customLong("options")], parsing: .unconditionalSingleValue,
         help: ArgumentHelp(
             "Options to change, as key=value,…; -o help lists them.", valueName: "options"))
     var options: [OptionText] = []
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
     @Option(
-        name: .customShort("t"), parsing: .unconditional,
+        name: [.customShort("t"), .customLong("cache")], parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the image: \(CacheMode.names).", valueName: "mode"))
     var cache = "writeback"
 
-    @Flag(name: .customShort("p"), help: "Show progress.")
+    @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @Flag(help: "Accepted: nothing that can be changed needs it.")
@@ -47,7 +47,7 @@ struct AmendCommand: ImageCommand {
     var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        guard !options.isEmpty else { throw ImageError.invalid("Must specify options (-o)") }
+        guard !options.isEmpty else { throw CommandLineWords.mistake("Must specify options (-o)") }
         let options = try CreationOptions(options.map(\.bytes))
         if let format, options.asksForHelp {
             guard let known = ImageFormat.named(format) else {

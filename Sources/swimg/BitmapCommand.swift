@@ -22,6 +22,9 @@ struct BitmapCommand: ImageCommand {
     @Flag(help: "Remove the bitmap.")
     var remove = false
 
+    @Flag(name: .customLong("remove-all"), help: "Remove all bitmaps of the image.")
+    var removeAll = false
+
     @Flag(help: "Unset all of its bits.")
     var clear = false
 
@@ -37,12 +40,12 @@ struct BitmapCommand: ImageCommand {
     var merge: [OptionText] = []
 
     @Option(
-        name: .customShort("b"), parsing: .unconditional,
+        name: [.customShort("b"), .customLong("source-file")], parsing: .unconditional,
         help: ArgumentHelp("The image with the bitmaps to merge.", valueName: "file"))
     var sourceFile: ImageName?
 
     @Option(
-        name: .customShort("F"), parsing: .unconditional,
+        name: [.customShort("F"), .customLong("source-format")], parsing: .unconditional,
         help: ArgumentHelp("The format of that image (default: found out).", valueName: "format"))
     var sourceFormat: String?
 
@@ -54,7 +57,7 @@ struct BitmapCommand: ImageCommand {
     var granularity: String?
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
@@ -64,13 +67,16 @@ struct BitmapCommand: ImageCommand {
     var words: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        guard words.count == 2, let file = words.first, let bitmap = words.last else {
-            throw ImageError.invalid("Expecting filename and bitmap name")
-        }
+        let actions = try actions()
+        // All bitmaps need no name.
+        guard let file = words.first, words.count <= 2,
+            words.count == 2 || actions.allSatisfy({ $0 == .removeAll })
+        else { throw ImageError.invalid("Expecting filename and bitmap name") }
+        let bitmap = words.count == 2 ? words[1].bytes : []
         var image = ImageInPlace(try names.name(file, format: format))
         image.format = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
         image.onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
-        var bitmaps = ImageBitmaps(image, name: bitmap.bytes, try actions())
+        var bitmaps = ImageBitmaps(image, name: bitmap, actions)
         bitmaps.mergeSource = sourceFile
         bitmaps.mergeFormat = try sourceFormat.map { name throws(ImageError) in
             try imageFormat(name, of: sourceFile)
@@ -87,6 +93,7 @@ struct BitmapCommand: ImageCommand {
             switch word {
             case "--add": actions.append(.add(granularity: size))
             case "--remove": actions.append(.remove)
+            case "--remove-all": actions.append(.removeAll)
             case "--clear": actions.append(.clear)
             case "--enable": actions.append(.enable)
             case "--disable": actions.append(.disable)

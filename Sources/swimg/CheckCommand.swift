@@ -17,7 +17,7 @@ struct CheckCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
@@ -27,17 +27,17 @@ struct CheckCommand: ImageCommand {
     var output = "human"
 
     @Option(
-        name: .customShort("r"), parsing: .unconditional,
+        name: [.customShort("r"), .customLong("repair")], parsing: .unconditional,
         help: ArgumentHelp(
             "Repair: leaks lowers refcounts that are too high, all repairs everything it can.",
             valueName: "what"))
     var repair: String?
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @Option(
-        name: .customShort("T"), parsing: .unconditional,
+        name: [.customShort("T"), .customLong("cache")], parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the image.", valueName: "mode"))
     var cache = "writeback"
 

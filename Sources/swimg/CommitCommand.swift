@@ -17,35 +17,35 @@ struct CommitCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the overlay (default: found out).", valueName: "format"))
     var format: String?
 
     @Option(
-        name: .customShort("t"), parsing: .unconditional,
+        name: [.customShort("t"), .customLong("cache")], parsing: .unconditional,
         help: ArgumentHelp(
             "Cache mode of all images: \(CacheMode.names).", valueName: "mode"))
     var cache = "writeback"
 
     @Option(
-        name: .customShort("b"), parsing: .unconditional,
+        name: [.customShort("b"), .customLong("base")], parsing: .unconditional,
         help: ArgumentHelp(
             "The image of the backing chain to write into (default: the backing file).",
             valueName: "file"))
     var base: ImageName?
 
     @Option(
-        name: .customShort("r"), parsing: .unconditional,
+        name: [.customShort("r"), .customLong("rate-limit")], parsing: .unconditional,
         help: ArgumentHelp("Bytes to write per second at most (k, M, G).", valueName: "rate"))
     var rate: String?
 
-    @Flag(name: .customShort("d"), help: "Leave the overlay as it is.")
+    @Flag(name: [.customShort("d"), .customLong("drop")], help: "Leave the overlay as it is.")
     var keepsOverlay = false
 
-    @Flag(name: .customShort("p"), help: "Show progress.")
+    @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @OptionGroup var names: ImageNameOptions
@@ -65,7 +65,7 @@ struct CommitCommand: ImageCommand {
 
     private func makeCommit() throws(ImageError) -> ImageCommit {
         guard let file = files.first, files.count == 1 else {
-            throw .invalid("Expecting one image file name")
+            throw CommandLineWords.mistake("Expecting one image file name")
         }
         var image = try ImageInPlace(file, names, format: format, cache: cache)
         image.access.options = try servers.options()

@@ -18,31 +18,34 @@ struct CreateCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp(
             "The format of the image: \(ImageFormat.creatableNames).", valueName: "format"))
     var format = "raw"
 
     @Option(
-        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        name: [.customShort("o"), .customLong("options")], parsing: .unconditionalSingleValue,
         help: ArgumentHelp(
             "Options of the image, as key=value,…; -o help lists them.", valueName: "options"))
     var options: [OptionText] = []
 
     @Option(
-        name: .customShort("b"), parsing: .unconditional,
+        name: [.customShort("b"), .customLong("backing")], parsing: .unconditional,
         help: ArgumentHelp("The backing file of the image.", valueName: "file"))
     var backingFile: ImageName?
 
     @Option(
-        name: .customShort("F"), parsing: .unconditional,
+        name: [.customShort("F"), .customShort("B"), .customLong("backing-format")],
+        parsing: .unconditional,
         help: ArgumentHelp("The format of the backing file.", valueName: "format"))
     var backingFormat: String?
 
-    @Flag(name: .customShort("u"), help: "Do not look at the backing file; needs a size.")
+    @Flag(
+        name: [.customShort("u"), .customLong("backing-unsafe")],
+        help: "Do not look at the backing file; needs a size.")
     var unsafe = false
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @OptionGroup var objects: ObjectOptions

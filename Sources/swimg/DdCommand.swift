@@ -17,12 +17,12 @@ struct DdCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the source (default: found out).", valueName: "format"))
     var sourceFormat: String?
 
     @Option(
-        name: .customShort("O"), parsing: .unconditional,
+        name: [.customShort("O"), .customLong("output-format")], parsing: .unconditional,
         help: ArgumentHelp(
             "The format of the target: \(ImageFormat.creatableNames).", valueName: "format"))
     var targetFormat = "raw"

@@ -18,13 +18,13 @@ struct DigestCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
     @OptionGroup var digest: DigestOptions
 
-    @Flag(name: .customShort("p"), help: "Show progress.")
+    @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
 
     @Option(help: ArgumentHelp("Output form: human or json.", valueName: "form"))

@@ -57,8 +57,8 @@ struct MapCommand: ImageCommand {
         guard svg == nil || output == "picture" else {
             throw ImageError.invalid("--svg can only be used with --output=picture")
         }
-        let start = try size(startOffset, "start offset") ?? 0
-        let length = try size(maxLength, "length") ?? .max
+        let start = try startOffset.map { try sizeArgument($0, name: "start offset") } ?? 0
+        let length = try maxLength.map { try sizeArgument($0, name: "max length") } ?? .max
         let range = start..<start + min(length, .max - start)
         let opener = ImageOpener(try access.access())
         let known = try format.map { name throws(ImageError) in
@@ -72,14 +72,6 @@ struct MapCommand: ImageCommand {
                 try await list(map, range)
             }
         }
-    }
-
-    private func size(_ text: String?, _ what: String) throws(ImageError) -> Int64? {
-        guard let text else { return nil }
-        guard let size = parseByteSize(text) else {
-            throw .invalid("invalid \(what) '\(text)': a number with k, M, G, T, P or E is needed")
-        }
-        return size
     }
 
     private func list(_ map: ImageMap, _ range: Range<Int64>) async throws {

@@ -17,23 +17,25 @@ struct MeasureCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format"), .customLong("source-format")],
+        parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var sourceFormat: String?
 
     @Option(
-        name: .customShort("O"), parsing: .unconditional,
+        name: [.customShort("O"), .customLong("target-format")], parsing: .unconditional,
         help: ArgumentHelp(
             "The format to measure for: \(ImageFormat.creatableNames).", valueName: "format"))
     var targetFormat = "raw"
 
     @Option(
-        name: .customShort("o"), parsing: .unconditionalSingleValue,
+        name: [.customShort("o"), .customLong("options"), .customLong("target-format-options")],
+        parsing: .unconditionalSingleValue,
         help: ArgumentHelp("Options of the new image, as key=value,….", valueName: "options"))
     var options: [OptionText] = []
 
     @Option(
-        parsing: .unconditional,
+        name: [.customLong("size"), .customShort("s")], parsing: .unconditional,
         help: ArgumentHelp("Size of an empty disk in bytes (k, M, G, T).", valueName: "size"))
     var size: String?
 

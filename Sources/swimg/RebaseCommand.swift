@@ -18,41 +18,46 @@ struct RebaseCommand: ImageCommand {
             """)
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the overlay (default: found out).", valueName: "format"))
     var format: String?
 
     @Option(
-        name: .customShort("t"), parsing: .unconditional,
+        name: [.customShort("t"), .customLong("cache")], parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the overlay: \(CacheMode.names).", valueName: "mode"))
     var cache = "writeback"
 
     @Option(
-        name: .customShort("T"), parsing: .unconditional,
+        name: [.customShort("T"), .customLong("backing-cache")], parsing: .unconditional,
         help: ArgumentHelp("Cache mode of the backing files.", valueName: "mode"))
     var sourceCache = "writeback"
 
     @Option(
-        name: .customShort("b"), parsing: .unconditional,
+        name: [.customShort("b"), .customLong("backing")], parsing: .unconditional,
         help: ArgumentHelp(
             "The new backing file, as its name is to stand in the overlay.", valueName: "file"))
     var backing: ImageName?
 
     @Option(
-        name: .customShort("F"), parsing: .unconditional,
+        name: [.customShort("F"), .customShort("B"), .customLong("backing-format")],
+        parsing: .unconditional,
         help: ArgumentHelp("The format of the new backing file.", valueName: "format"))
     var backingFormat: String?
 
-    @Flag(name: .customShort("u"), help: "Change the name without looking at any backing file.")
+    @Flag(
+        name: [.customShort("u"), .customLong("backing-unsafe")],
+        help: "Change the name without looking at any backing file.")
     var unsafe = false
 
-    @Flag(name: .customShort("c"), help: "Compress what is copied into the overlay.")
+    @Flag(
+        name: [.customShort("c"), .customLong("compress")],
+        help: "Compress what is copied into the overlay.")
     var compress = false
 
-    @Flag(name: .customShort("p"), help: "Show progress.")
+    @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @OptionGroup var access: SourceOptions
@@ -69,10 +74,11 @@ struct RebaseCommand: ImageCommand {
 
     private func makeRebase() throws(ImageError) -> ImageRebase {
         guard let file = files.first, files.count == 1 else {
-            throw .invalid("Expecting one image file name")
+            throw CommandLineWords.mistake("Expecting one image file name")
         }
         guard unsafe || backing != nil else {
-            throw .invalid("Must specify backing file (-b) or use unsafe mode (-u)")
+            throw CommandLineWords.mistake(
+                "Must specify backing file (-b) or use unsafe mode (-u)")
         }
         var image = try ImageInPlace(file, access.names, format: format, cache: cache)
         image.access.options = try access.servers.options()

@@ -22,7 +22,7 @@ struct ResizeCommand: ImageCommand {
     static let hasSignedSize = true
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
@@ -35,7 +35,7 @@ struct ResizeCommand: ImageCommand {
             "Preallocation of the new part: \(Preallocation.names).", valueName: "mode"))
     var preallocation = "off"
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @OptionGroup var names: ImageNameOptions

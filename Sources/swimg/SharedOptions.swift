@@ -207,7 +207,7 @@ func wantsJSON(_ output: String) throws(ImageError) -> Bool {
 /// The option that selects an internal snapshot of a source.
 struct SnapshotOptions: ParsableArguments {
     @Option(
-        name: .customShort("l"), parsing: .unconditional,
+        name: [.customShort("l"), .customLong("snapshot")], parsing: .unconditional,
         help: ArgumentHelp(
             "The image as it was when an internal snapshot was taken: its id or name, or "
                 + "snapshot.id=…,snapshot.name=….",

@@ -18,31 +18,32 @@ struct SnapshotCommand: ImageCommand {
             Example: swimg snapshot -a before-upgrade disk.qcow2
             """)
 
-    @Flag(name: .customShort("l"), help: "List the snapshots (the default).")
+    @Flag(
+        name: [.customShort("l"), .customLong("list")], help: "List the snapshots (the default).")
     var lists = false
 
     @Option(
-        name: .customShort("a"), parsing: .unconditional,
+        name: [.customShort("a"), .customLong("apply")], parsing: .unconditional,
         help: ArgumentHelp(
             "Apply a snapshot: the disk becomes what it was then.", valueName: "snapshot"))
     var applied: OptionText?
 
     @Option(
-        name: .customShort("c"), parsing: .unconditional,
+        name: [.customShort("c"), .customLong("create")], parsing: .unconditional,
         help: ArgumentHelp("Take a snapshot of this name.", valueName: "snapshot"))
     var created: OptionText?
 
     @Option(
-        name: .customShort("d"), parsing: .unconditional,
+        name: [.customShort("d"), .customLong("delete")], parsing: .unconditional,
         help: ArgumentHelp("Delete a snapshot.", valueName: "snapshot"))
     var deleted: OptionText?
 
     @Option(
-        name: .customShort("f"), parsing: .unconditional,
+        name: [.customShort("f"), .customLong("format")], parsing: .unconditional,
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
-    @Flag(name: .customShort("q"), help: "Show nothing but errors.")
+    @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
     @Flag(
@@ -57,14 +58,14 @@ struct SnapshotCommand: ImageCommand {
 
     func run(_ signals: Signals) async throws {
         guard let file = files.first, files.count == 1 else {
-            throw ImageError.invalid("Expecting one image file name")
+            throw CommandLineWords.mistake("Expecting one image file name")
         }
         let changes: [ImageSnapshots.Change] = [
             applied.map { .apply($0.bytes) }, created.map { .create($0.bytes) },
             deleted.map { .delete($0.bytes) },
         ].compactMap(\.self)
         guard changes.count + (lists ? 1 : 0) <= 1 else {
-            throw ImageError.invalid("Cannot mix '-l', '-a', '-c', '-d'")
+            throw CommandLineWords.mistake("Cannot mix '-l', '-a', '-c', '-d'")
         }
         let name = try names.name(file, format: format)
         let known = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
@@ -74,7 +75,9 @@ struct SnapshotCommand: ImageCommand {
             }
             guard !forceShare else {
                 throw ImageError.invalid(
-                    "-U cannot be used with -a, -c and -d: they need the image for themselves")
+                    "-U cannot be used with -a, -c and -d: they need the image for themselves"
+                ).asQemu("force-share=on can only be used with read-only images")
+                    .opening(file.description)
             }
             var image = ImageInPlace(name)
             image.format = known

@@ -141,10 +141,33 @@ import Testing
         #expect(folder.names == ["source"], "left behind by \(outcome)")
     }
 
+    /// The long names of QEMU 10.1, and the letters that changed there.
+    @Test func longNames() throws {
+        for line in [
+            "create --format qcow2 --options cluster_size=4k --quiet base 1M",
+            "create -f qcow2 --backing base -B qcow2 --quiet overlay",
+            "convert --source-format raw --target-format qcow2 --target-format-options "
+                + "cluster_size=4k --compress --parallel 2 --oob-writes --quiet source copy",
+            "convert -f qcow2 -O qcow2 -b base --backing-format=qcow2 --target-cache none "
+                + "--source-cache=writeback --sparse-size 8k overlay second",
+            "check --format qcow2 --repair leaks --cache none --quiet copy",
+            "compare --a-format raw --b-format qcow2 --quiet source copy",
+            "rebase --format qcow2 --backing base --backing-format qcow2 --backing-unsafe second",
+            "resize --format qcow2 --quiet base 2M", "snapshot --create s base",
+            "snapshot --delete s --quiet base", "amend --options lazy_refcounts=on base",
+            "commit --drop --base base --rate-limit 100M --quiet overlay",
+            "dd --format qcow2 --output-format raw if=copy of=out",
+        ] {
+            let outcome = try run(Swimg.path, line.words, in: folder.path)
+            #expect(outcome.isSuccess && outcome.output.isEmpty && outcome.errors.isEmpty)
+        }
+        let size = try require(Swimg.path, ["measure", "-s", "1M", "--target-format", "qcow2"])
+        #expect(size.hasPrefix("required size: "))
+    }
+
     /// Unsupported options are reported by name and never ignored, so that scripts notice.
     @Test(arguments: [
         ("--bitmaps source target", "lacks bitmap support"),
-        ("--salvage source target", "--salvage"),
         ("--skip-broken-bitmaps source target", "--skip-broken-bitmaps"),
         ("-l x source target", "snapshot"), ("-l snapshot.x=y source target", "snapshot"),
         ("-r x source target", "rate limit"),

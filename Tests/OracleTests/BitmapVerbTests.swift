@@ -61,6 +61,22 @@ import Testing
             .map { $0 }
     }
 
+    /// As later versions of qemu-img have it; a name is not needed.
+    @Test(arguments: [["image"], ["image", "one"]])
+    func removesAll(_ words: [String]) throws {
+        let folder = try TempFolder()
+        try Qemu.img("create", "-q", "-f", "qcow2", "image", "9M", in: folder.path)
+        for name in ["one", "two"] {
+            try Qemu.img("bitmap", "--add", "image", name, in: folder.path)
+        }
+        let outcome = try run(Swimg.path, ["bitmap", "--remove-all"] + words, in: folder.path)
+        #expect(outcome.isSuccess && outcome.output.isEmpty && outcome.errors.isEmpty)
+        #expect(try bitmaps(folder.path("image")).isEmpty)
+        #expect(try Qemu.damage(folder.path("image")) == nil)
+        let other = try run(Swimg.path, ["bitmap", "--add", "image"], in: folder.path)
+        #expect(other.status == 1 && other.errorText.contains("filename and bitmap name"))
+    }
+
     @Test func mergesFromAnotherImage() throws {
         let folder = try TempFolder()
         let (own, theirs) = (folder.path("own"), folder.path("theirs"))

@@ -39,6 +39,8 @@ struct Qcow2ImageBitmaps: BitmapEditor {
         switch action {
         case .add(let granularity): try add(change.name, granularity, image, &list)
         case .remove: list.remove(at: try find(change.name, in: list))
+        case .removeAll:
+            while let last = list.bitmaps.indices.last { list.remove(at: last) }
         case .clear: try list.clear(at: try findSound(change.name, in: list), image.geometry)
         case .enable: list.setAuto(true, at: try findSound(change.name, in: list))
         case .disable: list.setAuto(false, at: try findSound(change.name, in: list))
