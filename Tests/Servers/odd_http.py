@@ -129,6 +129,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self.refuse(416, Content_Range=f"bytes */{len(content)}")
             if "less" in faults:
                 end = min(end, start + faults["less"])
+        # A byte that the disk of the server cannot read any more.
+        if "unreadable" in faults and start <= faults["unreadable"] < end:
+            return self.refuse(500)
         body = content[start:end]
         sent = body
         if self.due("short", number):
