@@ -100,7 +100,7 @@ struct SalvageTests {
         #expect(outcome.outputText == "sha256:\(try sha256(target))  \(target)\n")
     }
 
-    /// Compressed clusters that cannot be read, or decompressed, are lost as a whole, and no others.
+    /// Compressed clusters that cannot be read, or decompressed, are lost as a whole.
     @Test(arguments: [true, false])
     func compressedClusters(_ isUnreadable: Bool) throws {
         let bytes = try disk()
@@ -200,7 +200,8 @@ struct SalvageTests {
         let server = try NBDTestServer.nbdkit(
             "eval", "get_size=echo \(Self.size)", "can_extents=exit 0",
             "extents=echo EIO >&2; exit 1",
-            "pread=dd if=\(folder.path("disk")) bs=64k skip=$4 count=$3 iflag=skip_bytes,count_bytes 2>/dev/null"
+            "pread=dd if=\(folder.path("disk")) bs=64k skip=$4 count=$3 "
+                + "iflag=skip_bytes,count_bytes 2>/dev/null"
         )
         let target = folder.path("target")
         let outcome = try Swimg.convert("--salvage", "-f", "raw", server.uri, target)
@@ -222,7 +223,7 @@ struct SalvageTests {
         #expect(outcome.status == 1 && !folder.names.contains("target"), "\(outcome)")
     }
 
-    /// Reading ahead fails with one byte, too; the rest of what was read ahead arrives nevertheless.
+    /// Reading ahead fails with one byte, too; the rest arrives nevertheless.
     @Test(.enabled(if: OddServer.isInstalled, "needs Python"), arguments: ["raw", "qcow2"])
     func http(_ format: String) throws {
         var expected = try disk()
