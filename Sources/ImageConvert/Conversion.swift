@@ -387,6 +387,7 @@ public struct Conversion: Sendable {
         // No byte of it is read, so it may be the disk of a running machine.
         var opener = opener
         opener.access.shareForced = true
+        opener.needsSecrets = false
         return try await opener.open(
             ImageOpener.backingName(backing.name, namedBy: target), format: format)
     }

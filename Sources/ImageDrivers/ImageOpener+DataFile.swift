@@ -74,7 +74,8 @@ extension ImageOpener {
         _ layer: OpenedLayer, namedBy overlay: ImageName
     ) async throws -> any Image {
         let storage = try await openStorage(layer.name, namedBy: overlay)
-        let image = try await layer.format.driver.open(storage)
+        let image = try await layer.format.driver.open(
+            storage, snapshot: nil, key: key(layer.description))
         let data = try openData(
             of: image, at: layer.name, described: layer.description?.dataFile, isTyped: false)
         return data.map { image.reading(dataFrom: $0.storage) } ?? image

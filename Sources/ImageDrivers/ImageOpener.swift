@@ -30,6 +30,9 @@ public struct ImageOpener: Sendable {
     public var streaming: SourceStreaming?
     /// Reads on behind what cannot be read (`PatientStorage`).
     public var isPatient = false
+    /// Whether encrypted images must be opened with their secrets. Otherwise an image whose secret
+    /// is not named gives everything but its data.
+    public var needsSecrets = true
     /// Runs before a file or an export that an image names is opened, and throws to refuse it. The
     /// name is a path or the name of an export, even if the image has a description (`json:{…}`).
     public var backingGate: @Sendable (_ name: ImageName, _ namedBy: ImageName) throws -> Void
@@ -56,25 +59,34 @@ public struct ImageOpener: Sendable {
         try await openChain(from: ImageReference(name: name, format: format))
     }
 
-    /// Opens the backing chain of an image that is open already, as one guest disk.
+    /// Opens a backing chain as single images; never empty.
     ///
     /// - Parameters:
-    ///   - name: of the image.
-    ///   - storage: holds the image.
+    ///   - name: of the image that is to have the backing file.
+    ///   - storage: holds that image.
     /// - Throws: as `open`.
-    public func openBacking(
-        _ backing: BackingName, of name: ImageName, in storage: any Storage
-    ) async throws -> any ImageSource {
-        LayeredSource(
-            layers: try await openBackingChain(backing, of: name, in: storage).map(\.image))
-    }
-
-    /// As `openBacking`, but as single images; never empty.
     public func openBackingChain(
         _ backing: BackingName, of name: ImageName, in storage: any Storage
     ) async throws -> [OpenedLayer] {
         try await openChain(
             from: try reference(to: backing, in: name), below: (name, storage.file))
+    }
+
+    /// Opens the backing chain of an image that is open already, as single images: as its
+    /// description has it, or else as the image names it; empty if there is none.
+    ///
+    /// - Parameters:
+    ///   - named: what the image names.
+    ///   - name: of the image, as a person gave it.
+    ///   - storage: holds the image.
+    /// - Throws: as `open`.
+    public func openChain(
+        below named: BackingName?, of name: ImageName, in storage: any Storage
+    ) async throws -> [OpenedLayer] {
+        let image = ImageReference(name: name, format: nil)
+        let place = try image.description().place(or: name).withoutFilePrefix
+        guard let first = try backing(named, of: place, image) else { return [] }
+        return try await openChain(from: first, below: (name, storage.file))
     }
 
     /// - Parameter image: the image that names the first one; nil if a person typed the name.
@@ -135,7 +147,8 @@ public struct ImageOpener: Sendable {
 
     /// The key to an image with this description.
     public func key(_ description: ImageDescription?) -> ImageKey {
-        ImageKey(description?.encryption, secrets: access.options.secrets)
+        ImageKey(
+            description?.encryption, secrets: access.options.secrets, isOptional: !needsSecrets)
     }
 
     /// Decides on a format: the one asked for, the one described or, without either, the detected

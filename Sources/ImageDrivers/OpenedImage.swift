@@ -31,13 +31,21 @@ public struct OpenedImage: Sendable {
     public var requestSize: Int64 { storages.map(\.traits.requestSize).max() ?? 0 }
 }
 
+extension Collection<OpenedLayer> {
+    /// The guest disk of these images, of which each is the backing file of its predecessor; an
+    /// empty disk if there are none.
+    public var disk: any ImageSource {
+        isEmpty ? ZeroSource(virtualSize: 0) : LayeredSource(layers: map(\.image))
+    }
+}
+
 /// One image of a chain.
 public struct OpenedLayer: Sendable {
     public let name: ImageName
     public let format: ImageFormat
     public let image: any Image
     /// The description of the image; nil if its name is a plain one.
-    let description: ImageDescription?
+    public let description: ImageDescription?
     /// The name of the file that holds the data; nil if the image's own file does.
     public let dataName: ImageName?
 

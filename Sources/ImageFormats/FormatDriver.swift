@@ -304,12 +304,15 @@ public protocol ImageAmender: Sendable {
     /// Makes the changes, one option after the other.
     ///
     /// - Parameters:
+    ///   - key: to an image that may be encrypted.
+    ///   - force: overwrites keys, and erases the last one.
     ///   - openBacking: opens the backing file of the image.
     ///   - openData: opens the data file of the image; returns nil if the image has none.
-    /// - Throws: `ImageError` in qemu-img's words where qemu-img refuses as well. The image is
-    ///   valid in any case, and holds the same disk unless its size changes.
+    /// - Throws: `ImageError` in qemu-img's words where qemu-img refuses as well, or
+    ///   `CancellationError`. The image is valid in any case, and holds the same disk unless its
+    ///   size changes.
     func amend(
-        _ storage: any WritableStorage, _ options: TypedOptions,
+        _ storage: any WritableStorage, _ options: TypedOptions, key: ImageKey, force: Bool,
         openBacking: (BackingName) async throws -> any ImageSource,
         openData: (any Image) throws -> (any WritableStorage)?
     ) async throws

@@ -6,6 +6,8 @@ import ImageFormats
 public struct ImageAmending: Sendable {
     public var image: ImageInPlace
     public var options: CreationOptions
+    /// Overwrites keys of an encrypted image, and erases the last one (`--force`).
+    public var force = false
 
     public init(_ image: ImageInPlace, _ options: CreationOptions) {
         self.image = image
@@ -18,11 +20,8 @@ public struct ImageAmending: Sendable {
         let (storage, format) = try await image.open()
         let typed = try TypedOptions(amending: options, format)
         try await format.amender().amend(
-            storage, typed,
-            openBacking: { backing in
-                try await ImageOpener(image.access).openBacking(
-                    backing, of: try image.place(), in: storage)
-            },
+            storage, typed, key: image.key(), force: force,
+            openBacking: { try await image.openBacking($0, in: storage) },
             openData: { try image.openData(of: $0) })
     }
 

@@ -26,7 +26,7 @@ public struct ImageCommit: Sendable {
     ///   can hold a part of the new content already.
     public func run() async throws {
         let (storage, format) = try await overlay.open()
-        let own = try await format.driver.open(storage)
+        let own = try await format.driver.open(storage, snapshot: nil, key: overlay.key())
         let data = try overlay.openData(of: own)
         let top = data.map { own.reading(dataFrom: $0) } ?? own
         let chain = try await chain(below: top)
@@ -41,7 +41,7 @@ public struct ImageCommit: Sendable {
                 : try await format.driver.overlayEditor?.prepareToEmpty(
                     storage, data: data)
             // Images that are open read their tables where these were before the base grew.
-            try await grow(base, on: target, to: top.sizeInSectors)
+            try await grow(base, on: target, to: top.sizeInSectors, chain[(depth + 1)...])
             let images = try await lockedImages(of: chain, depth, on: target)
             try await copy([top] + images, depth: depth + 1, to: target, base.format)
             try await target.commit()
@@ -55,13 +55,15 @@ public struct ImageCommit: Sendable {
     // MARK: The images
 
     private func chain(below top: any Image) async throws -> [OpenedLayer] {
-        guard let backing = top.backing, try ImageDescription(overlay.name)?.ignoresBacking != true
-        else { throw ImageError.invalid("Image does not have a backing file") }
         // The base is locked when it is opened for writing.
         var opener = ImageOpener(overlay.access)
         opener.access.shareForced = true
-        return try await opener.openBackingChain(
-            backing, of: try overlay.place(), in: top.storage)
+        let chain = try await opener.openChain(
+            below: top.backing, of: overlay.name, in: top.storage)
+        guard !chain.isEmpty else {
+            throw ImageError.invalid("Image does not have a backing file")
+        }
+        return chain
     }
 
     /// Relative names of the base count from the image above, as in that image.
@@ -108,8 +110,10 @@ public struct ImageCommit: Sendable {
         var images: [any Image] = []
         var above = try overlay.place()
         for (index, layer) in chain.enumerated() {
+            let key = opener.key(layer.description)
             if index == depth {
-                let base = try await layer.format.driver.open(target.storage)
+                let base = try await layer.format.driver.open(
+                    target.storage, snapshot: nil, key: key)
                 images.append(target.dataStorage.map { base.reading(dataFrom: $0) } ?? base)
             } else if layer.storage is StoragePart {
                 images.append(layer.image)
@@ -121,8 +125,10 @@ public struct ImageCommit: Sendable {
         return images
     }
 
+    /// - Parameter below: the backing chain of the base.
     private func grow(
-        _ base: OpenedLayer, on target: TargetFiles, to size: Int64
+        _ base: OpenedLayer, on target: TargetFiles, to size: Int64,
+        _ below: ArraySlice<OpenedLayer>
     ) async throws {
         guard base.image.virtualSize < size else { return }
         guard let resizer = base.format.driver.resizer else {
@@ -132,10 +138,8 @@ public struct ImageCommit: Sendable {
                     + "resized")
         }
         try await resizer.resize(
-            target.storage, key: ImageOpener(overlay.access).key(nil), preallocation: .off,
-            openBacking: { backing in
-                try await ImageOpener(overlay.access).openBacking(
-                    backing, of: base.name, in: target.storage)
+            target.storage, key: ImageOpener(overlay.access).key(base.description),
+            preallocation: .off, openBacking: { _ in below.disk
             },
             openData: { _ in target.dataStorage },
             newSize: { _ in size })

@@ -118,8 +118,9 @@ public struct ImageCreation: Sendable {
         }
         // Shared access suffices to read the size and the format; a running machine may be using
         // the file.
-        let opener = ImageOpener(
+        var opener = ImageOpener(
             StorageAccess(shareForced: true, options: storageOptions))
+        opener.needsSecrets = false
         let found = try ImageOpener.backingName(backing, namedBy: name, isTyped: true)
         do {
             return try await opener.open(found, format: known)

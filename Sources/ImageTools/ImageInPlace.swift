@@ -19,6 +19,23 @@ public struct ImageInPlace: Sendable {
         (try ImageDescription(name)?.place ?? name).withoutFilePrefix
     }
 
+    /// The key to the image.
+    func key() throws(ImageError) -> ImageKey {
+        ImageOpener(access).key(try ImageDescription(name))
+    }
+
+    /// Opens the disk of the backing file `named`, or of the one that the image's description has
+    /// in its place. Its data cannot be read without its secrets, which few changes need.
+    ///
+    /// - Throws: `ImageError`.
+    func openBacking(
+        _ named: BackingName, in storage: any Storage
+    ) async throws -> any ImageSource {
+        var opener = ImageOpener(access)
+        opener.needsSecrets = false
+        return try await opener.openChain(below: named, of: name, in: storage).disk
+    }
+
     /// Opens the image for reading and writing.
     ///
     /// - Throws: `ImageError`; also for a part of a file, and on storages where nothing can be

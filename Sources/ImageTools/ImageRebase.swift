@@ -61,25 +61,29 @@ public struct ImageRebase: Sendable {
     ) async throws {
         // Images that can never have a backing file are refused before any other file is looked at.
         if format.driver.overlayEditor == nil { _ = try await renaming(storage, format) }
-        let own = try await format.driver.open(storage)
+        let own = try await format.driver.open(storage, snapshot: nil, key: overlay.key())
         let data = try overlay.openData(of: own)
         let top = data.map { own.reading(dataFrom: $0) } ?? own
-        let old = try await oldChain(of: top)
-        let new = try await newChain(in: storage)
+        let old = try await ImageOpener(sourceAccess).openChain(
+            below: top.backing, of: overlay.name, in: storage)
+        let new = try await newChain(in: storage, old)
         let rename = try await renaming(storage, format)
         try await copy(top, old, new, to: (storage, data), format)
         try await rename()
     }
 
-    private func oldChain(of top: any Image) async throws -> [OpenedLayer] {
-        guard let backing = top.backing, try ImageDescription(overlay.name)?.ignoresBacking != true
-        else { return [] }
-        return try await ImageOpener(sourceAccess).openBackingChain(
-            backing, of: try overlay.place(), in: top.storage)
-    }
-
-    private func newChain(in storage: any Storage) async throws -> [OpenedLayer] {
+    /// The chain that begins with the new backing file. An image of the old chain is not opened
+    /// again: a description of the overlay has its secret, too.
+    private func newChain(
+        in storage: any Storage, _ old: [OpenedLayer]
+    ) async throws -> [OpenedLayer] {
         guard let newName else { return [] }
+        let format = backingFormat.flatMap { ImageFormat.ofBacking($0) }
+        if let name = try? ImageOpener.backingName(newName, namedBy: overlay.place()),
+            let place = old.firstIndex(where: { $0.name == name && $0.format == format })
+        {
+            return Array(old[place...])
+        }
         do {
             return try await ImageOpener(sourceAccess).openBackingChain(
                 BackingName(newName, format: backingFormat), of: try overlay.place(),

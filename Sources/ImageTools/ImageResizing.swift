@@ -12,15 +12,16 @@ public struct ImageResizing: Sendable {
         case by(Int64)
     }
 
+    /// The path of the file, or a description of a whole one.
     public var name: ImageName
     /// nil detects the format from the first bytes.
     public var format: ImageFormat?
+    public var secrets = Secrets()
     public var change: Change
     /// Allows a smaller size; data after the new end is lost (`--shrink`).
     public var shrinks = false
     /// Preallocation of the added part.
     public var preallocation = Preallocation.off
-    public var key = ImageKey()
     /// Called if no format was given and none was recognised, so that raw is assumed.
     public var onGuessedRaw: (@Sendable () -> Void)?
 
@@ -35,11 +36,14 @@ public struct ImageResizing: Sendable {
     /// - Throws: `ImageError`, `ShrinkNotAllowed` or `CancellationError`. After an error the image
     ///   is valid, and unchanged unless its header has been written.
     public func run() async throws {
-        let driver = Storages.driver(for: name)
+        var image = ImageInPlace(name)
+        image.access.options.secrets = secrets
+        let place = try ImageDescription(name)?.place ?? name
+        let driver = Storages.driver(for: place)
         guard driver.changesInPlace else {
             throw ImageError.invalid("Cannot resize \(driver.label) nodes")
         }
-        let storage = try await name.opening { try driver.openInPlace(name, StorageAccess()) }
+        let storage = try await name.opening { try driver.openInPlace(place, StorageAccess()) }
         let known: ImageFormat
         if let format {
             known = format
@@ -52,11 +56,9 @@ public struct ImageResizing: Sendable {
                 storage.name, "Image format driver does not support resize")
         }
         try await resizer.resize(
-            storage, key: key, preallocation: preallocation,
-            openBacking: { backing in
-                try await ImageOpener().openBacking(backing, of: name, in: storage)
-            },
-            openData: { image in try ImageOpener().openDataInPlace(of: image, at: name) },
+            storage, key: image.key(), preallocation: preallocation,
+            openBacking: { [image] in try await image.openBacking($0, in: storage) },
+            openData: { image in try ImageOpener().openDataInPlace(of: image, at: place) },
             newSize: newSize)
     }
 

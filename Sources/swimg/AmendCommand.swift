@@ -10,10 +10,15 @@ struct AmendCommand: ImageCommand {
         commandName: "amend",
         abstract: "Change options of an existing disk image.",
         discussion: """
-            Of qcow2 images: compat, lazy_refcounts, refcount_bits and size. The disk stays the \
-            same, unless its size changes.
+            Of qcow2 images: compat, lazy_refcounts, refcount_bits, size, and of encrypted ones the \
+            key slots. Of luks images: the key slots. The disk stays the same, unless its size \
+            changes.
 
             Example: swimg amend -f qcow2 -o compat=1.1,lazy_refcounts=on disk.qcow2
+
+            Example: swimg amend --object secret,id=old,file=old.key --object \
+            secret,id=new,file=new.key --image-opts -o state=active,new-secret=new \
+            driver=luks,key-secret=old,file.filename=disk.luks
             """)
 
     @Option(
@@ -38,7 +43,7 @@ struct AmendCommand: ImageCommand {
     @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
-    @Flag(help: "Accepted: nothing that can be changed needs it.")
+    @Flag(help: "Overwrite a key slot in use, or erase the last one, which loses the disk.")
     var force = false
 
     @OptionGroup var names: ImageNameOptions
@@ -48,7 +53,8 @@ struct AmendCommand: ImageCommand {
 
     func run(_ signals: Signals) async throws {
         guard !options.isEmpty else { throw CommandLineWords.mistake("Must specify options (-o)") }
-        let options = try CreationOptions(options.map(\.bytes))
+        var options = try CreationOptions(options.map(\.bytes))
+        options.secrets = try names.objects.secrets()
         if let format, options.asksForHelp {
             guard let known = ImageFormat.named(format) else {
                 throw ImageError.invalid("Unknown file format '\(format)'")
@@ -58,11 +64,12 @@ struct AmendCommand: ImageCommand {
         guard let file = files.first, files.count == 1 else {
             throw ImageError.invalid("Expecting one image file name")
         }
-        let amending = ImageAmending(
+        var amending = ImageAmending(
             try ImageInPlace(file, names, format: format, cache: cache), options)
+        amending.force = force
         if options.asksForHelp { return Output.print(try await amending.help()) }
         let printer = ProgressPrinter(isShown: progress && !quiet)
-        try await signals.interrupting { try await amending.run() }
+        try await signals.interrupting { [amending] in try await amending.run() }
         printer.finish()
     }
 }

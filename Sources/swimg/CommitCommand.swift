@@ -69,6 +69,7 @@ struct CommitCommand: ImageCommand {
         }
         var image = try ImageInPlace(file, names, format: format, cache: cache)
         image.access.options = try servers.options()
+        image.access.options.secrets = try names.objects.secrets()
         var commit = ImageCommit(image)
         commit.base = base
         commit.keepsOverlay = keepsOverlay
@@ -93,6 +94,7 @@ extension ImageInPlace {
             throw .invalid("Invalid cache option: \(cache)")
         }
         access.cacheMode = mode
+        access.options.secrets = try names.objects.secrets()
         onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
     }
 }

@@ -81,7 +81,7 @@ struct RebaseCommand: ImageCommand {
                 "Must specify backing file (-b) or use unsafe mode (-u)")
         }
         var image = try ImageInPlace(file, access.names, format: format, cache: cache)
-        image.access.options = try access.servers.options()
+        image.access.options = try access.storageOptions()
         var rebase = ImageRebase(image)
         rebase.backing = backing
         if let backingFormat, ImageFormat.ofBacking(backingFormat) == nil {

@@ -53,8 +53,7 @@ struct ResizeCommand: ImageCommand {
             throw ImageError.unsupported(
                 given.description, "an image that is a part of a file can only be read")
         }
-        var resizing = ImageResizing(
-            described?.place ?? name, change: try change(size.description))
+        var resizing = ImageResizing(name, change: try change(size.description))
         resizing.format = described?.format
         if let format {
             guard let known = ImageFormat.named(format) else {
@@ -63,7 +62,7 @@ struct ResizeCommand: ImageCommand {
             resizing.format = known
         }
         resizing.shrinks = shrink
-        resizing.key = ImageKey(described?.encryption, secrets: try names.objects.secrets())
+        resizing.secrets = try names.objects.secrets()
         guard let mode = Preallocation(rawValue: preallocation) else {
             throw ImageError.invalid("Invalid preallocation mode '\(preallocation)'")
         }

@@ -83,7 +83,7 @@ import Testing
         let json = #"json:{"file.filename":"\#(image)","data-file.filename":"\#(data)"}"#
         let asked = Mutex<[ImageName]>([])
         let watched = ImageOpener { name, _ in asked.withLock { $0.append(name) } }
-        _ = try await watched.openBacking(
+        _ = try await watched.openBackingChain(
             BackingName(ImageName(json), format: "qcow2"), of: "over",
             in: NullStorage(name: "over", size: 0))
         #expect(asked.withLock { $0 } == [image, data])

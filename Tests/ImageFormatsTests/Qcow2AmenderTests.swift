@@ -31,6 +31,7 @@ import Testing
             amending: CreationOptions([Array(options.utf8)]), .qcow2)
         try await Qcow2ImageAmender().amend(
             storage, typed,
+            key: ImageKey(), force: false,
             openBacking: { _ in ZeroSource(virtualSize: Int64(Self.guest.count)) },
             openData: { _ in nil })
     }

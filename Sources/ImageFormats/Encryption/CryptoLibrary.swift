@@ -51,6 +51,41 @@ enum CryptoLibrary {
         }
     }
 
+    /// The fewest iterations, whatever the time, as in qemu.
+    private static let fewestIterations: UInt32 = 1000
+    /// Processor time in nanoseconds that a measurement has to take to mean something.
+    private static let measuredTime: Int64 = 4_000_000
+
+    /// The number of iterations of PBKDF2 that take `time` milliseconds on this processor.
+    ///
+    /// - Parameter length: of the key, in bytes.
+    /// - Throws: as `derive`.
+    static func iterations(_ hash: String, length: Int, time: Int64) throws -> UInt32 {
+        let secret = SecretBytes(Array("password".utf8))
+        let salt = [UInt8](repeating: 0, count: LUKSHeader.saltLength)
+        var tried: UInt32 = 1000
+        while true {
+            let start = processorTime
+            _ = try derive(secret, salt: salt, hash: hash, iterations: tried, length: length)
+            let taken = processorTime - start
+            if taken >= measuredTime || tried > .max / 4 {
+                let wanted = Double(tried) * Double(time) * 1e6 / Double(max(taken, 1))
+                guard wanted <= Double(UInt32.max) else {
+                    throw ImageError.invalid("PBKDF iterations too large to scale: \(time) ms")
+                }
+                return max(fewestIterations, UInt32(wanted))
+            }
+            tried *= 2
+        }
+    }
+
+    /// Processor time of this thread in nanoseconds.
+    private static var processorTime: Int64 {
+        var time = timespec()
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
+        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+    }
+
     static let failure = ImageError.unsupported("libgcrypt", "cannot encrypt, decrypt or hash")
 
     /// Fills memory with random bytes of the kernel.

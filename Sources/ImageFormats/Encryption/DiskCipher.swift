@@ -56,6 +56,13 @@ final class DiskCipher: Sendable {
         handles.giveBack(try handles.take())
     }
 
+    /// A cipher without a key.
+    ///
+    /// - Parameter reason: what `decrypt` and `encrypt` throw.
+    init(missing reason: ImageError) {
+        handles = ResourcePool { () throws(ImageError) in throw reason }
+    }
+
     /// - Parameters:
     ///   - bytes: whole sectors.
     ///   - offset: what start values count from the beginning of, in bytes; a multiple of the

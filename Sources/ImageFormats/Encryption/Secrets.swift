@@ -67,10 +67,32 @@ public struct DescribedEncryption: Sendable, Equatable {
 public struct ImageKey: Sendable {
     let described: DescribedEncryption
     private let secrets: Secrets
+    private let isOptional: Bool
 
-    public init(_ described: DescribedEncryption? = nil, secrets: Secrets = Secrets()) {
+    /// - Parameter isOptional: whether an image may be opened without its secret. Everything but
+    ///   its data can be read then.
+    public init(
+        _ described: DescribedEncryption? = nil, secrets: Secrets = Secrets(),
+        isOptional: Bool = false
+    ) {
         self.described = described ?? DescribedEncryption()
         self.secrets = secrets
+        self.isOptional = isOptional
+    }
+
+    /// Makes the cipher of an image with the passphrase or, if that may be missing and is not
+    /// named, one that cannot encrypt and decrypt; the parameters are those of `passphrase`.
+    func cipher(
+        prefix: String, image: String, _ unlock: (SecretBytes) async throws -> DiskCipher
+    ) async throws -> DiskCipher {
+        let passphrase: SecretBytes
+        do {
+            passphrase = try self.passphrase(prefix: prefix, image: image)
+        } catch {
+            guard isOptional, described.secret == nil else { throw error }
+            return DiskCipher(missing: error)
+        }
+        return try await unlock(passphrase)
     }
 
     /// - Parameters:
@@ -80,7 +102,7 @@ public struct ImageKey: Sendable {
         do {
             return try secrets.passphrase(described.secret, prefix: prefix)
         } catch {
-            throw ImageError(error.kind, path: image, error.message)
+            throw ImageError(error.kind, path: image, error.message).opening(image)
         }
     }
 }

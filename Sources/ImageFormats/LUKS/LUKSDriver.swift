@@ -6,6 +6,7 @@ public struct LUKSDriver: FormatDriver {
     public let name = "luks"
     public var creator: (any ImageCreator)? { LUKSCreator() }
     public var resizer: (any ImageResizer)? { LUKSResizer() }
+    public var amender: (any ImageAmender)? { LUKSAmender() }
 
     public init() {}
 
@@ -67,12 +68,13 @@ struct LUKSImage: Image {
 
     /// - Throws: `ImageError` for damaged headers and wrong passphrases.
     init(_ storage: any Storage, key: ImageKey) async throws {
-        let passphrase = try key.passphrase(prefix: "", image: storage.name)
         let header = try await LUKSHeader.read(from: storage)
         self.storage = storage
         virtualSize = try header.payloadSize(in: storage)
         payloadOffset = header.payloadOffset
-        cipher = try await header.unlock(passphrase, in: storage)
+        cipher = try await key.cipher(prefix: "", image: storage.name) {
+            try await header.unlock($0, in: storage)
+        }
     }
 
     var readGranularity: Int64 { guestSectorSize }

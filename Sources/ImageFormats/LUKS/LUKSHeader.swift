@@ -12,6 +12,8 @@ public struct LUKSHeader: Sendable, Equatable {
         public let stripes: UInt32
         /// Place of the key material in bytes from the start of the LUKS header.
         public let keyOffset: Int64
+
+        public var isActive: Bool { iterations != nil }
     }
 
     /// Name of the cipher without the length of its key, such as `aes`.

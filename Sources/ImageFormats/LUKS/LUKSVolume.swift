@@ -1,5 +1,4 @@
 import DiskImage
-import Glibc
 import ImageStorage
 
 /// The options of a new LUKS header, as `-o` sets them.
@@ -7,7 +6,7 @@ struct LUKSOptions: Sendable {
     var spec = CipherSpec(cipher: "aes", mode: .xts, startValue: .plain64, keyLength: 64)
     var hash = "sha256"
     /// Time that deriving a key from the passphrase is to take, in milliseconds.
-    var iterationTime: Int64 = 2000
+    var iterationTime = LUKSKey.usualTime
     let passphrase: SecretBytes
 
     private static let ciphers = [
@@ -25,10 +24,7 @@ struct LUKSOptions: Sendable {
             self.hash = hash
         }
         if let time = options.number(prefix + "iter-time") {
-            guard (0...Self.longestTime).contains(time) else {
-                throw .invalid("PBKDF iterations too large to scale: \(time) ms")
-            }
-            iterationTime = time
+            iterationTime = try LUKSKey.checkedTime(time)
         }
         let hash = text("ivgen-hash-alg")
         if let hash, !CryptoLibrary.hashes.contains(hash) {
@@ -38,9 +34,6 @@ struct LUKSOptions: Sendable {
         try setCipher(text("cipher-alg") ?? "aes-256", mode: text("cipher-mode") ?? "xts")
         try spec.check()
     }
-
-    /// An hour in milliseconds, longer than any user waits for a key.
-    private static let longestTime: Int64 = 3_600_000
 
     private static func refused(_ key: String, _ value: String) -> ImageError {
         .invalid("Parameter '\(key)' does not accept value '\(value)'")
@@ -144,18 +137,15 @@ struct LUKSVolume: Sendable, Equatable {
         cipher = try DiskCipher(spec, key: key)
         length = options.payloadOffset
         let salt = try CryptoLibrary.randomBytes(LUKSHeader.saltLength)
-        let slotSalt = try CryptoLibrary.randomBytes(LUKSHeader.saltLength)
         // As in qemu, the master key's digest takes an eighth of the time.
-        let iterations = try Self.iterations(
-            options.hash, keyLength: LUKSHeader.digestLength, time: options.iterationTime / 8)
-        let slotIterations = try Self.iterations(
-            options.hash, keyLength: keyLength, time: options.iterationTime)
+        let iterations = try CryptoLibrary.iterations(
+            options.hash, length: LUKSHeader.digestLength, time: options.iterationTime / 8)
         let digest = try CryptoLibrary.derive(
             key, salt: salt, hash: options.hash, iterations: iterations,
             length: LUKSHeader.digestLength)
-        let slotKey = try CryptoLibrary.derive(
-            options.passphrase, salt: slotSalt, hash: options.hash, iterations: slotIterations,
-            length: keyLength)
+        let first = try LUKSKey(
+            key, passphrase: options.passphrase, spec, hash: options.hash,
+            time: options.iterationTime)
 
         var bytes = LUKSHeader.magic
         bytes.appendBigEndian(LUKSHeader.version)
@@ -169,68 +159,16 @@ struct LUKSVolume: Sendable, Equatable {
         bytes.appendBigEndian(iterations)
         bytes.append(try Self.uuid(), paddedTo: LUKSHeader.slotsOffset)
         for number in 0..<LUKSHeader.slotCount {
-            bytes.appendBigEndian(number == 0 ? LUKSHeader.enabledKey : LUKSHeader.disabledKey)
-            bytes.appendBigEndian(number == 0 ? slotIterations : 0)
-            bytes += number == 0 ? slotSalt : [UInt8](repeating: 0, count: LUKSHeader.saltLength)
+            bytes += LUKSKey.state(number == 0 ? first : nil)
             let offset = LUKSHeader.firstKeyOffset + Int64(number) * options.materialSpace
             bytes.appendBigEndian(UInt32(offset / guestSectorSize))
             bytes.appendBigEndian(LUKSHeader.stripes)
         }
         bytes.appendZeros(upTo: Int(LUKSHeader.firstKeyOffset))
-        bytes += try Self.material(of: key, slotKey, options)
-        self.bytes = bytes
+        self.bytes = bytes + first.material
     }
 
     static func == (one: LUKSVolume, other: LUKSVolume) -> Bool { one.bytes == other.bytes }
-
-    /// The encrypted stripes of the master key.
-    private static func material(
-        of key: SecretBytes, _ slotKey: SecretBytes, _ options: LUKSOptions
-    ) throws(ImageError) -> [UInt8] {
-        let length = LUKSHeader.materialLength(keyLength: options.spec.keyLength)
-        var material = try IOBuffer.zeros(byteCount: Int(length))
-        defer { material.wipe() }
-        var span = material.mutableBytes
-        try AntiForensicSplitter(hash: options.hash, keyLength: options.spec.keyLength)
-            .split(key, into: &span)
-        try DiskCipher(options.spec, key: slotKey).encrypt(&span, at: 0)
-        return material.bytes.withUnsafeBytes { Array($0) }
-    }
-
-    /// The fewest iterations, whatever the time, as in qemu.
-    private static let fewestIterations: UInt32 = 1000
-    /// Processor time in nanoseconds that a measurement has to take to mean something.
-    private static let measuredTime: Int64 = 4_000_000
-
-    /// The number of iterations that take `time` milliseconds on this processor.
-    private static func iterations(
-        _ hash: String, keyLength: Int, time: Int64
-    ) throws -> UInt32 {
-        let secret = SecretBytes(Array("password".utf8))
-        let salt = [UInt8](repeating: 0, count: LUKSHeader.saltLength)
-        var tried: UInt32 = 1000
-        while true {
-            let start = processorTime
-            _ = try CryptoLibrary.derive(
-                secret, salt: salt, hash: hash, iterations: tried, length: keyLength)
-            let taken = processorTime - start
-            if taken >= measuredTime || tried > .max / 4 {
-                let wanted = Double(tried) * Double(time) * 1e6 / Double(max(taken, 1))
-                guard wanted <= Double(UInt32.max) else {
-                    throw ImageError.invalid("PBKDF iterations too large to scale: \(time) ms")
-                }
-                return max(fewestIterations, UInt32(wanted))
-            }
-            tried *= 2
-        }
-    }
-
-    /// Processor time of this thread in nanoseconds.
-    private static var processorTime: Int64 {
-        var time = timespec()
-        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time)
-        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
-    }
 
     /// A random UUID (RFC 9562, section 5.4).
     private static func uuid() throws(ImageError) -> String {

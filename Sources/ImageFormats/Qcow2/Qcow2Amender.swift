@@ -7,40 +7,30 @@ struct Qcow2ImageAmender: ImageAmender {
     var options: [OptionDescription] {
         let shared = [
             "backing_file", "backing_fmt", "compat", "data_file", "data_file_raw",
-            "encrypt.iter-time", "lazy_refcounts", "refcount_bits", "size",
+            "lazy_refcounts", "refcount_bits", "size",
         ]
         return Qcow2OptionTable.options.filter { shared.contains($0.name) }
-            .map { OptionDescription($0.name, $0.kind, $0.help) } + Self.keyslotOptions
+            .map { OptionDescription($0.name, $0.kind, $0.help) }
+            + LUKSAmendment.options(prefix: Qcow2Encryption.prefix)
     }
 
-    private static let keyslotOptions = [
-        OptionDescription(
-            "encrypt.keyslot", .number, "Select a single keyslot to modify explicitly"),
-        OptionDescription(
-            "encrypt.new-secret", .text,
-            "New secret to set in the matching keyslots. Empty string to erase"),
-        OptionDescription(
-            "encrypt.old-secret", .text, "Select all keyslots that match this password"),
-        OptionDescription(
-            "encrypt.state", .text, "Select new state of affected keyslots (active/inactive)"),
-    ]
-
     func amend(
-        _ storage: any WritableStorage, _ options: TypedOptions,
+        _ storage: any WritableStorage, _ options: TypedOptions, key: ImageKey, force: Bool,
         openBacking: (BackingName) async throws -> any ImageSource,
         openData: (any Image) throws -> (any WritableStorage)?
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
         try header.requireWritable(storage.name)
-        guard header.encryptionFormat == nil else {
-            throw ImageError.unsupported(
-                storage.name, "amending an encrypted image is not supported yet")
-        }
+        // As in qemu-img, the passphrase has to be right.
+        let encryption = try await Qcow2Encryption.open(header, in: storage, key)
         let wanted = try Qcow2Amendment(options, header)
         // Before it gets another name.
         let data = wanted.size == nil ? nil : try openData(try await Qcow2Source(storage))
         if wanted.version > header.version {
             try await Qcow2SnapshotEditor.edit(storage, header) { try await $0.upgrade() }
+        }
+        if let change = try wanted.keySlots() {
+            try await amend(change, header, storage, key, force: force)
         }
         if wanted.refcountBits != header.refcountBits {
             try wanted.checkRefcountBits()
@@ -64,17 +54,33 @@ struct Qcow2ImageAmender: ImageAmender {
             }
         }
         if let size = wanted.size {
-            let source = try await Qcow2Source(storage)
+            let source = try await Qcow2Source(
+                storage, header: Qcow2Header.read(from: storage), encryption: encryption)
             var backing: (any ImageSource)?
             if let name = source.backing { backing = try await openBacking(name) }
             var resizer = try await Qcow2Resizer(
-                storage: storage, header: source.header, backing: backing, data: data)
+                storage: storage, header: source.header, backing: backing, data: data,
+                encryption: encryption)
             try await resizer.resizeWithBitmaps(to: size, preallocation: .off)
         }
         if wanted.version < header.version {
-            var downgrade = try await Qcow2Downgrade(storage)
+            var downgrade = try await Qcow2Downgrade(storage, encryption)
             try await downgrade.run()
         }
+    }
+
+    private func amend(
+        _ change: LUKSAmendment, _ header: Qcow2Header, _ storage: any WritableStorage,
+        _ key: ImageKey, force: Bool
+    ) async throws {
+        guard let place = header.encryptionHeader else { return }
+        var (image, _) = try await Qcow2WritableImage.sound(
+            storage, Qcow2Header.read(from: storage))
+        try await image.clearUnknownFeatures()
+        var slots = try await LUKSKeySlots(
+            storage, in: place.range(in: storage, "LUKS header"),
+            passphrase: key.passphrase(prefix: Qcow2Encryption.prefix, image: storage.name))
+        try await slots.amend(change, force: force)
     }
 }
 
@@ -90,6 +96,7 @@ private struct Qcow2Amendment {
     let size: Int64?
     private let backingFile: ImageName?
     private let backingFormat: String?
+    private let options: TypedOptions
 
     /// - Throws: `ImageError` in qemu-img's words.
     init(_ options: TypedOptions, _ header: Qcow2Header) throws(ImageError) {
@@ -100,8 +107,13 @@ private struct Qcow2Amendment {
             case "1.1", "v3": 3
             case let other?: throw .invalid("Unknown compatibility level \(other)")
             }
-        if options.keys.contains(where: { $0.hasPrefix("encrypt.") }) {
-            throw .invalid("Can't amend encryption options - encryption not present")
+        self.options = options
+        if options.hasKeys(startingWith: Qcow2Encryption.prefix) {
+            switch header.encryptionFormat {
+            case .luks: break
+            case .aes: throw .invalid("Only LUKS encryption options can be amended")
+            case nil: throw .invalid("Can't amend encryption options - encryption not present")
+            }
         }
         let path = try options.name("data_file")?.path()
         guard path == nil || header.hasDataFile else {
@@ -122,6 +134,12 @@ private struct Qcow2Amendment {
         size = bytes == 0 ? nil : bytes
         backingFile = options.name("backing_file")
         backingFormat = options.text("backing_fmt")
+    }
+
+    /// - Returns: nil if key slots stay as they are.
+    func keySlots() throws(ImageError) -> LUKSAmendment? {
+        guard options.hasKeys(startingWith: Qcow2Encryption.prefix) else { return nil }
+        return try LUKSAmendment(options, prefix: Qcow2Encryption.prefix)
     }
 
     func checkRefcountBits() throws(ImageError) {

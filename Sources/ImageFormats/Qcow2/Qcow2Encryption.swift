@@ -37,16 +37,18 @@ struct Qcow2Encryption: Sendable {
     ) async throws -> Qcow2Encryption? {
         try check(header, key.described.format, storage.name)
         guard let format = header.encryptionFormat else { return nil }
-        let passphrase = try key.passphrase(prefix: prefix, image: storage.name)
         guard format == .luks, let place = header.encryptionHeader else {
-            return try Qcow2Encryption(oldCipher(passphrase), countsGuestSectors: true)
+            let cipher = try await key.cipher(prefix: prefix, image: storage.name, oldCipher)
+            return Qcow2Encryption(cipher, countsGuestSectors: true)
         }
         guard place.offset % UInt64(header.geometry.clusterSize) == 0 else {
             throw ImageError.corrupt(
                 storage.name, "the offset of the LUKS header is no multiple of the cluster size")
         }
         let part = try place.part(of: storage, "LUKS header")
-        let cipher = try await LUKSHeader.read(from: part).unlock(passphrase, in: part)
+        let cipher = try await key.cipher(prefix: prefix, image: storage.name) {
+            try await LUKSHeader.read(from: part).unlock($0, in: part)
+        }
         return Qcow2Encryption(cipher, countsGuestSectors: false)
     }
 

@@ -309,6 +309,12 @@ extension Qcow2Header.TableRange {
     /// - Parameter what: its name, for messages.
     /// - Throws: `ImageError` if the file does not hold all of it.
     func part(of storage: any Storage, _ what: String) throws(ImageError) -> StoragePart {
+        let range = try range(in: storage, what)
+        return try StoragePart(of: storage, offset: range.lowerBound, size: Int64(range.count))
+    }
+
+    /// The range in bytes; the parameters are those of `part`, which throws the same.
+    func range(in storage: any Storage, _ what: String) throws(ImageError) -> Range<Int64> {
         guard let offset = Int64(exactly: offset), let length = Int64(exactly: length),
             offset <= storage.size, length <= storage.size - offset
         else {
@@ -317,7 +323,7 @@ extension Qcow2Header.TableRange {
                 "the \(what) at offset \(offset) lies beyond the end of the file "
                     + "(\(storage.size) bytes)")
         }
-        return try StoragePart(of: storage, offset: offset, size: length)
+        return offset..<offset + length
     }
 }
 

@@ -54,10 +54,7 @@ extension Qcow2WritableImage {
             l1[index] = 0
         }
         guard !tables.isEmpty else { return }
-        // Features that this program does not know are void from the first change on.
-        if header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 {
-            try await changeHeader { _ in }
-        }
+        try await clearUnknownFeatures()
         try await writeL1(0..<l1.count)
         try await writable.flush()
         for table in tables {

@@ -82,8 +82,9 @@ extension Qcow2Resizer {
         let cluster = geometry.virtualSize / geometry.clusterSize
         let inCluster = Int(geometry.virtualSize % geometry.clusterSize)
         guard inCluster > 0 else { return nil }
-        var content = try await contentOfLastCluster(cluster)
-        guard content[inCluster...].contains(where: { $0 != 0 }) else { return nil }
+        let behind = try await content(of: cluster, from: inCluster)
+        guard behind.contains(where: { $0 != 0 }) else { return nil }
+        var content = try await content(of: cluster, from: 0)
         for place in inCluster..<content.count { content[place] = 0 }
         return Tail(
             guestCluster: cluster, content: content,
@@ -129,18 +130,21 @@ extension Qcow2Resizer {
             tail.content, host: host, guest: tail.guestCluster * geometry.clusterSize)
     }
 
-    /// The content of the cluster as the guest would see it if only the size changed.
-    private func contentOfLastCluster(_ cluster: Int64) async throws -> [UInt8] {
+    /// The content of the last cluster as the guest would see it if only the size changed.
+    ///
+    /// - Parameter start: in bytes from the start of the cluster. Most of the time nothing of the
+    ///   backing file lies behind the end of the disk, so its secret is not needed.
+    private func content(of cluster: Int64, from start: Int) async throws -> [UInt8] {
         var grown = header
         grown.geometry.virtualSize = (cluster + 1) * geometry.clusterSize
         var layers: [any ImageSource] = [
             try await Qcow2Source(storage, header: grown, data: data, encryption: encryption)
         ]
         if let backing { layers.append(backing) }
-        var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize))
+        var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize) - start)
         var span = buffer.mutableBytes
         try await LayeredSource(layers: layers).read(
-            into: &span, at: cluster * geometry.clusterSize)
+            into: &span, at: cluster * geometry.clusterSize + Int64(start))
         return buffer.bytes.withUnsafeBytes { Array($0) }
     }
 

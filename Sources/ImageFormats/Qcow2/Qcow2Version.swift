@@ -14,6 +14,8 @@ struct Qcow2Downgrade {
     private var image: Qcow2WritableImage
     private var refcounts: Qcow2Refcounts
     private let snapshots: [Qcow2Snapshot]
+    /// nil if the image is not encrypted.
+    private let encryption: Qcow2Encryption?
     /// Changed tables that the file does not have yet, and the clusters that lose a reference with
     /// them, once for each reference.
     private var tables: [(place: HostOffset, words: [UInt64])] = []
@@ -27,8 +29,9 @@ struct Qcow2Downgrade {
     /// Reads all metadata.
     ///
     /// - Throws: `ImageError` in qemu-img's words if version 2 cannot have what the image has.
-    init(_ storage: any WritableStorage) async throws {
+    init(_ storage: any WritableStorage, _ encryption: Qcow2Encryption? = nil) async throws {
         self.storage = storage
+        self.encryption = encryption
         let header = try await Qcow2Header.read(from: storage)
         (image, refcounts) = try await Qcow2WritableImage.sound(
             storage, header)
@@ -65,11 +68,11 @@ struct Qcow2Downgrade {
     mutating func run() async throws {
         var seen: Set<Int64> = []
         for table in try await l1Tables() {
-            for entry in table {
+            for (index, entry) in table.enumerated() {
                 let place = Int64(entry & Qcow2Entry.offsetMask)
                 guard place != 0, seen.insert(place).inserted else { continue }
                 try Task.checkCancellation()
-                try await expand(HostOffset(place))
+                try await expand(HostOffset(place), at: Int64(index) * geometry.l2Entries)
                 if Int64(tables.count) * geometry.clusterSize >= Self.tablesLimit {
                     try await commit()
                 }
@@ -106,7 +109,9 @@ struct Qcow2Downgrade {
 
     /// Replaces the clusters of zeros in an L2 table. All disks that use the table have the same
     /// backing file, so it may be changed for all of them.
-    private mutating func expand(_ place: HostOffset) async throws {
+    ///
+    /// - Parameter first: index of the table's first cluster on the guest disk.
+    private mutating func expand(_ place: HostOffset, at first: Int64) async throws {
         var words = try await image.readTable(at: place)
         guard words.contains(where: Self.isZero) else { return }
         let references = try await refcounts.count(of: place.bytes / geometry.clusterSize)
@@ -117,7 +122,8 @@ struct Qcow2Downgrade {
                 dropped += repeatElement(cluster, count: Int(references))
             }
             words[index] =
-                image.header.backingFile == nil ? 0 : try await zeroCluster(references)
+                image.header.backingFile == nil
+                ? 0 : try await zeroCluster(references, guest: first + Int64(index))
         }
         tables.append((place, words))
     }
@@ -128,14 +134,24 @@ struct Qcow2Downgrade {
 
     /// Takes a cluster that reads as zeros.
     ///
+    /// - Parameter guest: index of the cluster on the guest disk.
     /// - Returns: the entry that leads to it.
-    private mutating func zeroCluster(_ references: UInt64) async throws -> UInt64 {
+    private mutating func zeroCluster(
+        _ references: UInt64, guest: Int64
+    ) async throws -> UInt64 {
         let cluster = try await refcounts.take(upTo: 1).lowerBound
         for _ in 1..<references where try await !refcounts.raise(cluster) {
             throw ImageError.invalid("Failed to turn zero into data clusters")
         }
         let start = cluster * geometry.clusterSize
-        try await storage.zero(start..<start + geometry.clusterSize, mayUnmap: true)
+        if let encryption {
+            let zeros = [UInt8](repeating: 0, count: Int(geometry.clusterSize))
+            try await storage.writeBytes(
+                encryption.encrypted(zeros, host: start, guest: guest * geometry.clusterSize),
+                at: start)
+        } else {
+            try await storage.zero(start..<start + geometry.clusterSize, mayUnmap: true)
+        }
         return UInt64(start) | (references == 1 ? Qcow2Entry.copied : 0)
     }
 

@@ -118,6 +118,13 @@ extension Qcow2WritableImage {
         try await replaceHeader(change) { (Qcow2Header.changeableOffset, $0.changeableFields) }
     }
 
+    /// Clears bits of features that are void from the first change on by a program that does not
+    /// know them.
+    mutating func clearUnknownFeatures() async throws {
+        guard header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 else { return }
+        try await changeHeader { _ in }
+    }
+
     /// Writes the whole header, with extensions and names. As `changeHeader`, but that the write
     /// can be longer than a sector.
     ///
