@@ -94,6 +94,9 @@ extension ImageError {
         return error
     }
 
+    /// Whether the error kept an image from being opened.
+    public var isOfOpening: Bool { qemu.unopened != nil }
+
     /// Adds a remark to the message that qemu-img would not make.
     public func noting(_ remark: String) -> ImageError {
         var error = self

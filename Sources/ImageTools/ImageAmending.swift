@@ -19,10 +19,13 @@ public struct ImageAmending: Sendable {
     public func run() async throws {
         let (storage, format) = try await image.open()
         let typed = try TypedOptions(amending: options, format)
-        try await format.amender().amend(
-            storage, typed, key: image.key(), force: force,
-            openBacking: { try await image.openBacking($0, in: storage) },
-            openData: { try image.openData(of: $0) })
+        let amender = try format.amender()
+        try await image.naming {
+            try await amender.amend(
+                storage, typed, key: image.key(), force: force,
+                openBacking: { try await image.openBacking($0, in: storage) },
+                openData: { try image.openData(of: $0) })
+        }
     }
 
     /// The text that lists the options of the image's format.

@@ -26,7 +26,9 @@ public struct ImageCommit: Sendable {
     ///   can hold a part of the new content already.
     public func run() async throws {
         let (storage, format) = try await overlay.open()
-        let own = try await format.driver.open(storage, snapshot: nil, key: overlay.key())
+        let own = try await overlay.naming {
+            try await format.driver.open(storage, snapshot: nil, key: overlay.key())
+        }
         let data = try overlay.openData(of: own)
         let top = data.map { own.reading(dataFrom: $0) } ?? own
         let chain = try await chain(below: top)
@@ -40,10 +42,12 @@ public struct ImageCommit: Sendable {
                 ? nil
                 : try await format.driver.overlayEditor?.prepareToEmpty(
                     storage, data: data)
+            // What cannot be written is refused before the base changes.
+            _ = try base.written(base.image)
             // Images that are open read their tables where these were before the base grew.
             try await grow(base, on: target, to: top.sizeInSectors, chain[(depth + 1)...])
             let images = try await lockedImages(of: chain, depth, on: target)
-            try await copy([top] + images, depth: depth + 1, to: target, base.format)
+            try await copy([top] + images, depth: depth + 1, to: target, base.written(images[depth]))
             try await target.commit()
             try await empty?()
         } catch {
@@ -151,20 +155,16 @@ public struct ImageCommit: Sendable {
     ///   - images: the overlay first.
     ///   - depth: index of the base.
     private func copy(
-        _ images: [any Image], depth: Int, to files: TargetFiles, _ format: ImageFormat
+        _ images: [any Image], depth: Int, to files: TargetFiles, _ base: any WrittenImage
     ) async throws {
-        guard let creator = format.driver.creator else {
-            throw ImageError.unsupported(
-                files.storage.name, "images of the format '\(format)' can only be read")
-        }
         // Zeros in the overlay's data stay data, which needs no search.
         var settings = TargetSettings(minSparse: 0)
         settings.looksForZeros = true
         settings.isThere = true
         let size = images[0].sizeInSectors
-        var written = try creator.existingImage(images[depth], leavesBacking: true)
-        if let data = files.dataStorage { written.setData(data) }
-        let target = try await written.makeTarget(on: files.storage, size: size, settings)
+        var base = base
+        if let data = files.dataStorage { base.setData(data) }
+        let target = try await base.makeTarget(on: files.storage, size: size, settings)
         let (content, extents) = try sources(images, depth)
         let above = images[..<depth].flatMap(\.storages)
         let holder = files.dataStorage ?? files.storage
@@ -196,6 +196,17 @@ public struct ImageCommit: Sendable {
             try ConcatenatedSource([all, SliceSource(base, size..<end)]),
             try ConcatenatedSource([own, UnallocatedSource(virtualSize: end - size)])
         )
+    }
+}
+
+extension OpenedLayer {
+    /// The image as one to write into.
+    fileprivate func written(_ image: any Image) throws(ImageError) -> any WrittenImage {
+        guard let creator = format.driver.creator else {
+            throw ImageError.unsupported(
+                image.storage.name, "images of the format '\(format)' can only be read")
+        }
+        return try creator.existingImage(image, leavesBacking: true)
     }
 }
 

@@ -19,6 +19,15 @@ public struct ImageInPlace: Sendable {
         (try ImageDescription(name)?.place ?? name).withoutFilePrefix
     }
 
+    /// Lets errors that keep the image from being opened name it as the command line does.
+    func naming<Result>(_ body: () async throws -> Result) async throws -> Result {
+        do {
+            return try await body()
+        } catch let error as ImageError where error.isOfOpening {
+            return try await name.opening { throw error }
+        }
+    }
+
     /// The key to the image.
     func key() throws(ImageError) -> ImageKey {
         ImageOpener(access).key(try ImageDescription(name))

@@ -61,7 +61,9 @@ public struct ImageRebase: Sendable {
     ) async throws {
         // Images that can never have a backing file are refused before any other file is looked at.
         if format.driver.overlayEditor == nil { _ = try await renaming(storage, format) }
-        let own = try await format.driver.open(storage, snapshot: nil, key: overlay.key())
+        let own = try await overlay.naming {
+            try await format.driver.open(storage, snapshot: nil, key: overlay.key())
+        }
         let data = try overlay.openData(of: own)
         let top = data.map { own.reading(dataFrom: $0) } ?? own
         let old = try await ImageOpener(sourceAccess).openChain(

@@ -55,11 +55,13 @@ public struct ImageResizing: Sendable {
             throw ImageError.unsupported(
                 storage.name, "Image format driver does not support resize")
         }
-        try await resizer.resize(
-            storage, key: image.key(), preallocation: preallocation,
-            openBacking: { [image] in try await image.openBacking($0, in: storage) },
-            openData: { image in try ImageOpener().openDataInPlace(of: image, at: place) },
-            newSize: newSize)
+        try await image.naming { [image] in
+            try await resizer.resize(
+                storage, key: image.key(), preallocation: preallocation,
+                openBacking: { try await image.openBacking($0, in: storage) },
+                openData: { try ImageOpener().openDataInPlace(of: $0, at: place) },
+                newSize: newSize)
+        }
     }
 
     private func newSize(_ current: Int64) throws -> Int64 {

@@ -97,9 +97,15 @@ struct Qcow2Creator: ImageCreator {
         .invalid("Parameter '\(name)' does not accept value '\(value)'")
     }
 
-    func existingImage(_ image: any Image, leavesBacking: Bool) -> any WrittenImage {
-        ExistingQcow2Image(
-            leavesBacking: leavesBacking, encryption: (image as? Qcow2Source)?.encryption)
+    func existingImage(
+        _ image: any Image, leavesBacking: Bool
+    ) throws(ImageError) -> any WrittenImage {
+        let encryption = (image as? Qcow2Source)?.encryption
+        guard encryption?.canWrite ?? true else {
+            throw .unsupported(
+                image.storage.name, "an image that is encrypted by 'aes' cannot be written into")
+        }
+        return ExistingQcow2Image(leavesBacking: leavesBacking, encryption: encryption)
     }
 
     func measure(

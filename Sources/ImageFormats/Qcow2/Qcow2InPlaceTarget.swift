@@ -32,9 +32,8 @@ final class Qcow2InPlaceTarget: ImageTarget {
         encryption: Qcow2Encryption? = nil, tablesLimit: Int64 = Qcow2ImageEditor.tablesLimit
     ) async throws {
         let header = try await Qcow2Header.read(from: storage)
-        guard header.encryptionFormat == nil || encryption?.canWrite ?? false else {
-            throw ImageError.unsupported(
-                storage.name, "an image that is encrypted in this way cannot be written into")
+        guard header.encryptionFormat == nil || encryption != nil else {
+            throw ImageError.unsupported(storage.name, "the image is encrypted")
         }
         guard header.encryptionFormat == nil || !settings.compress else {
             throw ImageError.invalid(
