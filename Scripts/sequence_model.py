@@ -27,10 +27,13 @@ class Disk:
 
     def __init__(self, size):
         self.size = size
+        # The part from the start on that the model knows.
+        self.known = size
         self.pages = {}
 
     def copy(self):
         result = Disk(self.size)
+        result.known = self.known
         result.pages = dict(self.pages)
         return result
 
@@ -74,7 +77,7 @@ class Disk:
     def resize(self, size):
         for index in [i for i in self.pages if (i + 1) * PAGE > size]:
             self._put(index, self.pages[index][:max(0, size - index * PAGE)])
-        self.size = size
+        self.size = self.known = size
 
     def resized(self, size):
         result = self.copy()
@@ -150,6 +153,7 @@ class Image:
         self.name, self.format, self.disk, self.backing = name, format, disk, backing
         self.options = options or {}
         self.cluster = int(self.options.get("cluster_size", PAGE))
+        self.refcount_bits = self.options.get("refcount_bits", 16)
         self.is_version_2 = self.options.get("compat") == "0.10"
         self.is_encrypted = format == "luks" or "encrypt.format" in self.options
         self.snapshots, self.bitmaps = {}, {}
@@ -246,12 +250,12 @@ class Judge:
             shown = self.read(image, name)
             if shown.size != image.disk.size:
                 raise Finding(f"{image.name}, snapshot {name}: {shown.size} bytes")
-            shown.resize(min(disk.size, shown.size))
+            shown.resize(min(disk.known, shown.size))
             if image.snapshots_have_changed:
-                shown = shown.resized(disk.size)
-                image.snapshots[name] = shown
+                disk.put(shown, 0, shown.size)
+                disk.known = shown.size
             difference = disk.resized(shown.size).difference(shown)
-            if difference and not image.snapshots_have_changed:
+            if difference:
                 raise Finding(f"{image.name}, snapshot {name}: {difference}")
         image.snapshots_have_changed = False
 

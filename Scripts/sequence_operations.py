@@ -117,7 +117,9 @@ class Operations:
 
             def leave_leaks():
                 image.is_untidy = True
-            return Operation(["snapshot", "-c", name, *image.opened], take, fail=leave_leaks)
+            # Where a count cannot grow any more, qemu-img leaves wrong flags as well.
+            return Operation(["snapshot", "-c", name, *image.opened], take, fail=leave_leaks,
+                             is_for_swimg=len(image.snapshots) + 2 > 1 << image.refcount_bits)
         name = random.choice(list(image.snapshots) * 4 + ["none"])
         if random.random() < 0.5:
             def delete(_):
@@ -127,8 +129,8 @@ class Operations:
         def go_back(by_swimg):
             before = image.disk
             old = image.snapshots[name].copy()
-            if image.backing and old.size > before.size:
-                # What the backing file has behind the old end is not in the model.
+            if (image.backing and old.size > before.size) or old.known < old.size:
+                # What is behind the old end is not in the model.
                 old = self.sequence.judge.read(image)
             image.disk = old
             image.record_change(before)
@@ -330,7 +332,9 @@ class Operations:
         def leave_half():
             image.disk = self.sequence.judge.read(image)
             self.sequence.take_bitmaps(image)
-        return Operation(words, change, is_like_qemu=not compresses, fail=leave_half)
+        # With -W, qemu-img frees clusters of zeros that it writes.
+        return Operation(words, change, is_like_qemu=not compresses, fail=leave_half,
+                         is_for_swimg="-W" in words)
 
     def copy(self):
         random, image = self.random, self.image

@@ -250,6 +250,7 @@ class Sequence:
     def take_options(self, image):
         data = self.judge.facts(image)["format-specific"]["data"]
         image.is_version_2 = data["compat"] == "0.10"
+        image.refcount_bits = data["refcount-bits"]
 
     def take_after_death(self, image):
         """After a program has died while it wrote."""
