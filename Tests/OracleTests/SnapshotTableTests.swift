@@ -94,7 +94,8 @@ import Testing
         // qemu-img 7.2 resizes afterwards, as swimg does.
         let outcome = try twins.run(["amend", "-o", way, "image"])
         try twins.expectSame("image", "qcow2", "\(outcome)")
-        #expect(try self.disks(folder).dropFirst() == disks.dropFirst(), "\(outcome)")
+        // qemu-img shows snapshots in the size of the disk.
+        #expect(try self.disks(folder).map { $0.prefix(1 << 20) } == disks, "\(outcome)")
         let (own, theirs) = try (entries(twins.own), entries(twins.theirs))
         #expect(own.map(\.extra.count) == [24, 50, 24] && own[1] == before[1], "\(outcome)")
         #expect(own.map(\.names) == theirs.map(\.names))
@@ -130,11 +131,16 @@ import Testing
         #expect(try self.disks(folder) == disks, "\(ours)")
         #expect(try entries(folder).allSatisfy { $0.diskSize == 1 << 20 })
         guard hasBitmap else {
-            #expect(ours.status == theirs.status && ours.outputText == theirs.outputText)
+            #expect(ours.status == theirs.status && counts(ours) == counts(theirs))
             #expect(try entries(folder).map(\.extra.count) == [24, 50, 24], "\(ours)")
             return
         }
         #expect(try Qemu.img("info", folder.path("image")).contains("name: b"))
+    }
+
+    /// What a check has counted; where the file ends is free.
+    private func counts(_ outcome: Outcome) -> [Substring] {
+        outcome.outputText.split(separator: "\n").filter { !$0.hasPrefix("Image end") }
     }
 
     // MARK: Lists that no program opens
