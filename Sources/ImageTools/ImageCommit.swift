@@ -47,7 +47,8 @@ public struct ImageCommit: Sendable {
             // Images that are open read their tables where these were before the base grew.
             try await grow(base, on: target, to: top.sizeInSectors, chain[(depth + 1)...])
             let images = try await lockedImages(of: chain, depth, on: target)
-            try await copy([top] + images, depth: depth + 1, to: target, base.written(images[depth]))
+            try await copy(
+                [top] + images, depth: depth + 1, to: target, base.written(images[depth]))
             try await target.commit()
             try await empty?()
         } catch {
@@ -143,7 +144,8 @@ public struct ImageCommit: Sendable {
         }
         try await resizer.resize(
             target.storage, key: ImageOpener(overlay.access).key(base.description),
-            preallocation: .off, openBacking: { _ in below.disk
+            preallocation: .off,
+            openBacking: { _ in below.disk
             },
             openData: { _ in target.dataStorage },
             newSize: { _ in size })
