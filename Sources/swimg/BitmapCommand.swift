@@ -67,11 +67,13 @@ struct BitmapCommand: ImageCommand {
     var words: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
+        let wrongWords = ImageError.invalid("Expecting filename and bitmap name")
+        guard let file = words.first, words.count <= 2 else { throw wrongWords }
         let actions = try actions()
         // All bitmaps need no name.
-        guard let file = words.first, words.count <= 2,
-            words.count == 2 || actions.allSatisfy({ $0 == .removeAll })
-        else { throw ImageError.invalid("Expecting filename and bitmap name") }
+        guard words.count == 2 || actions.allSatisfy({ $0 == .removeAll }) else {
+            throw wrongWords
+        }
         let bitmap = words.count == 2 ? words[1].bytes : []
         var image = ImageInPlace(try names.name(file, format: format))
         image.format = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
