@@ -112,12 +112,4 @@ import Testing
         let expected = [UInt8](repeating: 2, count: 8192) + [UInt8](repeating: 1, count: 1808)
         #expect(try mismatch(contents(folder.path("disk")), Data(expected)) == nil)
     }
-
-    @Test(arguments: ["-f luks", "-f parallels"])
-    func refusesToWrite(_ format: String) throws {
-        try writeFilled(folder.path("disk"), byte: 0, count: 1 << 20)
-        let outcome = try run(
-            Swimg.path, ["bench", "-w"] + format.words + [folder.path("disk")])
-        #expect(outcome.status == 1 && outcome.output.isEmpty, "\(outcome)")
-    }
 }
