@@ -33,7 +33,7 @@ from sequence_operations import Operation, Operations
 # Rows of docs/differences.md, each with what the program says that refuses.
 KNOWN = {
     "swimg": [
-        ("not supported yet", r"not supported yet|cannot be changed in this way yet|"
+        ("not supported yet", r"not supported yet|external data file cannot be|"
                               r"'encrypt.key-secret' is required for cipher"),
         ("images that were not closed cleanly", r"not closed cleanly"),
         ("amend -o compat=0.10 with zstd or bitmaps", r"Cannot downgrade an image with"),
