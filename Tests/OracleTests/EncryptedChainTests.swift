@@ -61,8 +61,7 @@ import Testing
             ["create", "-q", "-f", kind.format] + Self.secrets + kind.creation(secret) + options
             + (base.map { ["-u", "-b", "base", "-F", $0.format] } ?? []) + [name, size]
         // qemu-img measures the processor for seconds, and this program cannot make the old ones.
-        if kind == .aes { return try _ = require("qemu-img", words, in: folder.path) }
-        try require(Swimg.path, words, in: folder.path)
+        try require(kind == .aes ? "qemu-img" : Swimg.path, words, in: folder.path)
     }
 
     private func write(_ image: String, _ commands: [String]) throws {

@@ -11,6 +11,8 @@ struct Qcow2Snapshot: Sendable, Equatable {
     let l1Entries: Int64
 
     var id: [UInt8] { facts.id }
+    /// Whether the entry has room for an id, as those of all programs have.
+    var hasID: Bool { entry.bigEndian(at: 12, as: UInt16.self) > 0 }
     var name: [UInt8] { facts.name }
 
     /// Size of the guest disk in bytes when the snapshot was taken; nil if it was not recorded.

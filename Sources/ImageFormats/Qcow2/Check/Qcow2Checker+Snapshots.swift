@@ -19,7 +19,7 @@ extension Qcow2Checker {
         let maximum = Qcow2Snapshot.maximumCount
         let dropped = Int64(header.snapshotCount) - Int64(maximum)
         if dropped > 0 {
-            try refuseUnlessMending(EFBIG, "ERROR snapshot table too large")
+            try refuseUnlessMending("ERROR snapshot table too large")
             tellMending("Discarding \(dropped) overhanging snapshots")
         }
         var damaged = max(0, dropped)
@@ -41,7 +41,6 @@ extension Qcow2Checker {
             let isDoubtful = wasTooLong
             let entry = try await Qcow2Snapshot.next(&cursor) { length throws(ImageError) in
                 try refuseUnlessMending(
-                    EFBIG,
                     "ERROR failed to read the snapshot table: Too much extra metadata in snapshot "
                         + "table entry \(index)")
                 tellMending(
@@ -50,17 +49,19 @@ extension Qcow2Checker {
                 damaged += 1
                 wasTooLong = true
             }
-            guard cursor.position - start <= Self.maximumSnapshotTable else {
+            let isBehind = cursor.position - start > Self.maximumSnapshotTable
+            // An entry that is doubtful itself, or whose length hides all others.
+            if isDoubtful ? !makesSense(entry) : wasTooLong && isBehind {
+                say("ERROR snapshot table entry \(index) cannot be read")
+                throw ImageError.checkFailed(EINVAL)
+            }
+            guard !isBehind else {
                 try refuseUnlessMending(
-                    EFBIG, "ERROR failed to read the snapshot table: Snapshot table is too big")
+                    "ERROR failed to read the snapshot table: Snapshot table is too big")
                 let rest = min(header.snapshotCount, maximum) - index
                 tellMending("Discarding \(rest) overhanging snapshots (snapshot table is too big)")
                 damaged += Int64(rest)
                 break
-            }
-            guard !isDoubtful || makesSense(entry) else {
-                say("ERROR snapshot table entry \(index) cannot be found")
-                throw ImageError.checkFailed(EINVAL)
             }
             snapshots.append(entry)
             end = cursor.position
@@ -79,16 +80,15 @@ extension Qcow2Checker {
 
     private func makesSense(_ entry: Qcow2Snapshot) -> Bool {
         let end = entry.l1Offset.addingReportingOverflow(UInt64(entry.l1Entries) * 8)
-        return !entry.id.isEmpty && entry.l1Offset > 0
+        return entry.hasID && (entry.l1Offset > 0 || entry.l1Entries == 0)
             && entry.l1Offset % UInt64(clusterSize) == 0 && !end.overflow
             && end.partialValue <= UInt64(fileSize)
     }
 
-    /// - Parameter code: tells why the check fails.
-    private func refuseUnlessMending(_ code: Int32, _ text: String) throws(ImageError) {
+    private func refuseUnlessMending(_ text: String) throws(ImageError) {
         guard !mendsSnapshots else { return }
         say(text)
-        throw ImageError.checkFailed(code)
+        throw ImageError.checkFailed(EFBIG)
     }
 
     /// Reports a part of a repair, unless this is only a look at the image.
