@@ -201,7 +201,13 @@ class Operations:
             image.bitmaps[name] = Bitmap(granularity or default, not is_disabled)
             if from_name:
                 image.merge(name, image.bitmaps[from_name])
-        return Operation([*words, *image.named, name], add)
+
+        def leave_empty():
+            # qemu-img keeps what it has added when it cannot merge.
+            if from_name and image.bitmaps[from_name].is_broken:
+                default = min(64 * KIB, max(4 * KIB, image.cluster))
+                image.bitmaps[name] = Bitmap(granularity or default, not is_disabled)
+        return Operation([*words, *image.named, name], add, fail=leave_empty)
 
     def _merge(self, name):
         random, image = self.random, self.image

@@ -40,6 +40,7 @@ KNOWN = {
         ("preallocation while an encrypted image grows", r"not supported for encrypted images"),
     ],
     "qemu-img": [
+        ("rebase of a described image to a relative name", r"Cannot use relative backing file"),
         ("resize --preallocation of a version 2 image over a longer backing file",
          r"Failed to zero out new clusters"),
     ],
