@@ -47,8 +47,7 @@ public struct ImageCommit: Sendable {
             // Images that are open read their tables where these were before the base grew.
             try await grow(base, on: target, to: top.sizeInSectors, chain[(depth + 1)...])
             let images = try await lockedImages(of: chain, depth, on: target)
-            try await copy(
-                [top] + images, depth: depth + 1, to: target, base.written(images[depth]))
+            try await copy([top] + images, depth: depth + 1, base, to: target)
             try await target.commit()
             try await empty?()
         } catch {
@@ -145,8 +144,7 @@ public struct ImageCommit: Sendable {
         try await resizer.resize(
             target.storage, key: ImageOpener(overlay.access).key(base.description),
             preallocation: .off,
-            openBacking: { _ in below.disk
-            },
+            openBacking: { _ in below.disk },
             openData: { _ in target.dataStorage },
             newSize: { _ in size })
     }
@@ -157,17 +155,17 @@ public struct ImageCommit: Sendable {
     ///   - images: the overlay first.
     ///   - depth: index of the base.
     private func copy(
-        _ images: [any Image], depth: Int, to files: TargetFiles, _ base: any WrittenImage
+        _ images: [any Image], depth: Int, _ base: OpenedLayer, to files: TargetFiles
     ) async throws {
         // Zeros in the overlay's data stay data, which needs no search.
         var settings = TargetSettings(minSparse: 0)
         settings.looksForZeros = true
         settings.isThere = true
         let size = images[0].sizeInSectors
-        var base = base
-        if let data = files.dataStorage { base.setData(data) }
-        let target = try await base.makeTarget(on: files.storage, size: size, settings)
-        let (content, extents) = try sources(images, depth)
+        var written = try base.written(images[depth])
+        if let data = files.dataStorage { written.setData(data) }
+        let target = try await written.makeTarget(on: files.storage, size: size, settings)
+        let (content, extents) = try sources(images, depth, oldSize: base.image.virtualSize)
         let above = images[..<depth].flatMap(\.storages)
         let holder = files.dataStorage ?? files.storage
         holder.stopSharing(unlessWith: above)
@@ -182,11 +180,12 @@ public struct ImageCommit: Sendable {
     /// The disk as it is, and the disk without what the base holds. Both go on to the end of the
     /// base's cluster in which the overlay ends, because clusters are written whole.
     private func sources(
-        _ images: [any Image], _ depth: Int
+        _ images: [any Image], _ depth: Int, oldSize: Int64
     ) throws(ImageError) -> (content: any ImageSource, extents: any ImageSource) {
         let base = LayeredSource(layers: Array(images[depth...]))
-        // Behind the end of an image between, the base does not show.
-        let shown = images[1..<depth].map(\.virtualSize).min() ?? .max
+        // The base does not show behind the end of an image between, or behind the end that it had:
+        // a LUKS disk that has grown shows noise there.
+        let shown = images[1..<depth].map(\.virtualSize).reduce(oldSize, min)
         let own = LayeredSource(layers: Array(images[..<depth]), sizeBelow: shown)
         let size = images[0].sizeInSectors
         let end = min(base.virtualSize, size.roundedUp(to: images[depth].readGranularity))

@@ -101,6 +101,17 @@ import Testing
         }
     }
 
+    /// Clusters are written whole, and their zeros take no space.
+    @Test(arguments: ["", "data_file_raw=on"])
+    func zerosInClustersTakeNoSpace(_ options: String) throws {
+        let all = "data_file=image.data,cluster_size=2M" + (options.isEmpty ? "" : "," + options)
+        try Qemu.img("create", "-q", "-f", "qcow2", "-o", all, "image", "8M", in: folder.path)
+        try DiskSketch("1---2-----3--", cluster: 512 << 10).writeRaw(folder.path("source"))
+        let twins = try Twins(copying: folder)
+        try twins.run(["convert", "-n", "-f", "raw", "-O", "qcow2", "source", "image"])
+        try expectSame("image", twins, options)
+    }
+
     /// What cannot be written into is left as it was.
     @Test(arguments: [
         ("-c source image", "Compression"), ("image.data image", "the source"),

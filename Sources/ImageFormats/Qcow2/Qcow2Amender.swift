@@ -25,7 +25,9 @@ struct Qcow2ImageAmender: ImageAmender {
         let encryption = try await Qcow2Encryption.open(header, in: storage, key)
         let wanted = try Qcow2Amendment(options, header)
         // Before it gets another name.
-        let data = wanted.size == nil ? nil : try openData(try await Qcow2Source(storage))
+        let data =
+            wanted.size == nil || !header.hasDataFile
+            ? nil : try openData(try await Qcow2Source(storage))
         if wanted.version > header.version {
             try await Qcow2SnapshotEditor.edit(storage, header) { try await $0.upgrade() }
         }
