@@ -57,7 +57,7 @@ side-by-side: setup-test build
 	@PYTHONDONTWRITEBYTECODE=1 python3 Scripts/side-by-side.py $(BUILD)/release/swimg
 
 # Runs random sequences of verbs on one image, by swimg and qemu-img in turns, and compares the image
-# with a model after each; 2 seconds per sequence. `test` runs 10 of them. A failure tells how to see
+# with a model after each; 2 seconds per sequence. `test` runs 6 of them. A failure tells how to see
 # it again. `conversions` converts each random image 4 times, into new and existing targets.
 SEED ?= 1
 sequences: setup-test build
@@ -69,7 +69,7 @@ conversions: setup-test build
 		--count $(or $(COUNT),500) --seed $(SEED)
 
 # Reads, repairs and resizes images with changes to meaningful fields, about 6 per second; `test`
-# runs 60 of them. A failure tells how to make its image again.
+# runs 40 of them. A failure tells how to make its image again.
 fuzz-images: setup-test
 	$(SWIFT) build $(TEST_FLAGS) --build-tests
 	@set -o pipefail; SWIMG_MUTATIONS=$(or $(COUNT),20000) SWIMG_SEED=$(SEED) \

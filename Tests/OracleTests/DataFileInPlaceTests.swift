@@ -74,7 +74,7 @@ import Testing
 
     // MARK: convert -n
 
-    @Test(arguments: options, ["", "-W", "-S 0", "-m 1 -t none"])
+    @Test(arguments: options, some(2, of: ["", "-W", "-S 0", "-m 1 -t none"]))
     func converts(_ options: String, _ manner: String) throws {
         try make("image", options)
         let source = DiskSketch("A-0b--2+CD00--EE-a1---", cluster: 200 << 10)
@@ -160,7 +160,7 @@ import Testing
     /// Any images of a chain have data files.
     @Test(
         arguments: ["top", "mid", "base", "top mid", "top mid base"],
-        ["", "-d", "-b low", "-b mid"])
+        some(2, of: ["", "-d", "-b low", "-b mid"]))
     func commits(_ external: String, _ manner: String) throws {
         for (name, below) in [("low", nil), ("mid", "low"), ("top", "mid")] as [(String, String?)] {
             let size = name == "top" ? Self.size : 4 << 20

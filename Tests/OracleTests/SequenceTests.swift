@@ -13,7 +13,7 @@ struct SequenceTests {
     private static let script = URL(fileURLWithPath: #filePath).deletingLastPathComponent()
         .appendingPathComponent("../../Scripts/sequences.py").standardized.path
 
-    @Test(arguments: ["--count 10", "--conversions --count 3"])
+    @Test(arguments: ["--count 6", "--conversions --count 2"])
     func holdWhatTheirModelHolds(_ words: String) throws {
         let line = [Self.script, Swimg.path, "--seed", "\(RandomTests.seed)"] + words.words
         let outcome = try run(
