@@ -291,11 +291,15 @@ struct NBDTests {
             let writes = try operations(log).filter { $0.name == "Write" }.map(\.range)
             let lengths = writes.map(\.count).sorted(by: >)
             #expect(lengths.reduce(0, +) == 8 << 20)
-            #expect(lengths[0] == longest, "\(lengths)")
-            guard options.isEmpty else { continue }
-            #expect(lengths[1] < longest, "\(lengths)")
+            guard options.isEmpty else {
+                #expect(lengths[0] == longest, "\(lengths)")
+                continue
+            }
+            // Where a busy machine makes calls wait, the window doubles it.
+            #expect([longest, 2 * longest].contains(lengths[0]), "\(lengths)")
+            #expect(lengths[1] < lengths[0], "\(lengths)")
             // Several threads of the server write the log.
-            #expect(writes.prefix(4).contains { $0.count == longest }, "\(writes)")
+            #expect(writes.prefix(4).contains { $0.count == lengths[0] }, "\(writes)")
         }
     }
 
