@@ -69,7 +69,7 @@ conversions: setup-test build
 		--count $(or $(COUNT),500) --seed $(SEED)
 
 # Reads, repairs and resizes images with changes to meaningful fields, about 6 per second; `test`
-# runs 40 of them. A failure tells how to make its image again.
+# runs 30 of them. A failure tells how to make its image again.
 fuzz-images: setup-test
 	$(SWIFT) build $(TEST_FLAGS) --build-tests
 	@set -o pipefail; SWIMG_MUTATIONS=$(or $(COUNT),20000) SWIMG_SEED=$(SEED) \

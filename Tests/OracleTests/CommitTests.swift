@@ -5,7 +5,7 @@ import Testing
 /// swimg and qemu-img commit copies of the same chains.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct CommitTests {
     /// Random chains of two and three images, whose sizes, versions and clusters differ.
-    @Test(arguments: some(14, of: Array(0..<40)))
+    @Test(arguments: some(8, of: Array(0..<40)))
     func commitsLikeQemu(_ number: Int) throws {
         let folder = try TempFolder()
         var maker = RandomImage(seed: UInt64(31_000 + number), folder: folder)

@@ -9,7 +9,7 @@ import Testing
 /// `SWIMG_MUTATIONS` in the environment sets the number of mutations and `SWIMG_SEED` the first
 /// seed; `make fuzz-images COUNT=20000 SEED=1` runs only this test.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct MutationTests {
-    static let count = number("SWIMG_MUTATIONS") ?? 40
+    static let count = number("SWIMG_MUTATIONS") ?? 30
     static let seed = number("SWIMG_SEED") ?? 20_251_127
     /// Each case mutates its share of the images, in parallel with the others.
     static let cases = Array(0..<min(8, max(1, count)))

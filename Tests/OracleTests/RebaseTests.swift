@@ -6,7 +6,7 @@ import Testing
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RebaseTests {
     /// Random chains. The new backing file is none, a lower image of the chain, or the top of
     /// another chain.
-    @Test(arguments: some(14, of: Array(0..<40)))
+    @Test(arguments: some(8, of: Array(0..<40)))
     func theDiskStays(_ number: Int) throws {
         let folder = try TempFolder()
         var other = RandomImage(seed: UInt64(41_000 + number), folder: folder)
