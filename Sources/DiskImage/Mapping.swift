@@ -19,8 +19,8 @@ public struct Mapping: Sendable, Equatable {
         case preallocated
         /// Left to the image below; zeros if there is none.
         case unallocated
-        /// Data that an export's metadata marks (`x-dirty-bitmap`). Only for `map` to show: whoever
-        /// reads asks for mappings in which it is data.
+        /// Data that an export's metadata marks (`x-dirty-bitmap`). Only `map` and `measure` get
+        /// to see it: in the mappings that are asked for to read by, it is data.
         case marked
         /// An allocated cluster wholly behind the end of the file: zeros to qemu, an error to
         /// `read`, because no way of making images leaves such a cluster.

@@ -39,18 +39,17 @@ final class HTTPBlocks: Sendable {
             let room = UnsafeMutableRawBufferPointer(
                 rebasing: memory[place..<place + piece.range.count])
             if let block = piece.block {
-                let bytes = await withTaskCancellationHandler {
-                    try? await block.value
-                } onCancel: {
-                    block.cancel()
-                }
-                // What failed may be another part of the block.
-                guard let bytes else {
-                    try Task.checkCancellation()
+                do {
+                    let bytes = try await withTaskCancellationHandler {
+                        try await block.value
+                    } onCancel: {
+                        block.cancel()
+                    }
+                    bytes.copy(piece.range, to: room)
+                } catch let error as ImageError where error.isAboutPlace {
+                    // The server may be able to read this part of the block.
                     try await file.read(piece.range, into: room)
-                    continue
                 }
-                bytes.copy(piece.range, to: room)
             } else {
                 try await file.read(piece.range, into: room)
             }

@@ -112,15 +112,7 @@ final class ClusterWriter: BenchedTarget {
         }
         if offset < whole.lowerBound { try await writePart(offset..<whole.lowerBound) }
         if !whole.isEmpty {
-            await gate.enter()
-            let placement: Placement
-            do {
-                placement = try await place(whole)
-                gate.leave()
-            } catch {
-                gate.leave()
-                throw error
-            }
+            let placement = try await placeInTurn(whole)
             let bytes = bytes
             try await write(placement, bytes.span)
         }
@@ -132,14 +124,8 @@ final class ClusterWriter: BenchedTarget {
         let start = range.lowerBound.roundedDown(to: cluster)
         await gate.enter()
         guard !placed.withLock({ $0.contains(start / cluster) }) else {
-            var placement: Placement
-            do {
-                placement = try await place(start..<start + cluster)
-                gate.leave()
-            } catch {
-                gate.leave()
-                throw error
-            }
+            gate.leave()
+            var placement = try await placeInTurn(start..<start + cluster)
             placement.clip(
                 to: Int(range.lowerBound - start)..<Int(range.upperBound - start))
             let bytes = bytes
@@ -166,6 +152,12 @@ final class ClusterWriter: BenchedTarget {
         part.withUnsafeMutableBytes { room in
             bytes.span.extracting(0..<room.count).withUnsafeBytes { room.copyMemory(from: $0) }
         }
+    }
+
+    private func placeInTurn(_ range: Range<Int64>) async throws -> Placement {
+        await gate.enter()
+        defer { gate.leave() }
+        return try await place(range)
     }
 
     /// Finds the place of whole clusters, whose bytes are the first ones of a buffer.

@@ -72,7 +72,15 @@ public struct ImageBench: Sendable {
             throw ImageError.unsupported(
                 storage.name, "images of the format '\(format)' can only be read")
         }
+        guard described?.encryption.secret == nil else {
+            throw ImageError.unsupported(
+                storage.name, "writing to an encrypted image is not supported yet")
+        }
         let top = try await format.driver.open(storage)
+        guard !top.needsDataFile else {
+            throw ImageError.unsupported(
+                storage.name, "writing to an image with a data file is not supported yet")
+        }
         var layers = [top]
         if let backing = top.backing, described?.ignoresBacking != true {
             layers += try await ImageOpener(image.access).openBackingChain(
@@ -171,7 +179,7 @@ private final class BenchRequests: Sendable {
             state.left -= 1
             let offset = state.offset
             state.offset = (offset + step) % max(1, size)
-            // What is left at the end of the disk is too short for a request.
+            // The rest of the disk is too short for a request.
             if state.offset > end { state.offset = 0 }
             return (offset, state.left)
         }

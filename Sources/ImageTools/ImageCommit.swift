@@ -42,7 +42,7 @@ public struct ImageCommit: Sendable {
                 ? nil
                 : try await format.driver.overlayEditor?.prepareToEmpty(
                     storage, data: data)
-            // What cannot be written is refused before the base changes.
+            // A base that cannot be written into is refused before it changes.
             _ = try base.written(base.image)
             // Images that are open read their tables where these were before the base grew.
             try await grow(base, on: target, to: top.sizeInSectors, chain[(depth + 1)...])
@@ -214,6 +214,7 @@ extension OpenedLayer {
 extension Image {
     /// The size of the disk in bytes, with all of its last sector.
     fileprivate var sizeInSectors: Int64 { virtualSize.roundedUp(to: guestSectorSize) }
+
     /// The storage of the image and that of its data file.
     var storages: [any Storage] { needsDataFile ? [storage, dataStorage] : [storage] }
 }

@@ -10,9 +10,9 @@ struct AmendCommand: ImageCommand {
         commandName: "amend",
         abstract: "Change options of an existing disk image.",
         discussion: """
-            Of qcow2 images: compat, lazy_refcounts, refcount_bits, size, and of encrypted ones the \
-            key slots. Of luks images: the key slots. The disk stays the same, unless its size \
-            changes.
+            Of qcow2 images: compat, lazy_refcounts, refcount_bits, size, names of files, and of \
+            encrypted ones the key slots. Of luks images: the key slots. The disk stays the same, \
+            unless its size changes.
 
             Example: swimg amend -f qcow2 -o compat=1.1,lazy_refcounts=on disk.qcow2
 

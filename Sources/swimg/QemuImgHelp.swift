@@ -57,8 +57,8 @@ enum QemuImgHelp {
         [-t cache] [-w] [-U] \(servers) filename
         """,
         "bitmap": """
-        [--merge=source] [--add] [--remove] [--remove-all] [--clear] [--enable] [--disable] \(names) \
-        [-b source_file [-F source_fmt]] [-g granularity] [-f fmt] filename bitmap
+        [--merge=source] [--add] [--remove] [--remove-all] [--clear] [--enable] [--disable] \
+        \(names) [-b source_file [-F source_fmt]] [-g granularity] [-f fmt] filename bitmap
         """,
         "check": """
         \(names) [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] \(servers) \
@@ -72,12 +72,13 @@ enum QemuImgHelp {
         filename1 filename2
         """,
         "convert": """
-        \(names) [--target-image-opts] [--target-is-zero] [--bitmaps] [--skip-broken-bitmaps] [--salvage] \
-        [-U] [-C] [--no-clone] [-c] [-p] \
+        \(names) [--target-image-opts] [--target-is-zero] [--bitmaps] [--skip-broken-bitmaps] \
+        [--salvage] [-U] [-C] [--no-clone] [-c] [-p] \
         [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] \
         [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
-        [-r rate_limit] [-m num_coroutines] [--memory=size] [-W] [--digest] [--expect-digest=digest] \
-        [--source-digest=digest] [--algorithm=name] [--verify] \(servers) \
+        [-r rate_limit] [-m num_coroutines] [--memory=size] [-W] [--digest] \
+        [--expect-digest=digest] [--source-digest=digest] [--algorithm=name] [--verify] \
+        \(servers) \
         filename [filename2 [...]] output_filename
         """,
         "create": """

@@ -69,7 +69,7 @@ import Testing
         // The clusters of zeros give their places back, in both.
         let (own, theirs) = try (fileSize("own"), fileSize("theirs"))
         #expect(abs(own - theirs) <= 1 << 20 && own > base.size, "\(own), \(theirs)")
-        // What is written next goes to the places that are there.
+        // Later writes go to the places that are there.
         try Qemu.io("qcow2", folder.path("own"), ["write -P 3 128k 64k"])
         #expect(try fileSize("own") == own)
     }

@@ -25,7 +25,7 @@ import Testing
         }
     }
 
-    /// What is printed, and what the disk holds afterwards.
+    /// The lines that are printed, and the disk afterwards.
     @Test(arguments: [
         "-c 100 image", "-c 100 -d 4 -o 3000 -s 5000 -S 70000 image", "-c 0 image",
         "-w -c 50 --pattern=7 image", "-w -c 100 -d 3 -s 512 -S 3584 -o 1k --pattern=0x41 image",
@@ -83,6 +83,30 @@ import Testing
         try writeFilled(folder.path("expected"), byte: 6, count: 4 << 20)
         #expect(try Qemu.difference(folder.path("expected"), "raw", server.uri, "raw") == nil)
         #expect(try run(Swimg.path, ["bench", "-c", "100", server.uri]).isSuccess)
+    }
+
+    /// Images that cannot be written to by single requests are left as they were.
+    @Test(arguments: [
+        ("encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", "encrypted"),
+        ("data_file=data", "data file"),
+    ])
+    func refusesToWrite(_ options: String, _ says: String) throws {
+        let image = folder.path("other")
+        let secret = ["--object", "secret,id=s,data=x"]
+        let isEncrypted = says == "encrypted"
+        let create = ["create", "-q", "-f", "qcow2", "-o", options, "other", "1M"]
+        _ = try require(
+            Swimg.path, [create[0]] + (isEncrypted ? secret : []) + create.dropFirst(),
+            in: folder.path)
+        let before = try contents(image)
+        let name =
+            "driver=qcow2,file.filename=other" + (isEncrypted ? ",encrypt.key-secret=s" : "")
+        let outcome = try run(
+            Swimg.path, ["bench", "-w", "-c", "1"] + secret + ["--image-opts", name],
+            in: folder.path)
+        #expect(outcome.status == 1 && outcome.output.isEmpty, "\(outcome)")
+        #expect(outcome.errorText.contains(says), "\(outcome)")
+        #expect(try contents(image) == before)
     }
 
     @Test(arguments: [

@@ -112,7 +112,7 @@ import Testing
         try expectSame("image", twins, options)
     }
 
-    /// What cannot be written into is left as it was.
+    /// Images that cannot be written into are left as they were.
     @Test(arguments: [
         ("-c source image", "Compression"), ("image.data image", "the source"),
         ("source short", "smaller"), ("source lost", "lost.data"),
@@ -325,7 +325,7 @@ import Testing
             #expect(try Qemu.errors("image", in: copy.path) == nil, "\(outcome)")
             let after = try disk(copy, "image")
             #expect(after.count == before.count)
-            // What the tables show can lag behind a raw data file.
+            // The tables can lag behind a raw data file.
             let data = try options.contains("raw") ? contents(copy.path("image.data")) : after
             let wrong = stride(from: 0, to: after.count, by: 512).first { start in
                 [after, data].contains {

@@ -4,7 +4,7 @@ import Testing
 
 /// Overlays and backing files of which each has a secret of its own, or none.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct EncryptedChainTests {
-    /// What an image is: its format, and how it is encrypted.
+    /// The format of an image, and how it is encrypted.
     enum Kind: String, CaseIterable, Sendable {
         case plain, raw, luks, encrypted, aes
 
@@ -160,7 +160,8 @@ import Testing
         #expect(deep.status == 1 && deep.errorText.contains("key-secret"), "\(deep)")
     }
 
-    /// What qemu-img does, but that its zeros become noise in version 2.
+    /// Both programs make the same image, but for the zeros that become noise in version 2 with
+    /// qemu-img.
     @Test(
         arguments: [Kind.encrypted, .aes],
         ["compat=0.10", "refcount_bits=64", "lazy_refcounts=on", "size=3000320", "compat=1.1"])

@@ -162,8 +162,8 @@ struct SalvageTests {
         #expect(try mismatch(contents(target), Data(expected)) == nil)
     }
 
-    /// What is written over a backing file is lost in the overlay alone, and the rest of the chain
-    /// is still compared with nothing.
+    /// Sectors of an overlay that cannot be read become zeros: those of the backing file, which they
+    /// replaced, do not come back.
     @Test func chains() throws {
         var expected = try disk()
         try Qemu.img(

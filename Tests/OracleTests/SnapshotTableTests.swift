@@ -138,7 +138,7 @@ import Testing
         #expect(try Qemu.img("info", folder.path("image")).contains("name: b"))
     }
 
-    /// What a check has counted; where the file ends is free.
+    /// The counts of a check, without the end of the file, which is free.
     private func counts(_ outcome: Outcome) -> [Substring] {
         outcome.outputText.split(separator: "\n").filter { !$0.hasPrefix("Image end") }
     }

@@ -2,8 +2,8 @@ import DiskImage
 import ImageStorage
 
 extension LUKSHeader {
-    /// The cipher of the disk, with the master key that a passphrase opens; the parameters are those
-    /// of `masterKey`.
+    /// The cipher of the disk, with the master key that a passphrase opens; parameters as in
+    /// `masterKey`.
     func unlock(
         _ passphrase: SecretBytes, in storage: any Storage
     ) async throws -> DiskCipher {

@@ -1,6 +1,6 @@
 import DiskImage
 
-/// What a slot of a LUKS header holds: the master key, encrypted by a passphrase.
+/// The content of a key slot in a LUKS header: the master key, encrypted by a passphrase.
 struct LUKSKey: Sendable {
     let iterations: UInt32
     let salt: [UInt8]

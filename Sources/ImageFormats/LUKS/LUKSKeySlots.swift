@@ -155,7 +155,7 @@ struct LUKSKeySlots {
     }
 }
 
-/// What `amend` is to do with key slots.
+/// The change of key slots that `amend` is asked for.
 struct LUKSAmendment: Sendable {
     /// Whether a key is added; otherwise keys are erased.
     let activates: Bool

@@ -55,15 +55,15 @@ struct EmptyQcow2Image {
                 ofImageWith: others + refcounts.total)
             try await storage.writeBytes(block.bytes, at: Int64(place))
         }
-        if let volume = options.encryption {
-            let start = l1 + l1Clusters * clusterSize
-            try await storage.writeBytes(volume.bytes, at: start)
-            header.encryptionHeader = Qcow2Header.TableRange(
-                offset: UInt64(start), length: UInt64(volume.length))
-            end = start + luksClusters * clusterSize
-        }
+        let luks = l1 + l1Clusters * clusterSize
         if !storage.traits.readsAsZero {
-            try await storage.zero(l1..<l1 + l1Clusters * clusterSize, mayUnmap: true)
+            try await storage.zero(l1..<luks + luksClusters * clusterSize, mayUnmap: true)
+        }
+        if let volume = options.encryption {
+            try await storage.writeBytes(volume.bytes, at: luks)
+            header.encryptionHeader = Qcow2Header.TableRange(
+                offset: UInt64(luks), length: UInt64(volume.length))
+            end = luks + luksClusters * clusterSize
         }
         try await storage.truncate(to: end)
         try await data?.truncate(to: virtualSize)

@@ -51,10 +51,7 @@ struct Qcow2ImageEditor: ~Copyable, Sendable {
         hasBacking: Bool, tablesLimit: Int64 = Self.tablesLimit
     ) async throws {
         var (image, refcounts) = try await Qcow2WritableImage.sound(storage, header)
-        // Features that this program does not know are void from the first change on.
-        if header.autoclearFeatures & ~Qcow2Header.AutoclearFeature.known != 0 {
-            try await image.changeHeader { _ in }
-        }
+        try await image.clearUnknownFeatures()
         var bitmaps = try await Qcow2BitmapList(reading: image)
         try await bitmaps.begin(image) { $0.isAuto }
         self.image = image
