@@ -24,7 +24,7 @@ import Testing
         "-f qcow2 -u -b nowhere -F qcow2", "-f qcow2 --object secret,id=s,data=x",
     ]
 
-    @Test(arguments: plain, some(3, of: ["0", "1000", "1M", "1.5g", "0x20000", "20G"]))
+    @Test(arguments: plain, some(3, of: ["1000", "0", "1.5g", "1M", "20G", "0x20000"]))
     func emptyImages(_ options: String, _ size: String) throws {
         try compareCreation(options.words + ["new", size])
     }
@@ -57,7 +57,7 @@ import Testing
             ].map { "-f qcow2 -o preallocation=\(mode)\($0)" }
         }
 
-    @Test(arguments: preallocated, some(2, of: ["0", "1000", "3M", "5000192"]))
+    @Test(arguments: preallocated, some(2, of: ["1000", "0", "5000192", "3M"]))
     func preallocatedImages(_ options: String, _ size: String) throws {
         try compareCreation(options.words + ["new", size])
     }

@@ -221,7 +221,7 @@ import Testing
     }
 
     /// The base is opened for its size; its content is asked for where it would show.
-    @Test(arguments: [Kind.luks, .encrypted], some(2, of: ["1M", "1000448", "2M", "2000896"]))
+    @Test(arguments: [Kind.luks, .encrypted], some(2, of: ["1000448", "1M", "2M", "2000896"]))
     func resizesOverlays(_ base: Kind, _ size: String) throws {
         try make(base, "base", "s0", "2000896")
         try write(base.described("base", "s0"), ["write -P 1 0 2000896"])
