@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/aio_abi.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <linux/magic.h>
@@ -187,42 +186,3 @@ void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
 char *const *clinux_environment(void) { return environ; }
 
 int clinux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
-
-int64_t clinux_file_system(int fd) {
-    struct statfs system;
-    return fstatfs(fd, &system) == 0 ? (int64_t)system.f_type : -1;
-}
-
-int clinux_open_queue(unsigned long *queue) {
-    *queue = 0;
-    if (syscall(SYS_io_setup, clinux_queue_depth, queue) != 0) return -1;
-    // This call has to work once writes are under way, so a refusal has to come now.
-    if (syscall(SYS_io_getevents, *queue, 0, 0, NULL, NULL) == 0) return 0;
-    clinux_close_queue(*queue);
-    return -1;
-}
-
-void clinux_close_queue(unsigned long queue) { syscall(SYS_io_destroy, queue); }
-
-void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count) {
-    struct iocb blocks[clinux_queue_depth] = {0}, *list[clinux_queue_depth];
-    struct io_event events[clinux_queue_depth];
-    for (int index = 0; index < count; index++) {
-        struct clinux_write *write = &writes[index];
-        blocks[index] = (struct iocb){
-            .aio_data = index, .aio_fildes = fd, .aio_lio_opcode = IOCB_CMD_PWRITEV,
-            .aio_buf = (uintptr_t)write->pieces, .aio_nbytes = write->piece_count,
-            .aio_offset = write->offset};
-        list[index] = &blocks[index];
-        write->result = -EAGAIN;
-    }
-    // io_submit stops at the first write that it refuses at once.
-    long begun = syscall(SYS_io_submit, queue, count, list);
-    for (long ended = 0; ended < begun;) {
-        long news = syscall(SYS_io_getevents, queue, begun - ended, begun - ended, events, NULL);
-        // Interrupted: goes on, because the kernel uses the memory until all writes have ended.
-        if (news < 0) continue;
-        for (long index = 0; index < news; index++) writes[events[index].data].result = events[index].res;
-        ended += news;
-    }
-}

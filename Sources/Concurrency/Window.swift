@@ -153,14 +153,13 @@ package struct Window {
     /// bound, as if the others came at any moment.
     private var isRateKnown: Bool { chunks >= size || isFirstRound }
 
-    /// Whether the window has long chunks. They bring more work with no more waiting, so less
-    /// waiting is enough for the window to stay than to grow.
-    private var isWide: Bool { chunkSize > bounds.shortChunk }
+    /// Less waiting is enough for a window to stay grown than to grow.
+    private var isGrown: Bool { size > base || chunkSize > bounds.shortChunk }
 
     /// The window for as many bytes as could have been copied while the last chunks waited.
     private var wanted: Dimensions {
         let least = Dimensions(size: base, chunkSize: bounds.shortChunk)
-        guard recent.bytes > 0, isWide || recent.times.isWaiting else { return least }
+        guard recent.bytes > 0, isGrown || recent.times.isWaiting else { return least }
         let wait = (recent.times.wall - recent.times.work) / recent.chunks
         // The first chunk can be short, which says little about copying.
         let work = isFirstRound ? Self.copying : max(1e-3, recent.times.work / recent.bytes)

@@ -14,11 +14,14 @@ import ImageStorage
 /// A worker takes a chunk through all three stages before it takes the next. The `Window` decides
 /// how many chunks are in flight and how long they are, which bounds the memory.
 public struct Pipeline: Sendable {
-    /// Length of a chunk in bytes: long enough for large folios in the page cache, short enough to
-    /// stay in the core's cache while it is scanned and written.
-    public static let defaultChunk: Int64 = 448 << 10
+    /// Length of a chunk in bytes: long enough for large folios in the page cache and for storage
+    /// where each request waits.
+    public static let defaultChunk: Int64 = 2 << 20
     /// Length of a chunk that is compressed, in bytes; longer ones would only cost memory.
     public static let chunkToCompress: Int64 = 64 << 10
+    /// Longest part of a chunk that is decompressed, in bytes, if the source reads ahead: all
+    /// chunks in flight have to lie within what has been read ahead.
+    private static let chunkReadAhead: Int64 = 448 << 10
     /// Default limit for all buffers together, in bytes.
     public static let defaultMemory: Int64 = 64 << 20
 
@@ -31,15 +34,12 @@ public struct Pipeline: Sendable {
     /// Meters of the storages that are read and written, by which the window finds its size.
     public var readMeters: [CallMeter] = []
     public var writeMeter: CallMeter?
-    /// Smallest length of a chunk in bytes, unless the target compresses.
-    public var smallestChunk = Self.defaultChunk
+    /// Length of a chunk in bytes, unless the target compresses. Shorter where memory is short,
+    /// longer where the storage waits and few chunks are allowed.
+    public var chunkSize = Self.defaultChunk
     /// Whether the source reads ahead for short reads that follow each other. Chunks that have to
-    /// be decompressed are kept short then, so that all of them lie within what has been read
-    /// ahead.
+    /// be decompressed are kept short then.
     public var readsAhead = false
-    /// Number of chunks for which another worker is started: a small image is done before a thread
-    /// has begun and a buffer got its pages. 1 if waiting takes the time.
-    public var chunksPerWorker: Int64 = 4
     /// Whether chunks are written in guest order; false is `-W`.
     public var writesInOrder: Bool
     /// Largest number of bytes copied per second; nil has no limit.
@@ -107,18 +107,23 @@ public struct Pipeline: Sendable {
     ) async throws {
         let granularity = target.traits.granularity
         let smallest = max(Self.chunkToCompress, granularity, source.readGranularity)
-        // Chunks are whole clusters, whatever length a server prefers.
-        let chunkSize =
-            target.compresses ? smallest : smallestChunk.roundedUp(to: smallest)
         // A file without holes may store zeros, so its data is read and searched.
         let sharesUnread =
             digests.isEmpty && target.sharesUnread ? try await source.isSparse() : false
         // Compressed clusters and bytes to compare with need further buffers for each chunk.
         let buffers: Int64 = 1 + (target.compresses ? 1 : 0) + (shown == nil ? 0 : 1)
+        let fair = memory / buffers / Int64(baseWorkers)
+        // Chunks are whole clusters, whatever length a server prefers and memory allows.
+        let chunkSize =
+            target.compresses
+            ? smallest
+            : max(
+                smallest,
+                min(self.chunkSize.roundedUp(to: smallest), fair.roundedDown(to: smallest)))
         let bounds = Window.Bounds(
             base: baseWorkers, limit: mostWorkers, memory: memory / buffers,
             unit: smallest, shortChunk: chunkSize)
-        let longestCompressed = readsAhead ? Self.defaultChunk.roundedUp(to: smallest) : nil
+        let longestCompressed = readsAhead ? Self.chunkReadAhead.roundedUp(to: smallest) : nil
         let iterator = ExtentIterator(
             source: extents,
             policy: CopyPolicy(target: target.traits, storesZeros: storesZeros),
@@ -143,8 +148,8 @@ public struct Pipeline: Sendable {
 
         try await IOExecutor.run {
             try await withThrowingTaskGroup(of: Void.self) { group in
-                let worthwhile = source.virtualSize / (chunkSize * chunksPerWorker) + 1
-                for _ in 0..<min(Int64(bounds.most), worthwhile) {
+                // A small image is done before a second thread has begun.
+                for _ in 0..<min(Int64(bounds.most), source.virtualSize / chunkSize + 1) {
                     group.addTask {
                         while true {
                             var pass = await window.enter()

@@ -117,8 +117,7 @@ struct TargetJob {
                 let computing = target.compresses ? Int.max : IOExecutor.coreCount
                 pipeline.baseWorkers = max(min(pipeline.baseWorkers, computing), wanted)
             }
-            pipeline.smallestChunk = max(requestSize, storage.traits.requestSize)
-            pipeline.chunksPerWorker = 1
+            pipeline.chunkSize = max(requestSize, storage.traits.requestSize)
             pipeline.readsAhead = sources.contains { $0.traits.readsAhead }
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashedInOrder {
             // A cluster that takes long to compress delays the placing of those behind it.

@@ -239,8 +239,7 @@ extension Pipeline {
         let requests = all.reduce(0) { $0 + $1.requestsInFlight }
         guard requests > 0 else { return }
         baseWorkers = max(baseWorkers, requests)
-        smallestChunk = all.map(\.requestSize).max() ?? 0
-        chunksPerWorker = 1
+        chunkSize = all.map(\.requestSize).max() ?? 0
         readsAhead = all.contains(where: \.readsAhead)
     }
 }

@@ -19,7 +19,7 @@ import Testing
     }
 
     static let bounds = Window.Bounds(
-        base: 4, most: 32, unit: 65536, shortChunk: 448 << 10, longChunk: 2 << 20,
+        base: 4, most: 32, unit: 65536, shortChunk: 2 << 20, longChunk: 2 << 20,
         longestChunk: 2 << 20, cores: Storage.cores)
 
     /// Moves chunks, as many at once as the window allows.

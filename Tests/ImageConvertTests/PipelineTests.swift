@@ -35,11 +35,8 @@ final class Log: Sendable {
         if !qcow2 { try await storage.truncate(to: source.virtualSize) }
         var pipeline = Pipeline(baseWorkers: ahead ?? workers, writesInOrder: inOrder)
         pipeline.mostWorkers = workers
-        if ahead != nil {
-            // Each worker starts, and waits for the others.
-            pipeline.smallestChunk = Self.block
-            pipeline.chunksPerWorker = 1
-        }
+        // With `ahead`, each worker starts, and waits for the others.
+        pipeline.chunkSize = ahead == nil ? 7 * Self.block : Self.block
         if waits { pipeline.readMeters = [source.meter] }
         try await pipeline.copy(from: source, extents: source, to: target)
     }

@@ -11,7 +11,7 @@ import Testing
     }
 
     private static func waiters<Waiter>(_ queue: inout WriteQueue<Waiter>) -> [Waiter]? {
-        queue.next(1)?.first?.waiters
+        queue.next()?.waiters
     }
 
     private static func starts<Waiter>(_ queue: inout WriteQueue<Waiter>) -> Bool {
@@ -26,7 +26,7 @@ import Testing
         #expect(queue.wait(Self.piece(40..<50), "d") == false)
         #expect(queue.wait(Self.piece(0..<10), "a") == false)
         #expect(queue.wait(Self.piece(20..<25), "c") == false)
-        let first = queue.next(1)?.first
+        let first = queue.next()
         #expect(first?.waiters == ["a", "b", "c"])
         #expect(first?.offset == 0)
         #expect(first?.pieces.map(\.count) == [10, 10, 5])
@@ -71,36 +71,6 @@ import Testing
         #expect(Self.waiters(&queue) == [2])
     }
 
-    @Test func severalPlacesAreWrittenTogether() {
-        var queue = WriteQueue<String>()
-        #expect(Self.starts(&queue))
-        for (name, range) in [
-            ("c", 60..<70), ("a", 0..<10), ("d", 80..<90), ("b", 10..<20), ("e", 100..<110),
-        ] {
-            #expect(queue.wait(Self.piece(range), name) == false)
-        }
-        let first = queue.next(3)
-        #expect(first?.map(\.waiters) == [["a", "b"], ["c"], ["d"]])
-        #expect(first?.map(\.offset) == [0, 60, 80])
-        #expect(first?.map(\.count) == [20, 10, 10])
-        #expect(queue.next(3)?.map(\.waiters) == [["e"]])
-        #expect(queue.next(3)?.isEmpty == nil)
-        #expect(Self.starts(&queue))
-    }
-
-    /// A task that waits for one of several places waits for all of them.
-    @Test func whatIsWrittenTogetherIsBounded() {
-        var queue = WriteQueue<Int>()
-        #expect(Self.starts(&queue))
-        for number in 0..<5 {
-            let start = number * (1 << 20)
-            #expect(queue.wait(Self.piece(start..<start + 400_000), number) == false)
-        }
-        #expect(queue.next(16)?.flatMap(\.waiters) == [0, 1])
-        #expect(queue.next(16)?.flatMap(\.waiters) == [2, 3])
-        #expect(queue.next(16)?.flatMap(\.waiters) == [4])
-    }
-
     /// Each waiter has to write for itself, once for each write, and there is no writer.
     @Test func theQueueCanBeLeft() {
         var queue = WriteQueue<String>()
@@ -113,7 +83,6 @@ import Testing
         let left = queue.stop()
         let isWriterAgain = queue.start()
         #expect(left.sorted() == ["a", "a", "b"] && isWriterAgain)
-        let next = queue.next(1)
-        #expect(next?.isEmpty == nil)
+        #expect(Self.waiters(&queue) == nil)
     }
 }

@@ -75,7 +75,8 @@ struct TargetFormat: Sendable, CustomStringConvertible {
         let folder = try TempFolder()
         let source = try SourceGallery.named(pair.source)
         let target = folder.path("target")
-        let words = pair.mode.words
+        // Little memory makes several chunks of a small disk.
+        let words = pair.mode.words + ["--memory", "1M"]
         let outcome = try Swimg.convert(
             words + ["-f", source.format] + pair.target.options + [source.path, target])
         try judge(outcome, target, pair.target.format, against: SourceGallery.reference)

@@ -132,6 +132,8 @@ struct RandomImage {
     mutating func conversion() -> String {
         var line = ["-m \(random.pick([1, 2, 3, 8, 16]))"]
         if random.once(in: 2) { line.append("-W") }
+        // Little memory makes several chunks of a small disk.
+        if random.once(in: 2) { line.append("--memory 1M") }
         if random.once(in: 3) { line.append("-S \(random.pick(["0", "512", "4k", "32k", "1M"]))") }
         if !random.once(in: 4) || format == "raw" { line.append("-f \(format)") }
         if random.once(in: 3) {

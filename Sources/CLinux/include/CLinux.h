@@ -45,9 +45,6 @@ int clinux_set_no_cow(int fd);
 /// FS_IOC_FSSETXATTR: sets the unit in bytes in which a file's blocks are allocated.
 int clinux_set_extent_size_hint(int fd, uint32_t bytes);
 
-/// statfs: the kind of the file system of a file, as in linux/magic.h; negative after an error.
-int64_t clinux_file_system(int fd);
-
 /// BLKGETSIZE64: the size of a block device in bytes.
 int clinux_device_size(int fd, uint64_t *bytes);
 
@@ -69,26 +66,6 @@ int clinux_ofd_is_locked(int fd, int64_t start, int64_t length);
 /// Reads what the page cache holds of a range, from its first byte on, and never sleeps. Negative
 /// if the cache holds nothing or cannot tell.
 ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset);
-
-/// One of several writes. The result is that of pwritev, but -errno for an error.
-struct clinux_write {
-    const struct iovec *pieces;
-    int piece_count;
-    int64_t offset;
-    int64_t result;
-};
-
-/// Largest number of writes that can be made together.
-enum { clinux_queue_depth = 16 };
-
-/// io_setup: makes a queue for writes that are made together. -1 with errno if the kernel has none.
-int clinux_open_queue(unsigned long *queue);
-
-void clinux_close_queue(unsigned long queue);
-
-/// io_submit, io_getevents: makes several writes and waits for all of them. The result of a write
-/// that was not begun is -EAGAIN.
-void clinux_write_together(unsigned long queue, int fd, struct clinux_write *writes, int count);
 
 /// Processor time of the calling thread in nanoseconds, and the number of times that it slept.
 void clinux_thread_usage(int64_t *nanoseconds, int64_t *sleeps);

@@ -31,8 +31,7 @@ public struct GuestDigest: Sendable {
         if image.topLayer.storage.traits.isStream { pipeline.memory = StreamStorage.inFlight }
         if image.requestsInFlight > 0 {
             pipeline.baseWorkers = max(pipeline.baseWorkers, image.requestsInFlight)
-            pipeline.smallestChunk = image.requestSize
-            pipeline.chunksPerWorker = 1
+            pipeline.chunkSize = image.requestSize
             pipeline.readsAhead = image.storages.contains { $0.traits.readsAhead }
         }
         if let onProgress {

@@ -3,8 +3,7 @@ import DiskImage
 /// Gathers compressed clusters in the order of their places, and hands them out as long runs.
 ///
 /// A compressed cluster ends anywhere, and the next one begins there. Written one by one, they
-/// would be short and share pages: the writes could not bypass the page cache, and each would be a
-/// system call.
+/// would be short and share pages, and each would be a system call.
 struct CompressedStream: ~Copyable {
     /// Length of a run in bytes. With half of it, compressing takes 4 to 11 % more time; a third
     /// more gains little and costs memory, because there are as many runs as chunks in flight.

@@ -11,8 +11,7 @@ public enum CacheMode: String, Sendable, CaseIterable {
     case writeback
     /// Bypasses the page cache, and every write reaches stable storage before it counts as done.
     case directsync
-    /// Does not wait until the disk has the data, as with `cp`. Uses the page cache, or bypasses it
-    /// if that is faster.
+    /// Uses the page cache, and does not wait until the disk has the data, as with `cp`.
     case unsafe
 
     var isDirect: Bool { self == .none || self == .directsync }

@@ -98,10 +98,7 @@ public final class FileStorage: WritableStorage {
         joiner =
             isDevice || cacheMode.isDirect
             ? nil
-            : WriteJoiner(
-                descriptor: descriptor, name: name, meter: writeMeter,
-                bypass: cacheMode == .unsafe && PageCacheBypass.isPossible(descriptor)
-                    ? PageCacheBypass(descriptor) : nil)
+            : WriteJoiner(descriptor: descriptor, name: name, meter: writeMeter)
         knownSize = Atomic(size)
         traits = StorageTraits(
             isDevice: isDevice, readsAsZero: readsAsZero,

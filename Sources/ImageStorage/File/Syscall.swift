@@ -120,46 +120,6 @@ package enum Syscall {
         }
     }
 
-    /// Makes several writes at once that bypass the page cache, so that the disk gets those that
-    /// its file system puts side by side as one.
-    ///
-    /// - Parameters:
-    ///   - queue: a queue from `clinux_open_queue`.
-    ///   - writes: at most `clinux_queue_depth`.
-    /// - Returns: for each write, whether it is complete, or its error. An incomplete one may be
-    ///   made in part, and has to be repeated alone.
-    static func writeTogether(
-        _ queue: UInt, _ descriptor: Int32, _ path: String,
-        _ writes: [(pieces: [UnsafeRawBufferPointer], offset: Int64)]
-    ) -> [Result<Bool, ImageError>] {
-        let vectors = writes.map { iovecs($0.pieces) }
-        let all = vectors.flatMap { $0 }
-        return all.withUnsafeBufferPointer { all in
-            var start = 0
-            var calls = zip(writes, vectors).map { write, vector in
-                defer { start += vector.count }
-                return clinux_write(
-                    pieces: all.baseAddress.map { $0 + start },
-                    piece_count: Int32(vector.count), offset: write.offset, result: 0)
-            }
-            IOExecutor.mayBlock {
-                clinux_write_together(queue, descriptor, &calls, Int32(calls.count))
-            }
-            return zip(calls, vectors).map { call, vector in
-                let length = vector.reduce(0) { $0 + $1.iov_len }
-                let error = Int32(clamping: -call.result)
-                // Not begun, impossible in this way, or interrupted: the write has not failed.
-                guard error > 0, ![EAGAIN, EINVAL, EINTR].contains(error) else {
-                    return .success(call.result == length)
-                }
-                return .failure(
-                    failure(
-                        path, "cannot write \(length) bytes at offset \(call.offset)",
-                        errno: error))
-            }
-        }
-    }
-
     private static func iovecs(_ pieces: [UnsafeRawBufferPointer]) -> [iovec] {
         pieces.filter { !$0.isEmpty }.map {
             iovec(iov_base: UnsafeMutableRawPointer(mutating: $0.baseAddress), iov_len: $0.count)

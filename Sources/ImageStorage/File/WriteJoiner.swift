@@ -18,17 +18,11 @@ final class WriteJoiner: Sendable {
     private let meter: CallMeter
     /// Number of writes that are being made concurrently.
     private let besides = Atomic<Int>(0)
-    /// nil if everything goes through the page cache. Only the writer uses it.
-    private let bypass: Mutex<PageCacheBypass?>
 
-    init(
-        descriptor: Int32, name: String, meter: CallMeter = CallMeter(),
-        bypass: consuming PageCacheBypass? = nil
-    ) {
+    init(descriptor: Int32, name: String, meter: CallMeter = CallMeter()) {
         self.descriptor = descriptor
         self.name = name
         self.meter = meter
-        self.bypass = Mutex(bypass)
     }
 
     /// Returns when all bytes are written, by this task or by another.
@@ -68,79 +62,17 @@ final class WriteJoiner: Sendable {
                 for waiter in queue.withLock({ $0.stop() }) { waiter.note(.success(false)) }
                 return
             }
-            let way = bypass.withLock { $0?.together }
-            let most = way == nil ? 1 : Int(clinux_queue_depth)
-            guard let batches = queue.withLock({ $0.next(most) }) else { return }
-            let areWritten =
-                way.map { writeTogether(batches, $0.descriptor, $0.queue) }
-                ?? batches.map { _ in .success(false) }
-            for (batch, isWritten) in zip(batches, areWritten) {
-                let result = Result { () throws(ImageError) in
-                    if try !isWritten.get() { try writeNow(batch.pieces, at: batch.offset) }
-                }
-                for waiter in batch.waiters { waiter.note(result.map { true }) }
+            guard let batch = queue.withLock({ $0.next() }) else { return }
+            let result = Result { () throws(ImageError) in
+                try writeNow(batch.pieces, at: batch.offset)
             }
+            for waiter in batch.waiters { waiter.note(result.map { true }) }
         }
-    }
-
-    /// Makes writes to several places at once that bypass the page cache: a short one alone would
-    /// take the disk nearly as long as a long one.
-    ///
-    /// - Returns: for each write, whether it is made, or its error. One that is not made has to be
-    ///   made alone.
-    private func writeTogether(
-        _ batches: [WriteBatch<WriteWaiter>], _ descriptor: Int32,
-        _ queue: UInt
-    ) -> [Result<Bool, ImageError>] {
-        var results = batches.map { _ in Result<Bool, ImageError>.success(false) }
-        let chosen = batches.indices.filter {
-            PageCacheBypass.isFit(batches[$0].pieces, at: batches[$0].offset)
-        }
-        guard chosen.count > 1 else { return results }
-        let start = ContinuousClock.now
-        let outcomes = Syscall.writeTogether(
-            queue, descriptor, name, chosen.map { (batches[$0].pieces, batches[$0].offset) })
-        let time = start.duration(to: .now)
-        var count = 0
-        for (index, outcome) in zip(chosen, outcomes) {
-            results[index] = outcome
-            if outcome == .success(true) { count += batches[index].count }
-        }
-        bypass.withLock { bypass in
-            if count > 0 {
-                bypass?.note(bytes: count, time: time)
-            } else {
-                bypass?.giveUpTogether()
-            }
-        }
-        return results
     }
 
     private func writeNow(
         _ pieces: [UnsafeRawBufferPointer], at offset: Int64
     ) throws(ImageError) {
-        guard PageCacheBypass.isFit(pieces, at: offset) else {
-            return try writeAlone(nil, pieces, at: offset)
-        }
-        let direct = bypass.withLock { $0?.descriptor }
-        let start = ContinuousClock.now
-        do throws(ImageError) {
-            try writeAlone(direct, pieces, at: offset)
-        } catch {
-            guard direct != nil, error.kind == .system(errno: EINVAL) else { throw error }
-            bypass.withLock { $0?.giveUp() }
-            try writeAlone(nil, pieces, at: offset)
-        }
-        let time = start.duration(to: .now)
-        bypass.withLock { $0?.note(bytes: pieces.reduce(0) { $0 + $1.count }, time: time) }
-    }
-
-    /// - Parameter direct: descriptor that bypasses the page cache. Such a write is not measured:
-    ///   it waits because the disk is busy, and would not end sooner with others beside it.
-    private func writeAlone(
-        _ direct: Int32?, _ pieces: [UnsafeRawBufferPointer], at offset: Int64
-    ) throws(ImageError) {
-        if let direct { return try Syscall.write(direct, name, pieces, at: offset) }
         let isAlone = besides.load(ordering: .relaxed) == 0
         try Syscall.write(descriptor, name, pieces, at: offset) { times in
             meter.note(times)
@@ -195,8 +127,8 @@ final class WriteWaiter: Sendable {
 struct WriteBatch<Waiter> {
     let offset: Int64
     /// Pieces of which each begins where the previous one ends; at least one.
-    var pieces: [UnsafeRawBufferPointer] = []
-    var waiters: [Waiter] = []
+    var pieces: [UnsafeRawBufferPointer]
+    var waiters: [Waiter]
 
     /// Length in bytes.
     var count: Int { pieces.reduce(0) { $0 + $1.count } }
@@ -239,35 +171,27 @@ struct WriteQueue<Waiter> {
         return waiting.map(\.waiter)
     }
 
-    /// The next batches to write, in order; writes without a gap between them are in one batch.
-    /// With nil, the caller has stopped being the writer.
-    ///
-    /// - Parameter most: largest number of batches.
-    mutating func next(_ most: Int) -> [WriteBatch<Waiter>]? {
-        guard !waiting.isEmpty else {
-            isWriting = false
-            return nil
-        }
+    /// The next writes in the order of their offsets, as long as there is no gap between them. With
+    /// nil, the caller has stopped being the writer.
+    mutating func next() -> WriteBatch<Waiter>? {
         if !isSorted {
             waiting.sort { $0.write.offset > $1.write.offset }
             isSorted = true
         }
-        var batches: [WriteBatch<Waiter>] = []
-        var count = 0
-        while let (write, waiter) = waiting.last {
-            guard batches.isEmpty || count + write.count <= Self.largestBatch else { break }
-            let joins = batches.last.map {
-                $0.end == write.offset && $0.pieces.count + write.pieces.count <= Self.mostPieces
-            }
-            if joins != true {
-                guard batches.count < most else { break }
-                batches.append(WriteBatch(offset: write.offset))
-            }
-            batches[batches.count - 1].pieces += write.pieces
-            batches[batches.count - 1].waiters.append(waiter)
-            count += write.count
+        guard let first = waiting.popLast() else {
+            isWriting = false
+            return nil
+        }
+        var batch = WriteBatch(
+            offset: first.write.offset, pieces: first.write.pieces, waiters: [first.waiter])
+        while let (write, waiter) = waiting.last, write.offset == batch.end,
+            batch.count + write.count <= Self.largestBatch,
+            batch.pieces.count + write.pieces.count <= Self.mostPieces
+        {
+            batch.pieces += write.pieces
+            batch.waiters.append(waiter)
             waiting.removeLast()
         }
-        return batches
+        return batch
     }
 }
