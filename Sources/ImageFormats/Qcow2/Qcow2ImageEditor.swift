@@ -186,11 +186,11 @@ extension Qcow2ImageEditor {
         let shared = end.bytes / geometry.clusterSize
         let edge = HostOffset((shared + 1) * geometry.clusterSize)
         if edge - end >= count {
-            if try await refcounts.raise(shared) { return setCompressedEnd(behind: end, count) }
+            if try await refcounts.raise([shared]) { return setCompressedEnd(behind: end, count) }
             return setCompressedEnd(behind: try await takeCluster(), count)
         }
         let next = try await takeCluster()
-        if next == edge, try await refcounts.raise(shared) {
+        if next == edge, try await refcounts.raise([shared]) {
             return setCompressedEnd(behind: end, count)
         }
         return setCompressedEnd(behind: next, count)

@@ -24,7 +24,7 @@ extension Qcow2Refcounts {
             cache.blocks[index] = nil
         }
         try await storage.flush()
-        for cluster in dropped where hasBlock(for: cluster) { _ = try await lower(cluster) }
+        try await release(dropped.filter(hasBlock).sorted())
         try await flush()
         guard let last = try await lastUsedCluster() else { return }
         end = last + 1

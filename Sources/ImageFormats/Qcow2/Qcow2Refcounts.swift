@@ -88,45 +88,77 @@ struct Qcow2Refcounts {
         cache.reader.blockOffset(Int(cluster / clustersPerBlock)) != 0
     }
 
-    /// Takes one reference away.
-    ///
-    /// - Returns: whether the cluster is free now.
-    mutating func lower(_ cluster: Int64) async throws -> Bool {
-        let count = try await count(of: cluster)
-        guard count > 0, cluster > 0 else {
-            throw ImageError.corrupt(
-                storage.name,
-                "cluster \(cluster) cannot be freed: its refcount is \(count): try to repair the "
-                    + "image (check -r)")
-        }
-        if isDeferring, count == 1 {
-            freedBySwitch.append(cluster)
-            return true
-        }
-        try await set(cluster, to: count - 1)
-        if count == 2 { hasNewSingles = true }
-        if count == 1 { searchStart = min(searchStart, cluster) }
-        return count == 1
+    /// The count of a cluster whose block is in the cache. Where there are many clusters, ask here
+    /// first: an asynchronous call for each would take longer than all else.
+    func cachedCount(of cluster: Int64) -> UInt64? {
+        let (index, place) = cluster.quotientAndRemainder(dividingBy: clustersPerBlock)
+        return cache.blocks[Int(index)]??[Int(place)]
     }
 
-    /// Adds one reference.
+    /// Adds one reference to each cluster.
     ///
-    /// - Returns: false if the count is at its maximum already.
-    mutating func raise(_ cluster: Int64) async throws -> Bool {
-        let count = try await count(of: cluster)
-        guard count > 0 else {
-            throw ImageError.corrupt(
-                storage.name, "cluster \(cluster) is in use, and its refcount is 0")
+    /// - Returns: false if a count is at its maximum already.
+    mutating func raise(_ clusters: [Int64]) async throws -> Bool {
+        for cluster in clusters {
+            let count =
+                if let cached = cachedCount(of: cluster) { cached } else {
+                    try await count(of: cluster)
+                }
+            guard count > 0 else {
+                throw ImageError.corrupt(
+                    storage.name, "cluster \(cluster) is in use, and its refcount is 0")
+            }
+            guard count < RefcountBlock.maximum(bits: cache.reader.bits) else { return false }
+            if !mayChange(cluster) { try await change(Int(cluster / clustersPerBlock)) }
+            set(cluster, to: count + 1)
         }
-        guard count < RefcountBlock.maximum(bits: cache.reader.bits) else { return false }
-        try await set(cluster, to: count + 1)
         return true
     }
 
-    private mutating func set(_ cluster: Int64, to count: UInt64) async throws {
+    /// Takes one reference from each cluster and gives back the blocks of those that become free.
+    mutating func release(_ clusters: [Int64]) async throws {
+        var run: Range<Int64>?
+        for cluster in clusters {
+            let count =
+                if let cached = cachedCount(of: cluster) { cached } else {
+                    try await count(of: cluster)
+                }
+            guard count > 0, cluster > 0 else {
+                throw ImageError.corrupt(
+                    storage.name,
+                    "cluster \(cluster) cannot be freed: its refcount is \(count): try to repair "
+                        + "the image (check -r)")
+            }
+            if isDeferring, count == 1 {
+                // The file's tables still lead to it.
+                freedBySwitch.append(cluster)
+                continue
+            }
+            if !mayChange(cluster) { try await change(Int(cluster / clustersPerBlock)) }
+            set(cluster, to: count - 1)
+            if count == 2 { hasNewSingles = true }
+            guard count == 1 else { continue }
+            searchStart = min(searchStart, cluster)
+            if let open = run, open.upperBound == cluster {
+                run = open.lowerBound..<cluster + 1
+            } else {
+                await discard(run)
+                run = cluster..<cluster + 1
+            }
+        }
+        await discard(run)
+    }
+
+    /// Whether the block that counts a cluster is prepared for a change.
+    private func mayChange(_ cluster: Int64) -> Bool {
         let index = Int(cluster / clustersPerBlock)
-        try await change(index)
-        cache.blocks[index]??[Int(cluster % clustersPerBlock)] = count
+        return changed.contains(index) && (!isDeferring || moved.contains(index))
+    }
+
+    /// Sets a count in a block that is prepared for it.
+    private mutating func set(_ cluster: Int64, to count: UInt64) {
+        let (index, place) = cluster.quotientAndRemainder(dividingBy: clustersPerBlock)
+        cache.blocks[Int(index)]??[Int(place)] = count
     }
 
     /// Prepares a block for a change.
@@ -140,22 +172,6 @@ struct Qcow2Refcounts {
         }
         try await load(index)
         changed.insert(index)
-    }
-
-    /// Takes one reference from each cluster and gives back the blocks of those that become free.
-    mutating func release(_ clusters: [Int64]) async throws {
-        var run: Range<Int64>?
-        for cluster in clusters {
-            // Clusters that the file's tables still lead to keep their content.
-            guard try await lower(cluster), !isDeferring else { continue }
-            if let open = run, open.upperBound == cluster {
-                run = open.lowerBound..<cluster + 1
-            } else {
-                await discard(run)
-                run = cluster..<cluster + 1
-            }
-        }
-        await discard(run)
     }
 
     /// Gives back the blocks of clusters. Blocks that cannot be given back stay, which does no

@@ -212,13 +212,10 @@ extension Qcow2SnapshotEditor {
     }
 
     private mutating func raise(_ clusters: [Int64]) async throws {
-        for cluster in clusters {
-            guard try await refcounts.raise(cluster) else {
-                throw ImageError(
-                    .system(errno: EINVAL), path: image.storage.name,
-                    "the refcounts of \(image.header.refcountBits) bits cannot count one more "
-                        + "snapshot")
-            }
+        guard try await refcounts.raise(clusters) else {
+            throw ImageError(
+                .system(errno: EINVAL), path: image.storage.name,
+                "the refcounts of \(image.header.refcountBits) bits cannot count one more snapshot")
         }
     }
 
@@ -264,9 +261,12 @@ extension Qcow2SnapshotEditor {
         for index in stride(from: 0, to: words.count, by: Int(geometry.wordsPerL2Entry)) {
             let host = Int64(words[index] & Qcow2Entry.offsetMask)
             guard words[index] & Qcow2Entry.compressed == 0, host != 0 else { continue }
-            if try await refcounts.count(of: host / geometry.clusterSize) == 1 {
-                words[index] |= Qcow2Entry.copied
-            }
+            let cluster = host / geometry.clusterSize
+            let count =
+                if let cached = refcounts.cachedCount(of: cluster) { cached } else {
+                    try await refcounts.count(of: cluster)
+                }
+            if count == 1 { words[index] |= Qcow2Entry.copied }
         }
         return words
     }

@@ -140,7 +140,7 @@ struct Qcow2Downgrade {
         _ references: UInt64, guest: Int64
     ) async throws -> UInt64 {
         let cluster = try await refcounts.take(upTo: 1).lowerBound
-        for _ in 1..<references where try await !refcounts.raise(cluster) {
+        for _ in 1..<references where try await !refcounts.raise([cluster]) {
             throw ImageError.invalid("Failed to turn zero into data clusters")
         }
         let start = cluster * geometry.clusterSize
