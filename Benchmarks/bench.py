@@ -30,6 +30,7 @@ import time
 
 import chart
 import datasets
+import host_memory
 from datasets import run
 
 # A file system in memory. On a disk, 8 GiB of new data in the page cache would wait for the disk.
@@ -385,23 +386,24 @@ def main():
 
     words = options.only.split("|")
     chosen = [case for case in CASES if any(word in case.name for word in words)]
-    for case in chosen:
-        if not case.file_system:
-            note(bench(case, swimg, folder, floor, options.rounds))
-    if any(word in "--version" for word in words):
-        note(bench_start(swimg))
-    for question in QUESTIONS:
-        if any(word in question.name for word in words):
-            note(ask(question, swimg, folder))
-    for case in CHANGES:
-        if any(word in case.name for word in words):
-            note(change(case, swimg, folder, options.rounds))
-    for system in ["xfs", "btrfs"]:
-        cases = [case for case in chosen if case.file_system == system]
-        if cases and os.geteuid() == 0:
-            with datasets.mounted(system, folder, 20 << 30):
-                for case in cases:
-                    note(bench(case, swimg, folder, floor, options.rounds))
+    with host_memory.kept():
+        for case in chosen:
+            if not case.file_system:
+                note(bench(case, swimg, folder, floor, options.rounds))
+        if any(word in "--version" for word in words):
+            note(bench_start(swimg))
+        for question in QUESTIONS:
+            if any(word in question.name for word in words):
+                note(ask(question, swimg, folder))
+        for case in CHANGES:
+            if any(word in case.name for word in words):
+                note(change(case, swimg, folder, options.rounds))
+        for system in ["xfs", "btrfs"]:
+            cases = [case for case in chosen if case.file_system == system]
+            if cases and os.geteuid() == 0:
+                with datasets.mounted(system, folder, 20 << 30):
+                    for case in cases:
+                        note(bench(case, swimg, folder, floor, options.rounds))
 
     if not options.only:
         docs = f"{os.path.dirname(here)}/docs"

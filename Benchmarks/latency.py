@@ -22,6 +22,8 @@ import subprocess
 import tempfile
 import time
 
+import host_memory
+
 SIZE = 384 << 20
 # The buffers of swimg, unless it is told otherwise.
 IN_FLIGHT = 64 << 20
@@ -280,7 +282,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with host_memory.kept(), tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bench = Bench(os.path.abspath(arguments.swimg), folder)
         print("| work | swimg | best peer | its time | ratio | ideal |\n|---|---|---|---|---|---|", flush=True)
         for case in cases():

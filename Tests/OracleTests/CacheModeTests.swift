@@ -10,7 +10,7 @@ import Testing
         "-c -O qcow2", "-c -W -O qcow2 -o cluster_size=4k,compression_type=zstd",
     ]
 
-    @Test(arguments: modes, targets)
+    @Test(arguments: some(of: modes, with: targets))
     func onTheTemporaryFolder(_ mode: String, _ target: String) throws {
         let folder = try TempFolder()
         for name in ["raw-sparse", "zlib-512", "chain-shorter"] {

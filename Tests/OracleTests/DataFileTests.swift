@@ -36,7 +36,7 @@ import Testing
 
     // MARK: Writing
 
-    @Test(arguments: options, ["", "-W", "-S 0", "-m 1 --no-clone", "-t none"])
+    @Test(arguments: some(of: options, with: ["", "-W", "-S 0", "-m 1 --no-clone", "-t none"]))
     func converts(_ options: String, _ manner: String) throws {
         let line =
             manner.words + ["-f", "raw", "-O", "qcow2", "-o", all(options), "../source", "image"]

@@ -23,7 +23,7 @@ struct DeviceTests {
 
     static let sources = ["raw-sparse", "zeros-written", "zstd-64k", "chain-deep", "extended-16k"]
 
-    @Test(arguments: cases, sources)
+    @Test(arguments: some(of: cases, with: sources))
     func rawOnADevice(_ device: Case, _ name: String) throws {
         let loop = try LoopDevice(
             size: Self.deviceSize, sectorSize: device.sector, fill: 0xaa)

@@ -19,7 +19,7 @@ import Testing
         "extended_l2=on,cluster_size=16k,preallocation=metadata",
     ]
 
-    @Test(arguments: qcow2Options, ["", "-W", "-m 1 -S 64k", "-t none"])
+    @Test(arguments: some(of: qcow2Options, with: ["", "-W", "-m 1 -S 64k", "-t none"]))
     func freshQcow2(_ options: String, _ mode: String) throws {
         let folder = try TempFolder()
         let target = folder.path("target")

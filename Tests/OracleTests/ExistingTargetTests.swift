@@ -14,7 +14,7 @@ import Testing
                 + [source.path, rest.last ?? ""])
     }
 
-    @Test(arguments: modes, sources)
+    @Test(arguments: some(of: modes, with: sources))
     func rawFileOfTheSameSize(_ mode: String, _ name: String) throws {
         let folder = try TempFolder()
         let target = folder.path("target")
@@ -27,7 +27,7 @@ import Testing
     }
 
     /// A file that is full of data gives back what is zero.
-    @Test(arguments: modes, sources)
+    @Test(arguments: some(of: modes, with: sources))
     func zerosTakeNoSpace(_ mode: String, _ name: String) throws {
         let folder = try TempFolder()
         let source = try SourceGallery.named(name)

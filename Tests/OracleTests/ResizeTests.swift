@@ -30,7 +30,7 @@ import Testing
     }
 
     /// Each option occurs with each way to resize; the contents rotate.
-    @Test(arguments: options.indices, ways.indices)
+    @Test(arguments: some(of: options.indices, with: ways.indices))
     func qcow2(_ row: Int, _ column: Int) throws {
         let options = Self.options[row]
         let possible = Content.allCases.filter { isPossible($0, options) }

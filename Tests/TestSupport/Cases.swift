@@ -8,3 +8,11 @@ public func some<Case>(_ count: Int, of all: [Case]) -> [Case] {
     }
     return (0..<count).map { all[$0 * all.count / count] }
 }
+
+/// Some of the pairs of two kinds of cases, five of nine.
+public func some<First, Second>(
+    of first: some Collection<First>, with second: some Collection<Second>
+) -> [(First, Second)] {
+    let all = first.flatMap { one in second.map { (one, $0) } }
+    return some(all.count * 5 / 9, of: all)
+}

@@ -227,7 +227,9 @@ struct Qcow2Refcounts {
                 .system(errno: ENOSPC), path: storage.name,
                 "the device is too small: \(String(cString: strerror(ENOSPC)))")
         }
-        try MemoryMargin.check(for: (lastBlock + 1 - min(table.count, lastBlock)) * 8)
+        if lastBlock >= table.count {
+            try MemoryMargin.check(for: (lastBlock + 1 - table.count) * 8)
+        }
         // Set first: a failure from here on is rolled back to the old end.
         end = newEnd
         let outer = uncounted
