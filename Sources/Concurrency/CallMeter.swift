@@ -32,10 +32,11 @@ public struct CallTimes: Sendable, Equatable {
     /// Whether the time goes to waiting: more of these calls at once would take no longer.
     ///
     /// A single call that slept is not enough. It can be a hiccup: a file system that begins a
-    /// transaction, or another process that has the processor.
+    /// transaction, or another process that has the processor. Where reads sleep and writes do not,
+    /// or the other way round, about half of the calls sleep.
     public var isWaiting: Bool {
         wall > patience && wall - work > Self.noticeable && sleeps >= Self.fewCalls
-            && 2 * sleeps >= calls
+            && 4 * sleeps >= calls
     }
 
     /// Ratio of elapsed to processor time from which calls count as waiting, unless their meter has

@@ -72,6 +72,8 @@ package struct Window {
         var previous: Dimensions
         /// Throughput of that window in bytes per nanosecond.
         var rate: Double
+        /// Whether `rate` is only an upper bound.
+        var isGuess: Bool
         /// Number of chunks that were begun before the trial and do not count.
         var skipped: Int
     }
@@ -176,7 +178,8 @@ package struct Window {
     /// - Parameter coming: number of bytes that this window is about to have moved since `start`.
     private mutating func grow(to wanted: Dimensions, coming: Int64, _ now: Int64) {
         trial = Trial(
-            previous: current, rate: Double(coming) / Double(max(1, now - start)), skipped: size)
+            previous: current, rate: Double(coming) / Double(max(1, now - start)),
+            isGuess: isFirstRound, skipped: size)
         current = wanted
         restart(now)
     }
@@ -186,8 +189,11 @@ package struct Window {
         if rate < trial.rate * Self.gain {
             current = trial.previous
             current.size = max(base, size)
-            rest = patience * size
-            patience = min(2 * patience, Self.patience.upperBound)
+            // A guess is no reason to rest: the next window measures, and may grow again.
+            if !trial.isGuess {
+                rest = patience * size
+                patience = min(2 * patience, Self.patience.upperBound)
+            }
         } else {
             patience = Self.patience.lowerBound
         }

@@ -109,6 +109,15 @@ import Testing
         #expect(changes <= 4, "it swings: \(changes)")
     }
 
+    /// Before the first chunk is done, its throughput is a guess, here much too high: the second
+    /// read takes much longer. The next guess is better and comes at once.
+    @Test func aWrongGuessIsForgottenSoon() {
+        let run = Run()
+        run.carry(1, on: Storage(latency: 8 * Storage.milliseconds))
+        run.carry(60, on: Storage(latency: 60 * Storage.milliseconds))
+        #expect(run.window.size > 2 * Self.bounds.base)
+    }
+
     /// A request costs the same at any length.
     @Test func chunksGrowWhereFewAreAllowed() {
         var bounds = Self.bounds
