@@ -39,9 +39,11 @@ public struct CallTimes: Sendable, Equatable {
             && 4 * sleeps >= calls
     }
 
-    /// Ratio of elapsed to processor time from which calls count as waiting, unless their meter has
-    /// another.
+    /// Ratio of elapsed to processor time from which calls count as waiting, if they may also wait
+    /// for each other.
     public static let manyTimes = 4.0
+    /// The same for calls that only wait for the storage.
+    public static let manyTimesAlone = 2.0
     /// Half a millisecond, in nanoseconds.
     private static let noticeable = 500_000.0
     /// Two calls, the first of which `faded` has already reduced to 7/8.

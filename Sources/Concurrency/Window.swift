@@ -28,7 +28,7 @@ package struct Window {
     }
 
     /// Length of a chunk in bytes if waiting takes the time, whatever the length of a request.
-    fileprivate static let longChunk: Int64 = 2 << 20
+    fileprivate static let longChunk: Int64 = 4 << 20
     /// Length of the longest chunk in bytes, for a window of few chunks.
     fileprivate static let longestChunk: Int64 = 8 << 20
     /// Largest number of chunks: more would only wait for each other.

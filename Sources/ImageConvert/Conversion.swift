@@ -27,7 +27,7 @@ public struct Conversion: Sendable {
     /// Largest number of bytes of data copied per second; nil has no limit. Shared blocks are not
     /// copied.
     public var bytesPerSecond: Int64?
-    /// Whether chunks are written in guest order; false is `-W`.
+    /// Whether writes begin in guest order; false is `-W`.
     public var writesInOrder = true
     public var compress = false
     /// Runs of zeros of at least this many bytes are not stored; 0 stores everything. nil means

@@ -40,11 +40,11 @@ public struct Pipeline: Sendable {
     /// Whether the source reads ahead for short reads that follow each other. Chunks that have to
     /// be decompressed are kept short then.
     public var readsAhead = false
-    /// Whether chunks are written in guest order; false is `-W`.
+    /// Whether writes begin in guest order; false is `-W`.
     public var writesInOrder: Bool
     /// Largest number of bytes copied per second; nil has no limit.
     public var bytesPerSecond: Int64?
-    /// Whether ordered writes only begin in order where each of them waits for the storage.
+    /// Whether ordered writes only begin in order; a stream takes one after the other.
     public var writesOverlap = true
     /// Zeros are stored like data (`-S 0`).
     public var storesZeros: Bool
@@ -138,9 +138,7 @@ public struct Pipeline: Sendable {
             sharing: ShareStage(extents: extents, target: target),
             writing: WriteStage(
                 extents: extents, target: target, isOrdered: writesInOrder,
-                overlaps: { [writeMeter, writesOverlap] in
-                    writesOverlap && writeMeter?.isWaiting ?? false
-                }),
+                overlaps: writesOverlap),
             digests: digests, longestCompressed: longestCompressed,
             rate: bytesPerSecond.map(RateLimit.init))
         let window = WindowGate(bounds, meters: readMeters + (writeMeter.map { [$0] } ?? []))

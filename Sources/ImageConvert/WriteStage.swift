@@ -12,13 +12,12 @@ struct WriteStage: Sendable {
     let target: any ImageTarget
     private let placing: TurnGate?
     private let writing: TurnGate?
-    private let overlaps: @Sendable () -> Bool
+    private let overlaps: Bool
 
-    /// - Parameter overlaps: whether ordered writes only begin in order, because each waits for the
-    ///   storage and not for the one before it.
+    /// - Parameter overlaps: whether ordered writes only begin in order; otherwise each waits until
+    ///   the one before it is done.
     init(
-        extents: any ImageSource, target: any ImageTarget, isOrdered: Bool,
-        overlaps: @escaping @Sendable () -> Bool
+        extents: any ImageSource, target: any ImageTarget, isOrdered: Bool, overlaps: Bool
     ) {
         self.overlaps = overlaps
         self.extents = extents
@@ -47,13 +46,12 @@ struct WriteStage: Sendable {
             return
         }
         try await writing?.enter(chunk.sequence)
-        let isOverlapping = overlaps()
-        if isOverlapping { writing?.leave() }
+        if overlaps { writing?.leave() }
         try await target.write(
             placement, data: data,
             origin: BufferOrigin(
                 layers: extents.layers, mappings: chunk.mappings, start: chunk.start))
-        if !isOverlapping { writing?.leave() }
+        if !overlaps { writing?.leave() }
     }
 
     /// Runs a body when it is the chunk's turn to be placed and to be written.

@@ -60,8 +60,7 @@ struct ConvertCommand: ImageCommand {
     @Flag(
         name: [.customShort("W"), .customLong("oob-writes")],
         help: ArgumentHelp(
-            "Write parts in any order. Without it, they are written in the disk's order, or begun "
-                + "in that order if the storage is slow to answer."))
+            "Write parts in any order. Without it, writes begin in the disk's order."))
     var unordered = false
 
     @Option(

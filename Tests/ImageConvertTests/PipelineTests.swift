@@ -22,7 +22,8 @@ final class Log: Sendable {
 
     private func copy(
         _ source: SketchSource, to storage: MemoryStorage, workers: Int, inOrder: Bool,
-        qcow2: Bool, compress: Bool = false, ahead: Int? = nil, waits: Bool = false
+        qcow2: Bool, compress: Bool = false, ahead: Int? = nil, waits: Bool = false,
+        overlaps: Bool = true
     ) async throws {
         let target: any ImageTarget =
             if qcow2 {
@@ -35,6 +36,7 @@ final class Log: Sendable {
         if !qcow2 { try await storage.truncate(to: source.virtualSize) }
         var pipeline = Pipeline(baseWorkers: ahead ?? workers, writesInOrder: inOrder)
         pipeline.mostWorkers = workers
+        pipeline.writesOverlap = overlaps
         // With `ahead`, each worker starts, and waits for the others.
         pipeline.chunkSize = ahead == nil ? 7 * Self.block : Self.block
         if waits { pipeline.readMeters = [source.meter] }
@@ -47,12 +49,23 @@ final class Log: Sendable {
         let storage = MemoryStorage()
         try await copy(source, to: storage, workers: workers, inOrder: inOrder, qcow2: false)
         #expect(storage.bytes == source.bytes)
-        if inOrder {
-            let offsets = storage.operations.compactMap {
-                if case .write(let range) = $0 { range.lowerBound } else { nil }
-            }
-            #expect(offsets == offsets.sorted())
+    }
+
+    /// A stream takes one write after the other; elsewhere ordered writes only begin in order.
+    @Test(arguments: [true, false])
+    func orderedWritesOverlapOrTakeTurns(_ overlaps: Bool) async throws {
+        let source = SketchSource(Self.sketch, blockSize: Self.block, pause: true)
+        let storage = MemoryStorage(writePause: .milliseconds(20))
+        try await copy(
+            source, to: storage, workers: 8, inOrder: true, qcow2: false, ahead: 8,
+            overlaps: overlaps)
+        #expect(storage.bytes == source.bytes)
+        #expect((storage.mostWriters > 1) == overlaps)
+        guard !overlaps else { return }
+        let offsets = storage.operations.compactMap {
+            if case .write(let range) = $0 { range.lowerBound } else { nil }
         }
+        #expect(offsets == offsets.sorted())
     }
 
     @Test(arguments: [1, 2, 8], [true, false])

@@ -22,6 +22,13 @@ import Testing
         #expect(mode.isParallel)
     }
 
+    /// A lone write waits for no other, so it need not wait many times as long as it copies.
+    @Test func aMillisecondIsEnough() {
+        var mode = WriterMode()
+        for _ in 0..<4 { mode.noteLone(.call(wall: 1_600_000, work: 600_000)) }
+        #expect(mode.isParallel)
+    }
+
     @Test func aHiccupChangesNothing() {
         var mode = WriterMode()
         for _ in 0..<20 { mode.noteLone(Self.copying) }

@@ -43,16 +43,20 @@ public final class MemoryStorage: WritableStorage {
         var changes: [Change] = []
         var operations: [Operation] = []
         var failing = 0..<0
+        var writers = (now: 0, most: 0)
     }
 
     public let name: String
     public let traits: StorageTraits
+    private let writePause: Duration?
     private let state: Mutex<State>
 
+    /// - Parameter writePause: time that each write takes.
     public init(
         _ bytes: [UInt8] = [], name: String = "memory",
-        traits: StorageTraits = StorageTraits(readsAsZero: true)
+        traits: StorageTraits = StorageTraits(readsAsZero: true), writePause: Duration? = nil
     ) {
+        self.writePause = writePause
         self.name = name
         self.traits = traits
         state = Mutex(State(bytes: bytes))
@@ -61,6 +65,9 @@ public final class MemoryStorage: WritableStorage {
     public var bytes: [UInt8] { state.withLock { $0.bytes } }
     public var operations: [Operation] { state.withLock { $0.operations } }
     public var size: Int64 { state.withLock { Int64($0.bytes.count) } }
+
+    /// Largest number of writes at once, counted only with a pause.
+    public var mostWriters: Int { state.withLock { $0.writers.most } }
 
     /// Makes operations from this number on (0 is the next one) fail with ENOSPC.
     public func fail(at number: Int, count: Int = 1) {
@@ -95,6 +102,14 @@ public final class MemoryStorage: WritableStorage {
 
     public func write(_ source: RawSpan, at offset: Int64) async throws {
         let new = source.withUnsafeBytes { Array($0) }
+        if let writePause {
+            state.withLock {
+                $0.writers.now += 1
+                $0.writers.most = max($0.writers.most, $0.writers.now)
+            }
+            try await Task.sleep(for: writePause)
+            state.withLock { $0.writers.now -= 1 }
+        }
         try change(.write(offset..<offset + Int64(new.count)), .write(Int(offset), new))
     }
 

@@ -17,7 +17,7 @@ public final class FileStorage: WritableStorage {
     private let knownSize: Atomic<Int64>
     /// Reads wait only for the storage, so twice their own time is enough to tell. Writes also wait
     /// for the lock of their file.
-    public let readMeter = CallMeter(manyTimes: 2)
+    public let readMeter = CallMeter(manyTimes: CallTimes.manyTimesAlone)
     public let writeMeter = CallMeter()
     /// The means that the file system has refused, which are not tried again.
     let refusedZeroing = Mutex<Set<ZeroMeans>>([])

@@ -19,8 +19,10 @@ struct WriterMode {
     /// Number of writes until a lone one is tried; doubled after each failed trial.
     private static let patience = 128...4096
 
-    /// Notes a write that was made while there was no other.
+    /// Notes a write that was made while there was no other, so that it waited for no lock.
     mutating func noteLone(_ times: CallTimes) {
+        var times = times
+        times.patience = CallTimes.manyTimesAlone * times.work
         recent = recent.faded + times
         loneWrites += 1
         if recent.isWaiting {
