@@ -25,7 +25,12 @@ struct Qcow2Refcounts {
     private(set) var place: Table
     var cache: RefcountCache
     /// The cached blocks that differ from those in the file.
-    private var changed: Set<Int> = []
+    private var changed: Set<Int> = [] {
+        didSet { prepared = nil }
+    }
+    /// Index of a block that is known to be prepared for changes; neighbours ask for it again and
+    /// again.
+    private var prepared: Int64?
     /// Index of the first cluster behind everything, where new ones are allocated.
     var end: Int64
     /// Index of the cluster from which on `take` looks for free ones.
@@ -109,7 +114,7 @@ struct Qcow2Refcounts {
                     storage.name, "cluster \(cluster) is in use, and its refcount is 0")
             }
             guard count < RefcountBlock.maximum(bits: cache.reader.bits) else { return false }
-            if !mayChange(cluster) { try await change(Int(cluster / clustersPerBlock)) }
+            try await prepare(cluster)
             set(cluster, to: count + 1)
         }
         return true
@@ -134,7 +139,7 @@ struct Qcow2Refcounts {
                 freedBySwitch.append(cluster)
                 continue
             }
-            if !mayChange(cluster) { try await change(Int(cluster / clustersPerBlock)) }
+            try await prepare(cluster)
             set(cluster, to: count - 1)
             if count == 2 { hasNewSingles = true }
             guard count == 1 else { continue }
@@ -149,10 +154,14 @@ struct Qcow2Refcounts {
         await discard(run)
     }
 
-    /// Whether the block that counts a cluster is prepared for a change.
-    private func mayChange(_ cluster: Int64) -> Bool {
-        let index = Int(cluster / clustersPerBlock)
-        return changed.contains(index) && (!isDeferring || moved.contains(index))
+    /// Prepares the block that counts a cluster for a change.
+    private mutating func prepare(_ cluster: Int64) async throws {
+        let index = cluster / clustersPerBlock
+        guard index != prepared else { return }
+        if !changed.contains(Int(index)) || isDeferring && !moved.contains(Int(index)) {
+            try await change(Int(index))
+        }
+        prepared = index
     }
 
     /// Sets a count in a block that is prepared for it.
@@ -331,7 +340,10 @@ struct Qcow2Refcounts {
 
     /// From now on, blocks that change are written to new places, and clusters that lose their last
     /// reference stay counted. `settle` writes the new table, and `finishSwitch` ends this.
-    mutating func deferChanges() { isDeferring = true }
+    mutating func deferChanges() {
+        isDeferring = true
+        prepared = nil
+    }
 
     /// Frees what the header's switch to the new table has made free.
     mutating func finishSwitch(from old: Table) async throws {

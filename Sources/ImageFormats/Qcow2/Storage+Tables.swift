@@ -99,6 +99,6 @@ extension Array where Element: FixedWidthInteger {
 extension Array where Element == UInt64 {
     /// The bytes of the numbers as stored in an image.
     var bigEndianBytes: [UInt8] {
-        map(\.bigEndian).withUnsafeBytes { [UInt8]($0) }
+        map { $0.bigEndian }.withUnsafeBytes { [UInt8]($0) }
     }
 }
