@@ -61,12 +61,12 @@ struct TargetFormat: Sendable, CustomStringConvertible {
         }
     }
 
-    @Test(arguments: some(pairs.count / 4, of: pairs))
+    @Test(arguments: some(pairs.count / 6, of: pairs))
     func everySourceToEveryTarget(_ pair: Pair) throws {
         try convertAndJudge(pair)
     }
 
-    @Test(arguments: some(allModes.count / 6, of: allModes))
+    @Test(arguments: some(allModes.count / 8, of: allModes))
     func everyTargetInEveryMode(_ pair: Pair) throws {
         try convertAndJudge(pair)
     }

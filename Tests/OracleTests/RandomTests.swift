@@ -7,7 +7,7 @@ import Testing
 /// `SWIMG_SEED` and `SWIMG_CASES` in the environment set the first seed and the number of cases.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RandomTests {
     static let seed = number("SWIMG_SEED") ?? 20_240_607
-    static let cases = Array(0..<(number("SWIMG_CASES") ?? 24))
+    static let cases = Array(0..<(number("SWIMG_CASES") ?? 16))
 
     private static func number(_ name: String) -> Int? {
         ProcessInfo.processInfo.environment[name].flatMap { Int($0) }

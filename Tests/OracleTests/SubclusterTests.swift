@@ -6,7 +6,7 @@ import Testing
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct SubclusterTests {
     /// Disks of random pieces of data and zeros, over a backing file or not. The target is right,
     /// and takes no more space than qemu-img's.
-    @Test(arguments: UInt64(1)...24)
+    @Test(arguments: some(14, of: Array(UInt64(1)...24)))
     func takesNoMoreThanQemu(_ seed: UInt64) throws {
         var generator = SplitMix64(seed: seed)
         let folder = try TempFolder()
