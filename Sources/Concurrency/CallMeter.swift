@@ -24,6 +24,12 @@ public struct CallTimes: Sendable, Equatable {
         self.patience = patience ?? Self.manyTimes * work
     }
 
+    /// These times, which count as waiting from another ratio of elapsed to processor time on.
+    public func waiting(from manyTimes: Double) -> CallTimes {
+        CallTimes(
+            wall: wall, work: work, calls: calls, sleeps: sleeps, patience: manyTimes * work)
+    }
+
     /// The times of a single call.
     public static func call(wall: Double, work: Double, slept: Bool = true) -> CallTimes {
         CallTimes(wall: slept ? max(wall, work) : work, work: work, calls: 1, sleeps: slept ? 1 : 0)
@@ -42,7 +48,7 @@ public struct CallTimes: Sendable, Equatable {
     /// Ratio of elapsed to processor time from which calls count as waiting, if they may also wait
     /// for each other.
     public static let manyTimes = 4.0
-    /// The same for calls that only wait for the storage.
+    /// Ratio from which calls count as waiting that only the storage keeps waiting.
     public static let manyTimesAlone = 2.0
     /// Half a millisecond, in nanoseconds.
     private static let noticeable = 500_000.0
@@ -101,8 +107,7 @@ public final class CallMeter: Sendable {
     public var isWaiting: Bool { sums.withLock { $0.recent.isWaiting } }
 
     public func note(_ times: CallTimes) {
-        var times = times
-        times.patience = manyTimes * times.work
+        let times = times.waiting(from: manyTimes)
         sums.withLock {
             $0.all = $0.all + times
             $0.recent = $0.recent.faded + times

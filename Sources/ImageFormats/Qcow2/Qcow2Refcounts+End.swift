@@ -1,7 +1,7 @@
 import DiskImage
 import ImageStorage
 
-// Giving back what lies at the end of the file.
+// Blocks for a longer file, and giving back what is free.
 extension Qcow2Refcounts {
     /// Frees blocks that count nothing any more, and cuts a file behind its last cluster.
     mutating func releaseEnd() async throws {
@@ -56,5 +56,28 @@ extension Qcow2Refcounts {
             if let last = try await lastUsed(in: index) { return last }
         }
         return nil
+    }
+
+    /// Gives back the blocks of clusters. Blocks that cannot be given back stay, which does no
+    /// harm.
+    func discard(_ clusters: Range<Int64>?) async {
+        guard let clusters, !storage.traits.isDevice else { return }
+        let end = min(clusters.upperBound * clusterSize, storage.size)
+        let start = clusters.lowerBound * clusterSize
+        guard start < end else { return }
+        try? await storage.zero(start..<end, mayUnmap: true)
+    }
+
+    /// The blocks that have to be made to count so many more clusters, and themselves. Unlike
+    /// `RefcountMetadataSize`, this depends on the blocks that exist: any may be missing.
+    func missingBlocks(for count: Int64) -> [Int] {
+        var missing: [Int] = []
+        while true {
+            let newEnd = end + Int64(missing.count) + count
+            let blocks = Int(end / clustersPerBlock)..<Int(newEnd.dividedUp(by: clustersPerBlock))
+            let found = blocks.filter { $0 >= table.count || table[$0] == 0 }
+            if found.count == missing.count { return found }
+            missing = found
+        }
     }
 }

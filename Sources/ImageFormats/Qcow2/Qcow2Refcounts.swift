@@ -25,12 +25,7 @@ struct Qcow2Refcounts {
     private(set) var place: Table
     var cache: RefcountCache
     /// The cached blocks that differ from those in the file.
-    private var changed: Set<Int> = [] {
-        didSet { prepared = nil }
-    }
-    /// Index of a block that is known to be prepared for changes; neighbours ask for it again and
-    /// again.
-    private var prepared: Int64?
+    private var changed: Set<Int> = []
     /// Index of the first cluster behind everything, where new ones are allocated.
     var end: Int64
     /// Index of the cluster from which on `take` looks for free ones.
@@ -114,7 +109,7 @@ struct Qcow2Refcounts {
                     storage.name, "cluster \(cluster) is in use, and its refcount is 0")
             }
             guard count < RefcountBlock.maximum(bits: cache.reader.bits) else { return false }
-            try await prepare(cluster)
+            if !mayChange(cluster) { try await change(Int(cluster / clustersPerBlock)) }
             set(cluster, to: count + 1)
         }
         return true
@@ -139,7 +134,7 @@ struct Qcow2Refcounts {
                 freedBySwitch.append(cluster)
                 continue
             }
-            try await prepare(cluster)
+            if !mayChange(cluster) { try await change(Int(cluster / clustersPerBlock)) }
             set(cluster, to: count - 1)
             if count == 2 { hasNewSingles = true }
             guard count == 1 else { continue }
@@ -154,14 +149,10 @@ struct Qcow2Refcounts {
         await discard(run)
     }
 
-    /// Prepares the block that counts a cluster for a change.
-    private mutating func prepare(_ cluster: Int64) async throws {
-        let index = cluster / clustersPerBlock
-        guard index != prepared else { return }
-        if !changed.contains(Int(index)) || isDeferring && !moved.contains(Int(index)) {
-            try await change(Int(index))
-        }
-        prepared = index
+    /// Whether the block that counts a cluster is prepared for a change.
+    private func mayChange(_ cluster: Int64) -> Bool {
+        let index = Int(cluster / clustersPerBlock)
+        return changed.contains(index) && (!isDeferring || moved.contains(index))
     }
 
     /// Sets a count in a block that is prepared for it.
@@ -181,16 +172,6 @@ struct Qcow2Refcounts {
         }
         try await load(index)
         changed.insert(index)
-    }
-
-    /// Gives back the blocks of clusters. Blocks that cannot be given back stay, which does no
-    /// harm.
-    private func discard(_ clusters: Range<Int64>?) async {
-        guard let clusters, !storage.traits.isDevice else { return }
-        let end = min(clusters.upperBound * clusterSize, storage.size)
-        let start = clusters.lowerBound * clusterSize
-        guard start < end else { return }
-        try? await storage.zero(start..<end, mayUnmap: true)
     }
 
     mutating func load(_ index: Int) async throws {
@@ -323,27 +304,11 @@ struct Qcow2Refcounts {
         }
     }
 
-    /// The blocks that have to be made to count so many more clusters, and themselves. Unlike
-    /// `RefcountMetadataSize`, this depends on the blocks that exist: any may be missing.
-    private func missingBlocks(for count: Int64) -> [Int] {
-        var missing: [Int] = []
-        while true {
-            let newEnd = end + Int64(missing.count) + count
-            let blocks = Int(end / clustersPerBlock)..<Int(newEnd.dividedUp(by: clustersPerBlock))
-            let found = blocks.filter { $0 >= table.count || table[$0] == 0 }
-            if found.count == missing.count { return found }
-            missing = found
-        }
-    }
-
     // MARK: Changes by one switch
 
     /// From now on, blocks that change are written to new places, and clusters that lose their last
     /// reference stay counted. `settle` writes the new table, and `finishSwitch` ends this.
-    mutating func deferChanges() {
-        isDeferring = true
-        prepared = nil
-    }
+    mutating func deferChanges() { isDeferring = true }
 
     /// Frees what the header's switch to the new table has made free.
     mutating func finishSwitch(from old: Table) async throws {

@@ -21,9 +21,7 @@ struct WriterMode {
 
     /// Notes a write that was made while there was no other, so that it waited for no lock.
     mutating func noteLone(_ times: CallTimes) {
-        var times = times
-        times.patience = CallTimes.manyTimesAlone * times.work
-        recent = recent.faded + times
+        recent = recent.faded + times.waiting(from: CallTimes.manyTimesAlone)
         loneWrites += 1
         if recent.isWaiting {
             isParallel = true
