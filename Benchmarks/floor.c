@@ -1,14 +1,13 @@
 // The lower bound for times on this machine: the same bytes are copied or decoded with the simplest
 // calls on several threads.
 //
-// Usage: floor [--direct] copy SOURCE TARGET
-//        floor [--direct] scan SOURCE TARGET                     leaves the target empty
-//        floor [--direct] zlib|zstd|plain SOURCE TARGET LIST
-//        floor pack-zlib|pack-zstd SOURCE TARGET                 appends clusters as they are done
+// Usage: floor copy SOURCE TARGET
+//        floor scan SOURCE TARGET                     leaves the target empty
+//        floor zlib|zstd|plain SOURCE TARGET LIST
+//        floor pack-zlib|pack-zstd SOURCE TARGET      appends clusters as they are done
 //
-// LIST is written by datasets.py: offset, length, guest offset and plain flag of each cluster.
-// --direct bypasses the page cache when writing. The program does not search for zeros or verify
-// data, and a short read ends it.
+// LIST is written by datasets.py: offset, length, guest offset and plain flag of each cluster. The
+// program does not search for zeros or verify data, and a short read ends it.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <libdeflate.h>
@@ -118,12 +117,10 @@ static void *pack(void *unused) {
 }
 
 int main(int count, char **words) {
-    int flags = count > 1 && strcmp(words[1], "--direct") == 0 ? O_DIRECT : 0;
-    if (flags) words++, count--;
     require(count >= 4);
     source = open(words[2], O_RDONLY);
     unlink(words[3]);
-    target = open(words[3], O_WRONLY | O_CREAT | flags, 0644);
+    target = open(words[3], O_WRONLY | O_CREAT, 0644);
     require(source >= 0 && target >= 0);
     int is_packing = strncmp(words[1], "pack-", 5) == 0;
     is_zstd = strcmp(words[1], "zstd") == 0 || strcmp(words[1], "pack-zstd") == 0;

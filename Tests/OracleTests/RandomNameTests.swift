@@ -6,10 +6,10 @@ import Testing
 /// Random images under names of random bytes: qemu-img, using plain names, verifies that the named
 /// files are read and written.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RandomNameTests {
-    @Test(arguments: RandomTests.cases.prefix(20))
+    @Test(arguments: RandomCases.all.prefix(20))
     func namesAreBytes(_ number: Int) throws {
         let folder = try TempFolder()
-        let seed = UInt64(RandomTests.seed &+ number) ^ 0xb17e5
+        let seed = UInt64(RandomCases.seed &+ number) ^ 0xb17e5
         var random = SplitMix64(seed: seed)
         var maker = RandomImage(seed: seed, folder: folder)
         try maker.build()

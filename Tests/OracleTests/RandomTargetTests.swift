@@ -4,12 +4,12 @@ import Testing
 
 /// Random images over random backing files and into existing targets, judged by qemu-img.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct RandomTargetTests {
-    static let cases = Array(RandomTests.cases.prefix(max(1, RandomTests.cases.count / 2)))
+    static let cases = Array(RandomCases.all.prefix(max(1, RandomCases.all.count / 2)))
 
     /// A source without a backing file is the whole disk, whatever backing file the target has.
     @Test(arguments: cases)
     func hidesTheBackingFile(_ number: Int) throws {
-        let seed = UInt64(RandomTests.seed &+ number)
+        let seed = UInt64(RandomCases.seed &+ number)
         let folder = try TempFolder()
         let baseFolder = try TempFolder()
         var random = SplitMix64(seed: seed &+ 1 << 40)
@@ -59,7 +59,7 @@ import Testing
     /// A raw target that ends anywhere within the source's last sector.
     @Test(arguments: cases)
     func endsWithinTheLastSector(_ number: Int) throws {
-        let seed = UInt64(RandomTests.seed &+ number)
+        let seed = UInt64(RandomCases.seed &+ number)
         let folder = try TempFolder()
         var random = SplitMix64(seed: seed &+ 1 << 41)
         var maker = RandomImage(seed: seed, folder: folder)

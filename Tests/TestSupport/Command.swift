@@ -117,7 +117,7 @@ public final class RunningProcess: @unchecked Sendable {
                 throw CommandError(description: "still running after \(timeout) s: \(command)")
             }
             usleep(pause)
-            pause = min(pause * 2, 4000)
+            pause = min(pause * 2, 1000)
         }
         return Outcome(
             status: ended ?? -1, output: output, errors: errors, command: command)

@@ -180,17 +180,6 @@ import Testing
     }
 }
 
-/// `qemu-img info` about an image itself, without the file's name and its allocated size.
-func info(_ path: String, _ format: String) throws -> NSDictionary {
-    let text = try Qemu.img("info", "--output=json", "-f", format, path)
-    let object = try JSONSerialization.jsonObject(with: Data(text.utf8))
-    let info = try #require(object as? NSDictionary).mutableCopy() as? NSMutableDictionary
-    let result = try #require(info)
-    result.removeObject(forKey: "filename")
-    result.removeObject(forKey: "actual-size")
-    return result
-}
-
 /// Guest bytes present in each layer; -1 counts absent ones. Holes are not compared: they depend on
 /// the file's blocks.
 private func coverage(_ path: String, _ format: String) throws -> [Int: Int64] {
@@ -206,12 +195,4 @@ private struct PresentEntry: Decodable {
     let length: Int64
     let depth: Int
     let present: Bool
-}
-
-/// The message after the program's name.
-func withoutName(_ outcome: Outcome) -> String {
-    let text = outcome.errorText
-    guard let colon = text.range(of: ": ") else { return text }
-    return String(text[colon.upperBound...])
-        .replacingOccurrences(of: "\(Swimg.prefix)", with: "qemu-img: ")
 }

@@ -15,7 +15,7 @@ struct SequenceTests {
 
     @Test(arguments: ["--count 6", "--conversions --count 2"])
     func holdWhatTheirModelHolds(_ words: String) throws {
-        let line = [Self.script, Swimg.path, "--seed", "\(RandomTests.seed)"] + words.words
+        let line = [Self.script, Swimg.path, "--seed", "\(RandomCases.seed)"] + words.words
         let outcome = try run(
             "python3", line, environment: ["PYTHONDONTWRITEBYTECODE": "1"], timeout: 300)
         #expect(outcome.isSuccess, "\(outcome.outputText)\n\(outcome.errorText)")
