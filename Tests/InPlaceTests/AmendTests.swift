@@ -22,7 +22,7 @@ import Testing
     ]
 
     /// Each option of an image meets each way to amend it; the contents rotate.
-    @Test(arguments: some(3, of: Array(options.indices)), ways.indices)
+    @Test(arguments: some(of: options.indices, with: ways.indices))
     func amendsLikeQemu(_ row: Int, _ column: Int) throws {
         let options = Self.options[row]
         let possible = Content.allCases.filter {

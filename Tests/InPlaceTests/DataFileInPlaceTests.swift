@@ -240,14 +240,15 @@ import Testing
     // MARK: amend, bitmap, snapshot
 
     @Test(
-        arguments: ["", "data_file_raw=on"],
-        [
-            "data_file=moved", "data_file=", "data_file_raw=off", "data_file_raw=on",
-            "data_file=moved,data_file_raw=off,size=6M", "size=6M", "size=5242880",
-            "compat=0.10", "compat=0.10,refcount_bits=16", "refcount_bits=1", "refcount_bits=64",
-            "lazy_refcounts=on,refcount_bits=8", "data_file=nosuch", "backing_file=x",
-        ])
-    func amends(_ options: String, _ change: String) throws {
+        arguments: some(
+            of: [
+                "data_file=moved", "data_file=", "data_file_raw=off", "data_file_raw=on",
+                "data_file=moved,data_file_raw=off,size=6M", "size=6M", "size=5242880",
+                "compat=0.10", "compat=0.10,refcount_bits=16", "refcount_bits=1",
+                "refcount_bits=64", "lazy_refcounts=on,refcount_bits=8", "data_file=nosuch",
+                "backing_file=x",
+            ], with: ["", "data_file_raw=on"]))
+    func amends(_ change: String, _ options: String) throws {
         try make("image", options)
         try Qemu.img("bitmap", "--add", "image", "b", in: folder.path)
         let twins = try Twins(copying: folder)

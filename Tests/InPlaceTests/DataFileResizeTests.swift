@@ -40,7 +40,7 @@ import Testing
             in: place)
     }
 
-    @Test(arguments: options, ways)
+    @Test(arguments: some(of: options, with: ways))
     func resizes(_ options: String, _ ways: [String]) throws {
         for place in [own, theirs] { try make(options, in: place) }
         for way in ways {

@@ -11,7 +11,7 @@ import Testing
 
     /// Random writes and snapshots: after each step both images hold the same disk, in each
     /// snapshot as well.
-    @Test(arguments: options, some(2, of: Array(0..<8)))
+    @Test(arguments: some(of: options, with: 0..<3))
     func sequences(_ options: String, _ seed: Int) throws {
         let folder = try TempFolder()
         let (own, theirs) = (folder.path("own"), folder.path("theirs"))

@@ -99,15 +99,14 @@ import Testing
     }
 
     static let bases = ["base.raw", "base.qcow2", "short.raw", "long.qcow2"]
+    static let targets = [
+        "", "-W -m 3", "-o compat=0.10", "-o cluster_size=4k", "-o cluster_size=2M", "-c", "-S 0",
+        "-o extended_l2=on", "-o compat=0.10 -c", "-o extended_l2=on,preallocation=metadata",
+    ]
 
     /// A qcow2 source without a backing file reads as zeros where it allocates nothing, so the
     /// base's data must not show through.
-    @Test(
-        arguments: [
-            "", "-W -m 3", "-o compat=0.10", "-o cluster_size=4k", "-o cluster_size=2M", "-c",
-            "-S 0", "-o extended_l2=on", "-o compat=0.10 -c",
-            "-o extended_l2=on,preallocation=metadata",
-        ], bases)
+    @Test(arguments: some(of: targets, with: bases))
     func sourceWithoutABackingFile(_ options: String, _ base: String) throws {
         try makeBases()
         for made in ["cluster_size=64k", "cluster_size=4k", "extended_l2=on,cluster_size=64k"] {

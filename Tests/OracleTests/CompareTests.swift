@@ -24,7 +24,7 @@ import Testing
 
     /// Compares each image with the next one and with the raw disk. In strict mode nearly all pairs
     /// differ.
-    @Test(arguments: SourceGallery.names)
+    @Test(arguments: some(12, of: SourceGallery.names))
     func gallery(_ name: String) throws {
         let names = SourceGallery.names
         let index = try #require(names.firstIndex(of: name))

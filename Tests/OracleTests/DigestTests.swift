@@ -59,8 +59,11 @@ struct DigestTests {
 
     @Test(
         .enabled(if: Qemu.isInstalled, "the gallery is made by qemu-img"),
-        arguments: ["raw-sparse", "raw-full", "v3-512", "zlib-2M", "chain-extended"],
-        some(8, of: TargetFormat.all.map(\.line)) + ["-O raw -o size=3M", "-O qcow2 -o size=3M"])
+        arguments: some(
+            of: ["raw-sparse", "raw-full", "v3-512", "zlib-2M", "chain-extended"],
+            with: some(8, of: TargetFormat.all.map(\.line)) + [
+                "-O raw -o size=3M", "-O qcow2 -o size=3M",
+            ]))
     func conversions(_ name: String, _ target: String) throws {
         let image = try SourceGallery.named(name)
         let folder = try TempFolder()

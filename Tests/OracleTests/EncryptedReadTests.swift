@@ -9,7 +9,7 @@ import Testing
     init() throws { folder = try TempFolder() }
 
     static let ciphers = some(
-        5,
+        9,
         of: [
             "", "cipher-alg=aes-128", "cipher-alg=aes-192", "ivgen-alg=plain",
             "cipher-mode=cbc,ivgen-alg=plain64",
@@ -58,8 +58,8 @@ import Testing
         return try contents(target)
     }
 
-    @Test(arguments: ["luks", "qcow2"], ciphers)
-    func everyCipher(_ format: String, _ cipher: String) throws {
+    @Test(arguments: some(of: ciphers, with: ["luks", "qcow2"]))
+    func everyCipher(_ cipher: String, _ format: String) throws {
         let path = try image(format, cipher: cipher)
         let judged = try EncryptedImage.disk(format, path)
         #expect(judged[65536..<65536 + 102_400].allSatisfy { $0 == 7 })
@@ -126,7 +126,7 @@ import Testing
     }
 
     /// Each length of text at the end of base64.
-    @Test(arguments: ["a", "ab", "abc", "abcd", "abcdefgh?>~"])
+    @Test(arguments: ["a", "ab", "abcdefgh?>~"])
     func base64(_ passphrase: String) throws {
         let path = folder.path("image")
         let object = ["--object", "secret,id=s,data=\(passphrase)"]
@@ -143,10 +143,7 @@ import Testing
     }
 
     /// Clusters of all sizes, subclusters, snapshots, and overlays of plain and encrypted images.
-    @Test(arguments: [
-        "cluster_size=512", "cluster_size=2M", "extended_l2=on", "compat=0.10",
-        "preallocation=metadata", "preallocation=full",
-    ])
+    @Test(arguments: ["cluster_size=512", "extended_l2=on", "compat=0.10", "preallocation=full"])
     func qcow2Options(_ options: String) throws {
         let path = try image("qcow2", options: options)
         let described = EncryptedImage.options("qcow2", path)

@@ -61,7 +61,9 @@ import Testing
 
     /// Targets of the source's odd size and others within its last sector: trailing zeros need no
     /// space in the target.
-    @Test(arguments: [1_000_001, 999_937, 1_000_447], ["", "-W", "-S 0", "-t none", "--no-clone"])
+    @Test(
+        arguments: some(
+            of: [1_000_001, 999_937, 1_000_447], with: ["", "-W", "-S 0", "-t none", "--no-clone"]))
     func rawFileThatEndsWithinTheLastSector(_ size: Int, _ mode: String) throws {
         let folder = try TempFolder()
         let target = folder.path("target")

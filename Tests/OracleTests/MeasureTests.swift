@@ -33,7 +33,7 @@ import Testing
         }
     }
 
-    @Test(arguments: SourceGallery.names)
+    @Test(arguments: some(12, of: SourceGallery.names))
     func gallery(_ name: String) throws {
         let image = try SourceGallery.named(name)
         for options in Self.options {

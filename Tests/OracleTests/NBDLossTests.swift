@@ -119,7 +119,7 @@ struct NBDLossTests {
     }
 
     static let kills = Array(
-        0..<(ProcessInfo.processInfo.environment["SWIMG_KILLS"].flatMap { Int($0) } ?? 12))
+        0..<(ProcessInfo.processInfo.environment["SWIMG_KILLS"].flatMap { Int($0) } ?? 5))
 
     /// Kills the server at a random moment; in half of the cases a new one replaces it.
     @Test(arguments: kills)

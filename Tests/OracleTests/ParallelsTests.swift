@@ -38,7 +38,7 @@ import Testing
         try Data(bytes).write(to: URL(fileURLWithPath: path))
     }
 
-    @Test(arguments: disks, ["64k", "4k", "1M"])
+    @Test(arguments: some(of: disks, with: ["64k", "4k", "1M"]))
     func reads(_ disk: String, _ clusterSize: String) throws {
         for isOld in [false, true] {
             let folder = try TempFolder()

@@ -30,7 +30,9 @@ struct SlowStorageTests {
         }
     }
 
-    @Test(arguments: ["raw", "qcow2", "zlib", "zstd", "small"], ["", "-W", "-m 2", "-t none -W"])
+    @Test(
+        arguments: some(
+            of: ["raw", "qcow2", "zlib", "zstd", "small"], with: ["", "-W", "-m 2", "-t none -W"]))
     func reads(_ source: String, _ options: String) throws {
         let outcome = try run(
             Swimg.path, ["convert", "-O", "raw"] + options.words + [source, "own"],
