@@ -55,7 +55,7 @@ let package = Package(
             name: "ImageDrivers",
             dependencies: [
                 "ImageFormats", "ImageioStorage", "HTTPStorage", "NBDStorage", "Decompression",
-                "ImageStorage", "DiskImage",
+                "ImageStorage", "Concurrency", "DiskImage",
             ],
             swiftSettings: strict),
         .target(

@@ -112,7 +112,7 @@ public struct Pipeline: Sendable {
             digests.isEmpty && target.sharesUnread ? try await source.isSparse() : false
         // Compressed clusters and bytes to compare with need further buffers for each chunk.
         let buffers: Int64 = 1 + (target.compresses ? 1 : 0) + (shown == nil ? 0 : 1)
-        let fair = memory / buffers / Int64(baseWorkers)
+        let fair = memory / buffers / Int64(min(baseWorkers, mostWorkers ?? baseWorkers))
         // Chunks are whole clusters, whatever length a server prefers and memory allows.
         let chunkSize =
             target.compresses
