@@ -1,5 +1,4 @@
 import Glibc
-import Synchronization
 
 /// Page-aligned memory for I/O, owned by one task at a time.
 ///
@@ -22,25 +21,19 @@ public struct IOBuffer: ~Copyable, @unchecked Sendable {
     /// - Parameter byteCount: length in bytes; 0 is allowed.
     /// - Throws: `ImageError` if there is not enough memory.
     public init(byteCount: Int) throws(ImageError) {
-        var start: UnsafeMutableRawPointer?
+        let start: UnsafeMutableRawPointer?
         let isHuge = byteCount >= Self.hugePage
         let alignment = isHuge ? Self.hugePage : Self.alignment
-        if byteCount >= Self.long {
-            try Self.longAllocation.withLock { _ throws(ImageError) in
-                try MemoryMargin.check(for: byteCount + alignment)
-                start = try Self.allocate(byteCount, alignment)
+        start =
+            byteCount < Self.long
+            ? try Self.allocate(byteCount, alignment)
+            : try MemoryMargin.take(byteCount + alignment) { () throws(ImageError) in
+                try Self.allocate(byteCount, alignment)
             }
-        } else {
-            start = try Self.allocate(byteCount, alignment)
-        }
         // madvise only advises: without huge pages, the buffer gets small ones.
         if isHuge { _ = madvise(start, byteCount.roundedDown(to: Self.hugePage), MADV_HUGEPAGE) }
         memory = UnsafeMutableRawBufferPointer(start: start, count: byteCount)
     }
-
-    /// Held from the look at the memory to the allocation: several workers that have seen the same
-    /// memory would use up the margin together.
-    private static let longAllocation = Mutex<Void>(())
 
     private static func allocate(
         _ byteCount: Int, _ alignment: Int
