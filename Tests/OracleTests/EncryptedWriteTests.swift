@@ -157,7 +157,7 @@ import Testing
 
     @Test(
         arguments: some(
-            3,
+            2,
             of: [
                 "-O luks -o key-secret=s", "-O luks -o key-secret=s,cipher-alg=aes-128",
                 "-O qcow2 -o encrypt.format=luks,encrypt.key-secret=s",

@@ -86,8 +86,7 @@ struct NBDTests {
         }
         let disk = try folder.write("disk.raw", bytes)
         for options in [
-            "-c", "-c -W -m 16", "-c -W -o cluster_size=4k", "-c -o cluster_size=512",
-            "-c -W -m 16 -o cluster_size=512",
+            "-c", "-c -W -m 16", "-c -W -m 16 -o cluster_size=512",
         ] {
             let server = try NBDTestServer.nbdkit(
                 "--filter=blocksize-policy", "memory", "64M", "blocksize-minimum=\(block)",

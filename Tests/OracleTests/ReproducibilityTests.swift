@@ -9,7 +9,7 @@ struct ReproducibilityTests {
         "-m 1", "-m 3", "-m 8", "-m 64", "-m 1 -W", "-m 3 -W", "-m 8 -W", "-m 64 -W",
     ]
 
-    @Test(arguments: some(8, of: TargetFormat.all))
+    @Test(arguments: some(6, of: TargetFormat.all))
     func sameBytesInEveryModeFromEverySource(_ target: TargetFormat) throws {
         let folder = try TempFolder()
         let path = folder.path("target")

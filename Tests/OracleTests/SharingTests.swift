@@ -87,8 +87,8 @@ struct SharingTests {
         }
     }
 
-    @Test(arguments: fileSystems, targets)
-    func sharesWhatItCan(_ fileSystem: (make: [String], megabytes: Int), target: String) throws {
+    @Test(arguments: some(of: targets, with: fileSystems))
+    func sharesWhatItCan(_ target: String, _ fileSystem: (make: [String], megabytes: Int)) throws {
         guard hasProgram(fileSystem.make[0]) else { return }
         let mount = try MountedFolder(
             make: fileSystem.make, size: fileSystem.megabytes << 20, sectorSize: 512)
