@@ -105,6 +105,31 @@ import Testing
         }
     }
 
+    /// Within a limit, whether the margin of 16 MiB is left must not be found out by mapping it: other
+    /// threads would find no memory meanwhile. The library ends a program that does.
+    @Test(.enabled(if: Preload.isUsable, "needs a C compiler"))
+    func theMarginIsNotMapped() throws {
+        let library = try Preload(
+            """
+            #define _GNU_SOURCE
+            #include <dlfcn.h>
+            #include <stdlib.h>
+            #include <sys/mman.h>
+            void *mmap(void *start, size_t length, int rights, int flags, int file, off_t offset) {
+                if (file == -1 && length >= 16 << 20) abort();
+                void *(*next)(void *, size_t, int, int, int, off_t) = dlsym(RTLD_NEXT, "mmap");
+                return next(start, length, rights, flags, file, offset);
+            }
+            """)
+        let outcome = try run(
+            "bash",
+            [
+                "-c", "ulimit -v 500000; LD_PRELOAD=\(library.path) exec \"$0\" \"$@\"", Swimg.path,
+                "compare", "disk.raw", "image.qcow2",
+            ], in: folder.path)
+        #expect(outcome.isSuccess && outcome.errors.isEmpty, "\(outcome)")
+    }
+
     /// Memory in KiB that the loader and Swift's runtime need before swimg's code runs.
     private static let leastMemory = 36_000
 
