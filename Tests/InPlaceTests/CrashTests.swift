@@ -150,10 +150,7 @@ import Testing
                 let story = "after \(count) of \(changes.count) changes, loses \(losesChanges)"
                 try expectSound(bytes, in: folder, leaks: true, story)
                 let found = try await disk(bytes)
-                let wrong = stride(from: 0, to: found.count, by: 512).first {
-                    let sector = found[$0..<min($0 + 512, found.count)]
-                    return sector != old[sector.indices] && sector != new[sector.indices]
-                }
+                let wrong = firstMixedSector(of: found, old: old, new: new)
                 #expect(wrong == nil, "\(story)")
             }
         }
