@@ -121,7 +121,8 @@ def stale_bitmaps(pair):
     rest = re.sub(r"qemu-img: warning: a program lacking bitmap support .*\nSome clusters may be leaked, .*fix\.\n?",
                   "", pair.theirs.stderr)
     return (rest != pair.theirs.stderr and pair.own.status == pair.theirs.status and not pair.judgement
-            and pair.own.stdout == pair.theirs.stdout and (rest == "") == (pair.own.stderr == ""))
+            and pair.normalized(pair.own.stdout) == pair.normalized(pair.theirs.stdout)
+            and (rest == "") == (pair.own.stderr == ""))
 
 
 KNOWN = [
@@ -156,6 +157,7 @@ KNOWN = [
     ("compare -s: which offset", strict_offset),
     ("check -r and the snapshot table", snapshot_table),
     ("check -r of images with snapshots", lost_snapshots),
+    ("check -r where it cannot help", refuses("another part of the image: it cannot be changed")),
     ("check -r all where qemu-img gives up", repair_failed),
     ("damaged bitmaps", damaged_bitmaps),
     ("other damage is refused, too", damage),
