@@ -64,8 +64,10 @@ struct AmendCommand: ImageCommand {
         guard let file = files.first, files.count == 1 else {
             throw ImageError.invalid("Expecting one image file name")
         }
-        var amending = ImageAmending(
-            try ImageInPlace(file, names, format: format, cache: cache), options)
+        var image = try ImageInPlace(
+            file, try names.name(file, format: format), format: format, cache: cache)
+        image.access.options.secrets = options.secrets
+        var amending = ImageAmending(image, options)
         amending.force = force
         if options.asksForHelp { return Output.print(try await amending.help()) }
         let printer = ProgressPrinter(isShown: progress && !quiet)

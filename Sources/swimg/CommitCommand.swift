@@ -67,7 +67,8 @@ struct CommitCommand: ImageCommand {
         guard let file = files.first, files.count == 1 else {
             throw CommandLineWords.mistake("Expecting one image file name")
         }
-        var image = try ImageInPlace(file, names, format: format, cache: cache)
+        var image = try ImageInPlace(
+            file, try names.name(file, format: format), format: format, cache: cache)
         image.access.options = try servers.options()
         image.access.options.secrets = try names.objects.secrets()
         var commit = ImageCommit(image)
@@ -79,11 +80,15 @@ struct CommitCommand: ImageCommand {
 }
 
 extension ImageInPlace {
-    /// The image of a verb that changes it, as the options common to these verbs describe it.
+    /// The image of a verb that changes it.
+    ///
+    /// - Parameters:
+    ///   - file: the image as it stands on the command line, for messages.
+    ///   - name: the image as `imageName` understands it.
     init(
-        _ file: ImageName, _ names: ImageNameOptions, format: String?, cache: String
+        _ file: ImageName, _ name: ImageName, format: String?, cache: String
     ) throws(ImageError) {
-        self.init(try names.name(file, format: format))
+        self.init(name)
         if let format {
             guard let known = ImageFormat.named(format) else {
                 throw .invalid("Could not open '\(file)': Unknown driver '\(format)'")
@@ -94,7 +99,6 @@ extension ImageInPlace {
             throw .invalid("Invalid cache option: \(cache)")
         }
         access.cacheMode = mode
-        access.options.secrets = try names.objects.secrets()
         onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
     }
 }

@@ -131,7 +131,10 @@ struct ConvertCommand: ImageCommand {
         help: ArgumentHelp("Cache mode of the sources.", valueName: "mode"))
     var sourceCache = "writeback"
 
-    @OptionGroup var snapshot: SnapshotOptions
+    @Option(
+        name: [.customShort("l"), .customLong("snapshot")], parsing: .unconditional,
+        help: .snapshot)
+    var snapshot: OptionText?
 
     @Option(
         name: [.customShort("B"), .customShort("b"), .customLong("backing")],
@@ -161,7 +164,8 @@ struct ConvertCommand: ImageCommand {
         help: "The existing target is described by options (with -n).")
     var targetImageOpts = false
 
-    @OptionGroup var objects: ObjectOptions
+    @Option(name: .customLong("object"), parsing: .unconditionalSingleValue, help: .object)
+    var objects: [OptionText] = []
 
     @Flag(help: "Print the digest of the written guest disk, and the name of the target.")
     var digest = false
@@ -178,7 +182,8 @@ struct ConvertCommand: ImageCommand {
                 + "pass.", valueName: "digest"))
     var sourceDigest: String?
 
-    @OptionGroup var digestOptions: DigestOptions
+    @Option(help: .algorithm)
+    var algorithm: String?
 
     @Flag(
         help: ArgumentHelp(
@@ -280,10 +285,12 @@ struct ConvertCommand: ImageCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
-        conversion.snapshot = try snapshot.named()
+        conversion.snapshot = try snapshot.map { text throws(ImageError) in
+            try SnapshotName(text.bytes)
+        }
         conversion.storageOptions = try servers.options()
         conversion.storageOptions.secrets = try objects.secrets()
-        let algorithm = try digestOptions.named()
+        let algorithm = try algorithm.map(digestAlgorithm)
         guard algorithm == nil || digest || expectedDigest != nil else {
             throw .invalid("--algorithm needs --digest or --expect-digest")
         }

@@ -48,7 +48,8 @@ struct CreateCommand: ImageCommand {
     @Flag(name: [.customShort("q"), .customLong("quiet")], help: "Show nothing but errors.")
     var quiet = false
 
-    @OptionGroup var objects: ObjectOptions
+    @Option(name: .customLong("object"), parsing: .unconditionalSingleValue, help: .object)
+    var objects: [OptionText] = []
 
     @OptionGroup var servers: ServerOptions
 

@@ -22,7 +22,8 @@ struct DigestCommand: ImageCommand {
         help: ArgumentHelp("The format of the image (default: found out).", valueName: "format"))
     var format: String?
 
-    @OptionGroup var digest: DigestOptions
+    @Option(help: .algorithm)
+    var algorithm: String?
 
     @Flag(name: [.customShort("p"), .customLong("progress")], help: "Show progress.")
     var progress = false
@@ -45,7 +46,7 @@ struct DigestCommand: ImageCommand {
         job.format = try format.map { name throws(ImageError) in
             try imageFormat(name, of: path)
         }
-        job.algorithm = try digest.named() ?? .blkhash
+        job.algorithm = try algorithm.map(digestAlgorithm) ?? .blkhash
         job.access = try access.access()
         job.onProgress = { done, total in printer.update(done: done, total: total) }
         let result = try await signals.interrupting(showing: printer) { [job] in

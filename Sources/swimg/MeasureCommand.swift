@@ -39,7 +39,10 @@ struct MeasureCommand: ImageCommand {
         help: ArgumentHelp("Size of an empty disk in bytes (k, M, G, T).", valueName: "size"))
     var size: String?
 
-    @OptionGroup var snapshot: SnapshotOptions
+    @Option(
+        name: [.customShort("l"), .customLong("snapshot")], parsing: .unconditional,
+        help: .snapshot)
+    var snapshot: OptionText?
 
     @Option(help: ArgumentHelp("Output form: human or json.", valueName: "form"))
     var output = "human"
@@ -62,7 +65,9 @@ struct MeasureCommand: ImageCommand {
         }
         // In qemu-img's order: texts that cannot be read come before what is missing.
         let options = try CreationOptions(options.map(\.bytes))
-        let snapshot = try snapshot.named()
+        let snapshot = try snapshot.map { text throws(ImageError) in
+            try SnapshotName(text.bytes)
+        }
         var measurement = Measurement(try disk())
         guard let format = ImageFormat.named(targetFormat) else {
             throw .invalid("Unknown file format '\(targetFormat)'")
@@ -80,7 +85,7 @@ struct MeasureCommand: ImageCommand {
             try sizeArgument(text, name: "image size")
         }
         let isAboutImage =
-            sourceFormat != nil || snapshot.snapshot != nil || access.names.areOptions
+            sourceFormat != nil || snapshot != nil || access.areOptions
         guard !files.isEmpty || !isAboutImage else {
             throw .invalid("--image-opts, -f, and -l require a filename argument.")
         }

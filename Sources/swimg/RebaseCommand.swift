@@ -80,7 +80,8 @@ struct RebaseCommand: ImageCommand {
             throw CommandLineWords.mistake(
                 "Must specify backing file (-b) or use unsafe mode (-u)")
         }
-        var image = try ImageInPlace(file, access.names, format: format, cache: cache)
+        var image = try ImageInPlace(
+            file, try access.name(file, format: format), format: format, cache: cache)
         image.access.options = try access.storageOptions()
         var rebase = ImageRebase(image)
         rebase.backing = backing

@@ -1,123 +1,33 @@
 import ArgumentParser
 import DiskImage
-import HTTPStorage
 import ImageConvert
 import ImageDrivers
 import ImageFormats
 import ImageStorage
-import NBDStorage
 
-/// Options for connections to servers, which all verbs share.
-struct ServerOptions: ParsableArguments {
-    @Option(
-        help: ArgumentHelp(
-            """
-            Connections to an HTTP server, or to an NBD export that allows several, 1 to 16 \
-            (default: up to 16, and up to 4).
-            """,
-            valueName: "number"))
-    var connections: String?
+// Options that verbs share. For each group of options the parser takes as long as for thirty options
+// (decisions/2026-11-29-start.md), so a single option stands in each verb, with a common help.
 
-    @Option(
-        help: ArgumentHelp(
-            "Requests in flight on each NBD connection, 1 to 64 (default: as many as help).",
-            valueName: "number"))
-    var requests: String?
-
-    @Option(
-        name: .customLong("request-size"),
-        help: ArgumentHelp(
-            """
-            Bytes of an NBD request, a multiple of 4096 up to 32M (default: 256k, 512k to a server \
-            on this machine).
-            """,
-            valueName: "size"))
-    var requestSize: String?
-
-    @Option(
-        help: ArgumentHelp(
-            """
-            Time within which a server has to answer (default: 30 for HTTP, unlimited for NBD).
-            """,
-            valueName: "seconds"))
-    var timeout: String?
-
-    @Option(
-        help: ArgumentHelp(
-            """
-            Time to restore a lost NBD connection (default: the loss is an error). A source must \
-            not have changed; every write to a target is made stable, which takes longer.
-            """, valueName: "seconds"))
-    var reconnect: String?
-
-    @Flag(
-        name: .customLong("multi-conn"),
-        help: "Use several connections also where the NBD server does not announce multi-conn.")
-    var multiConn = false
-
-    @OptionGroup var http: HTTPServerOptions
-
-    func options() throws(ImageError) -> StorageOptions {
-        var options = StorageOptions()
-        options.http = try http.options()
-        options.nbd.connections = try optionNumber(
-            connections, "connections", NBDOptions.connectionRange)
-        options.nbd.requests = try optionNumber(requests, "requests", NBDOptions.requestRange)
-        if let requestSize {
-            guard let size = parseByteSize(requestSize),
-                NBDOptions.requestSizeRange.contains(size), size % 4096 == 0
-            else {
-                throw .invalid(
-                    "invalid size '\(requestSize)': --request-size takes a multiple of 4096 up to 32M"
-                )
-            }
-            options.nbd.requestSize = size
-        }
-        options.nbd.timeout = try optionNumber(timeout, "timeout", NBDOptions.timeoutRange)
-        options.nbd.reconnectTime = try optionNumber(
-            reconnect, "reconnect", NBDOptions.reconnectRange)
-        options.nbd.forcesMultiConn = multiConn
-        options.http.connections = options.nbd.connections
-        if let timeout = options.nbd.timeout { options.http.timeout = timeout }
-        return options
-    }
-}
-
-/// Reads the number of an option.
-///
-/// - Returns: nil if the option is absent.
-func optionNumber(
-    _ text: String?, _ option: String, _ range: ClosedRange<Int>
-) throws(ImageError) -> Int? {
-    guard let text else { return nil }
-    guard let number = Int(text), range.contains(number) else {
-        throw .invalid(
-            "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
-                + "\(range.upperBound)")
-    }
-    return number
-}
-
-/// The option for objects, of which secrets are of use.
-struct ObjectOptions: ParsableArguments {
-    @Option(
-        name: .customLong("object"), parsing: .unconditionalSingleValue,
-        help: ArgumentHelp(
-            "A secret for encrypted images: secret,id=name,file=path or secret,id=name,data=text, "
-                + "with format=base64 if it is encoded.", valueName: "object"))
-    var objects: [OptionText] = []
-
-    func secrets() throws(ImageError) -> Secrets { try Secrets(objects: objects.map(\.bytes)) }
+extension ArgumentHelp {
+    static let object = ArgumentHelp(
+        "A secret for encrypted images: secret,id=name,file=path or secret,id=name,data=text, "
+            + "with format=base64 if it is encoded.", valueName: "object")
+    static let imageOpts: ArgumentHelp =
+        "Images are described by options (driver=qcow2,file.filename=…)."
+    static let snapshot = ArgumentHelp(
+        "The image as it was when an internal snapshot was taken: its id or name, or "
+            + "snapshot.id=…,snapshot.name=….", valueName: "snapshot")
+    static let algorithm = ArgumentHelp(
+        "The digest's algorithm: \(DigestAlgorithm.names) (default: blkhash).", valueName: "name")
 }
 
 /// Options for naming images: by path, NBD name or image options.
 struct ImageNameOptions: ParsableArguments {
-    @Flag(
-        name: .customLong("image-opts"),
-        help: "Images are described by options (driver=qcow2,file.filename=…).")
+    @Flag(name: .customLong("image-opts"), help: .imageOpts)
     var areOptions = false
 
-    @OptionGroup var objects: ObjectOptions
+    @Option(name: .customLong("object"), parsing: .unconditionalSingleValue, help: .object)
+    var objects: [OptionText] = []
 
     /// - Parameter format: the `-f` value, if any; invalid with image options, which name the
     ///   format themselves.
@@ -133,12 +43,17 @@ struct SourceOptions: ParsableArguments {
         help: "Read images that another process writes to.")
     var forceShare = false
 
-    @OptionGroup var names: ImageNameOptions
+    @Flag(name: .customLong("image-opts"), help: .imageOpts)
+    var areOptions = false
+
+    @Option(name: .customLong("object"), parsing: .unconditionalSingleValue, help: .object)
+    var objects: [OptionText] = []
 
     @OptionGroup var servers: ServerOptions
 
+    /// - Parameter format: see `ImageNameOptions.name`.
     func name(_ name: ImageName, format: String?) throws(ImageError) -> ImageName {
-        try names.name(name, format: format)
+        try imageName(name, isOptions: areOptions, format: format)
     }
 
     func access(cacheMode: CacheMode = .writeback) throws(ImageError) -> StorageAccess {
@@ -147,7 +62,7 @@ struct SourceOptions: ParsableArguments {
 
     func storageOptions() throws(ImageError) -> StorageOptions {
         var options = try servers.options()
-        options.secrets = try names.objects.secrets()
+        options.secrets = try objects.secrets()
         return options
     }
 }
@@ -204,38 +119,17 @@ func wantsJSON(_ output: String) throws(ImageError) -> Bool {
     return output == "json"
 }
 
-/// The option that selects an internal snapshot of a source.
-struct SnapshotOptions: ParsableArguments {
-    @Option(
-        name: [.customShort("l"), .customLong("snapshot")], parsing: .unconditional,
-        help: ArgumentHelp(
-            "The image as it was when an internal snapshot was taken: its id or name, or "
-                + "snapshot.id=…,snapshot.name=….",
-            valueName: "snapshot"))
-    var snapshot: OptionText?
-
-    /// The selected snapshot; nil if the option is absent.
-    func named() throws(ImageError) -> SnapshotName? {
-        try snapshot.map { text throws(ImageError) in try SnapshotName(text.bytes) }
-    }
+extension [OptionText] {
+    /// The secrets that `--object` gives.
+    func secrets() throws(ImageError) -> Secrets { try Secrets(objects: map(\.bytes)) }
 }
 
-/// The option that selects a digest algorithm.
-struct DigestOptions: ParsableArguments {
-    @Option(
-        help: ArgumentHelp(
-            "The digest's algorithm: \(DigestAlgorithm.names) (default: blkhash).",
-            valueName: "name"))
-    var algorithm: String?
-
-    /// The selected algorithm; nil if the option is absent.
-    func named() throws(ImageError) -> DigestAlgorithm? {
-        guard let algorithm else { return nil }
-        guard let known = DigestAlgorithm(rawValue: algorithm) else {
-            throw .invalid("unknown digest algorithm '\(algorithm)': blkhash and sha256 are known")
-        }
-        return known
+/// Reads the name of a digest algorithm.
+func digestAlgorithm(_ name: String) throws(ImageError) -> DigestAlgorithm {
+    guard let known = DigestAlgorithm(rawValue: name) else {
+        throw .invalid("unknown digest algorithm '\(name)': blkhash and sha256 are known")
     }
+    return known
 }
 
 /// The warning of a verb that changes an image whose format it had to guess.
