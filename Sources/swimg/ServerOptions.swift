@@ -1,6 +1,5 @@
 import ArgumentParser
 import DiskImage
-import FoundationEssentials
 import HTTPStorage
 import ImageStorage
 import NBDStorage
@@ -60,7 +59,7 @@ struct ServerOptions: ParsableArguments {
             A header line for each HTTP request; @FILE takes all lines of a file, so that no \
             secret is seen among the running programs.
             """, valueName: "line"))
-    var headers: [String] = []
+    var headers: [OptionText] = []
 
     @Option(
         name: .customLong("cacert"),
@@ -129,11 +128,11 @@ struct ServerOptions: ParsableArguments {
 extension ServerOptions {
     private func httpOptions() throws(ImageError) -> HTTPOptions {
         var result = HTTPOptions()
-        for header in headers {
-            if header.hasPrefix("@") {
-                result.headers += try Self.lines(ofFile: String(header.dropFirst()))
+        for header in headers.map(\.bytes) {
+            if header.first == UInt8(ascii: "@") {
+                result.headers += try Self.lines(of: HostPath(bytes: Array(header.dropFirst())))
             } else {
-                result.headers.append(try Self.checked(header))
+                result.headers.append(try Self.checked(header[...]))
             }
         }
         result.authorities = authorities.map { HostPath(bytes: $0.bytes) }
@@ -148,25 +147,32 @@ extension ServerOptions {
         return result
     }
 
-    private static func lines(ofFile path: String) throws(ImageError) -> [String] {
-        let text: String
+    private static func lines(of file: HostPath) throws(ImageError) -> [String] {
+        let text: [UInt8]
         do {
-            text = try String(contentsOfFile: path, encoding: .utf8)
+            text = try SecretFile.read(file).withBytes { Array($0) }
         } catch {
-            throw ImageError(.invalid, path: path, "cannot read the header lines (--header)")
+            throw ImageError(
+                .invalid, path: file.description, "cannot read the header lines (--header)")
         }
         var lines: [String] = []
-        for line in text.split(whereSeparator: \.isNewline) { lines.append(try checked(line)) }
+        for line in text.split(whereSeparator: {
+            $0 == UInt8(ascii: "\n") || $0 == UInt8(ascii: "\r")
+        }) {
+            lines.append(try checked(line))
+        }
         return lines
     }
 
     /// - Throws: `ImageError` for a line that is no header, without repeating it: it may be a
     ///   secret.
-    private static func checked(_ line: some StringProtocol) throws(ImageError) -> String {
-        guard line.contains(":"), !line.utf8.contains(where: { $0 < 0x20 && $0 != 0x09 }) else {
-            throw .invalid("--header takes 'Name: value', or @FILE with such lines")
+    private static func checked(_ line: ArraySlice<UInt8>) throws(ImageError) -> String {
+        guard line.contains(UInt8(ascii: ":")), !line.contains(where: { $0 < 0x20 && $0 != 0x09 }),
+            let text = String(validating: line, as: UTF8.self)
+        else {
+            throw .invalid("--header takes 'Name: value' in UTF-8, or @FILE with such lines")
         }
-        return String(line)
+        return text
     }
 }
 

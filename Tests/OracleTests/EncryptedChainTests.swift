@@ -91,7 +91,8 @@ import Testing
 
     @discardableResult
     private func theirs(_ words: [String]) throws -> String {
-        try EncryptedImage.qemuImg(
+        try require(
+            "qemu-img",
             [words[0]] + Self.secrets + Array(words.dropFirst()), in: folder.path)
     }
 

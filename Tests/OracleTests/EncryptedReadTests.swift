@@ -121,7 +121,7 @@ import Testing
             let own = try Swimg.convert(words + [folder.path("own")])
             #expect(own.isSuccess, "\(own)")
             #expect(try mismatch(contents(folder.path("own")), judged) == nil)
-            try EncryptedImage.qemuImg(["convert"] + words + [folder.path("their")])
+            try require("qemu-img", ["convert"] + words + [folder.path("their")])
         }
     }
 
@@ -130,7 +130,8 @@ import Testing
     func base64(_ passphrase: String) throws {
         let path = folder.path("image")
         let object = ["--object", "secret,id=s,data=\(passphrase)"]
-        try EncryptedImage.qemuImg(
+        try require(
+            "qemu-img",
             ["create", "-q", "-f", "luks"] + object + [
                 "-o", "key-secret=s,iter-time=10", path, "1M",
             ])
@@ -158,7 +159,8 @@ import Testing
     func snapshotsAndBackingFiles(_ encryption: String) throws {
         try writeFilled(folder.path("base"), byte: 3, count: 6 << 20)
         let path = folder.path("image")
-        try EncryptedImage.qemuImg(
+        try require(
+            "qemu-img",
             ["create", "-q", "-f", "qcow2"] + EncryptedImage.secret
                 + ["-o", "encrypt.format=\(encryption),encrypt.key-secret=s"]
                 + (encryption == "luks" ? ["-o", "encrypt.iter-time=10"] : [])

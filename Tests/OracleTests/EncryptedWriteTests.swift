@@ -25,14 +25,14 @@ import Testing
         let path = image(format)
         let words =
             EncryptedImage.secret + ["-o", EncryptedImage.creation(format, cipher: cipher)]
-        let theirs = try EncryptedImage.qemuImg(["create", "-f", format] + words + [path, "3M"])
+        let theirs = try require("qemu-img", ["create", "-f", format] + words + [path, "3M"])
         let judged = try facts(path)
         let own = try run(Swimg.path, ["create", "-f", format] + words + [path, "3M"])
         #expect(own.isSuccess && own.errors.isEmpty, "\(own)")
         #expect(own.outputText == theirs)
         #expect(try facts(path) == judged)
         let named = EncryptedImage.secret + ["--image-opts", EncryptedImage.options(format, path)]
-        if format == "qcow2" { try EncryptedImage.qemuImg(["check"] + named) }
+        if format == "qcow2" { try require("qemu-img", ["check"] + named) }
         // Both programs read what qemu-io writes.
         try EncryptedImage.io(format, path, ["write -P 7 64k 100k", "write -P 3 3145216 512"])
         let target = folder.path("own.raw")
@@ -85,8 +85,8 @@ import Testing
             EncryptedImage.secret + [
                 "--image-opts", EncryptedImage.options(target.format, path),
             ]
-        try EncryptedImage.qemuImg(["compare"] + named + ["driver=raw,file.filename=\(source)"])
-        if target.format == "qcow2" { try EncryptedImage.qemuImg(["check"] + named) }
+        try require("qemu-img", ["compare"] + named + ["driver=raw,file.filename=\(source)"])
+        if target.format == "qcow2" { try require("qemu-img", ["check"] + named) }
         // The plain text is nowhere in the file.
         let text = Data(disk.bytes[..<512])
         #expect(try contents(path).range(of: text) == nil)
@@ -246,7 +246,8 @@ import Testing
     func qcow2(_ encryption: String, _ size: String) throws {
         let folder = try TempFolder()
         let path = folder.path("image")
-        try EncryptedImage.qemuImg(
+        try require(
+            "qemu-img",
             ["create", "-q", "-f", "qcow2"] + EncryptedImage.secret
                 + ["-o", "encrypt.format=\(encryption),encrypt.key-secret=s"]
                 + (encryption == "luks" ? ["-o", "encrypt.iter-time=10"] : []) + [path, "192k"])
@@ -259,7 +260,7 @@ import Testing
             let own = try run(Swimg.path, ["resize"] + words + named + [count])
             #expect(own.isSuccess == (count != "300000"), "\(own)")
         }
-        try EncryptedImage.qemuImg(["check"] + named)
+        try require("qemu-img", ["check"] + named)
         guard size != "10G" else {
             return try EncryptedImage.io(
                 "qcow2", path,

@@ -255,6 +255,14 @@ struct HTTPTests {
         }
     }
 
+    @Test func headersAreBytes() throws {
+        let server = try OddServer(raw, "utf8")
+        #expect(try convert(server, "--header", "X-Name: Zoë").isSuccess)
+        let file = folder.path("köpfe")
+        try Data("X-Other: a\r\nX-Name: Zoë\r\n".utf8).write(to: URL(fileURLWithPath: file))
+        #expect(try convert(server, "--header", "@\(file)").isSuccess)
+    }
+
     @Test func readsImagesInOnePass() throws {
         let image = folder.path("small.qcow2")
         try Qemu.img("convert", "-c", "-O", "qcow2", raw, image)

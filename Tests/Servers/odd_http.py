@@ -102,6 +102,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.refuse(404)
         if "token" in faults and self.headers.get("Authorization") != "Bearer secret":
             return self.refuse(401)
+        # Header lines are bytes, which the library takes for Latin-1.
+        if "utf8" in faults and self.headers.get("X-Name", "").encode("latin-1") != "Zoë".encode():
+            return self.refuse(401)
         if "redirect" in faults and not self.path.startswith("/signed"):
             return self.refuse(302, Location=f"/signed?key={number}")
         if "expires" in faults and self.path.startswith("/signed"):

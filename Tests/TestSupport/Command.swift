@@ -161,8 +161,16 @@ public func run(
     _ program: String, _ arguments: [String], in folder: String? = nil,
     environment: [String: String] = [:], timeout: Double = 60
 ) throws -> Outcome {
-    try RunningProcess(program, arguments, in: folder, environment: environment)
-        .wait(timeout: timeout)
+    var outcome: Outcome
+    var attempts = 0
+    repeat {
+        outcome = try RunningProcess(program, arguments, in: folder, environment: environment)
+            .wait(timeout: timeout)
+        attempts += 1
+        // qemu-img measures the processor for LUKS, and fails now and then where that is fast or
+        // busy.
+    } while attempts < 20 && outcome.errorText.contains("Unable to get accurate CPU usage")
+    return outcome
 }
 
 /// Runs a program whose arguments need not be valid UTF-8 and waits for its end.

@@ -26,18 +26,6 @@ public enum EncryptedImage {
             + all.map { prefix + $0 }.joined(separator: ",")
     }
 
-    /// Runs qemu-img, and again if it could not measure the processor, which happens when that is
-    /// busy.
-    @discardableResult
-    public static func qemuImg(_ words: [String], in folder: String? = nil) throws -> String {
-        var outcome = try run("qemu-img", words, in: folder)
-        for _ in 0..<20 where outcome.errorText.contains("accurate CPU usage") {
-            outcome = try run("qemu-img", words, in: folder)
-        }
-        guard outcome.isSuccess else { throw CommandError(description: outcome.description) }
-        return outcome.outputText
-    }
-
     /// Images that qemu-img has made, by their properties: it measures the processor for a second
     /// or two before it makes one.
     private static let made = Mutex<[String: [UInt8]]>([:])
@@ -50,7 +38,8 @@ public enum EncryptedImage {
         if let bytes = made.withLock({ $0[key] }) {
             return try Data(bytes).write(to: URL(fileURLWithPath: path))
         }
-        try qemuImg(
+        try require(
+            "qemu-img",
             ["create", "-q", "-f", format] + secret + ["-o", creation(format, cipher: cipher)]
                 + (options.isEmpty ? [] : ["-o", options]) + [path, size])
         let bytes = [UInt8](try contents(path))
@@ -70,7 +59,8 @@ public enum EncryptedImage {
     /// The guest disk of an image, as qemu-img reads it.
     public static func disk(_ format: String, _ path: String) throws -> Data {
         let folder = try TempFolder()
-        try qemuImg(
+        try require(
+            "qemu-img",
             ["convert"] + secret + ["-O", "raw", "--image-opts", options(format, path)]
                 + [folder.path("disk")])
         return try contents(folder.path("disk"))
