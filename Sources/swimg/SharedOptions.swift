@@ -5,7 +5,7 @@ import ImageDrivers
 import ImageFormats
 import ImageStorage
 
-// Options that verbs share. For each group of options the parser takes as long as for thirty options
+// Options that verbs share. Each group of options costs time at every start
 // (decisions/2026-11-29-start.md), so a single option stands in each verb, with a common help.
 
 extension ArgumentHelp {
