@@ -71,27 +71,29 @@ public enum ByteSizeText: Sendable, Equatable {
     }
 }
 
-/// Reads a size in bytes; nil if the text is not a size or the size does not fit.
-public func parseByteSize(_ text: some StringProtocol) -> Int64? {
-    guard case .bytes(let bytes) = ByteSizeText(text) else { return nil }
-    return bytes
-}
-
-/// Reads a whole number as C's strtol does without a given base: after spaces and a sign, `0x`
-/// begins a hexadecimal number and `0` an octal one. nil if the text is none or it does not fit.
-public func parseNumber(_ text: some StringProtocol) -> Int64? {
-    var digits = Substring(text).withoutLeadingSpaces
-    let sign = digits.first.flatMap { $0 == "-" || $0 == "+" ? digits.removeFirst() : nil }
-    var radix = 10
-    if digits.hasPrefix("0x") || digits.hasPrefix("0X") {
-        digits.removeFirst(2)
-        radix = 16
-    } else if digits.hasPrefix("0") {
-        radix = 8
+extension Int64 {
+    /// Reads a size in bytes; nil if the text is not a size or the size does not fit.
+    public init?(byteSize text: some StringProtocol) {
+        guard case .bytes(let bytes) = ByteSizeText(text) else { return nil }
+        self = bytes
     }
-    // `Int64` would take another sign.
-    guard digits.first?.isHexDigit ?? false else { return nil }
-    return Int64((sign == "-" ? "-" : "") + digits, radix: radix)
+
+    /// Reads a whole number as C's strtol does without a given base: after spaces and a sign, `0x`
+    /// begins a hexadecimal number and `0` an octal one. nil if the text is none or it does not fit.
+    public init?(asInC text: some StringProtocol) {
+        var digits = Substring(text).withoutLeadingSpaces
+        let sign = digits.first.flatMap { $0 == "-" || $0 == "+" ? digits.removeFirst() : nil }
+        var radix = 10
+        if digits.hasPrefix("0x") || digits.hasPrefix("0X") {
+            digits.removeFirst(2)
+            radix = 16
+        } else if digits.hasPrefix("0") {
+            radix = 8
+        }
+        // `Int64` would take another sign.
+        guard digits.first?.isHexDigit ?? false else { return nil }
+        self.init((sign == "-" ? "-" : "") + digits, radix: radix)
+    }
 }
 
 extension Substring {

@@ -53,7 +53,7 @@ public struct DescribedOptions: Sendable {
     /// Takes a size in bytes.
     public mutating func size(_ key: String) throws(ImageError) -> Int64? {
         guard let text = try text(key) else { return nil }
-        guard let bytes = parseByteSize(text) else {
+        guard let bytes = Int64(byteSize: text) else {
             throw invalid("'\(key)' must be a size in bytes")
         }
         return bytes

@@ -8,11 +8,13 @@ extension ImageError {
     }
 }
 
-/// Returns a requested size in bytes if a disk can have it. An unchecked size can overflow when it
-/// is added to or rounded up.
-///
-/// - Throws: `ImageError` for more than `largestDiskSize`.
-public func checkedDiskSize(_ bytes: Int64) throws(ImageError) -> Int64 {
-    guard bytes <= largestDiskSize else { throw .tooLarge("a disk of \(bytes) bytes") }
-    return bytes
+extension Int64 {
+    /// The requested size in bytes, if a disk can have it. An unchecked size can overflow when it
+    /// is added to or rounded up.
+    ///
+    /// - Throws: `ImageError` for more than `largestDiskSize`.
+    public func checkedAsDiskSize() throws(ImageError) -> Int64 {
+        guard self <= largestDiskSize else { throw .tooLarge("a disk of \(self) bytes") }
+        return self
+    }
 }

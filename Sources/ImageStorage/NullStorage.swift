@@ -88,7 +88,7 @@ public struct NullDriver: StorageDriver {
         guard let size = Int64(text) else {
             throw .invalid("'\(name)' has no size in bytes behind \(shownName(name))")
         }
-        return try checkedDiskSize(size)
+        return try size.checkedAsDiskSize()
     }
 
     public func openSource(

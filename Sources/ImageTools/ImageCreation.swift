@@ -63,7 +63,7 @@ public struct ImageCreation: Sendable {
         guard let bytes = size ?? typed.number("size") ?? backing?.virtualSize else {
             throw ImageError.invalid("Image creation needs a size parameter")
         }
-        let size = try checkedDiskSize(bytes).roundedUp(to: guestSectorSize)
+        let size = try bytes.checkedAsDiskSize().roundedUp(to: guestSectorSize)
         return Plan(
             line: typed.creationLine(name, size: bytes), name: name,
             access: StorageAccess(options: storageOptions), format: format,

@@ -73,7 +73,7 @@ public struct ImageResizing: Sendable {
             guard !overflow else { throw ImageError.tooLarge("the new size") }
             size = sum
         }
-        guard try checkedDiskSize(size) > 0 else {
+        guard try size.checkedAsDiskSize() > 0 else {
             throw ImageError.invalid("New image size must be positive")
         }
         if size <= current, preallocation != .off {

@@ -34,7 +34,7 @@ public struct Measurement: Sendable {
         switch disk {
         case .empty(let bytes):
             return MeasuredDisk(
-                emptyOfSize: try checkedDiskSize(bytes).roundedUp(to: guestSectorSize))
+                emptyOfSize: try bytes.checkedAsDiskSize().roundedUp(to: guestSectorSize))
         case .image(let path, let format):
             var opener = ImageOpener(access)
             opener.snapshot = snapshot

@@ -1,5 +1,6 @@
 import ArgumentParser
 import DiskImage
+import ImageFormats
 import ImageStorage
 import ImageTools
 
@@ -115,9 +116,9 @@ struct BenchCommand: ImageCommand {
         let interval = try number(flushInterval, "flush interval", 0...largest)
         let depth = try number(depth, "queue depth", 1...largest)
         guard let mode = CacheMode(rawValue: cache) else { throw .invalid("Invalid cache mode") }
-        let start = try sizeArgument(offset, name: "offset")
-        let length = try sizeArgument(bufferSize, name: "buffer size", in: 1...largest)
-        let step = try sizeArgument(stepSize, name: "step_size", in: 0...largest)
+        let start = try Int64.sizeArgument(offset, name: "offset")
+        let length = try Int64.sizeArgument(bufferSize, name: "buffer size", in: 1...largest)
+        let step = try Int64.sizeArgument(stepSize, name: "step_size", in: 0...largest)
         let byte = try number(pattern, "pattern byte", 0...255)
         let count = try number(count, "request count", 0...largest)
         guard let file = files.first, files.count == 1 else {
@@ -134,9 +135,11 @@ struct BenchCommand: ImageCommand {
                 .opening(file.description)
         }
         var image = ImageInPlace(try access.name(file, format: format))
-        image.format = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
+        image.format = try format.map { name throws(ImageError) in
+            try ImageFormat.option(name, of: file)
+        }
         image.access = try access.access(cacheMode: mode)
-        image.onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
+        image.onGuessedRaw = { Output.printError(ImageInPlace.guessedRawWarning(file.description)) }
         var bench = ImageBench(image)
         bench.count = count
         bench.depth = depth
@@ -152,7 +155,7 @@ struct BenchCommand: ImageCommand {
     private func number(
         _ text: String, _ name: String, _ range: ClosedRange<Int64>
     ) throws(ImageError) -> Int {
-        guard let number = parseNumber(text), range.contains(number) else {
+        guard let number = Int64(asInC: text), range.contains(number) else {
             throw .invalid("Invalid \(name) specified")
         }
         return Int(number)

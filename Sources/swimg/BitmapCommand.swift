@@ -76,12 +76,14 @@ struct BitmapCommand: ImageCommand {
         }
         let bitmap = words.count == 2 ? words[1].bytes : []
         var image = ImageInPlace(try names.name(file, format: format))
-        image.format = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
-        image.onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
+        image.format = try format.map { name throws(ImageError) in
+            try ImageFormat.option(name, of: file)
+        }
+        image.onGuessedRaw = { Output.printError(ImageInPlace.guessedRawWarning(file.description)) }
         var bitmaps = ImageBitmaps(image, name: bitmap, actions)
         bitmaps.mergeSource = sourceFile
         bitmaps.mergeFormat = try sourceFormat.map { name throws(ImageError) in
-            try imageFormat(name, of: sourceFile)
+            try ImageFormat.option(name, of: sourceFile)
         }
         try await signals.interrupting { [bitmaps] in try await bitmaps.run() }
     }
@@ -122,7 +124,7 @@ struct BitmapCommand: ImageCommand {
             throw .invalid("-F only supported with -b")
         }
         return try granularity.map { text throws(ImageError) in
-            try sizeValue(text, of: "granularity")
+            try Int64(sizeOption: text, of: "granularity")
         }
     }
 }

@@ -49,7 +49,7 @@ struct CheckCommand: ImageCommand {
     private static let unsupportedStatus: Int32 = 63
 
     func run(_ signals: Signals) async throws {
-        let isHuman = try !wantsJSON(output)
+        let isHuman = try !Output.isJSON(output)
         let show: @Sendable (String) -> Void = { [quiet] in if !quiet { Output.print($0) } }
         var check = try makeCheck()
         check.onMessage = { Output.printError($0 + "\n") }
@@ -72,7 +72,7 @@ struct CheckCommand: ImageCommand {
         }
         var check = ImageCheck(try access.name(path, format: format))
         check.format = try format.map { name throws(ImageError) in
-            try imageFormat(name, of: path)
+            try ImageFormat.option(name, of: path)
         }
         if let repair {
             guard let known = CheckRepair(rawValue: repair) else {
@@ -81,7 +81,7 @@ struct CheckCommand: ImageCommand {
             }
             check.repair = known
         }
-        check.opener = ImageOpener(try access.access(cacheMode: try cacheMode(cache)))
+        check.opener = ImageOpener(try access.access(cacheMode: try CacheMode.option(cache)))
         return check
     }
 }

@@ -74,7 +74,7 @@ struct CommitCommand: ImageCommand {
         var commit = ImageCommit(image)
         commit.base = base
         commit.keepsOverlay = keepsOverlay
-        commit.rate = try rate.flatMap(rateLimit)
+        commit.rate = try rate.flatMap(Int64.rateOption)
         return commit
     }
 }
@@ -84,7 +84,7 @@ extension ImageInPlace {
     ///
     /// - Parameters:
     ///   - file: the image as it stands on the command line, for messages.
-    ///   - name: the image as `imageName` understands it.
+    ///   - name: the image as `ImageName.option` understands it.
     init(
         _ file: ImageName, _ name: ImageName, format: String?, cache: String
     ) throws(ImageError) {
@@ -99,6 +99,6 @@ extension ImageInPlace {
             throw .invalid("Invalid cache option: \(cache)")
         }
         access.cacheMode = mode
-        onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
+        onGuessedRaw = { Output.printError(ImageInPlace.guessedRawWarning(file.description)) }
     }
 }

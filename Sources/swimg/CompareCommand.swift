@@ -2,6 +2,7 @@ import ArgumentParser
 import DiskImage
 import ImageDrivers
 import ImageFormats
+import ImageStorage
 import ImageTools
 
 struct CompareCommand: ImageCommand {
@@ -111,12 +112,12 @@ struct CompareCommand: ImageCommand {
                 try access.name(files[0], format: firstFormat),
                 try access.name(files[1], format: secondFormat))
             comparison.firstFormat = try firstFormat.map { name throws(ImageError) in
-                try imageFormat(name, of: files[0])
+                try ImageFormat.option(name, of: files[0])
             }
             comparison.secondFormat = try secondFormat.map { name throws(ImageError) in
-                try imageFormat(name, of: files[1])
+                try ImageFormat.option(name, of: files[1])
             }
-            comparison.access = try access.access(cacheMode: cacheMode(cache))
+            comparison.access = try access.access(cacheMode: CacheMode.option(cache))
         } catch {
             throw FailureWithStatus(status: Self.failureStatus, cause: error)
         }

@@ -200,7 +200,8 @@ struct ConvertCommand: ImageCommand {
         let options = try CreationOptions(options.map(\.bytes))
         if options.asksForHelp {
             return Output.print(
-                try imageFormat(targetFormat ?? "raw").optionHelp(includesFile: files.count > 1))
+                try ImageFormat.option(targetFormat ?? "raw").optionHelp(
+                    includesFile: files.count > 1))
         }
         let printer = quiet ? nil : ProgressPrinter(isShown: progress)
         var conversion = try makeConversion()
@@ -233,12 +234,12 @@ struct ConvertCommand: ImageCommand {
         }
         var sources: [ImageName] = []
         for file in files.dropLast() {
-            sources.append(try imageName(file, isOptions: imageOpts, format: sourceFormat))
+            sources.append(try ImageName.option(file, isOptions: imageOpts, format: sourceFormat))
         }
         var conversion = Conversion(
-            sources: sources, target: try imageName(target, isOptions: targetImageOpts))
+            sources: sources, target: try ImageName.option(target, isOptions: targetImageOpts))
         conversion.sourceFormat = try sourceFormat.map { name throws(ImageError) in
-            try imageFormat(name, of: files[0])
+            try ImageFormat.option(name, of: files[0])
         }
         if targetImageOpts {
             guard skipCreation else {
@@ -248,10 +249,10 @@ struct ConvertCommand: ImageCommand {
                 throw .invalid("-O and --target-image-opts cannot be used together")
             }
         } else {
-            conversion.targetFormat = try imageFormat(targetFormat ?? "raw")
+            conversion.targetFormat = try ImageFormat.option(targetFormat ?? "raw")
         }
         if let workers {
-            guard let number = parseNumber(workers).map(Int.init),
+            guard let number = Int64(asInC: workers).map(Int.init),
                 Conversion.workerRange.contains(number)
             else {
                 throw .invalid(
@@ -261,15 +262,15 @@ struct ConvertCommand: ImageCommand {
             conversion.mostWorkers = number
         }
         if let memory {
-            guard let size = parseByteSize(memory), size >= 1 << 20 else {
+            guard let size = Int64(byteSize: memory), size >= 1 << 20 else {
                 throw .invalid("invalid size '\(memory)': --memory takes 1M or more")
             }
             conversion.memory = size
         }
         conversion.writesInOrder = !unordered
-        conversion.bytesPerSecond = try rate.flatMap(rateLimit)
+        conversion.bytesPerSecond = try rate.flatMap(Int64.rateOption)
         if let minSparse {
-            conversion.minSparse = try sizeArgument(
+            conversion.minSparse = try Int64.sizeArgument(
                 minSparse, name: "buffer size for sparse output")
         }
         conversion.sharesBlocks = try sharesBlocks()
@@ -280,8 +281,8 @@ struct ConvertCommand: ImageCommand {
         conversion.skipsBrokenBitmaps = skipBrokenBitmaps
         conversion.onWarning = { Output.printError("\(ProgramName.called): \($0)\n") }
         conversion.targetIsZero = targetIsZero
-        conversion.targetCacheMode = try cacheMode(targetCache, "cache")
-        conversion.sourceCacheMode = try cacheMode(sourceCache)
+        conversion.targetCacheMode = try CacheMode.option(targetCache, "cache")
+        conversion.sourceCacheMode = try CacheMode.option(sourceCache)
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
@@ -290,7 +291,7 @@ struct ConvertCommand: ImageCommand {
         }
         conversion.storageOptions = try servers.options()
         conversion.storageOptions.secrets = try objects.secrets()
-        let algorithm = try algorithm.map(digestAlgorithm)
+        let algorithm = try algorithm.map(DigestAlgorithm.option)
         guard algorithm == nil || digest || expectedDigest != nil else {
             throw .invalid("--algorithm needs --digest or --expect-digest")
         }

@@ -72,7 +72,7 @@ struct CreateCommand: ImageCommand {
         creation.options = options
         creation.options.secrets = try objects.secrets()
         creation.size = try words.dropFirst().first.map {
-            try sizeArgument($0.description, name: "image size")
+            try Int64.sizeArgument($0.description, name: "image size")
         }
         creation.backingFile = backingFile
         creation.backingFormat = backingFormat

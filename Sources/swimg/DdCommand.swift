@@ -49,10 +49,10 @@ struct DdCommand: ImageCommand {
             case "if": source = ImageName(bytes: value)
             case "of": target = ImageName(bytes: value)
             case "bs":
-                slice.blockSize = try sizeArgument(
+                slice.blockSize = try Int64.sizeArgument(
                     value.text, name: "bs", in: 1...Int64(Int32.max))
-            case "count": slice.count = try sizeArgument(value.text, name: "count")
-            case "skip": slice.skip = try sizeArgument(value.text, name: "skip")
+            case "count": slice.count = try Int64.sizeArgument(value.text, name: "count")
+            case "skip": slice.skip = try Int64.sizeArgument(value.text, name: "skip")
             default:
                 let words = "unrecognized operand \(sides?.key ?? operand.bytes.text)"
                 throw ImageError.invalid("\(words): there are if=, of=, bs=, count= and skip=")
@@ -65,9 +65,9 @@ struct DdCommand: ImageCommand {
         var conversion = Conversion(
             sources: [try access.name(source, format: sourceFormat)], target: target)
         conversion.sourceFormat = try sourceFormat.map { name throws(ImageError) in
-            try imageFormat(name, of: source)
+            try ImageFormat.option(name, of: source)
         }
-        do { conversion.targetFormat = try imageFormat(targetFormat) } catch {
+        do { conversion.targetFormat = try ImageFormat.option(targetFormat) } catch {
             throw error.asQemu("Unknown file format")
         }
         conversion.slice = slice

@@ -40,13 +40,13 @@ struct DigestCommand: ImageCommand {
         guard files.count == 1, let path = files.first else {
             throw CommandLineWords.mistake("Expecting one image file name")
         }
-        let isJSON = try wantsJSON(output)
+        let isJSON = try Output.isJSON(output)
         let printer = ProgressPrinter(isShown: progress)
         var job = GuestDigest(try access.name(path, format: format))
         job.format = try format.map { name throws(ImageError) in
-            try imageFormat(name, of: path)
+            try ImageFormat.option(name, of: path)
         }
-        job.algorithm = try algorithm.map(digestAlgorithm) ?? .blkhash
+        job.algorithm = try algorithm.map(DigestAlgorithm.option) ?? .blkhash
         job.access = try access.access()
         job.onProgress = { done, total in printer.update(done: done, total: total) }
         let result = try await signals.interrupting(showing: printer) { [job] in

@@ -35,10 +35,10 @@ struct InfoCommand: ImageCommand {
         guard files.count == 1 else {
             throw CommandLineWords.mistake("Expecting one image file name")
         }
-        let isJSON = try wantsJSON(output)
+        let isJSON = try Output.isJSON(output)
         let opener = ImageOpener(try access.access())
         let known = try format.map { name throws(ImageError) in
-            try imageFormat(name, of: files[0])
+            try ImageFormat.option(name, of: files[0])
         }
         let name = try access.name(files[0], format: format)
         try await signals.interrupting {

@@ -57,12 +57,12 @@ struct MapCommand: ImageCommand {
         guard svg == nil || output == "picture" else {
             throw ImageError.invalid("--svg can only be used with --output=picture")
         }
-        let start = try startOffset.map { try sizeArgument($0, name: "start offset") } ?? 0
-        let length = try maxLength.map { try sizeArgument($0, name: "max length") } ?? .max
+        let start = try startOffset.map { try Int64.sizeArgument($0, name: "start offset") } ?? 0
+        let length = try maxLength.map { try Int64.sizeArgument($0, name: "max length") } ?? .max
         let range = start..<start + min(length, .max - start)
         let opener = ImageOpener(try access.access())
         let known = try format.map { name throws(ImageError) in
-            try imageFormat(name, of: files[0])
+            try ImageFormat.option(name, of: files[0])
         }
         try await signals.interrupting {
             let map = ImageMap(try await opener.openChain(name, format: known))

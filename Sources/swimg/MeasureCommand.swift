@@ -53,7 +53,7 @@ struct MeasureCommand: ImageCommand {
     var files: [ImageName] = []
 
     func run(_ signals: Signals) async throws {
-        let isJSON = try wantsJSON(output)
+        let isJSON = try Output.isJSON(output)
         let measurement = try makeMeasurement()
         let result = try await signals.interrupting { try await measurement.run() }
         Output.print(isJSON ? Self.json(result) : Self.text(result))
@@ -82,7 +82,7 @@ struct MeasureCommand: ImageCommand {
 
     private func disk() throws(ImageError) -> Measurement.Disk {
         let bytes = try size.map { text throws(ImageError) in
-            try sizeArgument(text, name: "image size")
+            try Int64.sizeArgument(text, name: "image size")
         }
         let isAboutImage =
             sourceFormat != nil || snapshot != nil || access.areOptions
@@ -98,7 +98,7 @@ struct MeasureCommand: ImageCommand {
             return .image(
                 try access.name(path, format: sourceFormat),
                 try sourceFormat.map { name throws(ImageError) in
-                    try imageFormat(name, of: path)
+                    try ImageFormat.option(name, of: path)
                 })
         }
     }

@@ -67,7 +67,9 @@ struct ResizeCommand: ImageCommand {
             throw ImageError.invalid("Invalid preallocation mode '\(preallocation)'")
         }
         resizing.preallocation = mode
-        resizing.onGuessedRaw = { Output.printError(guessedRawWarning(given.description)) }
+        resizing.onGuessedRaw = {
+            Output.printError(ImageInPlace.guessedRawWarning(given.description))
+        }
         do {
             try await signals.interrupting { [resizing] in try await resizing.run() }
         } catch is ImageResizing.ShrinkNotAllowed {
@@ -84,7 +86,8 @@ struct ResizeCommand: ImageCommand {
         let signs: [Character?] = ["+", "-"]
         if signs.contains(sign) { text.removeFirst() }
         // A second sign is an error.
-        let bytes = try sizeValue(signs.contains(text.first) ? "" : String(text), of: "size")
+        let bytes = try Int64(
+            sizeOption: signs.contains(text.first) ? "" : String(text), of: "size")
         return switch sign {
         case "+": .by(bytes)
         case "-": .by(-bytes)

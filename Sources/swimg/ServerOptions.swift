@@ -100,11 +100,11 @@ struct ServerOptions: ParsableArguments {
     func options() throws(ImageError) -> StorageOptions {
         var options = StorageOptions()
         options.http = try httpOptions()
-        options.nbd.connections = try optionNumber(
+        options.nbd.connections = try Int.option(
             connections, "connections", NBDOptions.connectionRange)
-        options.nbd.requests = try optionNumber(requests, "requests", NBDOptions.requestRange)
+        options.nbd.requests = try Int.option(requests, "requests", NBDOptions.requestRange)
         if let requestSize {
-            guard let size = parseByteSize(requestSize),
+            guard let size = Int64(byteSize: requestSize),
                 NBDOptions.requestSizeRange.contains(size), size % 4096 == 0
             else {
                 throw .invalid(
@@ -113,8 +113,8 @@ struct ServerOptions: ParsableArguments {
             }
             options.nbd.requestSize = size
         }
-        options.nbd.timeout = try optionNumber(timeout, "timeout", NBDOptions.timeoutRange)
-        options.nbd.reconnectTime = try optionNumber(
+        options.nbd.timeout = try Int.option(timeout, "timeout", NBDOptions.timeoutRange)
+        options.nbd.reconnectTime = try Int.option(
             reconnect, "reconnect", NBDOptions.reconnectRange)
         options.nbd.forcesMultiConn = multiConn
         options.http.connections = options.nbd.connections
@@ -141,7 +141,7 @@ extension ServerOptions {
         result.socket = socket.map { HostPath(bytes: $0.bytes) }
         result.isInsecure = insecure
         result.allowsHTTP2 = allowsHTTP2
-        if let retries = try optionNumber(retries, "retries", HTTPOptions.retryRange) {
+        if let retries = try Int.option(retries, "retries", HTTPOptions.retryRange) {
             result.retries = retries
         }
         return result
@@ -174,19 +174,4 @@ extension ServerOptions {
         }
         return text
     }
-}
-
-/// Reads the number of an option.
-///
-/// - Returns: nil if the option is absent.
-func optionNumber(
-    _ text: String?, _ option: String, _ range: ClosedRange<Int>
-) throws(ImageError) -> Int? {
-    guard let text else { return nil }
-    guard let number = Int(text), range.contains(number) else {
-        throw .invalid(
-            "invalid number '\(text)': --\(option) takes \(range.lowerBound) to "
-                + "\(range.upperBound)")
-    }
-    return number
 }

@@ -68,7 +68,9 @@ struct SnapshotCommand: ImageCommand {
             throw CommandLineWords.mistake("Cannot mix '-l', '-a', '-c', '-d'")
         }
         let name = try names.name(file, format: format)
-        let known = try format.map { name throws(ImageError) in try imageFormat(name, of: file) }
+        let known = try format.map { name throws(ImageError) in
+            try ImageFormat.option(name, of: file)
+        }
         try await signals.interrupting {
             guard let change = changes.first else {
                 return try await list(name, known)
@@ -81,7 +83,9 @@ struct SnapshotCommand: ImageCommand {
             }
             var image = ImageInPlace(name)
             image.format = known
-            image.onGuessedRaw = { Output.printError(guessedRawWarning(file.description)) }
+            image.onGuessedRaw = {
+                Output.printError(ImageInPlace.guessedRawWarning(file.description))
+            }
             try await ImageSnapshots(image, change).run()
         }
     }

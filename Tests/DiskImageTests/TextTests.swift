@@ -10,7 +10,7 @@ import Testing
             ("1.k", 1024), ("0.0005k", 1), ("0.0004k", 0), ("0x10k", 16384), ("0x1e", 30),
         ] as [(String, Int64)])
     func readsSizes(text: String, bytes: Int64) {
-        #expect(parseByteSize(text) == bytes)
+        #expect(Int64(byteSize: text) == bytes)
     }
 
     @Test(arguments: [
@@ -18,7 +18,7 @@ import Testing
         "1e3", "1.5e3k", "0.5b", "1.1.1", "++1", "+-1", "1.kk", "1.5 k", "9007199254740993k",
     ])
     func refusesOtherText(text: String) {
-        #expect(parseByteSize(text) == nil)
+        #expect(Int64(byteSize: text) == nil)
     }
 
     @Test(
@@ -28,7 +28,7 @@ import Testing
             ("09", nil), ("1.0", nil), ("1k", nil), ("9223372036854775808", nil),
         ] as [(String, Int64?)])
     func readsNumbersAsC(text: String, number: Int64?) {
-        #expect(parseNumber(text) == number)
+        #expect(Int64(asInC: text) == number)
     }
 
     @Test(

@@ -22,7 +22,9 @@ public struct ImageParameters: Sendable {
         _ options: TypedOptions,
         preallocation: (String) throws(ImageError) -> Preallocation
     ) throws(ImageError) {
-        size = try options.number("size").map(checkedDiskSize)
+        size = try options.number("size").map { size throws(ImageError) in
+            try size.checkedAsDiskSize()
+        }
         backingFile = options.name("backing_file")
         backingFormat = options.text("backing_fmt")
         dataFile = try options.name("data_file")?.path()

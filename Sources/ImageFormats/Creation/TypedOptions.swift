@@ -53,11 +53,11 @@ public struct TypedOptions: Sendable {
             default: throw .invalid("Parameter '\(option.name)' expects 'on' or 'off'")
             }
         case .number:
-            guard let number = parseNumber(value) else {
+            guard let number = Int64(asInC: value) else {
                 throw .invalid("Parameter '\(option.name)' expects a number")
             }
             numbers[option.name] = number
-        case .size: numbers[option.name] = try sizeValue(value, of: option.name)
+        case .size: numbers[option.name] = try Int64(sizeOption: value, of: option.name)
         }
     }
 
@@ -109,20 +109,22 @@ public struct TypedOptions: Sendable {
     }
 }
 
-/// Reads a size in bytes in the form of qemu's options.
-///
-/// - Throws: `ImageError` in qemu's words, with the option's name.
-public func sizeValue(_ text: String, of name: String) throws(ImageError) -> Int64 {
-    switch ByteSizeText(text) {
-    case .bytes(let bytes): return bytes
-    case .outOfRange: throw .invalid("Value '\(text)' is out of range for parameter '\(name)'")
-    case .malformed:
-        let words = "Parameter '\(name)' expects a non-negative number below 2^64"
-        throw ImageError.invalid("\(words) (optional suffix k, M, G, T, P or E)").asQemu(
-            words,
-            hint: """
-                Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
-                and exabytes, respectively.
-                """)
+extension Int64 {
+    /// Reads a size in bytes in the form of qemu's options.
+    ///
+    /// - Throws: `ImageError` in qemu's words, with the option's name.
+    public init(sizeOption text: String, of name: String) throws(ImageError) {
+        switch ByteSizeText(text) {
+        case .bytes(let bytes): self = bytes
+        case .outOfRange: throw .invalid("Value '\(text)' is out of range for parameter '\(name)'")
+        case .malformed:
+            let words = "Parameter '\(name)' expects a non-negative number below 2^64"
+            throw ImageError.invalid("\(words) (optional suffix k, M, G, T, P or E)").asQemu(
+                words,
+                hint: """
+                    Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-
+                    and exabytes, respectively.
+                    """)
+        }
     }
 }

@@ -132,7 +132,9 @@ private struct Qcow2Amendment {
             throw .invalid("Refcount width must be a power of two and may not exceed 64 bits")
         }
         lazyRefcounts = options.isOn("lazy_refcounts") ?? header.hasLazyRefcounts
-        let bytes = try options.number("size").map(checkedDiskSize)
+        let bytes = try options.number("size").map { size throws(ImageError) in
+            try size.checkedAsDiskSize()
+        }
         size = bytes == 0 ? nil : bytes
         backingFile = options.name("backing_file")
         backingFormat = options.text("backing_fmt")

@@ -34,4 +34,6 @@ struct ClusterReferences: Sendable {
     }
 }
 
-func hexadecimal(_ number: some BinaryInteger) -> String { String(number, radix: 16) }
+extension BinaryInteger {
+    var hexadecimal: String { String(self, radix: 16) }
+}

@@ -23,7 +23,7 @@ extension Qcow2Checker {
                 let verb = repairs ? "Repairing" : "ERROR"
                 reportCorruption(
                     "\(verb) OFLAG_COPIED L2 cluster: l1_index=\(index) "
-                        + "l1_entry=\(hexadecimal(l1[index])) refcount=\(refcount)")
+                        + "l1_entry=\(l1[index].hexadecimal) refcount=\(refcount)")
                 if repairs {
                     image.l1[index] ^= Qcow2Entry.copied
                     try await image.writeL1(index..<index + 1)
@@ -56,7 +56,7 @@ extension Qcow2Checker {
             else { continue }
             reportCorruption(
                 "\(repairs ? "Repairing" : "ERROR") OFLAG_COPIED data cluster: "
-                    + "l2_entry=\(hexadecimal(entry)) refcount=\(refcount)")
+                    + "l2_entry=\(entry.hexadecimal) refcount=\(refcount)")
             if repairs { fixed.append((position, entry ^ Qcow2Entry.copied)) }
         }
         guard let first = fixed.first, let last = fixed.last else { return }

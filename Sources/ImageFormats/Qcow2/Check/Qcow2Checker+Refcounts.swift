@@ -80,8 +80,8 @@ extension Qcow2Checker {
             let index = clusters.lowerBound / refcounts.clustersPerBlock
             let offset = refcounts.blockOffset(index)
             say(
-                "qcow2: Image is corrupt: Refblock offset 0x\(hexadecimal(offset)) unaligned "
-                    + "(reftable index: \(index == 0 ? "0" : "0x" + hexadecimal(index))); further "
+                "qcow2: Image is corrupt: Refblock offset 0x\(offset.hexadecimal) unaligned "
+                    + "(reftable index: \(index == 0 ? "0" : "0x" + index.hexadecimal)); further "
                     + "non-fatal corruption events will be suppressed")
         }
         let reason = String(cString: strerror(EIO))

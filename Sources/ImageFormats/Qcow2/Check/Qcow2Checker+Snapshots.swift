@@ -131,12 +131,12 @@ extension Qcow2Checker {
             "ERROR snapshot \(entry.id.text) (\(entry.name.text))".withoutControlCharacters
         guard entry.l1Offset % UInt64(clusterSize) == 0 else {
             return reportCorruption(
-                "\(title) l1_offset=0x\(hexadecimal(entry.l1Offset)): L1 table is not cluster "
+                "\(title) l1_offset=0x\(entry.l1Offset.hexadecimal): L1 table is not cluster "
                     + "aligned; snapshot table entry corrupted")
         }
         guard entry.l1Entries <= Qcow2Header.maximumL1Entries else {
             return reportCorruption(
-                "\(title) l1_size=0x\(hexadecimal(entry.l1Entries)): L1 table is too large; "
+                "\(title) l1_size=0x\(entry.l1Entries.hexadecimal): L1 table is too large; "
                     + "snapshot table entry corrupted")
         }
         try await countTables(

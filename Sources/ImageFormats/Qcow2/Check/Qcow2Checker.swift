@@ -267,7 +267,7 @@ extension Qcow2Checker {
     private func reportOverflow(_ cluster: Int) {
         overflows.insert(cluster)
         reportCorruption(
-            "ERROR: overflow cluster offset=0x" + hexadecimal(Int64(cluster) * clusterSize))
+            "ERROR: overflow cluster offset=0x" + (Int64(cluster) * clusterSize).hexadecimal)
         say(
             "Use qemu-img amend to increase the refcount entry width or qemu-img convert "
                 + "to create a clean copy if the image cannot be opened for writing")

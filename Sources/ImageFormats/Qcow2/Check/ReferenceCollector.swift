@@ -49,7 +49,7 @@ struct ReferenceCollector: Sendable {
                     + 1)
             return references.report(
                 "ERROR: counting reference for region exceeding the end of the file by one cluster "
-                    + "or more: offset 0x\(hexadecimal(offset)) size 0x\(hexadecimal(size))")
+                    + "or more: offset 0x\(offset.hexadecimal) size 0x\(size.hexadecimal)")
         }
         var first = Int(offset >> UInt64(clusterBits))
         let behind = Int((end - 1) >> UInt64(clusterBits)) + 1
@@ -67,13 +67,13 @@ struct ReferenceCollector: Sendable {
         guard entry != 0 else { return nil }
         if entry & Reserved.l1 != 0 {
             references.report(
-                "ERROR found L1 entry with reserved bits set: \(hexadecimal(entry))")
+                "ERROR found L1 entry with reserved bits set: \(entry.hexadecimal)")
         }
         let offset = entry & Qcow2Entry.offsetMask
         addRegion(offset: offset, size: UInt64(clusterSize), mark: mark(entry))
         if offset % UInt64(clusterSize) != 0 {
             references.report(
-                "ERROR l2_offset=\(hexadecimal(offset)): Table is not cluster aligned; "
+                "ERROR l2_offset=\(offset.hexadecimal): Table is not cluster aligned; "
                     + "L1 entry corrupted")
         }
         return Int64(offset)
@@ -164,7 +164,7 @@ struct ReferenceCollector: Sendable {
         if entry & Qcow2Entry.compressed != 0 { return addCompressed(entry, bitmap, index) }
         if entry & Reserved.l2 != 0 {
             references.report(
-                "ERROR found l2 entry with reserved bits set: \(hexadecimal(entry))")
+                "ERROR found l2 entry with reserved bits set: \(entry.hexadecimal)")
         }
         let offset = entry & Qcow2Entry.offsetMask
         let isZero = !context.geometry.hasExtendedL2 && entry & Qcow2Entry.zero != 0
@@ -181,7 +181,7 @@ struct ReferenceCollector: Sendable {
         }
         if (bitmap >> 32) & bitmap != 0 {
             references.report(
-                "ERROR offset=\(hexadecimal(offset)): Allocated cluster has corrupted subcluster "
+                "ERROR offset=\(offset.hexadecimal): Allocated cluster has corrupted subcluster "
                     + "allocation bitmap")
         }
         if offset % UInt64(clusterSize) != 0 {
@@ -207,12 +207,12 @@ struct ReferenceCollector: Sendable {
     ) -> Bool {
         guard !holdsData else {
             references.report(
-                "ERROR offset=\(hexadecimal(offset)): Data cluster is not properly aligned; "
+                "ERROR offset=\(offset.hexadecimal): Data cluster is not properly aligned; "
                     + "L2 entry corrupted.")
             return false
         }
         let text =
-            " offset=\(hexadecimal(offset)): Preallocated cluster is not properly aligned; "
+            " offset=\(offset.hexadecimal): Preallocated cluster is not properly aligned; "
             + "L2 entry corrupted."
         guard context.repairs else {
             references.report("ERROR" + text)
@@ -230,10 +230,10 @@ struct ReferenceCollector: Sendable {
         let offset = UInt64(stream.host.bytes)
         if entry & Qcow2Entry.copied != 0 {
             references.report(
-                "ERROR: coffset=0x\(hexadecimal(offset)): copied flag must never be set for "
+                "ERROR: coffset=0x\(offset.hexadecimal): copied flag must never be set for "
                     + "compressed clusters")
         }
-        let plainEntry = hexadecimal(entry & ~Qcow2Entry.copied)
+        let plainEntry = (entry & ~Qcow2Entry.copied).hexadecimal
         if context.hasDataFile {
             return references.report(
                 "ERROR compressed cluster \(index) with data file, entry=0x\(plainEntry)")
