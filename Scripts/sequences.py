@@ -42,6 +42,8 @@ KNOWN = {
         ("rebase of a described image to a relative name", r"Cannot use relative backing file"),
         ("resize --preallocation of a version 2 image over a longer backing file",
          r"Failed to zero out new clusters"),
+        ("resize --preallocation into free space within the file",
+         r"Cannot use preallocation for shrinking files"),
     ],
 }
 # What both programs say on stderr without failing.
