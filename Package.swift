@@ -8,7 +8,7 @@ let strict: [SwiftSetting] = [
     .enableExperimentalFeature("Lifetimes"),
 ]
 
-// Tests compile twice as fast without optimization. What computes much for them is in MemoryImages.
+// Tests compile twice as fast without optimization; helpers that compute much are in MemoryImages.
 let quick = strict + [.unsafeFlags(["-Onone"])]
 
 let package = Package(

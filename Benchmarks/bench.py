@@ -294,7 +294,7 @@ def bench(case, swimg, folder, floor, rounds):
         place = f"{folder}/{case.file_system}.mount"
         if not os.path.exists(f"{place}/{case.source}"):
             run("cp", "--sparse=always", source, f"{place}/{case.source}")
-            # Whoever shares blocks first would have to write them out.
+            # The program that shares dirty blocks first would have to write them out.
             os.sync()
         source = f"{place}/{case.source}"
     line = ["convert", "-f", case.source_format, "-O", case.target_format]

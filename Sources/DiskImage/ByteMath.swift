@@ -79,7 +79,8 @@ extension Int64 {
     }
 
     /// Reads a whole number as C's strtol does without a given base: after spaces and a sign, `0x`
-    /// begins a hexadecimal number and `0` an octal one. nil if the text is none or it does not fit.
+    /// begins a hexadecimal number and `0` an octal one. nil if the text is none or it does not
+    /// fit.
     public init?(asInC text: some StringProtocol) {
         var digits = Substring(text).withoutLeadingSpaces
         let sign = digits.first.flatMap { $0 == "-" || $0 == "+" ? digits.removeFirst() : nil }

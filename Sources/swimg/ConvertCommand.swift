@@ -286,9 +286,7 @@ struct ConvertCommand: ImageCommand {
         conversion.shareForced = forceShare
         conversion.backingFile = backingFile
         conversion.backingFormat = backingFormat
-        conversion.snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text.bytes)
-        }
+        conversion.snapshot = try snapshot.map(SnapshotName.option)
         conversion.storageOptions = try servers.options()
         conversion.storageOptions.secrets = try objects.secrets()
         let algorithm = try algorithm.map(DigestAlgorithm.option)

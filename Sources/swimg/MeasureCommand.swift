@@ -65,9 +65,7 @@ struct MeasureCommand: ImageCommand {
         }
         // In qemu-img's order: texts that cannot be read come before what is missing.
         let options = try CreationOptions(options.map(\.bytes))
-        let snapshot = try snapshot.map { text throws(ImageError) in
-            try SnapshotName(text.bytes)
-        }
+        let snapshot = try snapshot.map(SnapshotName.option)
         var measurement = Measurement(try disk())
         guard let format = ImageFormat.named(targetFormat) else {
             throw .invalid("Unknown file format '\(targetFormat)'")

@@ -5,7 +5,7 @@ import ImageFormats
 import ImageStorage
 import ImageTools
 
-// What the values of options mean, and the words for values that mean nothing.
+// Values of options: each type reads its own, and refuses the others in qemu-img's words.
 
 extension ImageName {
     /// Converts an image argument of the command line to a name that `ImageOpener` knows.
@@ -64,6 +64,12 @@ extension DigestAlgorithm {
     }
 }
 
+extension SnapshotName {
+    static func option(_ text: OptionText) throws(ImageError) -> SnapshotName {
+        try SnapshotName(text.bytes)
+    }
+}
+
 extension [OptionText] {
     /// The secrets that `--object` gives.
     func secrets() throws(ImageError) -> Secrets { try Secrets(objects: map(\.bytes)) }
@@ -110,8 +116,8 @@ extension Int64 {
     static func rateOption(_ text: String) throws(ImageError) -> Int64? {
         guard let number = Int64(byteSize: text) else {
             throw .invalid(
-                "Invalid rate limit specified. You may use k, M, G, T, P or E suffixes for kilobytes, "
-                    + "megabytes, gigabytes, terabytes, petabytes and exabytes.")
+                "Invalid rate limit specified. You may use k, M, G, T, P or E suffixes for "
+                    + "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.")
         }
         return number > 0 ? number : nil
     }
@@ -137,8 +143,8 @@ extension ImageInPlace {
     static func guessedRawWarning(_ path: String) -> String {
         """
         WARNING: Image format was not specified for '\(path)' and probing guessed raw.
-                 Automatically detecting the format is dangerous for raw images, write operations on \
-        block 0 will be restricted.
+                 Automatically detecting the format is dangerous for raw images, write operations \
+        on block 0 will be restricted.
                  Specify the 'raw' format explicitly to remove the restrictions.
 
         """

@@ -108,8 +108,8 @@ struct ServerOptions: ParsableArguments {
                 NBDOptions.requestSizeRange.contains(size), size % 4096 == 0
             else {
                 throw .invalid(
-                    "invalid size '\(requestSize)': --request-size takes a multiple of 4096 up to 32M"
-                )
+                    "invalid size '\(requestSize)': --request-size takes a multiple of 4096 up to "
+                        + "32M")
             }
             options.nbd.requestSize = size
         }
@@ -153,7 +153,8 @@ extension ServerOptions {
             text = try SecretFile.read(file).withBytes { Array($0) }
         } catch {
             throw ImageError(
-                .invalid, path: file.description, "cannot read the header lines (--header)")
+                .invalid, path: file.description,
+                "cannot read the header lines (--header): \(error.message)")
         }
         var lines: [String] = []
         for line in text.split(whereSeparator: {

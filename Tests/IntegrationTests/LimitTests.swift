@@ -105,8 +105,8 @@ import Testing
         }
     }
 
-    /// Within a limit, whether the margin of 16 MiB is left must not be found out by mapping it: other
-    /// threads would find no memory meanwhile. The library ends a program that does.
+    /// Within a limit, the program must not map the margin of 16 MiB to find out whether it is
+    /// left: other threads would find no memory meanwhile. The library ends a program that does.
     @Test(.enabled(if: Preload.isUsable, "needs a C compiler"))
     func theMarginIsNotMapped() throws {
         let library = try Preload(

@@ -252,6 +252,7 @@ struct HTTPTests {
         for bad in ["nocolon", "@\(folder.path("none"))"] {
             let refused = try convert(server, "--header", bad)
             #expect(refused.status == 1 && refused.errorText.contains("--header"), "\(refused)")
+            #expect(refused.errorText.contains("No such file") == bad.hasPrefix("@"), "\(refused)")
         }
     }
 
