@@ -158,7 +158,7 @@ def main():
             if options.only not in name:
                 continue
             before = requests(folder)
-            first = usage(command, target)
+            usage(command, target)
             asked = requests(folder) - before
             run("qemu-img", "compare", "-f", "raw", "-F", "raw", target, f"{folder}/disk.raw")
             # nbdkit takes a minute behind latency; one run is enough to see that.
@@ -166,7 +166,7 @@ def main():
             runs = in_turns({"": command, **peers}, target, options.rounds, once)
             ratios = [f"{key} {times_as_fast(runs[''], runs[key]):.2f}" for key in peers]
             print(
-                f"| {name} | {median(runs['']):.2f} s | {first[1]:.2f} s | {first[2]:.1f} | {asked} "
+                f"| {name} | {median(runs['']):.2f} s | {median(runs[''], 1):.2f} s | {median(runs[''], 2):.1f} | {asked} "
                 f"| {', '.join(ratios)} |", flush=True)
     finally:
         server.send_signal(signal.SIGTERM)

@@ -130,10 +130,11 @@ const char *ccurl_address(void *request) {
     return address ? address : "";
 }
 
-double ccurl_seconds(void *request) {
-    double total = 0;
-    curl.easy_getinfo(request, CURLINFO_TOTAL_TIME, &total);
-    return total;
+double ccurl_seconds_before_answer(void *request) {
+    double sent = 0, begun = 0;
+    curl.easy_getinfo(request, CURLINFO_PRETRANSFER_TIME, &sent);
+    curl.easy_getinfo(request, CURLINFO_STARTTRANSFER_TIME, &begun);
+    return begun > sent ? begun - sent : 0;
 }
 
 bool ccurl_is_local(void *request) {

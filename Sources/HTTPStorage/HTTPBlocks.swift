@@ -12,9 +12,11 @@ import Synchronization
 final class HTTPBlocks: Sendable {
     /// Length of a block in bytes.
     private static let blockSize: Int64 = 2 << 20
-    /// Number of blocks that are read ahead, and that are kept.
-    private static let ahead: Int64 = 3
-    private static let capacity = 6
+    /// Number of blocks that are read ahead at most, of a server that is far away and of another:
+    /// decompressing two blocks takes about ten milliseconds.
+    private static let ahead: (far: Int64, near: Int64) = (8, 2)
+    /// Number of blocks behind the first reader that are kept for the last one.
+    private static let behind = 2
     /// Length in bytes from which a read is a request of its own.
     private static let longRead: Int64 = 512 << 10
 
@@ -24,6 +26,7 @@ final class HTTPBlocks: Sendable {
     /// Offset in bytes of the first block; what lies before is known.
     private let start: Int64
     private let blocks = Mutex<[Int64: Block]>([:])
+    private let buffers = IOBufferPool()
     /// Number of the block in which the rest of the file begins.
     private var first: Int64 { start / Self.blockSize }
 
@@ -73,7 +76,7 @@ final class HTTPBlocks: Sendable {
                 number == first || blocks[number - 1] != nil
             {
                 // The first short read may be the only one.
-                let last = number == first ? number : number + Self.ahead
+                let last = number == first ? number : number + ahead
                 for next in number...last { load(next, &blocks) }
             }
             if let block = use(number, &blocks) {
@@ -89,20 +92,26 @@ final class HTTPBlocks: Sendable {
 
     private func use(_ number: Int64, _ blocks: inout [Int64: Block]) -> Block? {
         guard let block = blocks[number] else { return nil }
-        // The block behind the last one that is read ahead is fetched when this one is used.
-        if blocks[number + 1] != nil { load(number + Self.ahead, &blocks) }
+        // The blocks behind the last one that is read ahead are fetched when this one is used.
+        if blocks[number + 1] != nil {
+            for next in number + 1...number + ahead { load(next, &blocks) }
+        }
         return block
     }
+
+    private var ahead: Int64 { file.isFar ? Self.ahead.far : Self.ahead.near }
 
     private func load(_ number: Int64, _ blocks: inout [Int64: Block]) {
         let end = min(file.version.size, (number + 1) * Self.blockSize)
         let begin = max(start, number * Self.blockSize)
         guard blocks[number] == nil, begin < end else { return }
         // Readers go forwards, so the first block is the least wanted.
-        if blocks.count >= Self.capacity, let first = blocks.keys.min() { blocks[first] = nil }
+        while blocks.count > Self.behind + Int(ahead), let first = blocks.keys.min() {
+            blocks[first] = nil
+        }
         // A block serves many readers, so it is no child of one; each of them cancels it.
-        blocks[number] = Task(executorPreference: IOExecutor.shared) { [file] in
-            let block = try BlockBytes(begin..<end)
+        blocks[number] = Task(executorPreference: IOExecutor.shared) { [file, buffers] in
+            let block = try BlockBytes(begin..<end, buffers)
             try await file.read(begin..<end, into: block.memory, isAhead: true)
             return block
         }
@@ -114,14 +123,22 @@ private final class BlockBytes: @unchecked Sendable {
     // Written before others see the object.
     let memory: UnsafeMutableRawBufferPointer
     private let range: Range<Int64>
+    private var buffer: IOBuffer?
+    private let buffers: IOBufferPool
 
-    init(_ range: Range<Int64>) throws(ImageError) {
+    init(_ range: Range<Int64>, _ buffers: IOBufferPool) throws(ImageError) {
         self.range = range
-        guard let start = malloc(range.count) else { throw .outOfMemory(range.count) }
-        memory = UnsafeMutableRawBufferPointer(start: start, count: range.count)
+        self.buffers = buffers
+        var buffer = try buffers.take(byteCount: range.count)
+        var all = buffer.mutableBytes
+        // The memory stays where it is, and the object keeps it.
+        memory = all.withUnsafeMutableBytes { $0 }
+        self.buffer = consume buffer
     }
 
-    deinit { free(memory.baseAddress) }
+    deinit {
+        if let buffer = buffer.take() { buffers.giveBack(buffer) }
+    }
 
     func copy(_ part: Range<Int64>, to room: UnsafeMutableRawBufferPointer) {
         let place = Int(part.lowerBound - range.lowerBound)

@@ -24,6 +24,13 @@ final class HTTPFile: Sendable {
     private let turn = Atomic<Int>(0)
     private let renewal = SerialGate()
     private let meter: CallMeter
+    /// The shortest of recent waits, in nanoseconds.
+    private let leastWait = Mutex(Double.infinity)
+
+    /// Factor by which that grows with each request, because the server may have moved away.
+    private static let waitGrowth = 1.05
+    /// Time in nanoseconds: 5 ms.
+    private static let farWait = 5e6
 
     /// - Parameters:
     ///   - loop: runs already; the first request went through it.
@@ -79,7 +86,7 @@ final class HTTPFile: Sendable {
                 UnsafeMutableRawBufferPointer(
                     rebasing: memory[Int(start - range.lowerBound)...]))
             let outcome = try await get(wanted, from: place, into: sink)
-            if !isAhead { meter.note(outcome.times) }
+            note(outcome.times, isAhead: isAhead)
             start += Int64(sink.count)
             if sink.count > 0 { patience.noteProgress() }
             guard start < range.upperBound else { break }
@@ -105,6 +112,20 @@ final class HTTPFile: Sendable {
             try await Task.sleep(for: .milliseconds(wait))
         }
     }
+
+    /// Notes how long a request waited for the server. Where many are on their way, most wait for
+    /// each other, too, so the shortest of recent waits counts.
+    private func note(_ times: HTTPTimes, isAhead: Bool) {
+        let wait = leastWait.withLock { least in
+            least = min(times.wait, least * Self.waitGrowth)
+            return least
+        }
+        guard !isAhead else { return }
+        meter.note(.call(wall: wait + times.work, work: times.work))
+    }
+
+    /// Whether the server is so far away that much has to be on its way.
+    var isFar: Bool { leastWait.withLock { $0.isFinite && $0 > Self.farWait } }
 
     private func get(
         _ range: Range<Int64>, from place: Place, into sink: RangeSink

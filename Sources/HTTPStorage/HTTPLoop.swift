@@ -34,9 +34,6 @@ package final class HTTPLoop: @unchecked Sendable {
     /// Time in milliseconds after which a thread that waits asks whether it still should.
     private static let glance: Int32 = 100
 
-    /// Part of the time that a loop works when it has little rest.
-    private static let busy = 0.5
-
     /// - Parameter most: largest number of connections.
     ///
     /// - Throws: `ImageError`, also if libcurl is not there.
@@ -150,7 +147,7 @@ package final class HTTPLoop: @unchecked Sendable {
         for request in news.newcomers {
             requests[ObjectIdentifier(request)] = (request, Moment(work: workSoFar))
             guard ccurl_multi_add(connections, request.handle) else {
-                finish(request) { $0.end(code: ccurl_no_memory, work: $1) }
+                finish(request) { $0.end(code: ccurl_no_memory, $1) }
                 continue
             }
         }
@@ -171,17 +168,15 @@ package final class HTTPLoop: @unchecked Sendable {
         var context: UnsafeMutableRawPointer?
         while ccurl_multi_next(connections, &code, &context) != nil {
             guard let request = HTTPRequest.of(context) else { continue }
-            finish(request) { $0.end(code: code, work: $1) }
+            finish(request) { $0.end(code: code, $1) }
         }
         return true
     }
 
     private var workSoFar: Double { work + wake.nanoseconds(to: .now) }
 
-    /// - Parameter end: gets the processor time of the request in nanoseconds: its share of what
-    ///   the loop has worked meanwhile. If the loop had little rest, all the time counts: more
-    ///   requests would bring nothing.
-    private func finish(_ request: HTTPRequest, _ end: (HTTPRequest, Double) -> Void) {
+    /// - Parameter end: gets the times of the request.
+    private func finish(_ request: HTTPRequest, _ end: (HTTPRequest, HTTPTimes) -> Void) {
         ccurl_multi_remove(connections, request.handle)
         let inFlight = Double(requests.count)
         guard let begin = requests.removeValue(forKey: ObjectIdentifier(request))?.begin else {
@@ -189,6 +184,7 @@ package final class HTTPLoop: @unchecked Sendable {
         }
         let elapsed = begin.time.nanoseconds(to: .now)
         let worked = workSoFar - begin.work
-        end(request, worked > Self.busy * elapsed ? elapsed : worked / inFlight)
+        let wait = max(request.secondsBeforeAnswer * 1e9, elapsed - worked)
+        end(request, HTTPTimes(elapsed: elapsed, wait: wait, work: worked / inFlight))
     }
 }

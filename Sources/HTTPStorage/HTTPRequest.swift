@@ -36,6 +36,16 @@ package struct HTTPCommand {
     }
 }
 
+/// The times of a request, in nanoseconds.
+package struct HTTPTimes: Sendable {
+    package var elapsed: Double
+    /// The time before the answer began, or the time in which the loop had nothing to do at all,
+    /// whichever is longer.
+    package var wait: Double
+    /// The request's share of what the loop has worked meanwhile.
+    package var work: Double
+}
+
 /// A request on its way. It belongs to its caller until it is submitted, and then to the thread
 /// that runs its loop.
 package final class HTTPRequest: @unchecked Sendable {
@@ -48,9 +58,7 @@ package final class HTTPRequest: @unchecked Sendable {
         package var failure: String
         /// The address that redirects led to.
         package var address: String
-        /// Elapsed time in nanoseconds, and the part of it in which the loop had something to do,
-        /// for this request or another. If that is nearly all, more requests would bring nothing.
-        package var times: CallTimes
+        package var times: HTTPTimes
         /// Whether the server is on this machine: both ends of the connection have one address.
         package var isLocal: Bool
 
@@ -124,8 +132,10 @@ package final class HTTPRequest: @unchecked Sendable {
         return sink.take(bytes) ? bytes.count : ccurl_pause
     }
 
-    /// - Parameter work: time in nanoseconds that the loop has worked since the request began.
-    func end(code: Int32, work: Double) {
+    /// The time in seconds from the end of the request to the first byte of the answer.
+    var secondsBeforeAnswer: Double { ccurl_seconds_before_answer(handle) }
+
+    func end(code: Int32, _ times: HTTPTimes) {
         // The body may have had no byte.
         if code == 0, isAccepted == nil { isAccepted = sink.accept(answer) }
         let words =
@@ -134,7 +144,7 @@ package final class HTTPRequest: @unchecked Sendable {
             Outcome(
                 answer: answer, code: code,
                 failure: words.isEmpty ? String(cString: ccurl_error(code)) : words,
-                address: address, times: .call(wall: ccurl_seconds(handle) * 1e9, work: work),
+                address: address, times: times,
                 isLocal: ccurl_is_local(handle)))
         onEnd = nil
     }

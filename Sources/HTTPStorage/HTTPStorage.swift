@@ -4,9 +4,9 @@ import ImageStorage
 
 /// A file on an HTTP server, for reading.
 public final class HTTPStorage: Storage {
-    /// Number of requests that keep a server busy, and their length in bytes: enough for 20 ms on a
-    /// fast network. The window asks for more if the server is farther away.
-    private static let requestsInFlight = 8
+    /// Number of requests that keep a server near by busy, and their length in bytes. The window
+    /// asks for more if the server is farther away.
+    private static let requestsInFlight = 3
     /// Largest number of connections, unless the user gave another.
     static let connections = 16
     private static let requestSize: Int64 = 2 << 20

@@ -106,22 +106,22 @@ struct TargetJob {
         pipeline.writeMeter = storage.writeMeter
         let distant = storage.traits.requestsInFlight
         let wanted = distant + requestsInFlight
+        let cores = IOExecutor.coreCount
         if wanted > 0 {
             if distant == 0 || requestsInFlight == 0 {
                 // While a worker scans and writes to a file, a few more have to keep the server
                 // busy.
-                pipeline.baseWorkers = max(pipeline.baseWorkers, wanted + wanted / 4 + 1)
+                pipeline.baseWorkers = max(cores + 2, wanted + max(1, wanted / 4))
             } else {
                 // While it waits for one server, the other has nothing to do for it. More than
                 // these would only want buffers, unless there is something to compute.
-                let computing = target.compresses ? Int.max : IOExecutor.coreCount
+                let computing = target.compresses ? Int.max : cores
                 pipeline.baseWorkers = max(min(pipeline.baseWorkers, computing), wanted)
             }
             pipeline.chunkSize = max(requestSize, storage.traits.requestSize)
             pipeline.readsAhead = sources.contains { $0.traits.readsAhead }
         } else if storage.traits.writesOneByOne || conversion.writesInOrder, !isHashedInOrder {
             // A cluster that takes long to compress delays the placing of those behind it.
-            let cores = IOExecutor.coreCount
             pipeline.baseWorkers = target.compresses ? 2 * cores : cores + 2
         }
         // Order matters for disks that turn and files that grow; a server gets all requests at

@@ -114,5 +114,5 @@ public final class ImageioStorage: WritableStorage {
 extension HTTPRequest.Outcome {
     /// The times for a meter. All of it counts as work, because a connection carries one request at
     /// a time, and more chunks than connections would only wait for each other.
-    fileprivate var timesOnOneConnection: CallTimes { .call(wall: times.wall, work: times.wall) }
+    fileprivate var timesOnOneConnection: CallTimes { .call(wall: times.elapsed, work: times.elapsed) }
 }

@@ -80,8 +80,8 @@ void ccurl_go_on(void *request);
 long ccurl_status(void *request);
 /// The address that redirects led to.
 const char *ccurl_address(void *request);
-/// Time in seconds that the request took.
-double ccurl_seconds(void *request);
+/// Time in seconds from the end of the request to the first byte of the answer.
+double ccurl_seconds_before_answer(void *request);
 
 /// Whether both ends of the connection have one address.
 bool ccurl_is_local(void *request);
