@@ -78,7 +78,7 @@ void *ccurl_request(
         SET(READFUNCTION, rest);
         SET(READDATA, command->body);
         SET(POSTFIELDSIZE_LARGE, (curl_off_t)command->body->size);
-        SET(UPLOAD_BUFFERSIZE, 512L << 10);
+        SET(UPLOAD_BUFFERSIZE, 128L << 10);
     }
     if (strcmp(command->method, "GET") != 0) SET(CUSTOMREQUEST, command->method);
     SET(HEADERFUNCTION, header);

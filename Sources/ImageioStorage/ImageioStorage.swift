@@ -22,8 +22,9 @@ public final class ImageioStorage: WritableStorage {
     private let canZero: Bool
     private let canFlush: Bool
 
-    /// Number of connections, unless the user gave another.
-    private static let connections = 4
+    /// Number of connections, unless the user gave another: enough for a daemon whose storage keeps
+    /// each request waiting for 5 ms.
+    private static let connections = 8
 
     /// - Throws: `ImageError` if the daemon cannot be reached, or refuses the ticket.
     init(
@@ -114,5 +115,7 @@ public final class ImageioStorage: WritableStorage {
 extension HTTPRequest.Outcome {
     /// The times for a meter. All of it counts as work, because a connection carries one request at
     /// a time, and more chunks than connections would only wait for each other.
-    fileprivate var timesOnOneConnection: CallTimes { .call(wall: times.elapsed, work: times.elapsed) }
+    fileprivate var timesOnOneConnection: CallTimes {
+        .call(wall: times.elapsed, work: times.elapsed)
+    }
 }
