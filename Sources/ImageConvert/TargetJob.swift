@@ -110,8 +110,8 @@ struct TargetJob {
         if wanted > 0 {
             if distant == 0 || requestsInFlight == 0 {
                 // While a worker scans and writes to a file, a few more have to keep the server
-                // busy. Fewer than cores would leave some of them without work.
-                if wanted >= cores { pipeline.baseWorkers = wanted + max(1, wanted / 4) }
+                // busy. One for each core would leave some of them without work.
+                if wanted > cores { pipeline.baseWorkers = wanted + max(1, wanted / 4) }
             } else {
                 // While it waits for one server, the other has nothing to do for it. More than
                 // these would only want buffers, unless there is something to compute.
