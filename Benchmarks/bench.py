@@ -37,6 +37,7 @@ from datasets import run
 MEMORY = "/dev/shm"
 FAST = ["-m", "8", "-W"]
 ZSTD = ["-c", "-o", "compression_type=zstd"]
+FLUSHED = FAST + ["-t", "writeback"]
 
 
 @dataclasses.dataclass
@@ -69,6 +70,8 @@ CASES = [
     Case("raw to raw", "disk.raw", "raw", "raw", floor="copy"),
     Case("raw to qcow2", "disk.raw", "raw", "qcow2", floor="copy", goal=1.3),
     Case("qcow2 to qcow2", "disk.qcow2", "qcow2", "qcow2", floor="copy", goal=1.3),
+    Case("qcow2 to raw, -t writeback", "disk.qcow2", "qcow2", "raw", FLUSHED),
+    Case("raw to qcow2, -t writeback", "disk.raw", "raw", "qcow2", FLUSHED, goal=1.3),
     Case("zlib qcow2 to raw", "zlib.qcow2", "qcow2", "raw", floor="zlib", goal=2.5),
     Case("zstd qcow2 to raw", "zstd.qcow2", "qcow2", "raw", floor="zstd", goal=2.0),
     Case("raw to zlib qcow2", "disk.raw", "raw", "qcow2", FAST + ["-c"], rounds=1),

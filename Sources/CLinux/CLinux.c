@@ -186,3 +186,9 @@ void clinux_limit_malloc_arenas(void) { mallopt(M_ARENA_MAX, 1); }
 char *const *clinux_environment(void) { return environ; }
 
 int clinux_eventfd(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+
+void clinux_start_writeback(int descriptor, int64_t offset, int64_t count) {
+    int before = errno;
+    sync_file_range(descriptor, offset, count, SYNC_FILE_RANGE_WRITE);
+    errno = before;
+}

@@ -70,6 +70,9 @@ ssize_t clinux_read_cached(int fd, void *buffer, size_t size, int64_t offset);
 /// Processor time of the calling thread in nanoseconds, and the number of times that it slept.
 void clinux_thread_usage(int64_t *nanoseconds, int64_t *sleeps);
 
+/// Begins to write dirty pages of a file to the disk. Only a hint.
+void clinux_start_writeback(int descriptor, int64_t offset, int64_t count);
+
 /// Number of cores that the process may run on.
 int clinux_core_count(void);
 

@@ -29,6 +29,9 @@ public final class FileStorage: WritableStorage {
     /// The last answer of SEEK_DATA and SEEK_HOLE, because sources ask for neighbouring ranges.
     private let lastExtent = Mutex<Extent?>(nil)
 
+    /// Length in bytes of the longest write that does not go to the disk at once.
+    private static let shortWrite = 1 << 20
+
     /// Opens an existing file or block device for reading.
     ///
     /// - Parameter shareForced: whether to read the file although another process writes it (`-U`).
@@ -181,13 +184,26 @@ public final class FileStorage: WritableStorage {
                 offset: run.offset,
                 pieces: run.parts.map { UnsafeRawBufferPointer(rebasing: memory[$0]) })
         }.filter { $0.count > 0 }
-        if let joiner { return try await joiner.write(writes) }
+        if let joiner {
+            try await joiner.write(writes)
+            return startWriteback(writes)
+        }
+        defer { startWriteback(writes) }
         for write in writes {
             var position = write.offset
             for piece in write.pieces {
                 try writeNow(piece, at: position)
                 position += Int64(piece.count)
             }
+        }
+    }
+
+    /// Lets the disk begin with what has been written, where a flush waits for the disk in the end.
+    /// Short writes are mostly tables, which change again.
+    private func startWriteback(_ writes: [PendingWrite]) {
+        guard cacheMode == .writeback else { return }
+        for write in writes where write.count > Self.shortWrite {
+            clinux_start_writeback(descriptor, write.offset, Int64(write.count))
         }
     }
 
