@@ -16,8 +16,8 @@ struct Qcow2Creator: ImageCreator {
         let isEncrypted =
             options.hasKeys(startingWith: Qcow2Encryption.prefix)
             || options.isOn("encryption") == true
-        guard parameters.dataFile == nil || !isEncrypted else {
-            throw .invalid("encryption of a data file is not supported yet")
+        guard !parameters.isDataFileRaw || !isEncrypted else {
+            throw .invalid("a raw data file cannot be encrypted (data_file_raw=on)")
         }
         let encryption = try Self.encryption(options)
         parameters.isEncrypted = encryption != nil
@@ -212,7 +212,7 @@ private struct NewQcow2Image: NewImage {
             storage: storage, virtualSize: size, options: options, compress: settings.compress,
             minSparse: Int(settings.minSparse), data: data)
         try await target.prepare()
-        guard let data, options.placesAhead else { return target }
+        guard let data, options.placesAhead, options.encryption == nil else { return target }
         return Qcow2DataFileTarget(
             tables: target,
             data: RawTarget(

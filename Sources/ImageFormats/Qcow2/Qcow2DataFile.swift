@@ -25,6 +25,20 @@ extension Qcow2Target {
 }
 
 extension Placement {
+    /// The writes of pieces to a data file, in which every cluster has its place.
+    init(inDataFile pieces: [EncodedPiece]) {
+        self.init()
+        for piece in pieces {
+            switch piece.form {
+            case .zero:
+                append(.zeros(Int64(piece.guestRange.count)), at: piece.guestRange.lowerBound)
+            case .plain(let positions):
+                append(.plain(positions), at: piece.guestRange.lowerBound)
+            case .compressed: preconditionFailure("a data file holds no compressed clusters")
+            }
+        }
+    }
+
     /// Divides the writes into those to the data file and those of tables.
     ///
     /// - Parameter end: the size of the disk in bytes. The last cluster can reach beyond it, and a

@@ -160,9 +160,6 @@ struct Qcow2HeaderParser {
     private func checkEncryption() throws(ImageError) {
         let method = header.encryptionMethod
         guard method != 0 else { return }
-        if purpose == .reading, header.hasDataFile {
-            throw .unsupported(name, "encrypted images with a data file are not supported")
-        }
         guard method <= Qcow2Header.luks else {
             throw .unsupported(name, "encryption method \(method) is not supported")
         }

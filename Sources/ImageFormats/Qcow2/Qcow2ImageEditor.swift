@@ -104,12 +104,14 @@ extension Qcow2ImageEditor {
     ///
     /// In a data file, zeros are written as well where a cluster has a place, which takes no space
     /// afterwards, and everywhere in a raw one, which is read without these tables. The old entries
-    /// show these zeros, or none of them.
+    /// show these zeros, or none of them. An encrypted one keeps what it holds: its zeros would be
+    /// noise.
     private mutating func placeZeros(
         _ clusters: Range<Int64>, _ placement: inout Placement
     ) async throws {
         let isRaw = image.header.isDataFileRaw
         if isRaw { clear(clusters, &placement) }
+        let clears = !isRaw && image.header.encryptionFormat == nil
         // Version 2 has no zero flag, and gets here only without a backing file.
         let flag = geometry.hasExtendedL2 || image.header.version < 3 ? 0 : Qcow2Entry.zero
         var cluster = clusters.lowerBound
@@ -119,7 +121,7 @@ extension Qcow2ImageEditor {
             if try hasBacking || tables[index] != nil || image.tableOffset(index) != nil {
                 try await open(index)
                 for cluster in cluster..<end where hasBacking || !isUnallocated(cluster) {
-                    if !isRaw, hasPlaceInData(cluster) { clear(cluster..<cluster + 1, &placement) }
+                    if clears, hasPlaceInData(cluster) { clear(cluster..<cluster + 1, &placement) }
                     try await set(cluster, flag, subclusters: Qcow2Entry.allSubclustersZero)
                 }
             }

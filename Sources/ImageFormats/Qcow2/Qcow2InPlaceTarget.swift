@@ -43,9 +43,9 @@ final class Qcow2InPlaceTarget: ImageTarget {
             throw ImageError(
                 .invalid, path: storage.name, "'data-file' is required for this image")
         }
-        guard data == nil || header.encryptionFormat == nil else {
+        guard !header.isDataFileRaw || header.encryptionFormat == nil else {
             throw ImageError.unsupported(
-                storage.name, "an encrypted image with a data file cannot be written into yet")
+                storage.name, "an encrypted image with a raw data file can only be read")
         }
         guard data == nil || !settings.compress else {
             throw ImageError.invalid(
@@ -102,8 +102,9 @@ final class Qcow2InPlaceTarget: ImageTarget {
     ) async throws {
         if let file = self.data {
             let parts = placement.divided(endOfData: virtualSize)
-            let clusters =
-                minSparse > 0 ? parts.data.sparse(data, minimum: minSparse) : parts.data
+            // Encrypted zeros take space like all else.
+            let isSparse = minSparse > 0 && encryption == nil
+            let clusters = isSparse ? parts.data.sparse(data, minimum: minSparse) : parts.data
             try await file.writePlacement(clusters, data: data, origin: origin)
         } else {
             // Encrypted bytes have no origin whose blocks could be shared.

@@ -124,7 +124,7 @@ public final class Qcow2Source: Image {
     public func readEncrypted(
         _ mapping: Mapping, into buffer: inout MutableRawSpan
     ) async throws {
-        try await encryption?.read(mapping, from: storage, into: &buffer)
+        try await encryption?.read(mapping, from: dataStorage, into: &buffer)
     }
 
     /// False if the refcounts cannot be read, because the disk can be read without them.

@@ -100,7 +100,9 @@ public final class Qcow2Target: ImageTarget {
         let needed = pieces.filter {
             $0.form != .zero || $0.guestRange.lowerBound < traits.readsAsZeroFrom
         }
-        if let preallocated { return preallocated.place(needed) }
+        if let preallocated {
+            return data == nil ? preallocated.place(needed) : Placement(inDataFile: needed)
+        }
         return try layout.withLock { layout throws(ImageError) in
             try layout.place(needed, encoded: encoded)
         }
