@@ -94,7 +94,7 @@ class Conversions:
         if format == "qcow2":
             options = random_options(random)
             options = {k: v for k, v in options.items() if k != "data_file"}
-            if "encrypt.format" not in options and random.random() < 0.15:
+            if random.random() < 0.15:
                 options["data_file"] = f"{name}-data"
             else:
                 options.pop("data_file_raw", None)

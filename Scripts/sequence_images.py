@@ -47,7 +47,8 @@ def random_options(random, is_plain=False):
             options["data_file"] = "data"
             if random.random() < 0.5:
                 options["data_file_raw"] = "on"
-        elif not is_plain and random.random() < 0.06:
+        likelihood = 0.4 if "data_file" in options else 0.06
+        if not is_plain and "data_file_raw" not in options and random.random() < likelihood:
             options["encrypt.format"] = "luks"
             options["encrypt.key-secret"] = "s"
             options["encrypt.iter-time"] = 10

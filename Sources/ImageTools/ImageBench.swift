@@ -76,11 +76,9 @@ public struct ImageBench: Sendable {
             throw ImageError.unsupported(
                 storage.name, "writing to an encrypted image is not supported yet")
         }
-        let top = try await format.driver.open(storage)
-        guard !top.needsDataFile else {
-            throw ImageError.unsupported(
-                storage.name, "writing to an image with a data file is not supported yet")
-        }
+        let own = try await format.driver.open(storage)
+        let data = try image.openData(of: own)
+        let top = data.map { own.reading(dataFrom: $0) } ?? own
         var layers = [top]
         if let backing = top.backing, described?.ignoresBacking != true {
             layers += try await ImageOpener(image.access).openBackingChain(
@@ -89,8 +87,9 @@ public struct ImageBench: Sendable {
         }
         var settings = TargetSettings(minSparse: 0)
         settings.isThere = true
-        let target = try await creator.existingImage(top, leavesBacking: true).makeTarget(
-            on: storage, size: top.virtualSize, settings)
+        var written = try creator.existingImage(top, leavesBacking: true)
+        if let data { written.setData(data) }
+        let target = try await written.makeTarget(on: storage, size: top.virtualSize, settings)
         return try ClusterWriter(
             target, on: storage, before: LayeredSource(layers: layers), length: length, pattern)
     }

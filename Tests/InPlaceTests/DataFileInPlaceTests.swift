@@ -112,6 +112,17 @@ import Testing
         try expectSame("image", twins, options)
     }
 
+    /// Single requests, within clusters and over them.
+    @Test(arguments: Self.options) func bench(_ options: String) throws {
+        try make("image", options)
+        let twins = try Twins(copying: folder)
+        let words = ["bench", "-w", "-c", "60", "-S", "90000", "-s", "1536", "--pattern=7", "image"]
+        let other = try run("qemu-img", words, in: twins.theirs.path)
+        let outcome = try run(Swimg.path, words, in: twins.own.path)
+        #expect(other.isSuccess && outcome.isSuccess, "\(outcome)\n\(other)")
+        try expectSame("image", twins, options)
+    }
+
     /// Images that cannot be written into are left as they were.
     @Test(arguments: [
         ("-c source image", "Compression"), ("image.data image", "the source"),

@@ -46,7 +46,10 @@ import Testing
         ("-o data_file=nosuch/data source new", "No such file or directory"),
         ("-o data_file=nbd://localhost/x source new", "nbd"),
         ("-c -o data_file=data source new", "Compression"),
-        ("-o data_file=data,encrypt.format=luks,encrypt.key-secret=s source new", "encryption"),
+        (
+            "-o data_file=data,data_file_raw=on,encrypt.format=luks,encrypt.key-secret=s source new",
+            "cannot be encrypted"
+        ),
         ("-o data_file=data,data_file_raw=on -B base -F qcow2 source new", "data-file-raw"),
         ("-o data_file=data nosuch new", "No such file or directory"),
         ("-o data_file=data source sub", "sub"),

@@ -155,6 +155,56 @@ import Testing
         #expect(try mismatch(EncryptedImage.disk(format, path), read) == nil)
     }
 
+    /// Encrypted images whose data is in a file of its own: new ones, and one of qemu's that is
+    /// written into.
+    @Test(arguments: [
+        "", "cluster_size=4k", "extended_l2=on", "cluster_size=2M", "preallocation=metadata",
+        "preallocation=falloc", "preallocation=full",
+    ])
+    func dataFiles(_ options: String) throws {
+        let source = try disk.writeRaw(folder.path("disk.raw"))
+        let path = image("qcow2")
+        let data = folder.path("data")
+        let words =
+            ["-o", EncryptedImage.creation("qcow2"), "-o", "data_file=\(data)"]
+            + (options.isEmpty ? [] : ["-o", options])
+        let named =
+            EncryptedImage.secret + ["--image-opts", EncryptedImage.options("qcow2", path)]
+        func expectDisk(at location: SourceLocation = #_sourceLocation) throws {
+            let read = try EncryptedImage.disk("qcow2", path)
+            #expect(mismatch(read, Data(disk.bytes)) == nil, sourceLocation: location)
+            try require("qemu-img", ["check"] + named)
+            for file in [path, data] {
+                #expect(
+                    try contents(file).range(of: Data(disk.bytes[..<512])) == nil, "\(file)",
+                    sourceLocation: location)
+            }
+            let back = folder.path("back.raw")
+            let own = try Swimg.convert(named + ["-O", "raw", back])
+            #expect(own.isSuccess, "\(own)", sourceLocation: location)
+            #expect(
+                try mismatch(contents(back), Data(disk.bytes)) == nil, sourceLocation: location)
+        }
+        let own = try Swimg.convert(
+            EncryptedImage.secret + ["-O", "qcow2", "-f", "raw"] + words + [source, path])
+        #expect(own.isSuccess && own.errors.isEmpty, "\(own)")
+        try expectDisk()
+
+        for file in [path, data] { try FileManager.default.removeItem(atPath: file) }
+        try require(
+            "qemu-img",
+            ["create", "-q", "-f", "qcow2"] + EncryptedImage.secret + words
+                + [path, "\(disk.bytes.count)"])
+        let half = disk.bytes.count / 1024 * 512
+        try EncryptedImage.io(
+            "qcow2", path, ["write -P 3 0 \(half)", "write -z 0 4k", "discard 64k 64k"])
+        let existing = try Swimg.convert(
+            EncryptedImage.secret + ["-n", "-f", "raw", "--target-image-opts", source]
+                + [EncryptedImage.options("qcow2", path)])
+        #expect(existing.isSuccess && existing.errors.isEmpty, "\(existing)")
+        try expectDisk()
+    }
+
     @Test(
         arguments: some(
             2,
@@ -202,6 +252,10 @@ import Testing
     @Test(arguments: [
         ("-f qcow2 -o encryption=on,encrypt.key-secret=s", "only be read"),
         ("-f qcow2 -o encrypt.format=aes,encrypt.key-secret=s", "only be read"),
+        (
+            "-f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,data_file=d,data_file_raw=on",
+            "raw data file"
+        ),
         ("-f luks -o key-secret=s,cipher-mode=ctr", "'ctr' mode not supported"),
         ("-f luks -o key-secret=s,cipher-alg=cast5-128", "cast5-128"),
         ("-f luks -o key-secret=s,ivgen-alg=essiv,ivgen-hash-alg=sha1", "essiv:sha1"),
@@ -242,14 +296,16 @@ import Testing
 /// Encrypted images that change their size.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct EncryptedResizeTests {
     /// The disk ends within a cluster that holds data behind its end.
-    @Test(arguments: ["luks", "aes"], ["300000", "2M", "10G", "1k"])
-    func qcow2(_ encryption: String, _ size: String) throws {
+    @Test(arguments: ["luks", "aes", "luks,data_file"], ["300000", "2M", "10G", "1k"])
+    func qcow2(_ kind: String, _ size: String) throws {
         let folder = try TempFolder()
         let path = folder.path("image")
+        let encryption = kind.prefix { $0 != "," }
+        let data = kind.contains("data_file") ? ["-o", "data_file=\(path).data"] : []
         try require(
             "qemu-img",
             ["create", "-q", "-f", "qcow2"] + EncryptedImage.secret
-                + ["-o", "encrypt.format=\(encryption),encrypt.key-secret=s"]
+                + ["-o", "encrypt.format=\(encryption),encrypt.key-secret=s"] + data
                 + (encryption == "luks" ? ["-o", "encrypt.iter-time=10"] : []) + [path, "192k"])
         try EncryptedImage.io("qcow2", path, ["write -P 7 0 192k"])
         let named =

@@ -82,13 +82,21 @@ extension Qcow2Resizer {
         let cluster = geometry.virtualSize / geometry.clusterSize
         let inCluster = Int(geometry.virtualSize % geometry.clusterSize)
         guard inCluster > 0 else { return nil }
-        let behind = try await content(of: cluster, from: inCluster)
-        guard behind.contains(where: { $0 != 0 }) else { return nil }
-        var content = try await content(of: cluster, from: 0)
-        for place in inCluster..<content.count { content[place] = 0 }
-        return Tail(
-            guestCluster: cluster, content: content,
-            host: try await ownCluster(try await entry(of: cluster)))
+        let host = try await ownCluster(try await entry(of: cluster))
+        let length = Int(geometry.clusterSize)
+        // Behind the end of a data file are zeros, which decrypt to noise.
+        let isCut =
+            if let host, let data, encryption != nil { data.size < host + Int64(length) } else {
+                false
+            }
+        if !isCut {
+            let behind = try await content(of: cluster, inCluster..<length)
+            guard behind.contains(where: { $0 != 0 }) else { return nil }
+        }
+        let content =
+            try await content(of: cluster, 0..<inCluster)
+            + Array(repeating: 0, count: length - inCluster)
+        return Tail(guestCluster: cluster, content: content, host: host)
     }
 
     /// Clears the tail of a cluster that stays in place. The guest does not see these bytes yet.
@@ -132,19 +140,19 @@ extension Qcow2Resizer {
 
     /// The content of the last cluster as the guest would see it if only the size changed.
     ///
-    /// - Parameter start: in bytes from the start of the cluster. Most of the time nothing of the
+    /// - Parameter part: in bytes from the start of the cluster. Most of the time nothing of the
     ///   backing file lies behind the end of the disk, so its secret is not needed.
-    private func content(of cluster: Int64, from start: Int) async throws -> [UInt8] {
+    private func content(of cluster: Int64, _ part: Range<Int>) async throws -> [UInt8] {
         var grown = header
         grown.geometry.virtualSize = (cluster + 1) * geometry.clusterSize
         var layers: [any ImageSource] = [
             try await Qcow2Source(storage, header: grown, data: data, encryption: encryption)
         ]
         if let backing { layers.append(backing) }
-        var buffer = try IOBuffer(byteCount: Int(geometry.clusterSize) - start)
+        var buffer = try IOBuffer(byteCount: part.count)
         var span = buffer.mutableBytes
         try await LayeredSource(layers: layers).read(
-            into: &span, at: cluster * geometry.clusterSize + Int64(start))
+            into: &span, at: cluster * geometry.clusterSize + Int64(part.lowerBound))
         return buffer.bytes.withUnsafeBytes { Array($0) }
     }
 
