@@ -116,7 +116,7 @@ import Testing
     @Test(arguments: Self.options) func bench(_ options: String) throws {
         try make("image", options)
         let twins = try Twins(copying: folder)
-        let words = ["bench", "-w", "-c", "60", "-S", "90000", "-s", "1536", "--pattern=7", "image"]
+        let words = "bench -w -c 60 -S 90000 -s 1536 --pattern=7 image".words
         let other = try run("qemu-img", words, in: twins.theirs.path)
         let outcome = try run(Swimg.path, words, in: twins.own.path)
         #expect(other.isSuccess && outcome.isSuccess, "\(outcome)\n\(other)")
