@@ -86,7 +86,7 @@ final class HTTPFile: Sendable {
                 UnsafeMutableRawBufferPointer(
                     rebasing: memory[Int(start - range.lowerBound)...]))
             let outcome = try await get(wanted, from: place, into: sink)
-            note(outcome.times, isAhead: isAhead)
+            if sink.count > 0 { note(outcome.times, isAhead: isAhead) }
             start += Int64(sink.count)
             if sink.count > 0 { patience.noteProgress() }
             guard start < range.upperBound else { break }
@@ -113,8 +113,8 @@ final class HTTPFile: Sendable {
         }
     }
 
-    /// Notes how long a request waited for the server. Where many are on their way, most wait for
-    /// each other, too, so the shortest of recent waits counts.
+    /// Notes how long a request waited before the server sent what was wanted. Where many are on
+    /// their way, most wait for each other, too, so the shortest of recent waits counts.
     private func note(_ times: HTTPTimes, isAhead: Bool) {
         let wait = leastWait.withLock { least in
             least = min(times.wait, least * Self.waitGrowth)
