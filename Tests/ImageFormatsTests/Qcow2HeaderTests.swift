@@ -60,15 +60,29 @@ import Testing
 
     /// A check takes headers that nothing can be read by.
     @Test func checksTakeMore() async throws {
-        var encrypted = header(version: 3)
-        encrypted.snapshotTableOffset = 5
-        let storage = MemoryStorage(try encrypted.serialized())
-        let checked = try await Qcow2Header.read(from: storage, for: .checking)
-        #expect(checked.snapshotTableOffset == 5)
+        var plain = header(version: 3)
+        plain.encryptionMethod = 0
+        plain.encryptionHeader = nil
+        var bytes = try plain.serialized()
+        // The name of the backing file begins within the fields.
+        bytes.replaceSubrange(8..<16, with: [0, 0, 0, 0, 0, 0, 0, 24])
+        let storage = MemoryStorage(bytes)
+        _ = try await Qcow2Header.read(from: storage, for: .checking)
         for purpose in [Qcow2HeaderParser.Purpose.reading, .describing] {
             await #expect(throws: ImageError.self) {
                 _ = try await Qcow2Header.read(from: storage, for: purpose)
             }
+        }
+        // The disk can be read, whatever becomes of its snapshots.
+        var lost = header(version: 3)
+        lost.snapshotTableOffset = 5
+        let other = MemoryStorage(try lost.serialized())
+        for purpose in [Qcow2HeaderParser.Purpose.reading, .checking] {
+            let read = try await Qcow2Header.read(from: other, for: purpose)
+            #expect(read.snapshotTableOffset == 5)
+        }
+        await #expect(throws: ImageError.self) {
+            _ = try await Qcow2Header.read(from: other, for: .describing)
         }
     }
 }

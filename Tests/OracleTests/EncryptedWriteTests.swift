@@ -296,12 +296,16 @@ import Testing
 /// Encrypted images that change their size.
 @Suite(.enabled(if: Qemu.isInstalled, "the judge is qemu-img")) struct EncryptedResizeTests {
     /// The disk ends within a cluster that holds data behind its end.
-    @Test(arguments: ["luks", "aes", "luks,data_file"], ["300000", "2M", "10G", "1k"])
+    @Test(
+        arguments: ["luks", "aes", "luks,data_file", "luks,data_file,extended_l2"],
+        ["300000", "2M", "10G", "1k"])
     func qcow2(_ kind: String, _ size: String) throws {
         let folder = try TempFolder()
         let path = folder.path("image")
         let encryption = kind.prefix { $0 != "," }
-        let data = kind.contains("data_file") ? ["-o", "data_file=\(path).data"] : []
+        let data =
+            (kind.contains("data_file") ? ["-o", "data_file=\(path).data"] : [])
+            + (kind.contains("extended_l2") ? ["-o", "extended_l2=on"] : [])
         try require(
             "qemu-img",
             ["create", "-q", "-f", "qcow2"] + EncryptedImage.secret
@@ -328,6 +332,27 @@ import Testing
         let end = min(read.count, 100_352)
         #expect(read.count == ["2M": 2 << 20, "1k": 1024][size] ?? 100_352)
         #expect(read[..<end].allSatisfy { $0 == 7 } && read[end...].allSatisfy { $0 == 0 })
+    }
+
+    /// The first cluster is the last one, too, and the data file ends with the disk.
+    @Test(arguments: ["", "extended_l2=on", "cluster_size=512"])
+    func smallDataFiles(_ options: String) throws {
+        let folder = try TempFolder()
+        let (path, source) = (folder.path("image"), folder.path("source"))
+        try writeFilled(source, byte: 7, count: 1024)
+        let named =
+            EncryptedImage.secret + ["--image-opts", EncryptedImage.options("qcow2", path)]
+        let own = try Swimg.convert(
+            EncryptedImage.secret + ["-O", "qcow2", "-f", "raw"]
+                + ["-o", EncryptedImage.creation("qcow2"), "-o", "data_file=\(path).data"]
+                + (options.isEmpty ? [] : ["-o", options]) + [source, path])
+        #expect(own.isSuccess, "\(own)")
+        #expect(try contents(path + ".data").count == 1024)
+        try require(Swimg.path, ["resize"] + named + ["300k"])
+        try require("qemu-img", ["check"] + named)
+        let read = try EncryptedImage.disk("qcow2", path)
+        #expect(read.count == 300 << 10)
+        #expect(read[..<1024].allSatisfy { $0 == 7 } && read[1024...].allSatisfy { $0 == 0 })
     }
 
     @Test(arguments: ["8M", "+1M", "1000448", "512"])

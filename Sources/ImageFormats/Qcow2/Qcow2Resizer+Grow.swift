@@ -82,21 +82,25 @@ extension Qcow2Resizer {
         let cluster = geometry.virtualSize / geometry.clusterSize
         let inCluster = Int(geometry.virtualSize % geometry.clusterSize)
         guard inCluster > 0 else { return nil }
-        let host = try await ownCluster(try await entry(of: cluster))
+        let entry = try await entry(of: cluster)
         let length = Int(geometry.clusterSize)
-        // Behind the end of a data file are zeros, which decrypt to noise.
-        let isCut =
-            if let host, let data, encryption != nil { data.size < host + Int64(length) } else {
-                false
-            }
-        if !isCut {
+        if !hasNoise(behind: cluster, entry) {
             let behind = try await content(of: cluster, inCluster..<length)
             guard behind.contains(where: { $0 != 0 }) else { return nil }
         }
         let content =
             try await content(of: cluster, 0..<inCluster)
             + Array(repeating: 0, count: length - inCluster)
-        return Tail(guestCluster: cluster, content: content, host: host)
+        return Tail(
+            guestCluster: cluster, content: content, host: try await ownCluster(entry))
+    }
+
+    /// Whether an encrypted data file ends within a cluster that has a place there: what it is made
+    /// longer by are zeros, which decrypt to noise.
+    private func hasNoise(behind cluster: Int64, _ entry: ArraySlice<UInt64>) -> Bool {
+        guard let data, encryption != nil, let word = entry.first, word & Qcow2Entry.copied != 0
+        else { return false }
+        return data.size < (cluster + 1) * geometry.clusterSize
     }
 
     /// Clears the tail of a cluster that stays in place. The guest does not see these bytes yet.
