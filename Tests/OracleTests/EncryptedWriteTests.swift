@@ -352,6 +352,9 @@ import Testing
         try require("qemu-img", ["check"] + named)
         let read = try EncryptedImage.disk("qcow2", path)
         #expect(read.count == 300 << 10)
+        let amended = try run(Swimg.path, ["amend", "-o", "size=400k"] + named)
+        #expect(amended.isSuccess, "\(amended)")
+        #expect(try EncryptedImage.disk("qcow2", path) == read + Data(count: 100 << 10))
         #expect(read[..<1024].allSatisfy { $0 == 7 } && read[1024...].allSatisfy { $0 == 0 })
     }
 

@@ -27,7 +27,9 @@ struct Qcow2ImageAmender: ImageAmender {
         // Before it gets another name.
         let data =
             wanted.size == nil || !header.hasDataFile
-            ? nil : try openData(try await Qcow2Source(storage))
+            ? nil
+            : try openData(
+                try await Qcow2Source(storage, header: header, encryption: encryption))
         if wanted.version > header.version {
             try await Qcow2SnapshotEditor.edit(storage, header) { try await $0.upgrade() }
         }
