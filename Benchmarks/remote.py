@@ -165,9 +165,10 @@ def main():
             once = ["nbdkit"] if "ms" in name else []
             runs = in_turns({"": command, **peers}, target, options.rounds, once)
             ratios = [f"{key} {times_as_fast(runs[''], runs[key]):.2f}" for key in peers]
+            own = runs[""]
             print(
-                f"| {name} | {median(runs['']):.2f} s | {median(runs[''], 1):.2f} s | {median(runs[''], 2):.1f} | {asked} "
-                f"| {', '.join(ratios)} |", flush=True)
+                f"| {name} | {median(own):.2f} s | {median(own, 1):.2f} s | {median(own, 2):.1f} "
+                f"| {asked} | {', '.join(ratios)} |", flush=True)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait()

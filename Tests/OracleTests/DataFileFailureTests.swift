@@ -47,7 +47,7 @@ import Testing
         ("-o data_file=nbd://localhost/x source new", "nbd"),
         ("-c -o data_file=data source new", "Compression"),
         (
-            "-o data_file=data,data_file_raw=on,encrypt.format=luks,encrypt.key-secret=s source new",
+            "-o data_file=data,data_file_raw=on -o encrypt.format=luks source new",
             "cannot be encrypted"
         ),
         ("-o data_file=data,data_file_raw=on -B base -F qcow2 source new", "data-file-raw"),

@@ -100,6 +100,8 @@ final class Qcow2InPlaceTarget: ImageTarget {
     func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
+        // Encrypted bytes have no origin whose blocks could be shared.
+        let origin = encryption == nil ? origin : nil
         if let file = self.data {
             let parts = placement.divided(endOfData: virtualSize)
             // Encrypted zeros take space like all else.
@@ -107,9 +109,7 @@ final class Qcow2InPlaceTarget: ImageTarget {
             let clusters = isSparse ? parts.data.sparse(data, minimum: minSparse) : parts.data
             try await file.writePlacement(clusters, data: data, origin: origin)
         } else {
-            // Encrypted bytes have no origin whose blocks could be shared.
-            try await storage.writePlacement(
-                placement, data: data, origin: encryption == nil ? origin : nil)
+            try await storage.writePlacement(placement, data: data, origin: origin)
         }
         writes.end()
     }

@@ -115,14 +115,14 @@ public final class Qcow2Target: ImageTarget {
     public func write(
         _ placement: Placement, data: RawSpan, origin: BufferOrigin
     ) async throws {
+        // Encrypted bytes have no origin whose blocks could be shared.
+        let origin = encryption == nil ? origin : nil
         if let file = self.data {
             let parts = placement.divided(endOfData: geometry.virtualSize)
             try await file.writePlacement(parts.data, data: data, origin: origin)
             return try await storage.writePlacement(parts.tables, data: RawSpan())
         }
-        // Encrypted bytes have no origin whose blocks could be shared.
-        try await storage.writePlacement(
-            placement, data: data, origin: encryption == nil ? origin : nil)
+        try await storage.writePlacement(placement, data: data, origin: origin)
         for write in placement.writes {
             if case .compressed(let run) = write.bytes { layout.withLock { $0.reuse(run) } }
         }

@@ -186,16 +186,16 @@ public final class FileStorage: WritableStorage {
         }.filter { $0.count > 0 }
         if let joiner {
             try await joiner.write(writes)
-            return startWriteback(writes)
-        }
-        defer { startWriteback(writes) }
-        for write in writes {
-            var position = write.offset
-            for piece in write.pieces {
-                try writeNow(piece, at: position)
-                position += Int64(piece.count)
+        } else {
+            for write in writes {
+                var position = write.offset
+                for piece in write.pieces {
+                    try writeNow(piece, at: position)
+                    position += Int64(piece.count)
+                }
             }
         }
+        startWriteback(writes)
     }
 
     /// Lets the disk begin with what has been written, where a flush waits for the disk in the end.
