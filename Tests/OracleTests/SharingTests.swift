@@ -51,6 +51,35 @@ struct SharingTests {
             }.reduce(0, +) * 512
     }
 
+    /// The blocks of the source are plain text, so an encrypted image takes none of them, in a data
+    /// file neither.
+    @Test(arguments: fileSystems, ["", "data_file=data"])
+    func encryptedImagesShareNothing(
+        _ fileSystem: (make: [String], megabytes: Int), _ options: String
+    ) throws {
+        guard hasProgram(fileSystem.make[0]) else { return }
+        let mount = try MountedFolder(
+            make: fileSystem.make, size: fileSystem.megabytes << 20, sectorSize: 512)
+        try writeNoise(mount.path("source"), count: 8 << 20)
+        let image = mount.path("own")
+        let data = mount.path("own.data")
+        let file = options.isEmpty ? [] : ["-o", "data_file=\(data)"]
+        let named = EncryptedImage.options("qcow2", image)
+        for words in [
+            ["-O", "qcow2", "-o", EncryptedImage.creation("qcow2")] + file
+                + ["-f", "raw", mount.path("source"), image],
+            ["-n", "-f", "raw", "--target-image-opts", mount.path("source"), named],
+        ] {
+            let own = try Swimg.convert(EncryptedImage.secret + words)
+            #expect(own.isSuccess, "\(own)")
+            #expect(try shared(file.isEmpty ? image : data) == 0)
+            try require(
+                "qemu-img",
+                ["compare"] + EncryptedImage.secret
+                    + ["--image-opts", "driver=raw,file.filename=\(mount.path("source"))", named])
+        }
+    }
+
     /// An image cut within its last cluster: the missing part reads as zeros, as with qemu-img. If
     /// whole clusters are missing, the conversion fails and shares nothing.
     @Test(arguments: fileSystems, [-1 << 20, 0, 1, 4096, 65535])
